@@ -1,0 +1,249 @@
+"""The settings of a run: YAML, environment, `--set` and flags merged into one checked, immutable tree.
+
+Precedence: flags and `--set` > `OVSEG_<SECTION>__<KEY>` > file > defaults. Unknown keys are errors that name the
+nearest valid one. Which keys decide a stage's result is the stage's own knowledge (`Stage.inputs`), not this module's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ovseg_batch.errors import UsageError, nearest
+
+ENVIRONMENT_PREFIX = "OVSEG_"
+RESERVED_ENVIRONMENT = {"OVSEG_CACHE", "OVSEG_CHECKPOINTS", "OVSEG_FAILPOINTS"}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Label(Section):
+    """One class: its name in the output, the words CLIP is asked for, and an optional probability floor."""
+
+    name: Annotated[str, Field(min_length=1)]
+    synonyms: tuple[str, ...] = ()
+    threshold: Share = 0.0
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return self.synonyms or (self.name,)
+
+
+class ManifestConfig(Section):
+    shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
+
+
+class ClipConfig(Section):
+    model: str = "demo"
+    weights: str | None = None
+
+
+class SamConfig(Section):
+    model: str = "demo"
+    weights: str | None = None
+
+
+class DenseConfig(Section):
+    attention: str = "csa"
+    layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    window: Annotated[int, Field(ge=16)] | None = None  # None: the model's own image size
+    stride: Annotated[int, Field(ge=8)] | None = None  # None: half a window
+    short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
+    templates: str | tuple[str, ...] = "openai80"
+    logit_scale: Annotated[float, Field(gt=0)] = 40.0
+    prob_threshold: Share = 0.0
+    area_threshold: Share = 0.0
+    cache: Literal["logits"] = "logits"
+
+    @field_validator("layers")
+    @classmethod
+    def _some_layer(cls, layers: tuple[float, ...]) -> tuple[float, ...]:
+        if not layers:
+            raise ValueError("names no layer; [1.0] is the last one")
+        return layers
+
+
+class RefineConfig(Section):
+    method: Literal["prompted", "none"] = "prompted"
+    vote: Share = 0.6
+    output: Literal["instances", "semantic"] = "instances"
+    fallback: Literal["dense", "none"] = "dense"
+    point: Literal["peak", "centroid"] = "peak"
+    min_distance: Annotated[float, Field(ge=0)] = 20.0
+    min_area: Share = 0.001
+    max_points: Annotated[int, Field(ge=1)] = 256
+
+
+class RunConfig(Section):
+    """How fast, not what: nothing here but `precision` enters a fingerprint."""
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    point_chunk: Annotated[int, Field(ge=1)] | None = None  # None: small on a CPU, large on a GPU
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    decode_threads: Annotated[int, Field(ge=1)] = 2
+    decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
+    max_file_bytes: Annotated[int, Field(ge=1)] = 1 << 30
+    max_failure_rate: Share = 1.0
+
+
+class Config(Section):
+    labels: tuple[Label, ...] = ()
+    background: tuple[str, ...] | Literal["common"] = ()
+    manifest: ManifestConfig = ManifestConfig()
+    clip: ClipConfig = ClipConfig()
+    sam: SamConfig = SamConfig()
+    dense: DenseConfig = DenseConfig()
+    refine: RefineConfig = RefineConfig()
+    run: RunConfig = RunConfig()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _read_labels(cls, value: Any) -> Any:
+        return parse_labels(value)
+
+    @field_validator("labels")
+    @classmethod
+    def _names_differ(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        names = [label.name for label in labels]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice; put its other words behind a colon: '{twice[0]}: word, word'")
+        return labels
+
+
+def parse_labels(value: Any) -> Any:
+    """Labels as people write them.
+
+    `"car, road, sky"`; with synonyms `"person: person, people; sky"` (`;` or newlines between labels as soon as one
+    has a colon); a list of such strings or of mappings `{name, synonyms, threshold}`; a mapping of name → words.
+    """
+    if isinstance(value, str):
+        entries = value.replace("\n", ";").split(";") if any(c in value for c in ":;\n") else value.split(",")
+        return tuple(_parse_label(entry) for entry in entries if entry.strip())
+    if isinstance(value, Mapping):
+        return tuple(
+            {"name": name, **words} if isinstance(words, Mapping) else {"name": name, "synonyms": _words(words)}
+            for name, words in value.items()
+        )
+    if isinstance(value, Sequence):
+        return tuple(_parse_label(entry) if isinstance(entry, str) else entry for entry in value)
+    return value
+
+
+def _parse_label(entry: str) -> dict[str, Any]:
+    name, _, words = entry.partition(":")
+    return {"name": name.strip(), "synonyms": _words(words)}
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(str(part).strip() for part in parts if str(part).strip())
+
+
+def load_config(
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Merge every source of settings and check the result.
+
+    Args:
+        file: a YAML file, or None.
+        overrides: `section.key=value` strings, the value read as YAML.
+        flags: dotted keys → values from the command line; None values are left out.
+        environment: defaults to the process's.
+
+    Raises:
+        UsageError: an unreadable file, an unknown key (with the nearest valid one), or a value out of range.
+    """
+    tree: dict[str, Any] = _read_yaml(file) if file else {}
+    origin = str(file) if file else "config"
+    _check_keys(tree, Config, origin)
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
+            _assign(tree, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _scalar(text), f"${name}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set {override!r} has no value. Write --set section.key=value.")
+        _assign(tree, key.strip().split("."), _scalar(text), f"--set {override}")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(tree, key.split("."), value, key)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML that `load_config` reads back to an equal `Config`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no config file {file}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"Cannot read the config file {file}: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"The config file {file} is a {type(tree).__name__}; it must be a mapping of sections.")
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _check_keys(tree: Mapping[str, Any], model: type[BaseModel], origin: str, path: str = "") -> None:
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            raise UsageError(
+                f"{origin}: unknown key '{path}{key}'.{nearest(str(key), model.model_fields)} "
+                f"Valid here: {', '.join(model.model_fields)}."
+            )
+        kind = model.model_fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and value is not None:
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{origin}: '{path}{key}' is a section with keys, not {value!r}.")
+            _check_keys(value, kind, origin, f"{path}{key}.")
+
+
+def _assign(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> None:
+    nested: Any = value
+    for key in reversed(path):
+        nested = {key: nested}
+    _check_keys(nested, Config, origin)
+    branch = tree
+    for key in path[:-1]:
+        branch = branch.setdefault(key, {})
+    branch[path[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        given = f" (given: {problem['input']!r})" if problem["type"] != "missing" else ""
+        lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return "The settings do not make sense:\n  " + "\n  ".join(dict.fromkeys(lines))

@@ -1,0 +1,54 @@
+"""Everything that can go wrong, typed.
+
+Two families. A `UsageError` or `OvsegError` stops the command with a sentence for a person; a `RowError` is charged
+to one image, written as its terminal row, and the run goes on. `FailureCode` is the closed list of the latter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class FailureCode(StrEnum):
+    """Why a row failed. Closed: a new code is a change of the on-disk format."""
+
+    MISSING = "missing"  # the file is not there any more
+    UNREADABLE = "unreadable"  # the operating system refuses to read it
+    EMPTY = "empty"  # zero bytes
+    NOT_AN_IMAGE = "not_an_image"  # no decoder knows it
+    TRUNCATED = "truncated"  # an image, but not all of it
+    TOO_LARGE = "too_large"  # more bytes or pixels than the limits allow
+    BAD_IMAGE = "bad_image"  # the decoder gave up for another reason
+    OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
+    UPSTREAM = "upstream"  # an earlier stage failed this row
+    MODEL = "model"  # the model raised, or gave numbers that are not finite
+    INTERNAL = "internal"  # a bug of ours; the message has the exception
+
+
+class OvsegError(Exception):
+    """Stops the command (exit 1): says what was wrong, where, and what to do next."""
+
+    exit_code = 1
+
+
+class UsageError(OvsegError):
+    """The command, config or input cannot mean anything (exit 2)."""
+
+    exit_code = 2
+
+
+class RowError(Exception):
+    """One image cannot be done; the shard goes on without it."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest known name, or an empty string when nothing is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,53 @@
+"""Arrays of a shard in one NPZ: written one at a time, read one at a time, never pickled.
+
+Members are named `<row>/<name>.npy`. Bytes depend on the arrays alone: the zip entries carry no clock time.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+Array = np.ndarray[Any, Any]
+
+
+class ArrayWriter:
+    """Streams arrays into an NPZ that `numpy.load` reads too."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def write(self, row: int, name: str, array: Array) -> None:
+        with self._zip.open(zipfile.ZipInfo(f"{row}/{name}.npy"), "w", force_zip64=True) as member:
+            npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class ArrayReader:
+    """Opens a shard's NPZ; each `read` touches only the array asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+
+    def read(self, row: int, name: str) -> Array:
+        """The array stored for `row` under `name`. Raises KeyError when the row has none."""
+        with self._zip.open(f"{row}/{name}.npy") as member:
+            return npy.read_array(member, allow_pickle=False)
+
+    def close(self) -> None:
+        self._zip.close()
+
+    def __enter__(self) -> ArrayReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

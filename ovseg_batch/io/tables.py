@@ -1,0 +1,61 @@
+"""The Parquet table of a shard: one line per row, the same first columns for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovseg_batch.types import RowResult
+
+RESULT_COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("code", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+
+class ResultWriter:
+    """Writes the rows of one shard to a closed Parquet file, buffering only a few at a time."""
+
+    def __init__(self, path: Path, columns: pa.Schema, buffer_rows: int = 64) -> None:
+        self._schema = pa.schema([*RESULT_COLUMNS, *columns])
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._buffer: list[dict[str, Any]] = []
+        self._buffer_rows = buffer_rows
+
+    def write(self, result: RowResult) -> None:
+        self._buffer.append(
+            {
+                "row": result.row,
+                "key": result.key,
+                "status": "ok" if result.ok else "failed",
+                "code": str(result.code) if result.code else None,
+                "message": result.message or None,
+                **result.values,
+            }
+        )
+        if len(self._buffer) >= self._buffer_rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._writer.write_table(pa.Table.from_pylist(self._buffer, self._schema))
+            self._buffer.clear()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The lines of one shard's table in row order, as dictionaries of the columns asked for (None: all)."""
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=list(columns) if columns else None).to_pylist()
+    return rows

@@ -1,0 +1,89 @@
+"""Text embeddings on disk: computed once per model, word and template set, shared by every run of this user.
+
+One Parquet file per (model, weights, tokenizer, templates): label, prompt, template, embedding. A label's prompts are
+always encoded together, so a cached and a fresh embedding are the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovseg_batch.io.atomic import atomic_path
+
+Array = np.ndarray[Any, Any]
+Encode = Callable[[list[str]], Array]
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """`$OVSEG_CACHE`, or `ovseg_batch` in the user's cache folder."""
+    home = os.environ.get("OVSEG_CACHE")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovseg_batch"
+
+
+def text_embeddings(
+    queries: Sequence[str], templates: Sequence[str], encode: Encode, fingerprint: str, folder: Path
+) -> dict[str, Array]:
+    """Embeddings of every query in every template, from the cache where it has them.
+
+    Args:
+        queries: words or phrases.
+        templates: format strings with one `{}`.
+        encode: prompts → (P, D) float32.
+        fingerprint: of model, weights, tokenizer and templates; names the file.
+        folder: where the file lives.
+
+    Returns:
+        query → (T, D) float32, in the templates' order.
+    """
+    path = folder / "text" / f"{fingerprint}.parquet"
+    known = _read(path, len(templates))
+    wanted = list(dict.fromkeys(queries))
+    fresh = {q: encode([t.format(q) for t in templates]) for q in wanted if q not in known}
+    log.info("text embeddings: %d of %d labels from the cache %s", len(wanted) - len(fresh), len(wanted), path)
+    if fresh:
+        try:
+            _write(path, {**known, **fresh}, templates)
+        except OSError as error:
+            log.warning("cannot keep text embeddings in %s (%s); the run goes on without", path, error)
+    return {query: fresh[query] if query in fresh else known[query] for query in wanted}
+
+
+def _read(path: Path, templates: int) -> dict[str, Array]:
+    try:
+        table = pq.read_table(path, columns=["label", "embedding"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, pa.ArrowInvalid) as error:
+        log.warning("ignoring the unreadable text cache %s (%s)", path, error)
+        return {}
+    labels = table["label"].to_pylist()
+    matrix = np.stack(table["embedding"].to_pylist()).astype(np.float32) if labels else np.empty((0, 0), np.float32)
+    return {labels[i]: matrix[i : i + templates] for i in range(0, len(labels), templates)}
+
+
+def _write(path: Path, embeddings: dict[str, Array], templates: Sequence[str]) -> None:
+    lines = [
+        {"label": label, "prompt": template.format(label), "template": template, "embedding": vector.tolist()}
+        for label, vectors in embeddings.items()
+        for template, vector in zip(templates, vectors, strict=True)
+    ]
+    schema = pa.schema(
+        [
+            ("label", pa.string()),
+            ("prompt", pa.string()),
+            ("template", pa.string()),
+            ("embedding", pa.list_(pa.float32())),
+        ]
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(lines, schema), temporary, compression="zstd")

@@ -1,0 +1,90 @@
+"""From stored window logits to a class per pixel at the original size, in bounded memory.
+
+SCLIP upsamples all class logits to full size before the softmax; 171 classes at 12 megapixels are 8 GB that way. The
+same numbers come out of horizontal strips, since bilinear rows depend on two source rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities, decide, scarce_classes
+
+Array = np.ndarray[Any, Any]
+
+STRIP_ELEMENTS = 16_000_000  # float32 values of one strip: 64 MB
+
+
+def label_map(
+    logits: Tensor,
+    size: tuple[int, int],
+    vocabulary: Vocabulary,
+    logit_scale: float,
+    prob_threshold: float,
+    area_threshold: float,
+) -> tuple[Array, Array]:
+    """The dense prediction: class and probability of every pixel.
+
+    Args:
+        logits: (Q, h, w) float32 stitched cosine similarities at the size CLIP saw.
+        size: original (H, W).
+        vocabulary: classes behind the queries, and their own thresholds.
+        logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
+
+    Returns:
+        labels (H, W) int16 (`UNLABELLED` = -1) and probability (H, W) float16.
+    """
+    classes = len(vocabulary.names)
+    thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
+    labels = np.empty(size, np.int16)
+    confidence = np.empty(size, np.float16)
+
+    def run(scarce: Tensor | None) -> Array:
+        counts = np.zeros(classes, np.int64)
+        for top, strip in upsampled_strips(logits, size):
+            probabilities = class_probabilities(strip, vocabulary.query_class, classes, logit_scale)
+            won, best = decide(probabilities, thresholds, vocabulary.has_background, scarce)
+            rows = slice(top, top + won.shape[0])
+            labels[rows] = won.cpu().numpy()
+            confidence[rows] = best.half().cpu().numpy()
+            counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
+        return counts
+
+    counts = run(None)
+    scarce = scarce_classes(counts, area_threshold, vocabulary.has_background)
+    if (counts[scarce] > 0).any():
+        run(torch.from_numpy(scarce).to(logits.device))
+    return labels, confidence
+
+
+def upsampled_strips(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """Bilinear resize (align_corners=False) of (Q, h, w) to (Q, H, W), as horizontal strips.
+
+    Yields:
+        first row of the strip and the strip (Q, rows, W) float32; together they equal `interpolate` of the whole.
+    """
+    queries, h, w = logits.shape
+    H, W = size
+    if (h, w) == size:
+        yield 0, logits
+        return
+    x0, x1, fx = _taps(w, W, logits.device)
+    y0, y1, fy = _taps(h, H, logits.device)
+    step = max(1, STRIP_ELEMENTS // (queries * max(W, w)))
+    for top in range(0, H, step):
+        rows = slice(top, min(top + step, H))
+        vertical = torch.lerp(logits[:, y0[rows]], logits[:, y1[rows]], fy[rows][None, :, None])
+        yield top, torch.lerp(vertical[:, :, x0], vertical[:, :, x1], fx[None, None])
+
+
+def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper source index and the upper one's weight, for each target index."""
+    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
+    position = position.clamp(min=0)
+    lower = position.floor().long().clamp(max=source - 1)
+    return lower, (lower + 1).clamp(max=source - 1), position - lower

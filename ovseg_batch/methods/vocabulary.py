@@ -1,0 +1,157 @@
+"""Words to classes: prompt templates, text features, and the rules that turn query logits into class probabilities.
+
+Source: SCLIP (wangf3014/SCLIP), whose text features, softmax over all synonyms, probability and area thresholds are
+followed here; METHODS decisions on `logit_scale`. A *query* is one word or phrase; a *class* has one or more queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+
+UNLABELLED = -1
+
+# The stuff words that SCLIP gives the background class of VOC21 and COCO-Object.
+COMMON_BACKGROUND = tuple(
+    "sky wall tree wood grass road sea river mountain sands desk bed building cloud lamp door window wardrobe "
+    "ceiling shelf curtain stair floor hill rail fence".split()
+)
+
+_OPENAI80 = """a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
+a low resolution photo of the {}.|a rendering of a {}.|graffiti of a {}.|a bad photo of the {}.
+a cropped photo of the {}.|a tattoo of a {}.|the embroidered {}.|a photo of a hard to see {}.|a bright photo of a {}.
+a photo of a clean {}.|a photo of a dirty {}.|a dark photo of the {}.|a drawing of a {}.|a photo of my {}.
+the plastic {}.|a photo of the cool {}.|a close-up photo of a {}.|a black and white photo of the {}.
+a painting of the {}.|a painting of a {}.|a pixelated photo of the {}.|a sculpture of the {}.
+a bright photo of the {}.|a cropped photo of a {}.|a plastic {}.|a photo of the dirty {}.
+a jpeg corrupted photo of a {}.|a blurry photo of the {}.|a photo of the {}.|a good photo of the {}.
+a rendering of the {}.|a {} in a video game.|a photo of one {}.|a doodle of a {}.|a close-up photo of the {}.
+a photo of a {}.|the origami {}.|the {} in a video game.|a sketch of a {}.|a doodle of the {}.|a origami {}.
+a low resolution photo of a {}.|the toy {}.|a rendition of the {}.|a photo of the clean {}.
+a photo of a large {}.|a rendition of a {}.|a photo of a nice {}.|a photo of a weird {}.|a blurry photo of a {}.
+a cartoon {}.|art of a {}.|a sketch of the {}.|a embroidered {}.|a pixelated photo of a {}.|itap of the {}.
+a jpeg corrupted photo of the {}.|a good photo of a {}.|a plushie {}.|a photo of the nice {}.
+a photo of the small {}.|a photo of the weird {}.|the cartoon {}.|art of the {}.|a drawing of the {}.
+a photo of the large {}.|a black and white photo of a {}.|the plushie {}.|a dark photo of a {}.|itap of a {}.
+graffiti of the {}.|a toy {}.|itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
+
+# The thesis says that it uses seven templates, and four in its best run, but words only two: "a photo of a {}" and
+# "{} in the scene". The others of these two sets are our choice.
+_SIMPLE4 = ("a photo of a {}.", "a photo of the {}.", "{} in the scene.", "a {}.")
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "openai80": tuple(part for line in _OPENAI80.splitlines() for part in line.split("|")),
+    "thesis7": (*_SIMPLE4, "a close-up photo of a {}.", "a photo of a large {}.", "a photo of a small {}."),
+    "simple4": _SIMPLE4,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Classes and the queries that stand for them, class by class.
+
+    `names[c]` is class c; `queries[q]` a phrase of class `query_class[q]`; `thresholds[c]` the least probability that
+    a pixel of class c needs. With `has_background`, class 0 is the background and catches what falls under a threshold.
+    """
+
+    names: tuple[str, ...]
+    queries: tuple[str, ...]
+    query_class: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    has_background: bool
+
+    @classmethod
+    def build(
+        cls,
+        labels: Sequence[tuple[str, Sequence[str], float]],
+        background: Sequence[str] = (),
+    ) -> Vocabulary:
+        """From (name, words, threshold) per class; a background word that is also a label's word is dropped."""
+        taken = {word.lower() for _, words, _ in labels for word in words}
+        behind = tuple(word for word in background if word.lower() not in taken)
+        classes = [("background", behind, 0.0), *labels] if behind else list(labels)
+        return cls(
+            names=tuple(name for name, _, _ in classes),
+            queries=tuple(word for _, words, _ in classes for word in words),
+            query_class=tuple(index for index, (_, words, _) in enumerate(classes) for _ in words),
+            thresholds=tuple(threshold for _, _, threshold in classes),
+            has_background=bool(behind),
+        )
+
+
+def prompts_of(query: str, templates: Sequence[str]) -> list[str]:
+    """The query in every template's place."""
+    return [template.format(query) for template in templates]
+
+
+def query_feature(features: Tensor) -> Tensor:
+    """One query's feature (D,) from its templates' (T, D): each normalised, averaged, normalised again (SCLIP)."""
+    mean = torch.nn.functional.normalize(features.float(), dim=-1).mean(dim=0)
+    return torch.nn.functional.normalize(mean, dim=-1)
+
+
+def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int, logit_scale: float) -> Tensor:
+    """Softmax over all queries, then the maximum over each class's queries (SCLIP).
+
+    Args:
+        logits: (Q, …) cosine similarities in [-1, 1].
+        query_class: class of each query, length Q.
+        classes: how many classes C there are.
+        logit_scale: multiplies the cosines before the softmax.
+
+    Returns:
+        (C, …) float32. Columns sum to 1 only where every class has one query.
+    """
+    probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
+    if tuple(query_class) == tuple(range(classes)):
+        return probabilities
+    of_class = [[q for q, c in enumerate(query_class) if c == k] for k in range(classes)]
+    return torch.stack([probabilities[queries].amax(dim=0) for queries in of_class])
+
+
+def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:
+    """Which classes the area rule removes: (C,) bool.
+
+    A class whose share of the foreground pixels is at or under the threshold is taken for noise (SCLIP, `area_thd`).
+    The background is never removed.
+
+    Args:
+        counts: (C,) pixels won by each class.
+        area_threshold: share in [0, 1]; 0 switches the rule off.
+        has_background: class 0 is the background and not part of the foreground.
+    """
+    first = int(has_background)
+    scarce = np.zeros(len(counts), dtype=bool)
+    if area_threshold > 0:
+        foreground = counts[first:]
+        scarce[first:] = foreground <= area_threshold * foreground.sum()
+    return scarce
+
+
+def decide(
+    probabilities: Tensor, thresholds: Tensor, has_background: bool, scarce: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The winning class per pixel and its probability.
+
+    Args:
+        probabilities: (C, …) as `class_probabilities` gives them.
+        thresholds: (C,) the least probability a pixel of each class needs.
+        has_background: whether a pixel under its threshold becomes class 0 or `UNLABELLED`.
+        scarce: (C,) bool, classes to zero before the decision.
+
+    Returns:
+        labels (…) int16 and probability (…) float32.
+    """
+    if scarce is not None and bool(scarce.any()):
+        probabilities = probabilities * (~scarce).view(-1, *[1] * (probabilities.dim() - 1))
+    best, labels = probabilities.max(dim=0)
+    rejected = best < thresholds[labels]
+    labels = torch.where(rejected, torch.full_like(labels, 0 if has_background else UNLABELLED), labels)
+    return labels.to(torch.int16), best

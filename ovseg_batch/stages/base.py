@@ -1,0 +1,224 @@
+"""What a stage is, and the one way its results reach the disk.
+
+A stage turns the rows of a shard into one `RowResult` each. It knows no path, no commit and no other stage: what it
+needs from upstream it reads through `Upstream`. `run_shard` does the rest, in the only order that is safe: data files
+written beside their names, made durable, renamed; then the commit record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ovseg_batch.errors import FailureCode, OvsegError, RowError
+from ovseg_batch.io.atomic import publish, temporary_path
+from ovseg_batch.io.logits import ArrayReader, ArrayWriter
+from ovseg_batch.io.tables import ResultWriter, read_results
+from ovseg_batch.store import StageStore, file_record
+from ovseg_batch.types import Commit, ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TABLE = ".parquet"
+ARRAYS = ".npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker of a stage holds on to: `accelerator` when it runs a model."""
+
+    accelerator: bool = True
+
+
+class Upstream:
+    """The committed shard of an earlier stage, row by row."""
+
+    def __init__(self, store: StageStore, shard: int) -> None:
+        table = store.data_path(shard, TABLE)
+        self._values = {line["row"]: line for line in read_results(table)}
+        arrays = store.data_path(shard, ARRAYS)
+        self._arrays = ArrayReader(arrays) if arrays.exists() else None
+
+    def failure(self, row: int) -> str | None:
+        """Why the earlier stage failed this row, or None when it is there."""
+        line = self._values[row]
+        return None if line["status"] == "ok" else f"{line['code']}: {line['message']}"
+
+    def values(self, row: int) -> dict[str, Any]:
+        return self._values[row]
+
+    def array(self, row: int, name: str) -> Array:
+        if self._arrays is None:
+            raise OvsegError("The upstream stage keeps no arrays.")
+        return self._arrays.read(row, name)
+
+    def close(self) -> None:
+        if self._arrays is not None:
+            self._arrays.close()
+
+    def __enter__(self) -> Upstream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stage(Protocol):
+    """One step of the pipeline.
+
+    `version` changes when the code changes what it computes; `needs` names the stages it reads; `columns` are the
+    fields it adds to the Parquet row; `arrays` says whether it writes an NPZ.
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    resources: Resources
+    columns: pa.Schema
+    arrays: bool
+
+    def inputs(self) -> dict[str, Any]:
+        """Everything but the manifest and upstream that decides the result, as JSON-able values in clear."""
+        ...
+
+    def setup(self, device: str) -> None:
+        """Load the models onto the device. Called once per worker, before the first shard."""
+        ...
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        """Yield exactly one result per row. Errors of one image are failed results, never exceptions."""
+        ...
+
+
+def run_shard(
+    stage: Stage,
+    store: StageStore,
+    shard: int,
+    rows: Sequence[ImageRow],
+    upstream_stores: Mapping[str, StageStore],
+) -> Commit:
+    """Compute one shard and commit it. The only place where a commit record is written.
+
+    Raises:
+        OSError: the disk is full or gone; nothing of the shard is visible then.
+        OvsegError: the stage broke its contract (a row answered twice, or not a row of this shard).
+    """
+    started = time.monotonic()
+    previous = store.read_commit(shard)
+    with contextlib.ExitStack() as stack:
+        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
+        results = _checked(stage, rows, stage.process(rows, upstream))
+        tally, paths = _write(stage, store, shard, results)
+    commit = Commit(
+        stage=stage.name,
+        fingerprint=store.fingerprint,
+        shard=shard,
+        rows=len(rows),
+        ok=len(rows) - sum(tally.values()),
+        failed=dict(sorted(tally.items())),
+        files=tuple(file_record(path, store.folder) for path in paths),
+        attempt=previous.attempt + 1 if previous else 1,
+        seconds=round(time.monotonic() - started, 3),
+        host=socket.gethostname(),
+    )
+    store.write_commit(commit)
+    return commit
+
+
+def _write(
+    stage: Stage, store: StageStore, shard: int, results: Iterable[RowResult]
+) -> tuple[Counter[str], list[Path]]:
+    paths = [store.data_path(shard, TABLE)] + ([store.data_path(shard, ARRAYS)] if stage.arrays else [])
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    temporaries = [temporary_path(path) for path in paths]
+    tally: Counter[str] = Counter()
+    try:
+        with contextlib.ExitStack() as stack:
+            table = stack.enter_context(contextlib.closing(ResultWriter(temporaries[0], stage.columns)))
+            arrays = stack.enter_context(contextlib.closing(ArrayWriter(temporaries[1]))) if stage.arrays else None
+            for result in results:
+                if result.code is not None:
+                    tally[str(result.code)] += 1
+                table.write(result)
+                for name, array in sorted(result.arrays.items()):
+                    if arrays is None:
+                        raise OvsegError(f"Stage {stage.name} gave arrays but declares none.")
+                    arrays.write(result.row, name, array)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            publish(temporary, path)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+    return tally, paths
+
+
+def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult]) -> Iterator[RowResult]:
+    """Hold a stage to its contract: every row once, in manifest order, finite numbers only, none missing."""
+    waiting = {row.row: row for row in rows}
+    order = iter([row.row for row in rows])
+    held: dict[int, RowResult] = {}
+    following = next(order, None)
+    for result in results:
+        if waiting.pop(result.row, None) is None:
+            raise OvsegError(f"Stage {stage.name} answered row {result.row} twice, or it is not in this shard.")
+        held[result.row] = _finite(result)
+        while following in held:
+            yield held.pop(following)
+            following = next(order, None)
+    for row in waiting.values():
+        held[row.row] = RowResult(row.row, row.key, code=FailureCode.INTERNAL, message="the stage gave no result")
+    while following is not None:
+        yield held.pop(following)
+        following = next(order, None)
+
+
+def _finite(result: RowResult) -> RowResult:
+    for name, array in result.arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return failed(result, FailureCode.MODEL, f"{name} holds numbers that are not finite")
+    for name, value in result.values.items():
+        if isinstance(value, float) and math.isinf(value):
+            return failed(result, FailureCode.MODEL, f"{name} is infinite")
+    return result
+
+
+def split_on_failure(compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R | RowError]:
+    """Run a batch; where it does not fit or the model raises, halve it until the one to blame stands alone.
+
+    Returns:
+        One entry per item: its result, or the `RowError` to charge to its row.
+    """
+    try:
+        return list(compute(batch))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        code, reason = FailureCode.OUT_OF_MEMORY, str(error)
+    except (RuntimeError, ValueError) as error:
+        code, reason = FailureCode.MODEL, f"{type(error).__name__}: {error}"
+    if len(batch) == 1:
+        return [RowError(code, reason)]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return split_on_failure(compute, batch[:middle]) + split_on_failure(compute, batch[middle:])
+
+
+def failed(row: ImageRow | RowResult, code: FailureCode, message: str) -> RowResult:
+    """The terminal row of an image that cannot be done."""
+    return RowResult(row.row, row.key, code=code, message=message)

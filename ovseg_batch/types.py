@@ -1,0 +1,96 @@
+"""The records that travel between modules. Frozen and slotted: what a stage is handed, it cannot change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ovseg_batch.errors import FailureCode
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One line of the manifest.
+
+    `row` counts from 0 over the whole manifest; `key` is unique and stable; `file_name` is what outputs call the
+    image (relative, `/`-separated); `path` is where to open it. `width` and `height` are pixels before EXIF rotation
+    and may be unknown until the image is decoded. `extra` keeps the manifest's other columns.
+    """
+
+    row: int
+    key: str
+    file_name: str
+    path: str
+    bytes: int | None = None
+    mtime_ns: int | None = None
+    width: int | None = None
+    height: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One mask of one image, in the frame after EXIF rotation and at the original size.
+
+    `rle_counts` is COCO's compressed run-length string; `bbox` is x, y, width, height in pixels; `area` is pixels.
+    `score`, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are NaN where SAM2 had no part.
+    `source` says what drew the outline: `sam` or `dense`.
+    """
+
+    category: str
+    score: float
+    bbox: tuple[float, float, float, float]
+    area: int
+    rle_counts: bytes
+    source: str
+    coverage: float
+    predicted_iou: float
+    stability: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What a stage says of one row: exactly one of these per row and stage.
+
+    `values` are the columns the stage adds to its Parquet row; `arrays` go into the shard's NPZ under
+    `<row>/<name>`. A failed row has a code and a message and nothing else.
+    """
+
+    row: int
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    code: FailureCode | None = None
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.code is None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A data file as it was when its shard was committed. `path` is relative to the stage folder."""
+
+    path: str
+    bytes: int
+    blake2b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record that makes a shard exist. Clock times live here and nowhere else."""
+
+    stage: str
+    fingerprint: str
+    shard: int
+    rows: int
+    ok: int
+    failed: dict[str, int]
+    files: tuple[FileRecord, ...]
+    attempt: int
+    seconds: float
+    host: str
+    version: int = 1

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from ovseg_batch.methods import labelling
+from ovseg_batch.methods.labelling import label_map, upsampled_strips
+from ovseg_batch.methods.prompts import component_points
+from ovseg_batch.methods.vocabulary import (
+    TEMPLATES,
+    UNLABELLED,
+    Vocabulary,
+    class_probabilities,
+    decide,
+    scarce_classes,
+)
+from ovseg_batch.methods.voting import Claim, assemble, choose, low_resolution_coverage
+
+
+def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
+    assert {name: len(set(templates)) for name, templates in TEMPLATES.items()} == {
+        "openai80": 80,
+        "thesis7": 7,
+        "simple4": 4,
+    }
+    assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
+
+
+def test_a_background_word_that_is_also_a_label_is_left_out():
+    vocabulary = Vocabulary.build([("heaven", ("Sky",), 0.0), ("car", ("car", "auto"), 0.2)], ("sky", "wall"))
+    assert vocabulary.names == ("background", "heaven", "car")
+    assert vocabulary.queries == ("wall", "Sky", "car", "auto")
+    assert vocabulary.query_class == (0, 1, 2, 2)
+
+
+def test_softmax_runs_over_all_synonyms_and_a_class_takes_its_best():
+    logits = torch.tensor([[0.2], [0.1], [0.3]])
+    whole = torch.softmax(logits * 40, 0)
+    result = class_probabilities(logits, (0, 0, 1), 2, 40.0)
+    torch.testing.assert_close(result, torch.stack([whole[0], whole[2]]))
+
+
+def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody():
+    probabilities = torch.tensor([[0.3, 0.1], [0.35, 0.9]])
+    labels, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=True)
+    assert labels.tolist() == [0, 1]
+    labels, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=False)
+    assert labels.tolist() == [UNLABELLED, 1]
+
+
+def test_a_class_at_or_under_its_share_of_the_foreground_is_scarce_and_the_background_never():
+    counts = np.array([1, 90, 10])
+    assert scarce_classes(counts, 0.1, True).tolist() == [False, False, True]
+    assert scarce_classes(counts, 0.0, True).tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize("size", [(37, 53), (8, 11), (120, 64), (5, 7)])
+def test_strips_equal_one_bilinear_resize(size, monkeypatch):
+    monkeypatch.setattr(labelling, "STRIP_ELEMENTS", 200)
+    logits = torch.randn(3, 8, 11)
+    strips = list(upsampled_strips(logits, size))
+    whole = interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(torch.cat([strip for _, strip in strips], 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_the_area_rule_gives_a_scarce_class_to_the_next_best():
+    vocabulary = Vocabulary.build([("a", ("a",), 0), ("b", ("b",), 0), ("c", ("c",), 0)])
+    logits = torch.zeros(3, 10, 10)
+    logits[0], logits[1, :, :2], logits[2] = 0.2, 0.3, 0.1
+    labels, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.0)
+    assert np.bincount(labels.ravel()).tolist() == [80, 20]
+    labels, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.25)
+    assert np.bincount(labels.ravel()).tolist() == [100]
+
+
+def crescent() -> np.ndarray:
+    ys, xs = np.mgrid[:60, :60]
+    ring = (np.hypot(ys - 30, xs - 30) < 25) & (np.hypot(ys - 30, xs - 30) > 19)
+    return np.where(ring, 1, 0).astype(np.int16)
+
+
+@pytest.mark.parametrize("point", ["peak", "centroid"])
+def test_a_point_lies_on_its_component_even_when_the_centroid_does_not(point):
+    labels = crescent()
+    [prompt] = component_points(labels, min_area=10, min_distance=20, point=point, ignore=(0,))
+    assert labels[int(prompt.y), int(prompt.x)] == 1
+
+
+def test_small_components_and_points_too_near_a_larger_one_are_left_out():
+    labels = np.full((100, 100), UNLABELLED, np.int16)
+    labels[10:30, 10:30] = 0  # the largest
+    labels[10:20, 34:44] = 0  # its peak is 19 px away from the first
+    labels[70:80, 70:80] = 0
+    labels[50, 50] = 0
+    points = component_points(labels, min_area=5, min_distance=20)
+    assert len(points) == 2
+    assert [p.area for p in points] == [400, 100]
+
+
+def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote():
+    masks = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    masks[0, 0], masks[0, 1, :2], masks[0, 2, 0] = True, True, True
+    label_map = torch.zeros(4, 4, dtype=torch.int64)
+    label_map[:2] = 7
+    coverage = low_resolution_coverage(masks, label_map, torch.tensor([7]))
+    assert coverage.tolist() == [[0.5, 1.0, 1.0]]
+    best, kept = choose(coverage, torch.tensor([[0.99, 0.8, 0.7]]), vote=0.6)
+    assert (best.item(), kept.item()) == (1, True)
+    assert not choose(coverage * 0.5, torch.ones(1, 3), vote=0.6)[1].item()
+
+
+def claim(label: int, strength: float) -> Claim:
+    return Claim(label, strength, 1.0, strength, 1.0)
+
+
+def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    mask = np.zeros((20, 20), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_the_stronger_mask_keeps_the_pixels_two_classes_claim():
+    masks = [box(0, 10, 0, 10), box(0, 10, 5, 15)]
+    dense = np.full((20, 20), UNLABELLED, np.int16)
+    owner, segments = assemble(dense, [claim(0, 0.5), claim(1, 0.9)], masks.__getitem__, 1, fallback=False)
+    assert [s.label for s in segments] == [1, 0]
+    assert (owner[0, 5:15] == 1).all() and (owner[0, :5] == 2).all()
+
+
+def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
+    masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
+    dense = np.full((20, 20), UNLABELLED, np.int16)
+    claims = [claim(0, 0.9), claim(0, 0.8), claim(0, 0.7)]
+    _, segments = assemble(dense, claims, masks.__getitem__, 1, fallback=False)
+    assert len(segments) == 2
+
+
+def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
+    dense = np.zeros((20, 20), np.int16)
+    dense[:, 12:] = 1
+    mask = box(0, 20, 0, 10)
+    owner, segments = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, fallback=True)
+    assert (owner > 0).all()
+    assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
+    assert segments[1].claim is None and segments[1].label == 1
+    owner, _ = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, fallback=False)
+    assert (owner[:, 10:] == 0).all()

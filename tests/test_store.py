@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ovseg_batch.errors import FailureCode, OvsegError
+from ovseg_batch.io.atomic import temporary_path
+from ovseg_batch.stages.base import Resources, Upstream, failed, run_shard
+from ovseg_batch.store import Workdir, fingerprint
+from ovseg_batch.types import ImageRow, RowResult
+
+
+class Echo:
+    """A stage that answers each row with its number and an array; odd keys fail."""
+
+    name, version, needs, resources, arrays = "echo", 1, (), Resources(False), True
+    columns = pa.schema([pa.field("number", pa.int64())])
+
+    def inputs(self):
+        return {}
+
+    def setup(self, device):
+        pass
+
+    def process(self, rows, upstream):
+        for row in reversed(rows):
+            if row.key.startswith("bad"):
+                yield failed(row, FailureCode.TRUNCATED, "half a file")
+            else:
+                yield RowResult(row.row, row.key, {"number": row.row}, {"x": np.full((2, 3), row.row, np.float16)})
+
+
+class Silent(Echo):
+    def process(self, rows, upstream):
+        yield from list(super().process(rows, upstream))[1:]
+
+
+class Twice(Echo):
+    def process(self, rows, upstream):
+        yield from super().process(rows, upstream)
+        yield from super().process(rows, upstream)
+
+
+class NotFinite(Echo):
+    def process(self, rows, upstream):
+        for row in rows:
+            yield RowResult(row.row, row.key, {"number": 0}, {"x": np.array([np.nan], np.float16)})
+
+
+ROWS = [ImageRow(row=i, key=k, file_name=k, path=k) for i, k in enumerate(["a", "bad", "c", "d"])]
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    store = Workdir(tmp_path).stage("echo", fingerprint({"stage": "echo"}))
+    store.create({"stage": "echo"})
+    return store
+
+
+def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code_and_message(store):
+    commit = run_shard(Echo(), store, 0, ROWS, {})
+    assert (commit.rows, commit.ok, commit.failed) == (4, 3, {"truncated": 1})
+    with Upstream(store, 0) as shard:
+        assert [shard.values(i)["status"] for i in range(4)] == ["ok", "failed", "ok", "ok"]
+        assert shard.failure(1) == "truncated: half a file"
+        assert shard.array(2, "x").tolist() == [[2, 2, 2], [2, 2, 2]]
+
+
+def test_a_row_the_stage_forgets_becomes_a_failed_row(store):
+    commit = run_shard(Silent(), store, 0, ROWS, {})
+    assert commit.failed == {"internal": 1, "truncated": 1}
+
+
+def test_a_row_answered_twice_stops_the_run_and_leaves_nothing_visible(store):
+    with pytest.raises(OvsegError, match="twice"):
+        run_shard(Twice(), store, 0, ROWS, {})
+    assert store.read_commit(0) is None
+    assert not [path for path in (store.folder / "data").rglob("*") if path.is_file()]
+
+
+def test_numbers_that_are_not_finite_fail_their_row(store):
+    assert run_shard(NotFinite(), store, 0, ROWS, {}).failed == {"model": 4}
+
+
+def test_data_files_of_two_runs_are_equal_byte_for_byte(store):
+    first = run_shard(Echo(), store, 0, ROWS, {})
+    second = run_shard(Echo(), store, 0, ROWS, {})
+    assert first.files == second.files
+    assert (first.attempt, second.attempt) == (1, 2)
+
+
+def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store):
+    run_shard(Echo(), store, 0, ROWS, {})
+    assert store.missing(2) == [1]
+    path = store.data_path(0, ".npz")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.missing(2) == [0, 1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "echo"}'])
+def test_a_torn_or_foreign_commit_record_does_not_count(store, text):
+    run_shard(Echo(), store, 0, ROWS, {})
+    store.commit_path(0).write_text(text)
+    assert store.read_commit(0) is None
+
+
+def test_a_commit_of_another_fingerprint_does_not_count(store):
+    run_shard(Echo(), store, 0, ROWS, {})
+    path = store.commit_path(0)
+    path.write_text(path.read_text().replace(store.fingerprint, "0" * 32))
+    assert store.read_commit(0) is None
+
+
+def test_only_the_temporary_files_of_dead_processes_are_removed(store):
+    ours = temporary_path(store.data_path(0, ".npz"))
+    dead = ours.with_name(ours.name.replace("@", "@99999"))
+    for path in (ours, dead):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert store.remove_leftovers() == 1
+    assert ours.exists() and not dead.exists()
