@@ -122,7 +122,7 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
 def test_the_stronger_mask_keeps_the_pixels_two_classes_claim():
     masks = [box(0, 10, 0, 10), box(0, 10, 5, 15)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    owner, segments = assemble(dense, [claim(0, 0.5), claim(1, 0.9)], masks.__getitem__, 1, fallback=False)
+    owner, segments = assemble(dense, [claim(0, 0.5), claim(1, 0.9)], masks.__getitem__, 1, dense_min_area=None)
     assert [s.label for s in segments] == [1, 0]
     assert (owner[0, 5:15] == 1).all() and (owner[0, :5] == 2).all()
 
@@ -131,7 +131,7 @@ def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     claims = [claim(0, 0.9), claim(0, 0.8), claim(0, 0.7)]
-    _, segments = assemble(dense, claims, masks.__getitem__, 1, fallback=False)
+    _, segments = assemble(dense, claims, masks.__getitem__, 1, dense_min_area=None)
     assert len(segments) == 2
 
 
@@ -139,9 +139,9 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
-    owner, segments = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, fallback=True)
+    owner, segments = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
     assert segments[1].claim is None and segments[1].label == 1
-    owner, _ = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, fallback=False)
+    owner, _ = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()

@@ -76,7 +76,7 @@ def choose(coverage: Tensor, predicted_iou: Tensor, vote: float) -> tuple[Tensor
 
 
 def assemble(
-    dense: Array, claims: Sequence[Claim], mask_of: Callable[[int], Array], min_area: int, fallback: bool
+    dense: Array, claims: Sequence[Claim], mask_of: Callable[[int], Array], min_area: int, dense_min_area: int | None
 ) -> tuple[Array, list[Segment]]:
     """Paint the claims over the dense map and name every connected instance.
 
@@ -84,8 +84,9 @@ def assemble(
         dense: (H, W) int16 class per pixel, `UNLABELLED` where none.
         claims: the kept masks.
         mask_of: claim index → (H, W) bool; asked for one at a time, so no stack of masks is ever held.
-        min_area: a segment with fewer pixels is an artefact and is left out.
-        fallback: whether a pixel that no mask claims keeps its dense class.
+        min_area: a mask with fewer pixels is an artefact and is left out.
+        dense_min_area: pixels that no mask claims keep their dense class, in pieces of at least so many pixels;
+            None: they are left unlabelled.
 
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
@@ -94,8 +95,8 @@ def assemble(
     segments: list[Segment] = []
     for index in sorted(range(len(claims)), key=lambda k: (-claims[k].strength, k)):
         _paint(owner, segments, claims[index], mask_of(index), min_area)
-    if fallback:
-        _keep_dense(owner, segments, dense, min_area)
+    if dense_min_area is not None:
+        _keep_dense(owner, segments, dense, dense_min_area)
     return owner, segments
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import publish, temporary_path
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
@@ -138,6 +139,7 @@ def run_shard(
         seconds=round(time.monotonic() - started, 3),
         host=socket.gethostname(),
     )
+    failpoints.reach(f"{stage.name}.commit")
     store.write_commit(commit)
     return commit
 
@@ -157,11 +159,13 @@ def _write(
                 if result.code is not None:
                     tally[str(result.code)] += 1
                 table.write(result)
+                failpoints.reach(f"{stage.name}.row")
                 for name, array in sorted(result.arrays.items()):
                     if arrays is None:
                         raise OvsegError(f"Stage {stage.name} gave arrays but declares none.")
                     arrays.write(result.row, name, array)
         for temporary, path in zip(temporaries, paths, strict=True):
+            failpoints.reach(f"{stage.name}.publish")
             publish(temporary, path)
     finally:
         for temporary in temporaries:
@@ -199,7 +203,7 @@ def _finite(result: RowResult) -> RowResult:
     return result
 
 
-def split_on_failure(compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R | RowError]:
+def split_on_failure(compute: Callable[[Sequence[T]], Sequence[R]], batch: Sequence[T]) -> list[R | RowError]:
     """Run a batch; where it does not fit or the model raises, halve it until the one to blame stands alone.
 
     Returns:

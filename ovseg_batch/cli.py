@@ -1,0 +1,257 @@
+"""The command line: options in, sentences and exit codes out. No logic lives here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ovseg_batch import __version__
+from ovseg_batch.errors import OvsegError
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(
+            {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()},
+            ensure_ascii=False,
+        )
+
+
+def _set_up_logging(log_format: str, quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(message)s"))
+    logger = logging.getLogger("ovseg_batch")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+
+
+def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn what went wrong into a sentence on stderr and an exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except OvsegError as error:
+            click.echo(f"ovseg-batch: {error}", err=True)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
+            code = EXIT_INTERRUPTED
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            click.echo(
+                f"ovseg-batch: {error.strerror or error}{where}. What is committed stays; "
+                "mend the cause and give the same command again.",
+                err=True,
+            )
+            code = EXIT_ERROR
+        sys.exit(code or EXIT_OK)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ovseg-batch")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines look on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+def main(log_format: str, quiet: bool) -> None:
+    """Masks for a list of words, for every image of a folder. Stop it any time; the same command resumes."""
+    _set_up_logging(log_format, quiet)
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="The workdir.")
+@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="Settings, a YAML file.")
+@click.option("--labels", help='What to look for: "car, road, sky", or "person: person, people; sky".')
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
+@click.option("--device", help="auto, cpu, cuda or cuda:1.")
+@click.option("--workers", type=int, help="Worker processes.")
+@click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@guarded
+def run(
+    inputs: tuple[str, ...],
+    workdir: Path,
+    config_file: Path | None,
+    labels: str | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    workers: int | None,
+    max_failure_rate: float | None,
+    dry_run: bool,
+) -> int:
+    """Segment every image of INPUT into WORKDIR.
+
+    INPUT is a folder, a glob, a .txt .csv .jsonl or .parquet list, a COCO json, or an imagefolder with metadata.
+    """
+    from ovseg_batch import pipeline
+    from ovseg_batch.config import load_config
+    from ovseg_batch.engine.local import Interrupted
+    from ovseg_batch.store import Workdir
+
+    config = load_config(
+        config_file,
+        overrides,
+        {
+            "labels": labels,
+            "run.device": device,
+            "run.workers": workers,
+            "run.max_failure_rate": max_failure_rate,
+        },
+    )
+    target = Workdir(workdir)
+    if dry_run:
+        manifest, stages = pipeline.dry_run(inputs, target, config)
+        click.echo(f"{manifest.rows} images in {manifest.shards} shards")
+        for planned in stages:
+            click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do")
+        return EXIT_OK
+    try:
+        outcome = pipeline.run(inputs, target, config)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
+    if outcome.failures:
+        click.echo(f"{outcome.failures} images failed: {workdir / 'failures.csv'}")
+        return EXIT_FAILED_IMAGES
+    return EXIT_OK
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
+@click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
+@guarded
+def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int) -> None:
+    """Write the list of images that `run` would work through."""
+    from ovseg_batch.io.manifest import build_manifest
+
+    summary = build_manifest(inputs, output, shard_rows)
+    for note in summary.notes():
+        click.echo(note, err=True)
+    click.echo(f"{summary.rows} images in {summary.shards} shards: {output}")
+
+
+@main.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@guarded
+def status(workdir: Path, as_json: bool) -> None:
+    """How far a run is, from what it has committed."""
+    from ovseg_batch import pipeline
+    from ovseg_batch.store import Workdir
+
+    state = pipeline.status(Workdir(workdir))
+    if as_json:
+        click.echo(json.dumps(state, indent=2, ensure_ascii=False))
+        return
+    click.echo(
+        f"{state['images']} images in {state['shards']} shards: {'complete' if state['complete'] else 'not done'}"
+    )
+    for stage in state["stages"]:
+        failed = ", ".join(f"{n} {code}" for code, n in stage["failed"].items()) or "none failed"
+        click.echo(f"{stage['name']:8} {stage['shards_done']}/{stage['shards']} shards, {stage['ok']} ok, {failed}")
+    if state["annotations"]:
+        click.echo(state["annotations"])
+
+
+@main.command("eval")
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--dataset", type=click.Choice(["scenes"]), required=True, help="Whose truth it is.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="The folder with images/ and truth/.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@guarded
+def evaluate(workdir: Path, dataset: str, root: Path, as_json: bool) -> None:
+    """Hold a finished run against the truth."""
+    from ovseg_batch import pipeline
+    from ovseg_batch.evaluate.scenes import figures
+    from ovseg_batch.store import Workdir
+
+    found = figures(pipeline.evaluate_scenes(Workdir(workdir), root))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:12} {value:.3f}")
+
+
+@main.group()
+def models() -> None:
+    """The CLIP and SAM2 weights this machine has or could have."""
+
+
+@models.command("list")
+@guarded
+def list_models() -> None:
+    """Every named model, where its weights come from, and whether they are here."""
+    from ovseg_batch.models import zoo
+
+    for line in zoo.list_models():
+        widths = {"kind": 5, "name": 18, "state": 9, "architecture": 36, "licence": 0}
+        click.echo(" ".join(line[column].ljust(width) for column, width in widths.items()))
+
+
+@models.command("fetch")
+@click.argument("model")
+@guarded
+def fetch_model(model: str) -> None:
+    """Download the weights of a named model into the hub's cache."""
+    from ovseg_batch.models import zoo
+
+    click.echo(zoo.fetch(model, lambda text: click.echo(text, err=True)))
+
+
+@models.command("check")
+@click.option("--clip", "clip_model", help="A name from `models list`, or an open_clip architecture.")
+@click.option("--clip-weights", help="A file, a pretrained tag, or a hub id.")
+@click.option("--sam", "sam_model", help="A name from `models list`, or a Hydra config of sam2.")
+@click.option("--sam-weights", help="A .pt as Meta ships it, or safetensors.")
+@click.option("--device", default="auto", show_default=True)
+@guarded
+def check_models(
+    clip_model: str | None, clip_weights: str | None, sam_model: str | None, sam_weights: str | None, device: str
+) -> None:
+    """Load the models, run each once, and say what they are."""
+    from ovseg_batch.models import zoo
+    from ovseg_batch.models.check import check_model
+
+    chosen: list[tuple[zoo.Kind, str | None, str | None]] = [
+        ("clip", clip_model, clip_weights),
+        ("sam", sam_model, sam_weights),
+    ]
+    if clip_model is None and sam_model is None:
+        chosen = [("clip", "demo", None), ("sam", "demo", None)]
+    for kind, name, weights in chosen:
+        if name is not None:
+            for key, value in check_model(zoo.resolve(kind, name, weights), device).items():
+                click.echo(f"{kind:5} {key:16} {value}")
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("ovseg-demo"), show_default=True)
+@click.option("--images", type=click.IntRange(min=1), default=24, show_default=True, help="Scenes to render.")
+@guarded
+def demo(output: Path, images: int) -> int:
+    """Render labelled scenes, run the whole job on them with the embedded models, and compare with the truth."""
+    from ovseg_batch import demonstration
+    from ovseg_batch.engine.local import Interrupted
+
+    try:
+        lines = demonstration.run_demo(output, images)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    for line in lines:
+        click.echo(line)
+    return EXIT_OK

@@ -1,0 +1,37 @@
+"""`ovseg-batch demo`: render scenes, run the whole job on them as anybody would, and compare with the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovseg_batch import pipeline, scenes
+from ovseg_batch.config import load_config
+from ovseg_batch.evaluate.scenes import figures, write_scenes
+from ovseg_batch.store import Workdir
+
+
+def run_demo(output: Path, images: int) -> list[str]:
+    """Fill `output` with images/, truth/ and run/ (an ordinary workdir).
+
+    Run again, it resumes, as any run does.
+
+    Returns:
+        the lines to print: where to look, and the mean IoU.
+
+    Raises:
+        OvsegError, OSError: as `pipeline.run`.
+    """
+    present = len(list((output / "images").glob("scene-*"))) if (output / "images").is_dir() else 0
+    if present != images:
+        write_scenes(output, scenes.DEMO_SEEDS[:images])
+    config = load_config(flags={"labels": list(scenes.CLASSES)}, environment={})
+    workdir = Workdir(output / "run")
+    outcome = pipeline.run([str(output / "images")], workdir, config)
+    found = figures(pipeline.evaluate_scenes(workdir, output))
+    return [
+        f"{outcome.images} images, {outcome.annotations} masks, {outcome.failures} failures",
+        f"mIoU {found['mIoU']:.3f} (stuff {found['stuff']:.3f}, things {found['things']:.3f}), "
+        f"accuracy {found['accuracy']:.3f}, boundary F1 {found['boundary F1']:.3f} against the truth of the scenes",
+        f"images  {output / 'images'}",
+        f"masks   {outcome.annotations_path}",
+    ]

@@ -1,0 +1,190 @@
+"""Files to pixels: every image as (H, W, 3) uint8 RGB, upright, or a typed reason why not.
+
+`decode_ahead` works in threads (decoders release the GIL) and holds at most so many bytes of decoded images, so that
+a folder of panoramas needs no more memory than one of thumbnails.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.types import ImageRow
+
+Array = np.ndarray[Any, Any]
+
+AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
+PEAK = 3  # bytes a pixel of the finished image; Pillow holds about twice that for a moment
+
+# Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read_image(path: str | Path, max_pixels: int, max_file_bytes: int) -> Array:
+    """Decode one image file.
+
+    The first frame of an animation; EXIF rotation applied; transparency laid on white; 16 bits a channel cut to 8.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        RowError: `MISSING`, `UNREADABLE`, `EMPTY`, `NOT_AN_IMAGE`, `TRUNCATED`, `TOO_LARGE` or `BAD_IMAGE`.
+    """
+    with _open(path, max_pixels, max_file_bytes) as image:
+        return _decode(image, path)
+
+
+def _open(path: str | Path, max_pixels: int, max_file_bytes: int) -> Image.Image:
+    """Read the file and its header; no pixel is decoded yet."""
+    try:
+        size = os.stat(path).st_size
+        if size == 0:
+            raise RowError(FailureCode.EMPTY, f"{path} has no bytes")
+        if size > max_file_bytes:
+            raise RowError(
+                FailureCode.TOO_LARGE, f"{path} has {size} bytes, more than run.max_file_bytes={max_file_bytes}"
+            )
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise RowError(FailureCode.MISSING, f"{path} is not there") from None
+    except OSError as error:
+        raise RowError(FailureCode.UNREADABLE, f"{path}: {error.strerror or error}") from None
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read") from None
+    except Exception as error:
+        raise _bad(path, error) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise RowError(
+            FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={max_pixels}"
+        )
+    if width * height == 0:
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} is {width} × {height} pixels")
+    return image
+
+
+def _decode(image: Image.Image, path: str | Path) -> Array:
+    try:
+        image.load()
+        pixels = np.array(_to_rgb(_upright(image)))  # a copy: Pillow's own buffer cannot be written to
+    except RowError:
+        raise
+    except Exception as error:  # decoders raise whatever they like; none of it may end the run
+        raise _bad(path, error) from None
+    return pixels
+
+
+def _bad(path: str | Path, error: Exception) -> RowError:
+    text = f"{path}: {type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        return RowError(FailureCode.OUT_OF_MEMORY, text)
+    torn = any(word in str(error).lower() for word in ("truncat", "broken png", "not enough", "unexpected end"))
+    return RowError(FailureCode.TRUNCATED if torn else FailureCode.BAD_IMAGE, text)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        wide = np.asarray(image)
+        grey = (wide >> 8 if wide.dtype == np.uint16 or wide.max(initial=0) > 255 else wide).clip(0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise RowError(FailureCode.BAD_IMAGE, "floating-point pixels have no agreed white; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class _Budget:
+    """Bytes that decoded images may hold. The row in front always gets what it needs, so nothing can stand still."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: dict[int, int] = {}
+        self._front = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self, index: int, cost: int) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or index == self._front or sum(self._held.values()) + cost <= self._limit
+            )
+            self._held[index] = cost
+
+    def give_back(self, index: int) -> None:
+        with self._changed:
+            self._held.pop(index, None)
+            self._front = index + 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def decode_ahead(
+    rows: Sequence[ImageRow], threads: int, max_bytes: int, max_pixels: int, max_file_bytes: int
+) -> Iterator[tuple[ImageRow, Array | RowError]]:
+    """Decode the rows' images in threads, in order.
+
+    Args:
+        rows: what to open.
+        threads: decoder threads.
+        max_bytes: decoded images that wait to be used hold no more than this; one larger image alone may.
+        max_pixels, max_file_bytes: as `read_image`.
+
+    Yields:
+        each row with its (H, W, 3) uint8 image, or with the `RowError` to charge to it.
+    """
+    budget = _Budget(max_bytes)
+
+    def work(index: int, row: ImageRow) -> Array | RowError:
+        try:
+            with _open(row.path, max_pixels, max_file_bytes) as image:
+                budget.take(index, image.width * image.height * PEAK)
+                return _decode(image, row.path)
+        except RowError as error:
+            return error
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[tuple[int, ImageRow, Future[Array | RowError]]] = deque()
+    todo = enumerate(rows)
+    try:
+        while True:
+            while len(waiting) < AHEAD and (following := next(todo, None)) is not None:
+                index, row = following
+                waiting.append((index, row, pool.submit(work, index, row)))
+            if not waiting:
+                return
+            index, row, future = waiting.popleft()
+            image = future.result()
+            yield row, image
+            del image, future
+            budget.give_back(index)
+    finally:
+        budget.close()
+        pool.shutdown(wait=True, cancel_futures=True)

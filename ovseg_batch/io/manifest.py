@@ -1,0 +1,293 @@
+"""The manifest: one Parquet file with a line per image, one row group per shard, so that a shard is read alone.
+
+Writing it streams: what stays in memory is 8 bytes a row, to find keys that are used twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import urllib.parse
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.io.sources import Entry, Source, open_source
+from ovseg_batch.types import ImageRow
+
+FORMAT = b"ovseg_batch.manifest"
+FORMAT_VERSION = 1
+EXAMPLES = 3  # how many files a note names
+
+COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
+OWN = frozenset(COLUMNS.names)
+UNHASHED = {"path"}  # where the files lie decides nothing
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was written, and what a person should know of it."""
+
+    rows: int = 0
+    shards: int = 0
+    missing: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """One sentence for each kind of oddity."""
+        texts = {
+            "missing": f"{self.missing} files are not there; their rows will fail",
+            "duplicates": f"{self.duplicates} images were listed more than once and are taken once",
+            "skipped": f"{self.skipped} files are no images by their names and were left out",
+        }
+        return [
+            text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")
+            if kind in self.examples
+            else text
+            for kind, text in texts.items()
+            if (count := getattr(self, kind))
+        ]
+
+    def count(self, kind: str, example: str) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        named = self.examples.setdefault(kind, [])
+        if len(named) < EXAMPLES:
+            named.append(example)
+
+
+class Manifest:
+    """A manifest file opened for reading."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+        metadata = file.schema_arrow.metadata or {}
+        description = json.loads((file.metadata.metadata or metadata)[FORMAT])
+        self.rows: int = file.metadata.num_rows
+        self.shards: int = file.metadata.num_row_groups
+        self.fingerprint: str = description["fingerprint"]
+
+    @classmethod
+    def open(cls, path: Path) -> Manifest:
+        """Raises UsageError when the file is not there or is no manifest of ours."""
+        try:
+            return cls(pq.ParquetFile(path))
+        except FileNotFoundError:
+            raise UsageError(f"There is no manifest {path}.") from None
+        except (KeyError, ValueError, OSError) as error:
+            raise UsageError(f"{path} is not a manifest that `ovseg-batch manifest` wrote: {error}") from None
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the Parquet file is a manifest of ours and not some other table."""
+        try:
+            return FORMAT in (pq.read_metadata(path).metadata or {})
+        except (OSError, pa.ArrowInvalid):
+            return False
+
+    def read_shard(self, shard: int) -> list[ImageRow]:
+        """The rows of one shard, without reading any other."""
+        lines = self._file.read_row_group(shard).to_pylist()
+        return [
+            ImageRow(
+                **{name: line[name] for name in COLUMNS.names if name != "path"},
+                path=_path_from_text(line["path"]),
+                extra={name: value for name, value in line.items() if name not in OWN},
+            )
+            for line in lines
+        ]
+
+
+def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int) -> Summary:
+    """List the images of `inputs` into the Parquet file `out`.
+
+    Args:
+        inputs: folders, globs, lists, COCO files (`sources.open_source`).
+        out: replaced atomically; its bytes depend on the inputs alone.
+        shard_rows: images in a shard.
+
+    Raises:
+        UsageError: an input that means nothing, no image at all, no listed file that exists, or one key for two images.
+    """
+    summary = Summary()
+    sources = [open_source(text) for text in inputs]
+    prefixes = _prefixes(sources)
+    schema = _schema(sources)
+    with atomic_path(out) as temporary:
+        lines = (
+            _line(entry, prefix, summary)
+            for source, prefix in zip(sources, prefixes, strict=True)
+            for entry in source.entries
+        )
+        hashes = _write(temporary, lines, schema, shard_rows, summary)
+        repeated = _repeated(hashes)
+        if repeated:
+            drop = _duplicates(temporary, repeated, summary)
+            first_draft = temporary.with_suffix(".draft")
+            temporary.rename(first_draft)
+            try:
+                _write(temporary, _kept(first_draft, drop), schema, shard_rows, summary)
+            finally:
+                first_draft.unlink()
+        summary.skipped = sum(source.skipped for source in sources)
+        named = ", ".join(str(source.name) for source in sources)
+        if summary.rows == 0:
+            raise UsageError(f"There is no image in {named}.")
+        if summary.missing == summary.rows:
+            raise UsageError(
+                f"None of the {summary.rows} images of {named} exists ({summary.examples['missing'][0]} …). "
+                "Relative paths start at the folder of the list."
+            )
+    return summary
+
+
+def _prefixes(sources: Sequence[Source]) -> list[str]:
+    """What comes before the file names of each source: nothing for one, its own name when there are several."""
+    if len(sources) == 1:
+        return [""]
+    return [f"{Path(source.name).absolute().name}/" if Path(source.name).is_dir() else "" for source in sources]
+
+
+def _schema(sources: Sequence[Source]) -> pa.Schema:
+    extras: dict[str, pa.DataType] = {}
+    for source in sources:
+        for name, kind in source.fields:
+            column = _column(name)
+            if column not in OWN:
+                extras[column] = kind if extras.get(column, kind) == kind else pa.string()
+    return pa.schema([*COLUMNS, *(pa.field(name, kind) for name, kind in extras.items())])
+
+
+def _column(name: str) -> str:
+    """The name under which a source's column is kept: its own, unless the manifest has another use for it."""
+    return f"source_{name}" if name in OWN - {"key", "width", "height"} else name
+
+
+def _line(entry: Entry, prefix: str, summary: Summary) -> dict[str, Any]:
+    size: int | None = None
+    mtime: int | None = None
+    try:
+        status = os.stat(entry.path)
+        size, mtime = status.st_size, status.st_mtime_ns
+    except OSError:
+        summary.count("missing", f"{entry.where}: {entry.file_name}")
+    return {
+        "key": entry.key or prefix + entry.file_name,
+        "file_name": prefix + entry.file_name,
+        "path": _text_from_path(entry.path),
+        "bytes": size,
+        "mtime_ns": mtime,
+        "width": entry.width,
+        "height": entry.height,
+        **{_column(name): value for name, value in entry.extra.items()},
+    }
+
+
+def _write(
+    path: Path, lines: Iterator[dict[str, Any]], schema: pa.Schema, shard_rows: int, summary: Summary
+) -> array[int]:
+    """Write the lines shard by shard; a 64-bit hash of every key."""
+    hashes = array("Q")
+    digest = hashlib.blake2b(digest_size=16)
+    texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
+    summary.rows = summary.shards = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        shard: list[dict[str, Any]] = []
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(shard, schema), row_group_size=max(len(shard), 1))
+            summary.shards += 1
+            shard.clear()
+
+        for line in lines:
+            for name in texts:
+                if line.get(name) is not None:
+                    line[name] = str(line[name])
+            line["row"] = summary.rows
+            hashed = {name: value for name, value in sorted(line.items()) if name not in UNHASHED}
+            digest.update(json.dumps(hashed, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace"))
+            hashes.append(_hash(line["key"]))
+            summary.rows += 1
+            shard.append(line)
+            if len(shard) == shard_rows:
+                flush()
+        if shard:
+            flush()
+        description = {"version": FORMAT_VERSION, "shard_rows": shard_rows, "fingerprint": digest.hexdigest()}
+        writer.add_key_value_metadata({FORMAT.decode(): json.dumps(description)})
+    return hashes
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
+
+
+def _repeated(hashes: array[int]) -> set[int]:
+    ordered = np.sort(np.frombuffer(hashes, np.uint64))
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
+    """Rows that list an image a second time. Two different images with one key are an error."""
+    first: dict[str, Mapping[str, Any]] = {}
+    drop: set[int] = set()
+    for line in _lines(path, ["row", "key", "file_name", "path"]):
+        if _hash(line["key"]) not in repeated:
+            continue
+        other = first.setdefault(line["key"], line)
+        if other is line:
+            continue
+        if other["path"] != line["path"] or line["key"] != line["file_name"]:
+            raise UsageError(
+                f"Rows {other['row']} ({other['path']}) and {line['row']} ({line['path']}) have the same key "
+                f"{line['key']!r}. Keys name the results: give each row its own."
+            )
+        drop.add(line["row"])
+        summary.count("duplicates", line["file_name"])
+    return drop
+
+
+def _kept(path: Path, drop: set[int]) -> Iterator[dict[str, Any]]:
+    return (line for line in _lines(path) if line["row"] not in drop)
+
+
+def _lines(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def _text_from_path(path: str) -> str:
+    """The path itself, or a file: URI where the name is not UTF-8 and no string column could hold it."""
+    try:
+        path.encode("utf-8")
+        return path
+    except UnicodeEncodeError:
+        return f"file://{urllib.parse.quote(os.fsencode(path))}"
+
+
+def _path_from_text(text: str) -> str:
+    if text.startswith("file://"):
+        return os.fsdecode(urllib.parse.unquote_to_bytes(text.removeprefix("file://")))
+    return text

@@ -1,0 +1,69 @@
+"""Sliding windows as mmseg and SCLIP cut them, and the mean of what the windows say.
+
+Source: SCLIP's `forward_slide` and mmcv's `rescale_size`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+
+LONG_SIDE = 2048  # SCLIP's test pipelines resize to (2048, short side)
+
+
+def resized_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """The size at which CLIP sees an image, keeping its proportions.
+
+    Args:
+        height, width: of the original, pixels.
+        short_side: target for the shorter side; the longer is kept at or under 2048. None: as it is.
+
+    Returns:
+        height, width in pixels, each at least 1.
+    """
+    if short_side is None:
+        return height, width
+    scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def window_boxes(height: int, width: int, window: int, stride: int) -> Array:
+    """Windows in row order; the last of a row or column is shifted back inside. A smaller image is one window.
+
+    Returns:
+        (N, 4) int64: y0, x0, y1, x1 in pixels.
+    """
+    rows = max(height - window + stride - 1, 0) // stride + 1
+    columns = max(width - window + stride - 1, 0) // stride + 1
+    boxes = []
+    for r in range(rows):
+        for c in range(columns):
+            y1, x1 = min(r * stride + window, height), min(c * stride + window, width)
+            boxes.append((max(y1 - window, 0), max(x1 - window, 0), y1, x1))
+    return np.array(boxes, np.int64)
+
+
+def stitch(logits: Tensor, boxes: Array, size: tuple[int, int]) -> Tensor:
+    """The mean over windows of their bilinearly upsampled logits (align_corners=False).
+
+    Args:
+        logits: (N, Q, gh, gw) per window, any float type.
+        boxes: (N, 4) as `window_boxes` gives them.
+        size: (h, w) of the image that was cut.
+
+    Returns:
+        (Q, h, w) float32.
+    """
+    total = torch.zeros(logits.shape[1], *size, device=logits.device)
+    count = torch.zeros(*size, device=logits.device)
+    for patch, (y0, x0, y1, x1) in zip(logits, boxes.tolist(), strict=True):
+        window = F.interpolate(patch[None].float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
+        total[:, y0:y1, x0:x1] += window[0]
+        count[y0:y1, x0:x1] += 1
+    return total / count

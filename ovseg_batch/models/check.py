@@ -1,0 +1,48 @@
+"""Load a model, run it once, say what it is: what a person does before a night's run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ovseg_batch.errors import OvsegError
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.sam import Sam
+
+
+def check_model(spec: zoo.ModelSpec, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+    """Load the model and run it on one grey image.
+
+    Returns:
+        What a person wants to know of it, in order.
+
+    Raises:
+        OvsegError: it does not load, or its output is not finite.
+    """
+    target = zoo.resolve_device(device)
+    kind = zoo.precision(precision, device)
+    size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
+    facts: dict[str, Any] = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
+    clip_or_sam = DenseClip.load(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)
+    facts["parameters"] = f"{sum(p.numel() for p in clip_or_sam.model.parameters()):,}"
+    image = np.full((spec.window, spec.window, 3), 127, np.uint8)
+    started = time.monotonic()
+    if isinstance(clip_or_sam, DenseClip):
+        facts["activation"] = clip_or_sam.activation
+        batch = clip_or_sam.normalise(torch.from_numpy(image)[None].to(target))
+        output = clip_or_sam.patch_features(batch, VARIANTS["csa"])
+        facts["patches"] = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
+    else:
+        [embedding] = clip_or_sam.embed([image])
+        output, _ = clip_or_sam.predict_points(embedding, np.array([[spec.window / 2, spec.window / 2]]))
+        facts["masks"] = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
+    if not bool(torch.isfinite(output).all()):
+        raise OvsegError(f"The model {spec.name!r} gives numbers that are not finite; its weights are damaged.")
+    facts["runs on"] = f"{target} in {kind}, {time.monotonic() - started:.2f} s an image"
+    facts["licence"] = spec.licence
+    return facts

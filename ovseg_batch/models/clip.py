@@ -1,0 +1,201 @@
+"""CLIP's ViT with its last attention replaced: patch features that can be compared with words.
+
+Any `VisionTransformer` of open_clip with its standard blocks. Source of the procedure: SCLIP, whose own code these
+features are tested against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.methods.attention import Variant, attend
+from ovseg_batch.models import zoo
+
+TEXT_BATCH = 256  # prompts at once
+
+
+class DenseClip:
+    """A CLIP model that answers for every patch.
+
+    Args:
+        model: an open_clip model with a `VisionTransformer`.
+        tokenize: texts → (N, context) token ids.
+        tokenizer_id: names the tokenizer in cache keys.
+        mean, std: of the three channels, for pixels in [0, 1].
+        device, precision: where and how it runs; features come back as float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenize: Callable[[list[str]], Tensor],
+        tokenizer_id: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        visual = model.visual
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+            raise UsageError(
+                "Dense prediction needs one of open_clip's own ViTs without an attention pooler; "
+                f"this model's image tower is a {type(visual).__name__}."
+            )
+        if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
+            raise UsageError("Dense prediction needs open_clip's standard residual blocks; this ViT has others.")
+        self.model: Any = model.float().eval().to(device)
+        self.tokenizer_id = tokenizer_id
+        self._tokenize = tokenize
+        self._visual: Any = self.model.visual
+        self._device, self._precision = device, precision
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+
+    @classmethod
+    def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str) -> DenseClip:
+        """Load weights strictly.
+
+        Raises:
+            OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
+        """
+        if spec.architecture == "demo/clip.json":
+            model, tokenize, tokenizer_id, preprocess = _embedded()
+        else:
+            model, tokenize, tokenizer_id, preprocess = _named(spec)
+        if not spec.weights.startswith(zoo.RANDOM):
+            _load_weights(model, spec)
+        return cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
+
+    @property
+    def activation(self) -> str:
+        return type(self._visual.transformer.resblocks[0].mlp.gelu).__name__
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """(P, D) float32 on the CPU, L2-normalised. Always in fp32, so that a cache serves every precision."""
+        parts = []
+        for start in range(0, len(prompts), TEXT_BATCH):
+            tokens = self._tokenize(prompts[start : start + TEXT_BATCH]).to(self._device)
+            parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 RGB on the device → (B, 3, H, W) float32 as CLIP was trained on."""
+        return (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+
+    @torch.inference_mode()
+    def forward_bare(self, images: Tensor) -> Tensor:
+        """CLIP's own image embedding (B, D): what a benchmark holds the dense stage against."""
+        with zoo.autocast(self._device, self._precision):
+            features: Tensor = self.model.encode_image(images)
+        return features
+
+    @torch.inference_mode()
+    def patch_features(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> Tensor:
+        """Normalised patch features.
+
+        Args:
+            images: (B, 3, H, W) as `normalise` gives them; sides need not be multiples of the patch, the rest is cut.
+            variant: how each tapped block attends; the blocks below it run as trained.
+            layers: tapped blocks as fractions of the depth. Each goes through ln_post and the projection, is
+                L2-normalised, and they are averaged and normalised again (METHODS 1).
+
+        Returns:
+            (B, H // patch, W // patch, D) float32.
+        """
+        grid = (images.shape[2] // self._visual.patch_size[0], images.shape[3] // self._visual.patch_size[1])
+        taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in self.tokens(images, variant, layers)]
+        mean = taps[0] if len(taps) == 1 else F.normalize(torch.stack(taps).mean(dim=0), dim=-1)
+        return mean.view(len(mean), *grid, -1)
+
+    @torch.inference_mode()
+    def tokens(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> list[Tensor]:
+        """(B, 1 + patches, D) of every tapped block after ln_post and projection, the class token first."""
+        blocks = self._visual.transformer.resblocks
+        taps = {max(1, round(fraction * len(blocks))) for fraction in layers}
+        taken = []
+        with zoo.autocast(self._device, self._precision):
+            x = self._embed(images)
+            for depth, block in enumerate(blocks, start=1):
+                if depth in taps:
+                    taken.append(self._visual.ln_post(_variant_block(block, x, variant)) @ self._visual.proj)
+                if depth == max(taps):
+                    break
+                x = block(x)
+        return taken
+
+    def _embed(self, images: Tensor) -> Tensor:
+        x = self._visual.conv1(images)
+        grid = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        first = self._visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        position = _resized_position(self._visual.positional_embedding, self._visual.grid_size, tuple(grid))
+        embedded: Tensor = self._visual.ln_pre(torch.cat([first, x], dim=1) + position.to(x.dtype))
+        return embedded
+
+
+def _variant_block(block: Any, x: Tensor, variant: Variant) -> Tensor:
+    """One residual block with its attention replaced."""
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    heads = (*qkv.shape[:2], attn.num_heads, -1)
+    q, k, v = (part.reshape(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    out: Tensor = block.ls_1(attn.out_proj(attend(q, k, v, variant).transpose(1, 2).flatten(2)))
+    x = x + out if variant.residual else out
+    if variant.mlp:
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x
+
+
+def _resized_position(position: Tensor, trained: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
+    """Position embedding for another grid: bicubic by scale_factor (g + 0.1) / g0, as SCLIP (and DINO) do."""
+    if tuple(trained) == grid:
+        return position
+    patches = position[1:].view(*trained, -1).permute(2, 0, 1)[None].float()
+    factors = [(new + 0.1) / old for new, old in zip(grid, trained, strict=True)]
+    resized = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    assert tuple(resized.shape[-2:]) == grid
+    return torch.cat([position[:1], resized[0].permute(1, 2, 0).flatten(0, 1).to(position.dtype)])
+
+
+def _embedded() -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
+    config = json.loads(zoo.embedded_file("demo/clip.json").read_text(encoding="utf-8"))
+    merges = zoo.embedded_file("demo/bpe.txt.gz")
+    tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=config["model_cfg"]["text_cfg"]["context_length"])
+    digest = hashlib.blake2b(merges.read_bytes(), digest_size=8).hexdigest()
+    return open_clip.model.CLIP(**config["model_cfg"]), tokenizer, f"bpe:{digest}", config["preprocess_cfg"]
+
+
+def _named(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
+    if spec.weights.startswith(zoo.RANDOM):
+        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+    model = open_clip.create_model(spec.architecture, load_weights=False, pretrained_text=False)
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    return model, open_clip.get_tokenizer(spec.architecture), f"open_clip:{spec.architecture}", preprocess
+
+
+def _load_weights(model: Any, spec: zoo.ModelSpec) -> None:
+    state = zoo.read_state_dict(spec.weights)
+    for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's, no parameters
+        state.pop(name, None)
+    if "logit_scale" in state:
+        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = "\n".join(str(error).splitlines()[:4])
+        raise OvsegError(
+            f"The weights {Path(spec.weights).name} do not fit the architecture {spec.architecture}. {first}"
+        ) from None

@@ -1,0 +1,161 @@
+"""SAM2 for one image and many points, without the full-size float masks that its own predictor makes.
+
+Everything is computed by the sam2 package's modules; what differs from `SAM2ImagePredictor` is that the mask logits
+stay at the decoder's resolution until somebody has chosen one. Tested equal to that predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra import initialize_config_dir, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from sam2.build_sam import build_sam2
+from torch import Tensor, nn
+
+from ovseg_batch.errors import OvsegError
+from ovseg_batch.models import zoo
+
+Array = np.ndarray[Any, Any]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as sam2.utils.transforms
+CHUNK_CPU, CHUNK_GPU = 8, 256  # prompts a decoder call; on a CPU many at once are slower than few
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What SAM2 knows of an image: the stride-16 features, the two finer maps, and the image's (H, W) in pixels."""
+
+    coarse: Tensor
+    fine: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+
+class Sam:
+    """A SAM2 model on a device."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.model: Any = model.float().eval().to(device)
+        self._device, self._precision = device, precision
+        self._mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(STD, device=device).view(3, 1, 1)
+
+    @classmethod
+    def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str) -> Sam:
+        """Build by the sam2 package and load weights strictly: Meta's `{"model": …}` .pt files, or safetensors.
+
+        Raises:
+            OvsegError: weights that do not fit the config, or a file that cannot be trusted or read.
+        """
+        if spec.weights.startswith(zoo.RANDOM):
+            torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+        model = build(spec.architecture)
+        if not spec.weights.startswith(zoo.RANDOM):
+            try:
+                model.load_state_dict(zoo.read_state_dict(spec.weights))
+            except RuntimeError as error:
+                first = "\n".join(str(error).splitlines()[:4])
+                raise OvsegError(
+                    f"The weights {Path(spec.weights).name} do not fit the SAM2 config {spec.architecture}. {first}"
+                ) from None
+        return cls(model, device, precision)
+
+    @property
+    def image_size(self) -> int:
+        side: int = self.model.image_size
+        return side
+
+    @torch.inference_mode()
+    def preprocess(self, image: Array) -> Tensor:
+        """(H, W, 3) uint8 RGB → (3, s, s) float32, resized on the device with antialiasing as torchvision does."""
+        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
+        side = (self.image_size, self.image_size)
+        resized = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)[0]
+        return (resized - self._mean) / self._std
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[Array]) -> list[Embedding]:
+        """Run the image encoder once for all images (each (H, W, 3) uint8 RGB, of any size)."""
+        coarse, fine = self.forward_bare(torch.stack([self.preprocess(image) for image in images]))
+        return [
+            Embedding(coarse[k : k + 1], tuple(f[k : k + 1] for f in fine), (image.shape[0], image.shape[1]))
+            for k, image in enumerate(images)
+        ]
+
+    @torch.inference_mode()
+    def forward_bare(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The image encoder on (B, 3, s, s): stride-16 features and the two finer maps, finest first."""
+        with zoo.autocast(self._device, self._precision):
+            pyramid = self.model.forward_image(batch)["backbone_fpn"]
+            coarse = pyramid[-1]
+            if self.model.directly_add_no_mem_embed:
+                coarse = coarse + self.model.no_mem_embed.view(1, -1, 1, 1)
+        return coarse, list(pyramid[:-1])
+
+    @torch.inference_mode()
+    def predict_points(self, embedding: Embedding, points: Array, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+        """Three masks for each point.
+
+        Args:
+            embedding: of the image.
+            points: (P, 2) float x, y in pixels of the original image; every point is a prompt of its own.
+            chunk: prompts a decoder call; None: 8 on a CPU, 256 on a GPU.
+
+        Returns:
+            mask logits (P, 3, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3) float32.
+        """
+        h, w = embedding.size
+        scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
+        coordinates = torch.from_numpy(np.asarray(points, np.float32)).to(self._device) * scale
+        chunk = chunk or (CHUNK_GPU if self._device.type == "cuda" else CHUNK_CPU)
+        parts = [self._decode(embedding, coordinates[k : k + chunk]) for k in range(0, len(coordinates), chunk)]
+        return torch.cat([masks for masks, _ in parts]), torch.cat([rated for _, rated in parts])
+
+    def _decode(self, embedding: Embedding, points: Tensor) -> tuple[Tensor, Tensor]:
+        labels = torch.ones(len(points), 1, dtype=torch.int32, device=self._device)
+        with zoo.autocast(self._device, self._precision):
+            sparse, dense = self.model.sam_prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+            masks, rated, _, _ = self.model.sam_mask_decoder(
+                image_embeddings=embedding.coarse,
+                image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+                repeat_image=len(points) > 1,
+                high_res_features=list(embedding.fine),
+            )
+        return masks.float(), rated.float()
+
+    @staticmethod
+    def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """(K, s, s) mask logits at the original (H, W), bilinear as the predictor does."""
+        return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
+    """IoU of the mask cut a little above and a little below its edge: (…, h, w) → (…) float32 in [0, 1]."""
+    inner = (logits > offset).sum(dim=(-2, -1)).float()
+    outer = (logits > -offset).sum(dim=(-2, -1)).float()
+    return inner / outer.clamp(min=1)
+
+
+def build(config: str) -> nn.Module:
+    """A SAM2 without weights, from a config of the sam2 package or the embedded one."""
+    if config != "demo/sam2.yaml":
+        model: nn.Module = build_sam2(config, None, device="cpu")
+        return model
+    file = zoo.embedded_file(config)
+    GlobalHydra.instance().clear()  # Hydra knows one search path at a time
+    try:
+        with initialize_config_dir(str(file.parent), version_base="1.2"):
+            model = build_sam2(file.name, None, device="cpu")
+    finally:
+        GlobalHydra.instance().clear()
+        initialize_config_module("sam2", version_base="1.2")
+    return model

@@ -1,0 +1,431 @@
+"""Plan, run and look at a workdir. Everything said about progress is read from commits, never from memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ovseg_batch import __version__, failpoints
+from ovseg_batch.config import Config, dump_config
+from ovseg_batch.engine.local import StageJob, run_stage
+from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.evaluate.metrics import SemanticScore
+from ovseg_batch.evaluate.scenes import score_run
+from ovseg_batch.export.coco import write_coco
+from ovseg_batch.export.failures import write_failures
+from ovseg_batch.io.atomic import atomic_path, write_text
+from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.tables import read_results
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
+from ovseg_batch.models import zoo
+from ovseg_batch.stages.base import TABLE, Stage
+from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.store import StageStore, Workdir, fingerprint
+from ovseg_batch.types import Commit
+
+log = logging.getLogger(__name__)
+
+STAGES = ("dense", "refine")
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of this run, its folder, and the shards of it that are not committed."""
+
+    job: StageJob
+    inputs: dict[str, Any]
+    missing: list[int]
+
+    @property
+    def name(self) -> str:
+        return self.job.store.stage
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """What the commits of one stage say."""
+
+    name: str
+    folder: str
+    shards: int
+    shards_done: int
+    rows: int
+    ok: int
+    failed: dict[str, int]
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        return self.shards_done == self.shards
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    stages: list[StageStatus]
+    images: int = 0
+    annotations: int = 0
+    failures: int = 0
+    annotations_path: Path | None = None
+    redone: dict[str, list[int]] = field(default_factory=dict)
+
+
+def make_vocabulary(config: Config) -> Vocabulary:
+    """The classes and queries the config asks for.
+
+    Raises:
+        UsageError: no labels, or words the embedded model was never taught.
+    """
+    if not config.labels:
+        raise UsageError(
+            'No labels. Name what to look for, as in --labels "car, road, sky" or `labels:` in the config.'
+        )
+    background = COMMON_BACKGROUND if config.background == "common" else config.background
+    vocabulary = Vocabulary.build([(label.name, label.words, label.threshold) for label in config.labels], background)
+    known = zoo.known_labels(config.clip.model)
+    if known is not None:
+        for query in vocabulary.queries:
+            if query.lower() not in known:
+                raise UsageError(
+                    f"The embedded model {config.clip.model!r} does not know the label {query!r}."
+                    f"{nearest(query, known)} It knows: {', '.join(known)}. "
+                    "For other words choose real weights with clip.model (see `ovseg-batch models list`)."
+                )
+    return vocabulary
+
+
+def make_stage(config: Config, name: str) -> Stage:
+    """Build a stage from the settings, without loading a model."""
+    vocabulary = make_vocabulary(config)
+    dense = DenseStage(config, vocabulary, _templates(config))
+    return dense if name == "dense" else RefineStage(config, vocabulary, dense.window, dense.stride)
+
+
+def _templates(config: Config) -> tuple[str, ...]:
+    chosen = config.dense.templates
+    if isinstance(chosen, str):
+        if chosen not in TEMPLATES:
+            raise UsageError(
+                f"dense.templates: there is no set {chosen!r}.{nearest(chosen, TEMPLATES)} "
+                f"Sets: {', '.join(TEMPLATES)}; or give a list of phrases with {{}} in the word's place."
+            )
+        return TEMPLATES[chosen]
+    for template in chosen:
+        if template.count("{}") != 1:
+            raise UsageError(f"dense.templates: {template!r} needs exactly one {{}} where the word goes.")
+    return chosen
+
+
+def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
+    """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
+    if config.dense.attention not in VARIANTS:
+        name = config.dense.attention
+        raise UsageError(
+            f"dense.attention: there is no variant {name!r}.{nearest(name, VARIANTS)} Variants: {', '.join(VARIANTS)}."
+        )
+    planned: list[PlannedStage] = []
+    stores: dict[str, StageStore] = {}
+    for name in STAGES:
+        stage = make_stage(config, name)
+        inputs = {
+            "stage": stage.name,
+            "version": stage.version,
+            "manifest": manifest.fingerprint,
+            "upstream": {need: stores[need].fingerprint for need in stage.needs},
+            "settings": stage.inputs(),
+        }
+        store = workdir.stage(name, fingerprint(inputs))
+        upstream = {need: stores[need] for need in stage.needs}
+        job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path)
+        planned.append(PlannedStage(job, inputs, store.missing(manifest.shards)))
+        stores[name] = store
+    return planned
+
+
+def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Manifest, list[PlannedStage]]:
+    """What `run` would do, having written nothing into the workdir."""
+    zoo.resolve_device(config.run.device)
+    with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
+        existing = _existing_manifest(workdir, inputs) or _ready_made(inputs)
+        if existing is None:
+            existing = Path(folder) / "manifest.parquet"
+            build_manifest(inputs, existing, config.manifest.shard_rows)
+        manifest = Manifest.open(existing)
+        return manifest, plan(config, workdir, manifest, workdir.manifest)
+
+
+def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool = True) -> Outcome:
+    """Do whatever of the job is not committed yet, then write the outputs at the top of the workdir.
+
+    Raises:
+        UsageError: settings or input that cannot mean anything; nothing has been written then.
+        OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
+        Interrupted: the person asked to stop.
+    """
+    device = zoo.resolve_device(config.run.device)
+    make_vocabulary(config)
+    workdir.create()
+    _prepare_manifest(inputs, workdir, config)
+    manifest = Manifest.open(workdir.manifest)
+    stages = plan(config, workdir, manifest, workdir.manifest)
+    write_text(workdir.config, dump_config(config))
+    _write_plan(workdir, inputs, manifest, stages, config)
+    log.info("%d images in %d shards on %s", manifest.rows, manifest.shards, device)
+    redone = {}
+    for planned in stages:
+        redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
+    return _finish(workdir, manifest, stages, config, redone)
+
+
+def _devices(config: Config) -> list[str]:
+    """One entry per worker; the workers take the visible GPUs in turn."""
+    device = str(zoo.resolve_device(config.run.device))
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    return [f"cuda:{k % count}" if count else device for k in range(config.run.workers)]
+
+
+def _run_planned(
+    planned: PlannedStage, manifest: Manifest, devices: Sequence[str], config: Config, progress: bool
+) -> list[int]:
+    store = planned.job.store
+    store.create(planned.inputs)
+    store.remove_leftovers()
+    begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
+    done = manifest.shards - len(planned.missing)
+    log.info("%s [%s]: %d of %d shards already committed", planned.name, store.folder.name, done, manifest.shards)
+    if not planned.missing:
+        return []
+    if done or begun:
+        log.info("%s: computing shards %s", planned.name, _ranges(planned.missing))
+    rows, failed = 0, Counter[str]()
+    with tqdm(total=manifest.rows, desc=planned.name, unit="img", disable=None if progress else True) as bar:
+        bar.update(sum(commit.rows for commit in store.commits()))
+        for commit in run_stage(planned.job, planned.missing, devices[: len(planned.missing)]):
+            bar.update(commit.rows)
+            rows += commit.rows
+            failed.update(commit.failed)
+            bar.set_postfix(failed=sum(failed.values()), refresh=False)
+            _check_budget(planned.name, rows, failed, config.run.max_failure_rate)
+    return planned.missing
+
+
+def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) -> None:
+    bad = sum(failed.values())
+    if bad > budget * rows:
+        raise OvsegError(
+            f"{stage}: {bad} of {rows} images failed ({dict(failed)}), more than --max-failure-rate {budget}. "
+            "What is committed stays. Look at the messages with `status`, mend the cause, and run again."
+        )
+
+
+def _finish(
+    workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, redone: dict[str, list[int]]
+) -> Outcome:
+    last = stages[-1].job.store
+    vocabulary = make_vocabulary(config)
+    first_category = 1 if vocabulary.has_background else 0
+    info = {
+        "description": "masks by ovseg_batch",
+        "version": __version__,
+        "manifest": manifest.fingerprint,
+        "stages": {planned.name: planned.job.store.fingerprint for planned in stages},
+        "settings": {planned.name: planned.inputs["settings"] for planned in stages},
+    }
+    path = workdir.root / "annotations.json"
+    failpoints.reach("export")
+    images, annotations = write_coco(
+        path, vocabulary.names[first_category:], info, lambda: _finished_rows(manifest, last)
+    )
+    failures = write_failures(workdir.root / "failures.csv", _failures(manifest, [p.job.store for p in stages]))
+    return Outcome(
+        stages=[_stage_status(planned.job.store, manifest.shards) for planned in stages],
+        images=images,
+        annotations=annotations,
+        failures=failures,
+        annotations_path=path,
+        redone=redone,
+    )
+
+
+def _finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
+    for shard in range(manifest.shards):
+        names = {row.row: row.file_name for row in manifest.read_shard(shard)}
+        for line in read_results(store.data_path(shard, TABLE)):
+            if line["status"] == "ok":
+                yield names[line["row"]], line
+
+
+def _failures(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:
+    """The first failure of each row; the ones it causes downstream are not repeated."""
+    for shard in range(manifest.shards):
+        for store in stores:
+            commit = store.read_commit(shard)
+            if commit is not None and not commit.failed:
+                continue
+            for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
+                if line["status"] == "failed" and line["code"] != "upstream":
+                    yield line["row"], line["key"], store.stage, line["code"], line["message"]
+
+
+def _stage_status(store: StageStore, shards: int) -> StageStatus:
+    commits: list[Commit] = [commit for commit in store.commits() if commit.shard < shards]
+    failed: Counter[str] = Counter()
+    for commit in commits:
+        failed.update(commit.failed)
+    return StageStatus(
+        name=store.stage,
+        folder=store.folder.name,
+        shards=shards,
+        shards_done=len(commits),
+        rows=sum(commit.rows for commit in commits),
+        ok=sum(commit.ok for commit in commits),
+        failed=dict(sorted(failed.items())),
+        seconds=round(sum(commit.seconds for commit in commits), 3),
+    )
+
+
+def status(workdir: Workdir) -> dict[str, Any]:
+    """The state of the latest run of a workdir, right with no process running.
+
+    Raises:
+        UsageError: there is no run in that folder.
+    """
+    record = _read_plan(workdir)
+    stages = [
+        _stage_status(StageStore(workdir.root / "stages" / s["folder"], s["name"], s["fingerprint"]), record["shards"])
+        for s in record["stages"]
+    ]
+    return {
+        "workdir": str(workdir.root),
+        "images": record["rows"],
+        "shards": record["shards"],
+        "complete": all(stage.complete for stage in stages),
+        "annotations": str(workdir.root / "annotations.json") if all(stage.complete for stage in stages) else None,
+        "stages": [
+            {
+                "name": stage.name,
+                "folder": stage.folder,
+                "shards": stage.shards,
+                "shards_done": stage.shards_done,
+                "rows": stage.rows,
+                "ok": stage.ok,
+                "failed": stage.failed,
+                "seconds": stage.seconds,
+            }
+            for stage in stages
+        ],
+    }
+
+
+def evaluate_scenes(workdir: Workdir, root: Path) -> SemanticScore:
+    """A finished run on rendered scenes against the truth in `root/truth`.
+
+    Raises:
+        UsageError: no run there, one that is not finished, or images without a truth.
+    """
+    state = status(workdir)
+    if not state["complete"]:
+        raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
+    manifest = Manifest.open(workdir.manifest)
+    last = state["stages"][-1]
+    store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
+    names = {row.row: row.file_name for shard in range(manifest.shards) for row in manifest.read_shard(shard)}
+    return score_run((store.data_path(shard, TABLE) for shard in range(manifest.shards)), names, root / "truth")
+
+
+def _write_plan(
+    workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
+) -> None:
+    record = {
+        "version": PLAN_VERSION,
+        "inputs": _absolute(inputs),
+        "manifest": manifest.fingerprint,
+        "rows": manifest.rows,
+        "shards": manifest.shards,
+        "labels": [label.name for label in config.labels],
+        "stages": [
+            {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
+        ],
+    }
+    write_text(workdir.plan, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_plan(workdir: Workdir) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(workdir.plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{workdir.root} is not a workdir: it has no {workdir.plan.relative_to(workdir.root)}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise OvsegError(f"Cannot read {workdir.plan}: {error}") from None
+    return record
+
+
+def _absolute(inputs: Sequence[str]) -> list[str]:
+    return [str(Path(item).absolute()) for item in inputs]
+
+
+def _existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
+    """The workdir's manifest when it was made of these inputs."""
+    if not (workdir.manifest.exists() and workdir.plan.exists()):
+        return None
+    return workdir.manifest if _read_plan(workdir)["inputs"] == _absolute(inputs) else None
+
+
+def _ready_made(inputs: Sequence[str]) -> Path | None:
+    """The input itself, when it is one manifest that `ovseg-batch manifest` wrote."""
+    if len(inputs) == 1 and inputs[0].endswith(".parquet") and Manifest.recognises(Path(inputs[0])):
+        return Path(inputs[0])
+    return None
+
+
+def _prepare_manifest(inputs: Sequence[str], workdir: Workdir, config: Config) -> None:
+    """See that the workdir has the manifest of these inputs, and of no others."""
+    if _existing_manifest(workdir, inputs) is not None:
+        log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
+        return
+    with tempfile.TemporaryDirectory(prefix="manifest-", dir=workdir.root / "stages") as folder:
+        fresh = _ready_made(inputs)
+        if fresh is None:
+            fresh = Path(folder) / "manifest.parquet"
+            summary = build_manifest(inputs, fresh, config.manifest.shard_rows)
+            for note in summary.notes():
+                log.warning(note)
+        if workdir.manifest.exists():
+            ours, theirs = Manifest.open(fresh), Manifest.open(workdir.manifest)
+            if ours.fingerprint != theirs.fingerprint:
+                raise UsageError(
+                    f"The workdir {workdir.root} belongs to another manifest ({theirs.rows} images in {theirs.shards} "
+                    f"shards; this input has {ours.rows} in {ours.shards}). Choose another workdir with -o."
+                )
+            return
+        with atomic_path(workdir.manifest) as temporary:
+            shutil.copyfile(fresh, temporary)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-2, 5, 7-9` for the sorted numbers."""
+    parts: list[str] = []
+    start = previous = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number is None or number != previous + 1:
+            parts.append(f"{start}" if start == previous else f"{start}-{previous}")
+            start = number if number is not None else start
+        previous = number if number is not None else previous
+    return ", ".join(parts)

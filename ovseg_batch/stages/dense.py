@@ -1,0 +1,184 @@
+"""Dense predict: CLIP with its last attention replaced gives every patch a score per query (SCLIP).
+
+Windows of one size are batched across the images of a shard. What is kept are cosine similarities per window, fp16;
+softmax, synonyms and thresholds are applied when they are read, so changing those re-runs no encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ovseg_batch.config import Config
+from ovseg_batch.errors import RowError
+from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.text_cache import cache_folder, text_embeddings
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.vocabulary import Vocabulary, query_feature
+from ovseg_batch.methods.windows import resized_size, window_boxes
+from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
+from ovseg_batch.store import fingerprint
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An image whose windows are on their way through the model."""
+
+    row: ImageRow
+    size: tuple[int, int]  # original height, width
+    resized: tuple[int, int]
+    boxes: Array
+    windows: list[Array]
+    logits: list[Array | RowError | None]
+
+    @property
+    def done(self) -> bool:
+        return all(part is not None for part in self.logits)
+
+
+class DenseStage:
+    """Per-window cosine logits of every image: arrays `logits` (windows, Q, gh, gw) fp16."""
+
+    name = "dense"
+    version = 1
+    needs: tuple[str, ...] = ()
+    resources = Resources()
+    arrays = True
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("resized_height", pa.int32()),
+            pa.field("resized_width", pa.int32()),
+            pa.field("windows", pa.int32()),
+        ]
+    )
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
+        self._config = config
+        self._vocabulary = vocabulary
+        self._templates = tuple(templates)
+        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        dense = config.dense
+        self.window = dense.window or self._spec.window
+        self.stride = dense.stride or self.window // 2
+        self._short_side = dense.short_side or self._spec.short_side
+
+    def inputs(self) -> dict[str, Any]:
+        dense = self._config.dense
+        return {
+            "clip": {"model": self._spec.architecture, "weights": self._spec.weights_hash()},
+            "precision": zoo.precision(self._config.run.precision, self._config.run.device),
+            "attention": dense.attention,
+            "layers": list(dense.layers),
+            "window": self.window,
+            "stride": self.stride,
+            "short_side": self._short_side,
+            "templates": list(self._templates),
+            "queries": list(self._vocabulary.queries),
+            "max_pixels": self._config.run.max_pixels,
+            "max_file_bytes": self._config.run.max_file_bytes,
+        }
+
+    def setup(self, device: str) -> None:
+        self._device = zoo.resolve_device(device)
+        self._clip = DenseClip.load(self._spec, self._device, zoo.precision(self._config.run.precision, device))
+        self._variant = VARIANTS[self._config.dense.attention]
+        embeddings = text_embeddings(
+            self._vocabulary.queries,
+            self._templates,
+            lambda prompts: self._clip.encode_text(prompts).numpy(),
+            fingerprint(
+                {
+                    "clip": self.inputs()["clip"],
+                    "tokenizer": self._clip.tokenizer_id,
+                    "templates": list(self._templates),
+                }
+            ),
+            cache_folder(),
+        )
+        features = [query_feature(torch.from_numpy(embeddings[query])) for query in self._vocabulary.queries]
+        self._text = torch.stack(features).to(self._device)
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        run = self._config.run
+        waiting: list[_Pending] = []
+        queue: dict[tuple[int, int], list[tuple[_Pending, int]]] = {}
+        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, run.max_pixels, run.max_file_bytes):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            pending = self._cut(row, image)
+            waiting.append(pending)
+            for index, window in enumerate(pending.windows):
+                queue.setdefault(window.shape[:2], []).append((pending, index))
+            for shape in [s for s, jobs in queue.items() if len(jobs) >= run.batch_size]:
+                jobs = queue.pop(shape)
+                whole = len(jobs) - len(jobs) % run.batch_size
+                self._score(jobs[:whole])
+                if jobs[whole:]:
+                    queue[shape] = jobs[whole:]
+            if len(waiting) > run.batch_size:
+                shape = waiting[0].windows[0].shape[:2]
+                self._score(queue.pop(shape, []))
+            yield from _finished(waiting)
+        for jobs in queue.values():
+            self._score(jobs)
+        yield from _finished(waiting)
+
+    def _cut(self, row: ImageRow, image: Array) -> _Pending:
+        size = (image.shape[0], image.shape[1])
+        resized = resized_size(*size, self._short_side if isinstance(self._short_side, int) else None)
+        if resized != size:
+            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+        boxes = window_boxes(*resized, self.window, self.stride)
+        windows = [image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes]
+        return _Pending(row, size, resized, boxes, windows, [None] * len(windows))
+
+    def _score(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
+        for start in range(0, len(jobs), self._config.run.batch_size):
+            batch = jobs[start : start + self._config.run.batch_size]
+            windows = [pending.windows[index] for pending, index in batch]
+            scored: list[Array | RowError] = split_on_failure(self._logits, windows)
+            for (pending, index), logits in zip(batch, scored, strict=True):
+                pending.logits[index] = logits
+
+    @torch.inference_mode()
+    def _logits(self, windows: Sequence[Array]) -> list[Array]:
+        batch = self._clip.normalise(torch.from_numpy(np.stack(windows)).to(self._device))
+        features = self._clip.patch_features(batch, self._variant, self._config.dense.layers)
+        cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
+        return list(cosine.half().cpu().numpy())
+
+
+def _finished(waiting: list[_Pending]) -> Iterator[RowResult]:
+    """Take finished images off the front of the line."""
+    while waiting and waiting[0].done:
+        pending = waiting.pop(0)
+        errors = [part for part in pending.logits if isinstance(part, RowError)]
+        if errors:
+            yield failed(pending.row, errors[0].code, errors[0].message)
+            continue
+        yield RowResult(
+            pending.row.row,
+            pending.row.key,
+            values={
+                "height": pending.size[0],
+                "width": pending.size[1],
+                "resized_height": pending.resized[0],
+                "resized_width": pending.resized[1],
+                "windows": len(pending.boxes),
+            },
+            arrays={"logits": np.stack(pending.logits)},  # type: ignore[arg-type]
+        )

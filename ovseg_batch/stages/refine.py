@@ -1,0 +1,245 @@
+"""SAM2 refine: points from the dense map prompt SAM2, a vote keeps the masks that agree, one map comes out.
+
+One image embedding an image, prompts in chunks, the best of three masks chosen at low resolution; a mask is made at
+full size only to be painted, one at a time, and each instance is run-length encoded once at the original size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ovseg_batch.config import Config
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.prompts import PointPrompt, component_points
+from ovseg_batch.methods.vocabulary import Vocabulary
+from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage
+from ovseg_batch.methods.windows import stitch, window_boxes
+from ovseg_batch.models import zoo
+from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+ANNOTATION = pa.struct(
+    [
+        pa.field("category", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("bbox", pa.list_(pa.float64(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("source", pa.string()),
+        pa.field("coverage", pa.float32()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+    ]
+)
+
+
+class RefineStage:
+    """Annotations of every image, at its original size in the frame after EXIF rotation."""
+
+    name = "refine"
+    version = 1
+    needs: tuple[str, ...] = ("dense",)
+    resources = Resources()
+    arrays = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("points", pa.int32()),
+            pa.field("annotations", pa.list_(ANNOTATION)),
+        ]
+    )
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, window: int, stride: int) -> None:
+        self._config = config
+        self._vocabulary = vocabulary
+        self._window, self._stride = window, stride
+        self._sam: Sam | None = None
+        prompted = config.refine.method == "prompted"
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if prompted else None
+
+    def inputs(self) -> dict[str, Any]:
+        config, vocabulary = self._config, self._vocabulary
+        inputs: dict[str, Any] = {
+            "classes": list(vocabulary.names),
+            "query_class": list(vocabulary.query_class),
+            "thresholds": list(vocabulary.thresholds),
+            "background": vocabulary.has_background,
+            "logit_scale": config.dense.logit_scale,
+            "prob_threshold": config.dense.prob_threshold,
+            "area_threshold": config.dense.area_threshold,
+            "refine": config.refine.model_dump(mode="json"),
+        }
+        if self._spec is not None:
+            inputs["sam"] = {"model": self._spec.architecture, "weights": self._spec.weights_hash()}
+            inputs["precision"] = zoo.precision(config.run.precision, config.run.device)
+        return inputs
+
+    def setup(self, device: str) -> None:
+        self._device = zoo.resolve_device(device)
+        if self._spec is not None:
+            self._sam = Sam.load(self._spec, self._device, zoo.precision(self._config.run.precision, device))
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        dense = upstream["dense"]
+        todo = []
+        for row in rows:
+            reason = dense.failure(row.row)
+            if reason is None:
+                todo.append(row)
+            else:
+                yield failed(row, FailureCode.UPSTREAM, f"dense failed: {reason}")
+        for row, image in self._images(todo):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            [result] = split_on_failure(lambda one: [self._refine(row, one[0], dense)], [image])  # noqa: B023
+            yield failed(row, result.code, result.message) if isinstance(result, RowError) else result
+
+    def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
+        """The decoded images, or None for each where no SAM2 will look at them."""
+        run = self._config.run
+        if self._sam is None:
+            yield from ((row, None) for row in rows)
+        else:
+            yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, run.max_pixels, run.max_file_bytes)
+
+    @torch.inference_mode()
+    def _refine(self, row: ImageRow, image: Array | None, dense: Upstream) -> RowResult:
+        values = dense.values(row.row)
+        size = (values["height"], values["width"])
+        if image is not None and image.shape[:2] != size:
+            raise ValueError(f"the image is {image.shape[:2]} now and was {size} when CLIP saw it; it has changed")
+        labels, confidence = self._dense_map(dense, row.row, size)
+        config = self._config.refine
+        min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
+        claims: list[Claim] = []
+        masks: list[Tensor] = []
+        prompts: list[PointPrompt] = []
+        if image is not None:
+            background = (0,) if self._vocabulary.has_background else ()
+            prompts = component_points(labels, min_area, config.min_distance, config.point, background)
+            prompts = sorted(prompts, key=lambda p: -p.area)[: config.max_points]
+            claims, masks = self._claims(image, labels, prompts)
+        sam = self._sam
+
+        def full_size(index: int) -> Array:
+            assert sam is not None
+            mask: Array = (sam.upsample(masks[index][None], size)[0] > 0).cpu().numpy()
+            return mask
+
+        kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
+        owner, segments = assemble(labels, claims, full_size, min_area, kept)
+        return RowResult(
+            row.row,
+            row.key,
+            values={
+                "height": size[0],
+                "width": size[1],
+                "points": len(prompts),
+                "annotations": self._annotations(owner, segments, labels, confidence),
+            },
+        )
+
+    def _dense_map(self, dense: Upstream, row: int, size: tuple[int, int]) -> tuple[Array, Array]:
+        values = dense.values(row)
+        resized = (values["resized_height"], values["resized_width"])
+        boxes = window_boxes(*resized, self._window, self._stride)
+        logits = torch.from_numpy(dense.array(row, "logits")).to(self._device)
+        return label_map(
+            stitch(logits, boxes, resized),
+            size,
+            self._vocabulary,
+            self._config.dense.logit_scale,
+            self._config.dense.prob_threshold,
+            self._config.dense.area_threshold,
+        )
+
+    def _claims(self, image: Array, labels: Array, prompts: Sequence[PointPrompt]) -> tuple[list[Claim], list[Tensor]]:
+        """Prompt SAM2, let the dense map vote, and return the masks kept, at SAM2's own resolution."""
+        assert self._sam is not None
+        if not prompts:
+            return [], []
+        [embedding] = self._sam.embed([image])
+        points = np.array([(p.x, p.y) for p in prompts], np.float32)
+        logits, predicted_iou = self._sam.predict_points(embedding, points, self._config.run.point_chunk)
+        classes = torch.tensor([p.label for p in prompts], device=logits.device)
+        coarse = torch.from_numpy(_nearest(labels, logits.shape[-2], logits.shape[-1])).to(logits.device)
+        coverage = low_resolution_coverage(logits > 0, coarse, classes)
+        best, kept = choose(coverage, predicted_iou, self._config.refine.vote)
+        steadiness = stability(logits)
+        claims, masks = [], []
+        for index, prompt in enumerate(prompts):
+            if not kept[index]:
+                continue
+            m = int(best[index])
+            iou = float(predicted_iou[index, m].clamp(0, 1))
+            share = float(coverage[index, m])
+            claims.append(Claim(prompt.label, iou * share, share, iou, float(steadiness[index, m])))
+            masks.append(logits[index, m])
+        return claims, masks
+
+    def _annotations(
+        self, owner: Array, segments: Sequence[Segment], labels: Array, confidence: Array
+    ) -> list[dict[str, Any]]:
+        if self._config.refine.output == "semantic":
+            owner, segments = _joined(owner, segments)
+        if not segments:
+            return []
+        label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
+        own = labels == label_of[owner]
+        area = np.bincount(owner.ravel(), minlength=len(label_of))
+        agreeing = np.bincount(owner.ravel(), weights=own.ravel(), minlength=len(label_of))
+        trust = np.bincount(owner.ravel(), weights=(confidence * own).ravel(), minlength=len(label_of))
+        fortran = np.asfortranarray(owner)
+        annotations = []
+        for segment in segments:
+            k, claim = segment.index, segment.claim
+            if area[k] == 0 or (segment.label == 0 and self._vocabulary.has_background):
+                continue
+            score = trust[k] / max(agreeing[k], 1) * (claim.predicted_iou if claim else 1.0)
+            counts = rle.encode(fortran == k)
+            annotations.append(
+                {
+                    "category": self._vocabulary.names[segment.label],
+                    "score": float(min(max(score, 0.0), 1.0)),
+                    "bbox": rle.bounding_box(counts, *owner.shape),
+                    "area": int(area[k]),
+                    "rle": counts,
+                    "source": "sam" if claim else "dense",
+                    "coverage": float(agreeing[k] / area[k]),
+                    "predicted_iou": claim.predicted_iou if claim else None,
+                    "stability": claim.stability if claim else None,
+                }
+            )
+        return annotations
+
+
+def _nearest(labels: Array, h: int, w: int) -> Array:
+    """The label map sampled at the centres of an (h, w) grid over the whole image."""
+    ys = ((np.arange(h) + 0.5) * labels.shape[0] / h).astype(np.int64)
+    xs = ((np.arange(w) + 0.5) * labels.shape[1] / w).astype(np.int64)
+    return labels[np.ix_(ys, xs)]
+
+
+def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
+    """One segment per class; the claim that speaks for it is its strongest."""
+    joined: dict[int, Segment] = {}
+    index_of = np.zeros(len(segments) + 1, np.int32)
+    for segment in segments:
+        kept = joined.setdefault(segment.label, Segment(len(joined) + 1, segment.label, segment.claim))
+        index_of[segment.index] = kept.index
+    return index_of[owner], list(joined.values())

@@ -1,0 +1,155 @@
+"""Files to pixels: upright RGB, or a typed reason; decoding ahead keeps order and bounds bytes."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import images
+from ovseg_batch.io.images import decode_ahead, read_image
+from ovseg_batch.types import ImageRow
+
+LIMITS = (10**6, 10**7)
+
+
+def ramp(h: int = 20, w: int = 30) -> np.ndarray:
+    red, green = np.meshgrid(np.linspace(0, 255, w), np.linspace(0, 255, h))
+    return np.stack([red, green, np.full((h, w), 90.0)], -1).astype(np.uint8)
+
+
+def read(path: Path) -> np.ndarray:
+    return read_image(path, *LIMITS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I;16"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "jpg" if mode in ("CMYK", "YCbCr") else "tif" if mode == "HSV" else "png"
+    source = Image.fromarray(ramp())
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(source.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = source.convert(mode) if mode != "HSV" else source
+    image.save(tmp_path / f"x.{suffix}")
+    pixels = read(tmp_path / f"x.{suffix}")
+    assert (pixels.shape, pixels.dtype) == ((20, 30, 3), np.uint8)
+    assert pixels.flags.c_contiguous
+    if mode != "1":
+        assert abs(float(pixels.mean()) - float(np.asarray(source.convert("L")).mean())) < 25
+
+
+def test_sixteen_bits_keep_their_scale(tmp_path: Path) -> None:
+    grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    assert read(tmp_path / "x.png")[..., 0].ravel().tolist() == list(range(256))
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[:2, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    assert read(tmp_path / "x.png")[:, 0, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_exif_rotation(tmp_path: Path) -> None:
+    image = Image.fromarray(ramp())
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    image.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read(tmp_path / "x.png"), np.rot90(ramp(), -1))
+
+
+def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert read(tmp_path / "x.gif")[0, 0].tolist() == [255, 0, 0]
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(ramp(200, 300)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", FailureCode.EMPTY),
+        (b"this is text", FailureCode.NOT_AN_IMAGE),
+        (jpeg()[:-500], FailureCode.TRUNCATED),
+        (jpeg()[:2000], FailureCode.TRUNCATED),
+        (None, FailureCode.MISSING),
+    ],
+)
+def test_bad_file_is_typed(tmp_path: Path, content: bytes | None, code: FailureCode) -> None:
+    if content is not None:
+        (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(RowError, match=r"x\.jpg") as caught:
+        read(tmp_path / "x.jpg")
+    assert caught.value.code == code
+
+
+def test_limits(tmp_path: Path) -> None:
+    Image.new("1", (2000, 2000)).save(tmp_path / "bomb.png")
+    for limits, what in (((10**6, 10**7), "pixels"), ((10**8, 10), "bytes")):
+        with pytest.raises(RowError, match=what) as caught:
+            read_image(tmp_path / "bomb.png", *limits)
+        assert caught.value.code == FailureCode.TOO_LARGE
+
+
+def test_folder_named_like_an_image(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    with pytest.raises(RowError) as caught:
+        read(tmp_path / "x.jpg")
+    assert caught.value.code in (FailureCode.UNREADABLE, FailureCode.EMPTY)
+
+
+def rows_of(folder: Path, count: int) -> list[ImageRow]:
+    for k in range(count):
+        Image.new("RGB", (100, 100), (k, k, k)).save(folder / f"{k}.png")
+    return [ImageRow(k, str(k), f"{k}.png", str(folder / f"{k}.png")) for k in range(count)]
+
+
+def test_decode_ahead_keeps_order_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 40)
+    (tmp_path / "7.png").write_bytes(b"")
+    found = list(decode_ahead(rows, 4, 1 << 20, *LIMITS))
+    assert [row.row for row, _ in found] == list(range(40))
+    assert isinstance(found[7][1], RowError)
+    assert [int(image[0, 0, 0]) for _, image in found if not isinstance(image, RowError)] == [
+        k for k in range(40) if k != 7
+    ]
+
+
+@pytest.mark.parametrize("budget", [1, 3 * 100 * 100 * 3])
+def test_decode_ahead_holds_no_more_than_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    """However many threads, the images that wait are within the budget, or one alone."""
+    alive, peak, lock = 0, 0, threading.Lock()
+    decode = images._decode
+
+    def counted(image: Image.Image, path: str) -> np.ndarray:
+        nonlocal alive, peak
+        with lock:
+            alive += 1
+            peak = max(peak, alive)
+        return decode(image, path)
+
+    monkeypatch.setattr(images, "_decode", counted)
+    for _ in decode_ahead(rows_of(tmp_path, 30), 8, budget, *LIMITS):
+        with lock:
+            alive -= 1
+    assert peak <= max(1, budget // (100 * 100 * 3)) + 1  # the one just handed over is counted until the next
+
+
+def test_decode_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
+    stream = decode_ahead(rows_of(tmp_path, 30), 4, 1, *LIMITS)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]

@@ -1,0 +1,332 @@
+"""The main job through the command line: outputs, resume, what is redone and what is not, exit codes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import LABELS, Command
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from ovseg_batch.store import Workdir
+
+SMALL = ("--set", "manifest.shard_rows=2")
+
+
+def run_arguments(images: Path, workdir: Path, *more: str) -> tuple[object, ...]:
+    return ("run", images, "-o", workdir, "--labels", LABELS, *SMALL, *more)
+
+
+@pytest.fixture(scope="session")
+def finished(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """An undisturbed run over the six scenes, three shards."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = command(*run_arguments(few_scenes / "images", workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def data_files(workdir: Path) -> dict[str, bytes]:
+    """Everything that must not depend on what happened on the way: data files and outputs, no commit records."""
+    files = [p for p in (workdir / "stages").rglob("data/**/*") if p.is_file()]
+    files += [workdir / name for name in ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")]
+    return {p.relative_to(workdir).as_posix(): p.read_bytes() for p in files}
+
+
+def commit_times(workdir: Path, stage: str) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (workdir / "stages").glob(f"{stage}-*/commits/*/*.json")}
+
+
+def test_outputs_are_what_coco_tools_take(finished: Path) -> None:
+    coco = COCO(str(finished / "annotations.json"))
+    images = coco.loadImgs(coco.getImgIds())
+    annotations = coco.loadAnns(coco.getAnnIds())
+    assert len(images) == 6
+    assert len(annotations) > 12
+    assert len({a["id"] for a in annotations}) == len(annotations)
+    assert all(a["iscrowd"] == 0 and isinstance(a["segmentation"]["counts"], str) for a in annotations)
+    for image in images:
+        size = [image["height"], image["width"]]
+        claimed = np.zeros(size, int)
+        for a in coco.loadAnns(coco.getAnnIds(image["id"])):
+            mask = coco_mask.decode(a["segmentation"])
+            assert a["segmentation"]["size"] == size == list(mask.shape)
+            assert a["area"] == mask.sum() > 0
+            assert a["bbox"] == coco_mask.toBbox(a["segmentation"]).tolist()
+            assert 0 <= a["score"] <= 1 and 0 <= a["coverage"] <= 1
+            claimed += mask
+        assert claimed.max() == 1
+
+
+def test_run_leaves_what_people_look_for(finished: Path, command: Command) -> None:
+    assert {"annotations.json", "failures.csv", "config.yaml", "manifest.parquet", "stages"} == {
+        p.name for p in finished.iterdir()
+    }
+    info = json.loads((finished / "annotations.json").read_text())["info"]
+    assert set(info["stages"]) == {"dense", "refine"}
+    state = json.loads(command("status", finished, "--json").stdout)
+    assert state["complete"]
+    assert [(s["name"], s["shards_done"], s["ok"]) for s in state["stages"]] == [("dense", 3, 6), ("refine", 3, 6)]
+    tables = [pq.read_table(p) for p in finished.glob("stages/refine-*/data/*/*.parquet")]
+    assert sorted(row for table in tables for row in table["row"].to_pylist()) == list(range(6))
+
+
+def test_masks_mean_something(finished: Path, few_scenes: Path, command: Command) -> None:
+    found = json.loads(command("eval", finished, "--dataset", "scenes", "--root", few_scenes, "--json").stdout)
+    assert found["mIoU"] > 0.6
+    assert found["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "redone"),
+    [
+        ("dense.publish:4", "dense: computing shards 1-2"),
+        ("dense.commit:1", "dense: computing shards 0-2"),
+        ("refine.row:5", "refine: computing shards 2"),
+        ("refine.commit:2", "refine: computing shards 1-2"),
+        ("export:1", ""),
+    ],
+)
+def test_killed_anywhere_then_resumed_equals_undisturbed(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command, process: Command, failpoint: str, redone: str
+) -> None:
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run")
+    killed = process(*arguments, OVSEG_FAILPOINTS=failpoint)
+    assert killed.returncode == -signal.SIGKILL
+    state = json.loads(command("status", tmp_path / "run", "--json").stdout)
+    assert state["complete"] == (failpoint == "export:1")
+    resumed = command(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert redone in resumed.stderr
+    assert "resuming with the manifest" in resumed.stderr
+    assert data_files(tmp_path / "run") == data_files(finished)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_killed_from_outside(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    """A real kill -9 while it works, at whatever moment that is."""
+    arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", *arguments], env=os.environ, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("stages/dense-*/commits/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert command(*arguments).returncode == 0
+    assert data_files(tmp_path / "run") == data_files(finished)
+
+
+def test_interrupted_finishes_its_shard_and_says_130(
+    few_scenes: Path, tmp_path: Path, finished: Path, command: Command
+) -> None:
+    arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", *arguments], env=os.environ, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("stages/dense-*/.*")) + list(
+        (tmp_path / "run").glob("stages/dense-*/data/*/.*")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    assert "the same command resumes" in stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert command(*arguments).returncode == 0
+    assert data_files(tmp_path / "run") == data_files(finished)
+
+
+def test_same_command_again_redoes_nothing(finished: Path, few_scenes: Path, command: Command) -> None:
+    before = data_files(finished)
+    again = command(*run_arguments(few_scenes / "images", finished))
+    assert again.returncode == 0
+    assert "computing" not in again.stderr
+    assert data_files(finished) == before
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_speed_settings_redo_nothing(copy: Path, few_scenes: Path, command: Command) -> None:
+    again = command(
+        *run_arguments(few_scenes / "images", copy, "--set", "run.batch_size=3", "--set", "run.decode_threads=1")
+    )
+    assert again.returncode == 0
+    assert len(list((copy / "stages").glob("*-*"))) == 2
+    assert "3 of 3 shards already committed" in again.stderr
+
+
+def test_refine_threshold_redoes_refine_alone(copy: Path, few_scenes: Path, command: Command) -> None:
+    dense = commit_times(copy, "dense")
+    again = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9"))
+    assert again.returncode == 0
+    assert commit_times(copy, "dense") == dense
+    assert len(list((copy / "stages").glob("refine-*"))) == 2
+
+
+def test_dry_run_writes_nothing(copy: Path, few_scenes: Path, command: Command) -> None:
+    before = sorted(copy.rglob("*"))
+    told = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9", "--dry-run"))
+    assert told.returncode == 0
+    assert "6 images in 3 shards" in told.stdout
+    assert [line.split()[2] for line in told.stdout.splitlines()[1:]] == ["0", "3"]
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_two_workers_give_the_same_files(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--workers", "2"))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = data_files(tmp_path / "run"), data_files(finished)
+    assert {k: v for k, v in ours.items() if k != "config.yaml"} == {
+        k: v for k, v in theirs.items() if k != "config.yaml"
+    }
+
+
+def test_damaged_shard_is_redone(copy: Path, finished: Path, few_scenes: Path, command: Command) -> None:
+    victim = next(copy.glob("stages/dense-*/data/000/000001.npz"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    again = command(*run_arguments(few_scenes / "images", copy))
+    assert "dense: computing shards 1" in again.stderr
+    assert data_files(copy) == data_files(finished)
+
+
+def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(few_scenes / "images", folder)
+    good = (folder / "scene-00002.jpg").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "torn.jpg").write_bytes(good[: len(good) // 2])
+    Image.new("RGB", (40, 30)).save(folder / "tiny.png")
+    done = command(*run_arguments(folder, tmp_path / "run"))
+    assert done.returncode == 3, done.stderr
+    lines = (tmp_path / "run" / "failures.csv").read_text().splitlines()
+    assert {(line.split(",")[1], line.split(",")[3]) for line in lines[1:]} == {
+        ("empty.jpg", "empty"),
+        ("text.jpg", "not_an_image"),
+        ("torn.jpg", "truncated"),
+    }
+    assert "3 images failed" in done.stdout
+    coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    assert len(coco["images"]) == 7
+    state = json.loads(command("status", tmp_path / "run", "--json").stdout)
+    assert [s["failed"] for s in state["stages"]] == [
+        {"empty": 1, "not_an_image": 1, "truncated": 1},
+        {"upstream": 3},
+    ]
+    stopped = command(*run_arguments(folder, tmp_path / "strict", "--max-failure-rate", "0.1"))
+    assert stopped.returncode == 1
+    assert "more than --max-failure-rate 0.1" in stopped.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("{empty}", "--labels", "sky"), "no image in"),
+        (("{images}",), "No labels"),
+        (("{images}", "--labels", "sky, gras"), "does not know the label 'gras'. Did you mean 'grass'?"),
+        (("{images}", "--labels", "sky", "--set", "refine.votes=1"), "Did you mean 'vote'?"),
+        (("{images}", "--labels", "sky", "--set", "dense.attention=cas"), "Did you mean 'csa'?"),
+        (("{images}", "--labels", "sky", "--set", "clip.model=openai-b61"), "Did you mean 'openai-b16'?"),
+        (("{images}", "--labels", "sky", "--set", "sam.model=sam2.1-huge"), "There is no SAM2 model"),
+        (("{images}", "--labels", "sky", "--device", "cuda:7"), "was asked for"),
+        (("{images}", "--labels", "sky", "-c", "{empty}/no.yaml"), "There is no config file"),
+    ],
+)
+def test_what_cannot_mean_anything_is_a_usage_error(
+    few_scenes: Path, tmp_path: Path, command: Command, arguments: tuple[str, ...], text: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    filled = [a.format(images=few_scenes / "images", empty=tmp_path / "empty") for a in arguments]
+    told = command("run", *filled, "-o", tmp_path / "run")
+    assert told.returncode == 2, told.stderr
+    assert text in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_weights_that_are_not_here_name_the_command(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    told = command(
+        "run", few_scenes / "images", "-o", tmp_path, "--labels", "sky", "--set", "clip.model=openai-b16",
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert "ovseg-batch models fetch openai-b16" in told.stderr
+
+
+def test_workdir_of_another_manifest(copy: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(few_scenes / "images", tmp_path / "other")
+    next((tmp_path / "other").glob("*.png")).unlink()
+    before = data_files(copy)
+    told = command(*run_arguments(tmp_path / "other", copy))
+    assert told.returncode == 2
+    assert "belongs to another manifest (6 images" in told.stderr
+    assert data_files(copy) == before
+
+
+def test_workdir_that_cannot_be_written(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "file").write_text("")
+    told = command(*run_arguments(few_scenes / "images", tmp_path / "file" / "run"))
+    assert told.returncode == 1
+    assert "Cannot write to the workdir" in told.stderr
+
+
+def test_status_of_what_is_no_workdir(tmp_path: Path, command: Command) -> None:
+    told = command("status", tmp_path)
+    assert told.returncode == 2
+    assert "is not a workdir" in told.stderr
+
+
+def test_manifest_is_an_input(few_scenes: Path, tmp_path: Path, finished: Path, command: Command) -> None:
+    made = command("manifest", few_scenes / "images", "-o", tmp_path / "m.parquet", "--shard-rows", 2)
+    assert made.stdout.startswith("6 images in 3 shards")
+    assert command(*run_arguments(tmp_path / "m.parquet", tmp_path / "run")).returncode == 0
+    assert data_files(tmp_path / "run") == data_files(finished)
+
+
+def test_synonyms_background_and_semantic_output(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "labels:\n  plants: {synonyms: [tree, flower, grass], threshold: 0.2}\n  car: car\n"
+        "background: [sky, water, sand, road, snow, brick, wood]\nrefine: {output: semantic}\n"
+    )
+    done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == ["plants", "car"]
+    pairs = [(a["image_id"], a["category_id"]) for a in coco["annotations"]]
+    assert pairs and len(pairs) == len(set(pairs))
+
+
+def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    own = {"OVSEG_CACHE": str(tmp_path / "cache")}
+    first = command("run", few_scenes / "images", "-o", tmp_path / "one", "--labels", "sky, car", **own)
+    assert "text embeddings: 0 of 2 labels from the cache" in first.stderr
+    second = command("run", few_scenes / "images", "-o", tmp_path / "two", "--labels", "car, sky, cat", **own)
+    assert "text embeddings: 2 of 3 labels from the cache" in second.stderr
+    [file] = (tmp_path / "cache").rglob("*.parquet")
+    assert set(pq.read_table(file).column_names) == {"label", "prompt", "template", "embedding"}
+
+
+def test_resolved_config_gives_the_same_run(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copy(finished / "config.yaml", tmp_path / "config.yaml")
+    done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", tmp_path / "config.yaml")
+    assert done.returncode == 0
+    names = {p.name for p in Workdir(finished).root.glob("stages/*-*")}
+    assert {p.name for p in (tmp_path / "run").glob("stages/*-*")} == names
