@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import score_run
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.failures import write_failures
+from ovseg_batch.export.rows import failed_rows, finished_rows
 from ovseg_batch.io.atomic import atomic_path, write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.io.tables import read_results
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.stages.base import TABLE, Stage
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
@@ -39,7 +39,6 @@ from ovseg_batch.types import Commit
 log = logging.getLogger(__name__)
 
 STAGES = ("dense", "refine")
-PLAN_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
 
 def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Manifest, list[PlannedStage]]:
     """What `run` would do, having written nothing into the workdir."""
-    zoo.resolve_device(config.run.device)
+    resolve_device(config.run.device)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
         existing = _existing_manifest(workdir, inputs) or _ready_made(inputs)
         if existing is None:
@@ -177,7 +176,7 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    device = zoo.resolve_device(config.run.device)
+    device = resolve_device(config.run.device)
     make_vocabulary(config)
     workdir.create()
     _prepare_manifest(inputs, workdir, config)
@@ -194,7 +193,7 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
 
 def _devices(config: Config) -> list[str]:
     """One entry per worker; the workers take the visible GPUs in turn."""
-    device = str(zoo.resolve_device(config.run.device))
+    device = str(resolve_device(config.run.device))
     count = torch.cuda.device_count() if device == "cuda" else 0
     return [f"cuda:{k % count}" if count else device for k in range(config.run.workers)]
 
@@ -249,9 +248,9 @@ def _finish(
     path = workdir.root / "annotations.json"
     failpoints.reach("export")
     images, annotations = write_coco(
-        path, vocabulary.names[first_category:], info, lambda: _finished_rows(manifest, last)
+        path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
     )
-    failures = write_failures(workdir.root / "failures.csv", _failures(manifest, [p.job.store for p in stages]))
+    failures = write_failures(workdir.root / "failures.csv", failed_rows(manifest, [p.job.store for p in stages]))
     return Outcome(
         stages=[_stage_status(planned.job.store, manifest.shards) for planned in stages],
         images=images,
@@ -260,26 +259,6 @@ def _finish(
         annotations_path=path,
         redone=redone,
     )
-
-
-def _finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
-    for shard in range(manifest.shards):
-        names = {row.row: row.file_name for row in manifest.read_shard(shard)}
-        for line in read_results(store.data_path(shard, TABLE)):
-            if line["status"] == "ok":
-                yield names[line["row"]], line
-
-
-def _failures(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:
-    """The first failure of each row; the ones it causes downstream are not repeated."""
-    for shard in range(manifest.shards):
-        for store in stores:
-            commit = store.read_commit(shard)
-            if commit is not None and not commit.failed:
-                continue
-            for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
-                if line["status"] == "failed" and line["code"] != "upstream":
-                    yield line["row"], line["key"], store.stage, line["code"], line["message"]
 
 
 def _stage_status(store: StageStore, shards: int) -> StageStatus:
@@ -305,7 +284,7 @@ def status(workdir: Workdir) -> dict[str, Any]:
     Raises:
         UsageError: there is no run in that folder.
     """
-    record = _read_plan(workdir)
+    record = workdir.read_plan()
     stages = [
         _stage_status(StageStore(workdir.root / "stages" / s["folder"], s["name"], s["fingerprint"]), record["shards"])
         for s in record["stages"]
@@ -344,15 +323,13 @@ def evaluate_scenes(workdir: Workdir, root: Path) -> SemanticScore:
     manifest = Manifest.open(workdir.manifest)
     last = state["stages"][-1]
     store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
-    names = {row.row: row.file_name for shard in range(manifest.shards) for row in manifest.read_shard(shard)}
-    return score_run((store.data_path(shard, TABLE) for shard in range(manifest.shards)), names, root / "truth")
+    return score_run(finished_rows(manifest, store), root / "truth")
 
 
 def _write_plan(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
     record = {
-        "version": PLAN_VERSION,
         "inputs": _absolute(inputs),
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,
@@ -362,19 +339,7 @@ def _write_plan(
             {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
         ],
     }
-    write_text(workdir.plan, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def _read_plan(workdir: Workdir) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(workdir.plan.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{workdir.root} is not a workdir: it has no {workdir.plan.relative_to(workdir.root)}."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise OvsegError(f"Cannot read {workdir.plan}: {error}") from None
-    return record
+    workdir.write_plan(record)
 
 
 def _absolute(inputs: Sequence[str]) -> list[str]:
@@ -385,7 +350,7 @@ def _existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
     """The workdir's manifest when it was made of these inputs."""
     if not (workdir.manifest.exists() and workdir.plan.exists()):
         return None
-    return workdir.manifest if _read_plan(workdir)["inputs"] == _absolute(inputs) else None
+    return workdir.manifest if workdir.read_plan()["inputs"] == _absolute(inputs) else None
 
 
 def _ready_made(inputs: Sequence[str]) -> Path | None:

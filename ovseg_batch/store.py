@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch.errors import OvsegError
+from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, owner_is_gone, write_text
 from ovseg_batch.types import Commit, FileRecord
 
@@ -137,3 +137,17 @@ class Workdir:
 
     def stage(self, name: str, fingerprint: str) -> StageStore:
         return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint)
+
+    def write_plan(self, record: Mapping[str, Any]) -> None:
+        """Say which stages the run in progress has, and of which manifest it is."""
+        write_text(self.plan, json.dumps({"version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> dict[str, Any]:
+        """Raises UsageError where there is no run."""
+        try:
+            record: dict[str, Any] = json.loads(self.plan.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{self.root} is not a workdir: it has no {self.plan.relative_to(self.root)}.") from None
+        except (OSError, ValueError) as error:
+            raise OvsegError(f"Cannot read {self.plan}: {error}") from None
+        return record

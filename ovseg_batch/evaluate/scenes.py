@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from ovseg_batch import scenes
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.io import rle
-from ovseg_batch.io.tables import read_results
 
 Array = np.ndarray[Any, Any]
 
@@ -37,31 +36,23 @@ def write_scenes(folder: Path, seeds: Iterable[int], jpeg_every: int = 2) -> int
     return count
 
 
-def score_run(tables: Iterable[Path], names: dict[int, str], truth: Path) -> SemanticScore:
-    """Hold the masks of a finished refine stage against the truth of its scenes.
+def score_run(rows: Iterable[tuple[str, dict[str, Any]]], truth: Path) -> SemanticScore:
+    """Hold the masks of a finished run against the truth of its scenes.
 
     Args:
-        tables: the stage's Parquet files.
-        names: manifest row → file name.
+        rows: file name and refine row of every image.
         truth: the folder that `write_scenes` filled.
 
     Raises:
         UsageError: the truth of an image is not there.
     """
     score = SemanticScore(len(scenes.CLASSES))
-    for name, prediction in _predictions(tables, names):
+    for name, line in rows:
         path = truth / f"{name}.classes.png"
         if not path.is_file():
             raise UsageError(f"There is no truth {path}; --root is the folder that has images/ and truth/.")
-        score.add(prediction, np.asarray(Image.open(path)))
+        score.add(paint(line), np.asarray(Image.open(path)))
     return score
-
-
-def _predictions(tables: Iterable[Path], names: dict[int, str]) -> Iterator[tuple[str, Array]]:
-    for table in tables:
-        for line in read_results(table):
-            if line["status"] == "ok":
-                yield names[line["row"]], paint(line)
 
 
 def paint(line: dict[str, Any]) -> Array:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities, decide, scarce_classes
+from ovseg_batch.methods.windows import bilinear_taps
 
 Array = np.ndarray[Any, Any]
 
@@ -73,18 +74,10 @@ def upsampled_strips(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[in
     if (h, w) == size:
         yield 0, logits
         return
-    x0, x1, fx = _taps(w, W, logits.device)
-    y0, y1, fy = _taps(h, H, logits.device)
+    x0, x1, fx = bilinear_taps(w, W, logits.device)
+    y0, y1, fy = bilinear_taps(h, H, logits.device)
     step = max(1, STRIP_ELEMENTS // (queries * max(W, w)))
     for top in range(0, H, step):
         rows = slice(top, min(top + step, H))
         vertical = torch.lerp(logits[:, y0[rows]], logits[:, y1[rows]], fy[rows][None, :, None])
         yield top, torch.lerp(vertical[:, :, x0], vertical[:, :, x1], fx[None, None])
-
-
-def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index and the upper one's weight, for each target index."""
-    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
-    position = position.clamp(min=0)
-    lower = position.floor().long().clamp(max=source - 1)
-    return lower, (lower + 1).clamp(max=source - 1), position - lower

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -62,8 +61,28 @@ def stitch(logits: Tensor, boxes: Array, size: tuple[int, int]) -> Tensor:
     """
     total = torch.zeros(logits.shape[1], *size, device=logits.device)
     count = torch.zeros(*size, device=logits.device)
+    height, width = (int(v) for v in boxes[0, 2:] - boxes[0, :2])  # all windows are of one size
+    down = _bilinear(logits.shape[2], height, logits.device)
+    across = _bilinear(logits.shape[3], width, logits.device).T
     for patch, (y0, x0, y1, x1) in zip(logits, boxes.tolist(), strict=True):
-        window = F.interpolate(patch[None].float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
-        total[:, y0:y1, x0:x1] += window[0]
+        total[:, y0:y1, x0:x1] += down @ (patch.float() @ across)
         count[y0:y1, x0:x1] += 1
     return total / count
+
+
+def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper source index and the upper one's weight for each target index (align_corners=False)."""
+    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
+    position = position.clamp(min=0)
+    lower = position.floor().long().clamp(max=source - 1)
+    return lower, (lower + 1).clamp(max=source - 1), position - lower
+
+
+def _bilinear(source: int, target: int, device: torch.device) -> Tensor:
+    """(target, source) matrix that resizes bilinearly: two small products are far faster than `interpolate`."""
+    lower, upper, weight = bilinear_taps(source, target, device)
+    matrix = torch.zeros(target, source, device=device)
+    index = torch.arange(target, device=device)
+    matrix[index, lower] += 1 - weight
+    matrix[index, upper] += weight
+    return matrix

@@ -12,10 +12,11 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam
 
 
-def check_model(spec: zoo.ModelSpec, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
     """Load the model and run it on one grey image.
 
     Returns:
@@ -24,8 +25,8 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto", precision: str = "aut
     Raises:
         OvsegError: it does not load, or its output is not finite.
     """
-    target = zoo.resolve_device(device)
-    kind = zoo.precision(precision, device)
+    target = resolve_device(device)
+    kind = precision("auto", device)
     size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
     facts: dict[str, Any] = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
     clip_or_sam = DenseClip.load(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)

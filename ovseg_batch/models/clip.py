@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import Variant, attend
 from ovseg_batch.models import zoo
+from ovseg_batch.models.device import autocast
+from ovseg_batch.models.weights import read_state_dict
 
 TEXT_BATCH = 256  # prompts at once
 
@@ -98,7 +100,7 @@ class DenseClip:
     @torch.inference_mode()
     def forward_bare(self, images: Tensor) -> Tensor:
         """CLIP's own image embedding (B, D): what a benchmark holds the dense stage against."""
-        with zoo.autocast(self._device, self._precision):
+        with autocast(self._device, self._precision):
             features: Tensor = self.model.encode_image(images)
         return features
 
@@ -126,7 +128,7 @@ class DenseClip:
         blocks = self._visual.transformer.resblocks
         taps = {max(1, round(fraction * len(blocks))) for fraction in layers}
         taken = []
-        with zoo.autocast(self._device, self._precision):
+        with autocast(self._device, self._precision):
             x = self._embed(images)
             for depth, block in enumerate(blocks, start=1):
                 if depth in taps:
@@ -187,7 +189,7 @@ def _named(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor
 
 
 def _load_weights(model: Any, spec: zoo.ModelSpec) -> None:
-    state = zoo.read_state_dict(spec.weights)
+    state = read_state_dict(spec.weights)
     for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's, no parameters
         state.pop(name, None)
     if "logit_scale" in state:

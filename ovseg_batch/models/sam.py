@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import zoo
+from ovseg_batch.models.device import autocast
+from ovseg_batch.models.weights import read_state_dict
 
 Array = np.ndarray[Any, Any]
 
@@ -58,7 +60,7 @@ class Sam:
         model = build(spec.architecture)
         if not spec.weights.startswith(zoo.RANDOM):
             try:
-                model.load_state_dict(zoo.read_state_dict(spec.weights))
+                model.load_state_dict(read_state_dict(spec.weights))
             except RuntimeError as error:
                 first = "\n".join(str(error).splitlines()[:4])
                 raise OvsegError(
@@ -91,7 +93,7 @@ class Sam:
     @torch.inference_mode()
     def forward_bare(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The image encoder on (B, 3, s, s): stride-16 features and the two finer maps, finest first."""
-        with zoo.autocast(self._device, self._precision):
+        with autocast(self._device, self._precision):
             pyramid = self.model.forward_image(batch)["backbone_fpn"]
             coarse = pyramid[-1]
             if self.model.directly_add_no_mem_embed:
@@ -119,7 +121,7 @@ class Sam:
 
     def _decode(self, embedding: Embedding, points: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.ones(len(points), 1, dtype=torch.int32, device=self._device)
-        with zoo.autocast(self._device, self._precision):
+        with autocast(self._device, self._precision):
             sparse, dense = self.model.sam_prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
             masks, rated, _, _ = self.model.sam_mask_decoder(
                 image_embeddings=embedding.coarse,

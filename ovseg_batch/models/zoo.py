@@ -1,7 +1,6 @@
-"""Names to weights: presets, where their files are, what they hash to, and which device and precision will run them.
+"""Names to weights: presets, where their files are and what they hash to.
 
-Nothing is downloaded here but by `fetch`, which a person asks for. Weights are read without pickle: safetensors, or
-`torch.load(weights_only=True)`.
+Nothing is downloaded here but by `fetch`, which a person asks for.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 import open_clip
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.models import weights as weights_files
 
 Kind = Literal["clip", "sam"]
 
@@ -281,40 +278,9 @@ def _is_openai_layout(file: str) -> bool:
 
             with safe_open(file, "pt") as opened:
                 return "input_resolution" in opened.keys()  # noqa: SIM118 - not a dict
-        return "input_resolution" in read_state_dict(file)
+        return "input_resolution" in weights_files.read_state_dict(file)
     except OvsegError:
         return False
-
-
-def read_state_dict(file: str) -> dict[str, Tensor]:
-    """The tensors of a weights file, on the CPU.
-
-    Raises:
-        OvsegError: a TorchScript archive or pickled objects (which could run code), or a damaged file.
-    """
-    try:
-        if file.endswith(".safetensors"):
-            return dict(load_file(file))
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        if "torchscript" in str(error).lower():
-            raise OvsegError(
-                f"{file} is a TorchScript archive, which can run code. If you trust it, take the tensors out with\n"
-                f"  python -c \"import torch; m = torch.jit.load('{file}', map_location='cpu'); "
-                "torch.save(m.state_dict(), 'weights.pt')\"\nand use weights.pt."
-            ) from None
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise OvsegError(
-                f"{file} holds pickled objects, which could run code, beside or instead of tensors. "
-                "Convert it to safetensors on a machine where you trust it."
-            ) from None
-        raise OvsegError(f"{file} cannot be read as weights: {error}") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor | int | float) for v in content.values()):
-        raise OvsegError(f"{file} holds no state dict.")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
 def fetch(model: str, say: Callable[[str], None]) -> str:
@@ -380,39 +346,3 @@ def is_embedded(kind: Kind, model: str) -> bool:
 
 def _demo_config() -> dict[str, Any]:
     return dict(json.loads(embedded_file("demo/clip.json").read_text(encoding="utf-8")))
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device a config means. `auto` is the first GPU, or the CPU where there is none.
-
-    Raises:
-        UsageError: a device that was asked for and is not there. Never a silent CPU run.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"run.device {device!r} is no device. Write auto, cpu, cuda or cuda:1.") from None
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise UsageError(
-            f"run.device {device!r} was asked for, and PyTorch sees {count} GPUs here. "
-            "Check `nvidia-smi` and that torch was installed with CUDA, or say run.device: cpu."
-        )
-    if chosen.type not in ("cpu", "cuda"):
-        raise UsageError(f"run.device {device!r} is not supported. Write auto, cpu, cuda or cuda:1.")
-    return chosen
-
-
-def precision(asked: str, device: str) -> str:
-    """`auto` is fp32 on a CPU and bf16 on a GPU."""
-    if asked != "auto":
-        return asked
-    return "bf16" if resolve_device(device).type == "cuda" else "fp32"
-
-
-def autocast(device: torch.device, kind: str) -> torch.autocast:
-    """The context in which a model of that precision runs; weights themselves stay fp32."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -24,6 +24,7 @@ from ovseg_batch.methods.vocabulary import Vocabulary, query_feature
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
 from ovseg_batch.store import fingerprint
 from ovseg_batch.types import ImageRow, RowResult
@@ -79,7 +80,7 @@ class DenseStage:
         dense = self._config.dense
         return {
             "clip": {"model": self._spec.architecture, "weights": self._spec.weights_hash()},
-            "precision": zoo.precision(self._config.run.precision, self._config.run.device),
+            "precision": precision(self._config.run.precision, self._config.run.device),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self.window,
@@ -92,8 +93,8 @@ class DenseStage:
         }
 
     def setup(self, device: str) -> None:
-        self._device = zoo.resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, zoo.precision(self._config.run.precision, device))
+        self._device = resolve_device(device)
+        self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
         self._variant = VARIANTS[self._config.dense.attention]
         embeddings = text_embeddings(
             self._vocabulary.queries,

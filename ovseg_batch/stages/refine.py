@@ -25,6 +25,7 @@ from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage
 from ovseg_batch.methods.windows import stitch, window_boxes
 from ovseg_batch.models import zoo
+from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
@@ -85,13 +86,13 @@ class RefineStage:
         }
         if self._spec is not None:
             inputs["sam"] = {"model": self._spec.architecture, "weights": self._spec.weights_hash()}
-            inputs["precision"] = zoo.precision(config.run.precision, config.run.device)
+            inputs["precision"] = precision(config.run.precision, config.run.device)
         return inputs
 
     def setup(self, device: str) -> None:
-        self._device = zoo.resolve_device(device)
+        self._device = resolve_device(device)
         if self._spec is not None:
-            self._sam = Sam.load(self._spec, self._device, zoo.precision(self._config.run.precision, device))
+            self._sam = Sam.load(self._spec, self._device, precision(self._config.run.precision, device))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         dense = upstream["dense"]

@@ -30,7 +30,7 @@ from training.pool import Pool
 Array = np.ndarray[Any, Any]
 
 POINTS = 8  # prompts an image
-SCHEDULE = ((0.15, 128, 6), (0.5, 128, 16), (1.0, 256, 6))  # until this share of the time: pixels a side, images
+SCHEDULE = ((0.1, 128, 6), (0.35, 128, 16), (1.0, 256, 6))  # until this share of the time: pixels a side, images
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -1,0 +1,32 @@
+"""The rows of a finished run, shard by shard, as the exports want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.tables import read_results
+from ovseg_batch.stages.base import TABLE
+from ovseg_batch.store import StageStore
+
+
+def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file name, line of the stage's table) of every image that the stage has finished, in manifest order."""
+    for shard in range(manifest.shards):
+        names = {row.row: row.file_name for row in manifest.read_shard(shard)}
+        for line in read_results(store.data_path(shard, TABLE)):
+            if line["status"] == "ok":
+                yield names[line["row"]], line
+
+
+def failed_rows(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:
+    """(row, key, stage, code, message) of every failed image: the first failure, not those it causes downstream."""
+    for shard in range(manifest.shards):
+        for store in stores:
+            commit = store.read_commit(shard)
+            if commit is not None and not commit.failed:
+                continue
+            for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
+                if line["status"] == "failed" and line["code"] != "upstream":
+                    yield line["row"], line["key"], store.stage, line["code"], line["message"]

@@ -1,0 +1,267 @@
+#!/usr/bin/env python
+"""How fast, how much memory. Every figure is a ratio of two things measured side by side in one run.
+
+scripts/bench.py speed                    # the stages against the bare forwards of the same batches
+scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
+scripts/bench.py memory                   # peak memory of 2,000 images against 200
+scripts/bench.py manifest                 # a million rows: written, planned, asked about
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from ovseg_batch import pipeline, scenes
+from ovseg_batch.config import Config, load_config
+from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.tables import read_results
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.sam import Embedding, Sam
+from ovseg_batch.pipeline import PlannedStage
+from ovseg_batch.stages.base import TABLE, run_shard
+from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.store import StageStore, Workdir, file_record
+from ovseg_batch.types import Commit, ImageRow
+
+LABELS = list(scenes.CLASSES)
+
+
+@click.group()
+def main() -> None:
+    """Measure; see the module's first lines."""
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _finish(device)
+    started = time.perf_counter()
+    work()
+    _finish(device)
+    return time.perf_counter() - started
+
+
+@main.command()
+@click.option("--images", default=32, show_default=True)
+@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes.")
+@click.option("--clip", "clip_model", default="demo", show_default=True)
+@click.option("--clip-weights")
+@click.option("--sam", "sam_model", default="demo", show_default=True)
+@click.option("--sam-weights")
+@click.option("--set", "overrides", multiple=True)
+@click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
+def speed(
+    images: int,
+    folder: Path | None,
+    clip_model: str,
+    clip_weights: str | None,
+    sam_model: str,
+    sam_weights: str | None,
+    overrides: Sequence[str],
+    repeats: int,
+) -> None:
+    """Images a second of each stage, decoding, reading and committing included, beside the bare model forwards."""
+    flags = {
+        "labels": LABELS,
+        "clip.model": clip_model,
+        "clip.weights": clip_weights,
+        "sam.model": sam_model,
+        "sam.weights": sam_weights,
+    }
+    config = load_config(overrides=overrides, flags=flags, environment={})
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        if folder is None:
+            write_scenes(root, scenes.HELD_OUT_SEEDS[5000 : 5000 + images])
+            folder = root / "images"
+        workdir = Workdir(root / "run")
+        workdir.create()
+        build_manifest([str(folder)], workdir.manifest, config.manifest.shard_rows)
+        manifest = Manifest.open(workdir.manifest)
+        stages = pipeline.plan(config, workdir, manifest, workdir.manifest)
+        device = resolve_device(config.run.device)
+        rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
+        click.echo(f"{len(rows)} images, {clip_model} and {sam_model} on {device}, {torch.get_num_threads()} threads")
+        totals = [0.0, 0.0]
+        for planned in stages:
+            stage: Any = planned.job.make_stage()
+            stage.setup(config.run.device)
+            bare = _bare_clip if planned.name == "dense" else _bare_sam
+            forward = bare(stage, config, rows, stages)
+            ours, theirs = [], []
+            for _ in range(repeats + 1):  # the first one warms up
+                ours.append(_seconds(lambda: _run_all(stage, planned, manifest), device))  # noqa: B023
+                theirs.append(_seconds(forward, device))
+            fastest = min(ours[1:]), min(theirs[1:])
+            totals = [total + part for total, part in zip(totals, fastest, strict=True)]
+            _report(planned.name, len(rows), *fastest)
+        _report("end to end", len(rows), *totals)
+
+
+def _report(name: str, images: int, ours: float, bare: float) -> None:
+    click.echo(
+        f"{name:10}  {images / ours:7.2f} images/s   bare forwards {images / bare:7.2f} images/s   "
+        f"ratio {bare / ours:.2f}   overhead {(ours - bare) / images * 1000:.0f} ms an image"
+    )
+
+
+def _run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
+    for shard in range(manifest.shards):
+        run_shard(stage, planned.job.store, shard, manifest.read_shard(shard), planned.job.upstream)
+
+
+def _decoded(config: Config, rows: Sequence[ImageRow]) -> list[Any]:
+    run = config.run
+    return [i for _, i in decode_ahead(rows, 2, run.decode_bytes, run.max_pixels, run.max_file_bytes)]
+
+
+def _bare_clip(
+    stage: DenseStage, config: Config, rows: Sequence[ImageRow], _: Sequence[PlannedStage]
+) -> Callable[[], None]:
+    """CLIP's own forward on the very windows of the stage, in batches of the stage's size."""
+    clip: DenseClip = stage._clip
+    by_shape: dict[tuple[int, ...], list[Any]] = {}
+    for row, image in zip(rows, _decoded(config, rows), strict=True):
+        for window in stage._cut(row, image).windows:
+            by_shape.setdefault(window.shape, []).append(window)
+    size = config.run.batch_size
+    batches = [
+        clip.normalise(torch.from_numpy(np.stack(windows[k : k + size])).to(stage._device))
+        for windows in by_shape.values()
+        for k in range(0, len(windows), size)
+        if windows[0].shape[0] == windows[0].shape[1] == stage.window
+    ]
+
+    def forward() -> None:
+        for batch in batches:
+            clip.forward_bare(batch)
+
+    return forward
+
+
+def _bare_sam(
+    stage: RefineStage, config: Config, rows: Sequence[ImageRow], stages: Sequence[PlannedStage]
+) -> Callable[[], None]:
+    """SAM2's encoder once an image, and its decoder on as many points as the stage will ask."""
+    assert stage._sam is not None
+    sam: Sam = stage._sam
+    batches = [sam.preprocess(image)[None] for image in _decoded(config, rows)]
+    shapes = [(image.shape[0], image.shape[1]) for image in _decoded(config, rows)]
+    manifest = Manifest.open(stages[1].job.manifest)
+    _run_all(stage, stages[1], manifest)
+    store = stages[1].job.store
+    counts = [line["points"] for k in range(manifest.shards) for line in read_results(store.data_path(k, TABLE))]
+    rng = np.random.default_rng(0)
+    points = [rng.uniform(0, min(shape), (n, 2)).astype(np.float32) for n, shape in zip(counts, shapes, strict=True)]
+
+    def forward() -> None:
+        for batch, shape, asked in zip(batches, shapes, points, strict=True):
+            if len(asked):
+                coarse, fine = sam.forward_bare(batch)
+                sam.predict_points(Embedding(coarse, tuple(fine), shape), asked, config.run.point_chunk)
+
+    return forward
+
+
+@main.command()
+@click.option("--small", default=200, show_default=True)
+@click.option("--large", default=2000, show_default=True)
+def memory(small: int, large: int) -> None:
+    """Peak memory of a whole run over many images against one over few."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        peaks = []
+        for count in (small, large):
+            write_scenes(root / str(count), scenes.HELD_OUT_SEEDS[10_000 : 10_000 + count])
+            arguments = ["run", str(root / str(count) / "images"), "-o", str(root / f"run{count}")]
+            # One window in four, so that many images take minutes; what a window or an image holds is the same.
+            seconds, peak = _measured([*arguments, "--labels", ", ".join(LABELS), "--set", "dense.stride=64"])
+            click.echo(f"{count:7} images  {seconds:7.1f} s   peak {peak:7.0f} MiB")
+            peaks.append(peak)
+        click.echo(f"ratio {peaks[1] / peaks[0]:.3f}")
+
+
+@main.command("manifest")
+@click.option("--rows", default=1_000_000, show_default=True)
+def manifest_command(rows: int) -> None:
+    """Write, plan and ask about a manifest of so many rows, beside one of a tenth of them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        write_scenes(root, scenes.HELD_OUT_SEEDS[:1], jpeg_every=0)
+        [image] = (root / "images").iterdir()
+        for count in (rows // 10, rows):
+            listing = root / f"{count}.csv"
+            with listing.open("w") as file:
+                file.write("file_name,key\n")
+                file.writelines(f"{image},image-{k:09d}\n" for k in range(count))
+            out, workdir = root / f"{count}.parquet", root / f"run{count}"
+            labels = ["--labels", "sky, car"]
+            for name, arguments in (
+                ("manifest", ["manifest", str(listing), "-o", str(out)]),
+                ("run --dry-run", ["run", str(out), "-o", str(workdir), *labels, "--dry-run"]),
+            ):
+                seconds, peak = _measured(arguments)
+                click.echo(f"{count:9} rows  {name:14} {seconds:6.1f} s   peak {peak:6.0f} MiB")
+            # A run that has just begun, then one whose every shard is committed.
+            _measured(["run", str(out), "-o", str(workdir), *labels], {"OVSEG_FAILPOINTS": "dense.row"}, -9)
+            for state in ("begun", "committed"):
+                if state == "committed":
+                    _commit_everything(workdir, count)
+                seconds, peak = _measured(["status", str(workdir)])
+                click.echo(f"{count:9} rows  status, {state:9} {seconds:3.1f} s   peak {peak:6.0f} MiB")
+        click.echo("(each command starts Python and its libraries; `ovseg-batch --version` alone takes", nl=False)
+        click.echo(f" {_measured(['--version'])[0]:.1f} s)")
+
+
+def _commit_everything(workdir: Path, rows: int) -> None:
+    """Commit records, through the store, as a finished run of so many rows would have."""
+    plan = json.loads((workdir / "stages" / "plan.json").read_text())
+    for stage in plan["stages"]:
+        store = StageStore(workdir / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
+        for shard in range(plan["shards"]):
+            path = store.data_path(shard, TABLE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            store.commit_path(shard).parent.mkdir(parents=True, exist_ok=True)
+            files = (file_record(path, store.folder),)
+            store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
+
+
+def _measured(
+    arguments: Sequence[str], environment: dict[str, str] | None = None, code: int = 0
+) -> tuple[float, float]:
+    """Seconds and peak resident MiB of one `ovseg-batch` command."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", *arguments],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) != code:
+        raise click.ClickException(f"ovseg-batch {' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Imports point downwards only; and the files stay of a size that can be read."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ovseg_batch"
+
+# Lower layers first; a module may import from its own layer and the ones above it in this list.
+LAYERS = [
+    {"errors", "types", "failpoints", "config", ""},
+    {"methods", "io", "scenes"},
+    {"models", "store"},
+    {"stages"},
+    {"engine", "export", "evaluate", "report"},
+    {"pipeline"},
+    {"demonstration"},
+    {"cli"},
+    {"__main__"},
+]
+DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(module: str) -> str:
+    """`ovseg_batch.io.atomic` → `io`."""
+    return module.removeprefix("ovseg_batch").strip(".").split(".")[0]
+
+
+def imports(path: Path) -> list[str]:
+    """Every module of ours that the file imports, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ovseg_batch"):
+            assert node.module is not None and node.level == 0
+            inside = [f"{node.module}.{a.name}" for a in node.names]
+            found += [
+                m if (PACKAGE.parent / m.replace(".", "/")).is_dir() or module_file(m) else node.module for m in inside
+            ]
+        elif isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.startswith("ovseg_batch")]
+    return found
+
+
+def module_file(module: str) -> bool:
+    return (PACKAGE.parent / f"{module.replace('.', '/')}.py").is_file()
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.relative_to(PACKAGE).as_posix() for p in FILES])
+def test_imports_point_downwards(path: Path) -> None:
+    own = part(".".join(("ovseg_batch", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"))
+    for module in imports(path):
+        assert DEPTH[part(module)] <= DEPTH[own], f"{own} imports {module}"
+        if {own, part(module)} <= {"methods", "io", "scenes"} or {own, part(module)} <= {
+            "export",
+            "evaluate",
+            "engine",
+        }:
+            assert own == part(module) or (own, part(module)) == ("scenes", "io"), f"{own} imports {module}"
+
+
+def test_methods_are_pure() -> None:
+    """No file, no configuration, no logger in array code."""
+    for path in (PACKAGE / "methods").glob("*.py"):
+        names = {
+            n.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for n in node.names
+        }
+        froms = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not {"os", "pathlib", "logging", "io"} & {n.split(".")[0] for n in names | froms if n}, path
+        assert "ovseg_batch.config" not in froms, path
+
+
+def test_only_run_shard_commits() -> None:
+    writers = [p for p in FILES if ".write_commit(" in p.read_text()]
+    assert [p.relative_to(PACKAGE).as_posix() for p in writers] == ["stages/base.py"]
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    assert {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 420} == {}

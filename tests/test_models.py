@@ -1,0 +1,280 @@
+"""Models load from upstream file formats, equal their libraries' own calls, and refuse what would be silently wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Command
+from safetensors.torch import save_file
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from ovseg_batch import scenes
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.methods.attention import VARIANTS, attend
+from ovseg_batch.methods.windows import resized_size, stitch, window_boxes
+from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.models.weights import read_state_dict
+
+CPU = torch.device("cpu")
+
+
+# ---- attention and windows
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, name: str) -> torch.Tensor:
+    """The formulas of METHODS, written out with full attention matrices."""
+    scale = q.shape[-1] ** -0.5
+    qk, qq, kk = ((a @ b.transpose(-1, -2) * scale) for a, b in ((q, k), (q, q), (k, k)))
+    weights = {
+        "vanilla": lambda: qk.softmax(-1),
+        "maskclip": lambda: torch.eye(q.shape[-2]),
+        "v": lambda: torch.eye(q.shape[-2]),
+        "v2": lambda: 2 * torch.eye(q.shape[-2]),
+        "csa": lambda: qq.softmax(-1) + kk.softmax(-1),
+        "csa-joint": lambda: (qq + kk).softmax(-1),
+    }[name]()
+    return weights @ v
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_attention_equals_its_formula(name: str) -> None:
+    q, k, v = torch.randn(3, 2, 4, 17, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(attend(q, k, v, VARIANTS[name]), reference(q, k, v, name), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "result"),
+    [((500, 375), 336, (448, 336)), ((100, 1000), 336, (205, 2048)), ((333, 500), None, (333, 500))],
+)
+def test_resize_keeps_proportions_and_the_long_side(
+    size: tuple[int, int], short: int | None, result: tuple[int, int]
+) -> None:
+    assert resized_size(*size, short) == result
+
+
+def test_last_window_is_shifted_back_inside() -> None:
+    assert window_boxes(336, 500, 224, 112).tolist() == [
+        [y, x, y + 224, x + 224] for y in (0, 112) for x in (0, 112, 224, 276)
+    ]
+    assert window_boxes(100, 300, 224, 112).tolist() == [[0, 0, 100, 224], [0, 76, 100, 300]]
+
+
+def test_stitching_constant_windows_is_their_mean() -> None:
+    boxes = window_boxes(4, 6, 4, 2)
+    out = stitch(torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 1, 2, 2), boxes, (4, 6))
+    assert out[0, 0].tolist() == [1, 1, 2, 2, 3, 3]
+
+
+# ---- embedded models
+
+
+def test_vanilla_pooled_patches_are_clips_own_image_embedding() -> None:
+    """The demo CLIP pools patches, so the mean of our vanilla tokens must be open_clip's own encode_image."""
+    clip = DenseClip.load(zoo.resolve("clip", "demo-image"), CPU, "fp32")
+    images = clip.normalise(torch.from_numpy(scenes.render(5).image[None, :64, :64]))
+    [tokens] = clip.tokens(images, VARIANTS["vanilla"])
+    assert torch.allclose(tokens[:, 1:].mean(1), clip.forward_bare(images), atol=1e-5)
+
+
+def test_layers_are_fractions_of_the_depth_averaged_after_normalising() -> None:
+    clip = DenseClip.load(zoo.resolve("clip", "demo-image"), CPU, "fp32")
+    images = clip.normalise(torch.from_numpy(scenes.render(5).image[None, :64, :64]))
+    single = [clip.patch_features(images, VARIANTS["csa"], [f]) for f in (0.5, 1.0)]
+    both = clip.patch_features(images, VARIANTS["csa"], [0.5, 1.0])
+    assert torch.allclose(both, F.normalize(sum(single) / 2, dim=-1), atol=1e-6)
+    assert not torch.allclose(single[0], single[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (200, 300), (640, 480)])
+def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    image = np.resize(scenes.render(7).image, (*size, 3))
+    points = np.array([[20.0, 30.0], [size[1] / 2, size[0] / 2], [size[1] - 10.0, 40.0]], np.float32)
+    [embedding] = sam.embed([image])
+    logits, rated = sam.predict_points(embedding, points, chunk=2)
+    predictor = SAM2ImagePredictor(sam.model)
+    side = sam.image_size
+    predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
+    predictor.set_image(image)
+    for k, point in enumerate(points):
+        masks, scores, low = predictor.predict(point[None], np.array([1]), multimask_output=True, return_logits=True)
+        assert np.abs(logits[k].clamp(-32, 32).numpy() - low).max() < 1e-3
+        assert np.abs(rated[k].numpy() - scores).max() < 1e-4
+        assert ((Sam.upsample(logits[k], size) > 0).numpy() != (masks > 0)).mean() < 1e-4
+
+
+def test_chunks_change_nothing() -> None:
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    [embedding] = sam.embed([scenes.render(7).image])
+    points = np.random.default_rng(0).uniform(0, 190, (7, 2)).astype(np.float32)
+    one, many = (sam.predict_points(embedding, points, chunk)[0] for chunk in (1, 7))
+    assert torch.allclose(one, many, atol=1e-3)
+
+
+def test_stability_is_sam2s() -> None:
+    from sam2.utils.amg import calculate_stability_score
+
+    logits = torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2
+    assert torch.allclose(stability(logits), calculate_stability_score(logits, 0.0, 1.0))
+
+
+def test_sam_still_builds_from_the_package_after_the_embedded_one() -> None:
+    """Hydra has one global search path; the embedded config must not leave it pointing elsewhere."""
+    from ovseg_batch.models.sam import build
+
+    build("demo/sam2.yaml")
+    assert build("configs/sam2.1/sam2.1_hiera_t.yaml").image_size == 1024
+
+
+# ---- full size, upstream formats, random weights
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights as OpenAI and Meta lay them out."""
+    from ovseg_batch.models.sam import build
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    clip = open_clip.create_model("ViT-B-16-quickgelu").half()
+    state = {k: v.contiguous() for k, v in clip.state_dict().items()}
+    extra = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    openai = {**state, **{k: torch.tensor(v) for k, v in extra.items()}}
+    torch.save(openai, folder / "vit-b-16.pt")
+    save_file(openai, folder / "vit-b-16.safetensors")
+    for letter in ("t", "l"):
+        model = build(f"configs/sam2.1/sam2.1_hiera_{letter}.yaml")
+        torch.save({"model": model.state_dict()}, folder / f"sam2.1_{letter}.pt")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["vit-b-16.pt", "vit-b-16.safetensors"])
+def test_openai_layout_passes_models_check(upstream: Path, command: Command, file: str) -> None:
+    told = command("models", "check", "--clip", "ViT-B-16-quickgelu", "--clip-weights", upstream / file)
+    assert told.returncode == 0, told.stderr
+    assert "QuickGELU" in told.stdout and "149,620,737" in told.stdout and "14 × 14" in told.stdout
+
+
+def test_openai_layout_gives_open_clips_own_numbers(upstream: Path) -> None:
+    spec = zoo.resolve("clip", "ViT-B-16-quickgelu", str(upstream / "vit-b-16.pt"))
+    clip = DenseClip.load(spec, CPU, "fp32")
+    state = torch.load(upstream / "vit-b-16.pt", weights_only=True)
+    theirs = open_clip.model.build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float().eval()
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    [tokens] = clip.tokens(images, VARIANTS["vanilla"])
+    with torch.inference_mode():
+        assert torch.allclose(tokens[:, 0], theirs.encode_image(images), atol=1e-4)
+    prompts = ["a photo of a cat."]
+    own = F.normalize(theirs.encode_text(open_clip.get_tokenizer("ViT-B-16")(prompts)), dim=-1)
+    assert torch.allclose(clip.encode_text(prompts), own, atol=1e-5)
+
+
+@pytest.mark.parametrize("letter", ["t", "l"])
+def test_metas_layout_passes_models_check(upstream: Path, command: Command, letter: str) -> None:
+    config = f"configs/sam2.1/sam2.1_hiera_{letter}.yaml"
+    told = command("models", "check", "--sam", config, "--sam-weights", upstream / f"sam2.1_{letter}.pt")
+    assert told.returncode == 0, told.stderr
+    assert "3 of 256 × 256 a point" in told.stdout
+
+
+def test_full_size_models_run_on_photographs(upstream: Path, tmp_path: Path, command: Command) -> None:
+    """Random weights mean nothing; what is shown is that real files, sizes and photographs go through."""
+    import shutil
+
+    import skimage
+
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+        shutil.copy(Path(skimage.__file__).parent / "data" / name, tmp_path / "photos")
+    settings = {
+        "clip.model": "ViT-B-16-quickgelu",
+        "clip.weights": upstream / "vit-b-16.safetensors",
+        "sam.model": "sam2.1-tiny",
+        "sam.weights": upstream / "sam2.1_t.pt",
+        "dense.templates": "simple4",
+        "refine.vote": 0,
+        "refine.max_points": 4,
+    }
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = command("run", tmp_path / "photos", "-o", tmp_path / "run", "--labels", "person, cat, cup", *overrides)
+    assert done.returncode == 0, done.stderr
+    coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    assert {(i["file_name"], i["width"], i["height"]) for i in coco["images"]} == {
+        ("astronaut.png", 512, 512),
+        ("chelsea.png", 451, 300),
+        ("coffee.png", 600, 400),
+        ("rocket.jpg", 640, 427),
+    }
+    assert coco["annotations"]
+
+
+# ---- what is refused
+
+
+def test_wrong_gelu_is_refused(upstream: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"QuickGELU.*Set clip.model: ViT-B-16-quickgelu"):
+        zoo.resolve("clip", "ViT-B-16", str(upstream / "vit-b-16.pt"))
+    (tmp_path / "my-openai-b16.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="QuickGELU"):
+        zoo.resolve("clip", "ViT-B-16", str(tmp_path / "my-openai-b16.safetensors"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"trained with GELU.*Set clip.model: ViT-B-16\."):
+        zoo.resolve("clip", "ViT-B-16-quickgelu", str(tmp_path / "weights.safetensors"))
+
+
+def test_pickled_objects_and_torchscript_are_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("code ran",)
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"x": Evil()}, tmp_path / "evil2.pt")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    for name in ("evil.pt", "evil2.pt", "script.pt"):
+        with pytest.raises(OvsegError, match=name):
+            read_state_dict(str(tmp_path / name))
+    with pytest.raises(OvsegError, match="TorchScript archive, which can run code"):
+        read_state_dict(str(tmp_path / "script.pt"))
+
+
+def test_weights_of_another_architecture(upstream: Path) -> None:
+    with pytest.raises(OvsegError, match="do not fit the architecture ViT-B-32-quickgelu"):
+        DenseClip.load(zoo.resolve("clip", "ViT-B-32-quickgelu", str(upstream / "vit-b-16.pt")), CPU, "fp32")
+    with pytest.raises(OvsegError, match="do not fit the SAM2 config"):
+        Sam.load(zoo.resolve("sam", "sam2.1-tiny", str(upstream / "sam2.1_l.pt")), CPU, "fp32")
+
+
+def test_image_tower_that_is_no_vit() -> None:
+    with pytest.raises(UsageError, match="image tower is a ModifiedResNet"):
+        DenseClip.load(zoo.resolve("clip", "RN50", "random:0"), CPU, "fp32")
+
+
+def test_device_that_is_not_there() -> None:
+    for device in ("cuda:99", "tpu"):
+        with pytest.raises(UsageError, match=device):
+            resolve_device(device)
+
+
+def test_models_list_names_every_preset(command: Command) -> None:
+    told = command("models", "list").stdout
+    for name in (*zoo.PRESETS, *zoo.SAM_PRESETS):
+        assert name in told
+    assert "CC-BY-NC-4.0" in told
+
+
+def test_every_preset_names_something_its_library_knows() -> None:
+    for name, preset in zoo.PRESETS.items():
+        if not preset.embedded:
+            assert open_clip.get_model_config(preset.architecture), name
+            assert open_clip.pretrained.get_pretrained_cfg(preset.architecture, preset.tag).get("hf_hub"), name
