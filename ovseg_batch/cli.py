@@ -118,6 +118,8 @@ def run(
         for planned in stages:
             click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do")
         return EXIT_OK
+    for caution in pipeline.cautions(config):
+        click.echo(f"warning: {caution}", err=True)
     try:
         outcome = pipeline.run(inputs, target, config)
     except Interrupted:

@@ -191,6 +191,17 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
     return _finish(workdir, manifest, stages, config, redone)
 
 
+def cautions(config: Config) -> list[str]:
+    """What a person should know before these settings run all night."""
+    embedded = [s for s in ("clip", "sam") if zoo.is_embedded(s, getattr(config, s).model)]
+    if not embedded:
+        return []
+    return [
+        f"{' and '.join(f'{s}.model' for s in embedded)} is the embedded one, which knows rendered scenes only: on "
+        "photographs its masks mean nothing. `ovseg-batch models list` names models for photographs."
+    ]
+
+
 def _devices(config: Config) -> list[str]:
     """One entry per worker; the workers take the visible GPUs in turn."""
     device = str(resolve_device(config.run.device))

@@ -1,7 +1,9 @@
 """Train the small CLIP: first on crops and their captions alone, then also on captions of sub-rectangles.
 
 Each step sees crops of g × g patches at native scale, with the position embedding of a random g × g part of the grid:
-small crops cost few tokens and their captions are precise, which is what teaches single patches anything.
+small crops cost few tokens and their captions are precise, which is what teaches single patches anything. The last
+quarter of the image stage sees whole windows only: as in CLIPs out in the world, nothing then keeps what a patch says
+local, and attention to it decides how good a dense map is.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ Array = np.ndarray[Any, Any]
 PATCH = 8
 GRIDS = {8: 28, 5: 48, 3: 72, 2: 96}  # patches a side → crops in the batch
 SHARES = (0.4, 0.25, 0.2, 0.15)
+WHOLE = 0.75  # share of the image stage after which it sees whole windows only, as CLIPs out in the world have done
+CROPS = "clip-crops.pt"  # the state at that moment, from which the region stage goes on
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NAMED_LARGE, NAMED_SMALL = 0.02, 0.2  # share of a crop from which its caption names a class
 CLASSES = len(scenes.CLASSES)
@@ -95,8 +99,8 @@ def patch_tokens(visual: nn.Module, images: Tensor, corner: tuple[int, int]) -> 
 class Batch:
     """Random crops of one size, what is in them, and what their captions say."""
 
-    def __init__(self, pool: Pool, rng: np.random.Generator) -> None:
-        self.g = int(rng.choice(list(GRIDS), p=SHARES))
+    def __init__(self, pool: Pool, rng: np.random.Generator, whole: bool) -> None:
+        self.g = max(GRIDS) if whole else int(rng.choice(list(GRIDS), p=SHARES))
         side, count = PATCH * self.g, GRIDS[self.g]
         self.corner = tuple(int(v) for v in rng.integers(0, 9 - self.g, 2))
         self.images = np.empty((count, side, side, 3), np.uint8)
@@ -143,6 +147,7 @@ class Trainer:
     def __init__(self, pool: Pool, out: Path, state: Path, stage: str, minutes: float, seed: int) -> None:
         torch.manual_seed(seed)
         self.pool, self.out, self.stage = pool, out, stage
+        self.crops = state / CROPS
         config = prepare(out)
         self.model = open_clip.model.CLIP(**config["model_cfg"])
         self.tokenizer = SimpleTokenizer(bpe_path=str(out / "bpe.txt.gz"), context_length=CONTEXT)
@@ -156,7 +161,7 @@ class Trainer:
         self.clock = Clock(state / f"clip-{stage}.pt", minutes, self._state)
         saved = self.clock.resume()
         if saved is None and stage == "region":
-            first = torch.load(state / "clip-image.pt", weights_only=True)
+            first = torch.load(self.crops, weights_only=True)
             self.model.load_state_dict(first["model"])
             self.extra.data.copy_(first["extra"])
         elif saved is not None:
@@ -178,8 +183,11 @@ class Trainer:
         for _ in self.clock.steps(self._report):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.clock.rate(self.peak)
+            whole = self.stage == "image" and self.clock.fraction >= WHOLE
+            if whole and not self.crops.exists():
+                torch.save(self._state(), self.crops)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = self._loss(Batch(self.pool, self.rng))
+                loss = self._loss(Batch(self.pool, self.rng, whole))
             self.optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
