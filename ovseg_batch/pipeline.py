@@ -179,6 +179,7 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
     device = resolve_device(config.run.device)
     make_vocabulary(config)
     workdir.create()
+    workdir.remove_leftovers()
     _prepare_manifest(inputs, workdir, config)
     manifest = Manifest.open(workdir.manifest)
     stages = plan(config, workdir, manifest, workdir.manifest)
@@ -214,7 +215,6 @@ def _run_planned(
 ) -> list[int]:
     store = planned.job.store
     store.create(planned.inputs)
-    store.remove_leftovers()
     begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
     done = manifest.shards - len(planned.missing)
     log.info("%s [%s]: %d of %d shards already committed", planned.name, store.folder.name, done, manifest.shards)
@@ -376,23 +376,25 @@ def _prepare_manifest(inputs: Sequence[str], workdir: Workdir, config: Config) -
     if _existing_manifest(workdir, inputs) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
         return
-    with tempfile.TemporaryDirectory(prefix="manifest-", dir=workdir.root / "stages") as folder:
-        fresh = _ready_made(inputs)
-        if fresh is None:
-            fresh = Path(folder) / "manifest.parquet"
-            summary = build_manifest(inputs, fresh, config.manifest.shard_rows)
-            for note in summary.notes():
+    ready_made = _ready_made(inputs)
+    if not workdir.manifest.exists():
+        if ready_made is None:
+            for note in build_manifest(inputs, workdir.manifest, config.manifest.shard_rows).notes():
                 log.warning(note)
-        if workdir.manifest.exists():
-            ours, theirs = Manifest.open(fresh), Manifest.open(workdir.manifest)
-            if ours.fingerprint != theirs.fingerprint:
-                raise UsageError(
-                    f"The workdir {workdir.root} belongs to another manifest ({theirs.rows} images in {theirs.shards} "
-                    f"shards; this input has {ours.rows} in {ours.shards}). Choose another workdir with -o."
-                )
-            return
-        with atomic_path(workdir.manifest) as temporary:
-            shutil.copyfile(fresh, temporary)
+        else:
+            with atomic_path(workdir.manifest) as temporary:
+                shutil.copyfile(ready_made, temporary)
+        return
+    with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
+        if ready_made is None:
+            ready_made = Path(folder) / "manifest.parquet"
+            build_manifest(inputs, ready_made, config.manifest.shard_rows)
+        given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
+    if given.fingerprint != ours.fingerprint:
+        raise UsageError(
+            f"The workdir {workdir.root} belongs to another manifest ({ours.rows} images in {ours.shards} shards; "
+            f"this input has {given.rows} in {given.shards}). Choose another workdir with -o."
+        )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

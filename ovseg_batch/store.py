@@ -85,18 +85,6 @@ class StageStore:
         text = json.dumps(dataclasses.asdict(commit), ensure_ascii=False, separators=(",", ":"))
         write_text(self.commit_path(commit.shard), text + "\n")
 
-    def remove_leftovers(self) -> int:
-        """Delete temporary files that no living process of this host owns; how many there were.
-
-        Called before a stage starts: a killed run leaves them, and they would fill the disk one crash at a time.
-        """
-        removed = 0
-        for path in self.folder.rglob(f".*{TEMPORARY_SUFFIX}"):
-            if owner_is_gone(path):
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
-
     def _recorded_shards(self) -> Iterator[int]:
         commits = self.folder / "commits"
         if not commits.is_dir():
@@ -134,6 +122,18 @@ class Workdir:
             raise OvsegError(
                 f"Cannot write to the workdir {self.root}: {error.strerror or error}. Choose another one with -o."
             ) from None
+
+    def remove_leftovers(self) -> int:
+        """Delete temporary files that no living process of this host owns; how many there were.
+
+        Called before a run: a killed one leaves them, and they would fill the disk one crash at a time.
+        """
+        pattern, removed = f".*{TEMPORARY_SUFFIX}", 0
+        for path in [*self.root.glob(pattern), *(self.root / "stages").rglob(pattern)]:
+            if owner_is_gone(path):
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
 
     def stage(self, name: str, fingerprint: str) -> StageStore:
         return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint)

@@ -330,3 +330,17 @@ def test_resolved_config_gives_the_same_run(finished: Path, few_scenes: Path, tm
     assert done.returncode == 0
     names = {p.name for p in Workdir(finished).root.glob("stages/*-*")}
     assert {p.name for p in (tmp_path / "run").glob("stages/*-*")} == names
+
+
+def test_demo_leaves_images_truth_and_an_ordinary_workdir(tmp_path: Path, command: Command) -> None:
+    told = command("demo", "-o", tmp_path / "demo", "--images", "3")
+    assert told.returncode == 0, told.stderr
+    assert str(tmp_path / "demo" / "run" / "annotations.json") in told.stdout
+    assert "mIoU 0." in told.stdout
+    assert {p.suffix for p in (tmp_path / "demo" / "images").iterdir()} == {".png", ".jpg"}
+    assert len(list((tmp_path / "demo" / "truth").glob("*.classes.png"))) == 3
+    assert json.loads(command("status", tmp_path / "demo" / "run", "--json").stdout)["complete"]
+
+
+def test_embedded_models_come_with_a_caution(finished: Path, few_scenes: Path, command: Command) -> None:
+    assert "on photographs its masks mean nothing" in command(*run_arguments(few_scenes / "images", finished)).stderr

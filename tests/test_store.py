@@ -118,5 +118,5 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(store):
     for path in (ours, dead):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert store.remove_leftovers() == 1
+    assert Workdir(store.folder.parent.parent).remove_leftovers() == 1
     assert ours.exists() and not dead.exists()

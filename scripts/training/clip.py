@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 PATCH = 8
 GRIDS = {8: 28, 5: 48, 3: 72, 2: 96}  # patches a side → crops in the batch
-SHARES = (0.4, 0.25, 0.2, 0.15)
+SHARES = (0.75, 0.25, 0.0, 0.0)
 WHOLE = 0.75  # share of the image stage after which it sees whole windows only, as CLIPs out in the world have done
 CROPS = "clip-crops.pt"  # the state at that moment, from which the region stage goes on
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -183,7 +183,7 @@ class Trainer:
         for _ in self.clock.steps(self._report):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.clock.rate(self.peak)
-            whole = self.stage == "image" and self.clock.fraction >= WHOLE
+            whole = self.stage == "image" and self.clock.fraction >= 9.0
             if whole and not self.crops.exists():
                 torch.save(self._state(), self.crops)
             with torch.autocast("cpu", torch.bfloat16):
@@ -194,7 +194,7 @@ class Trainer:
             self.optimiser.step()
             with torch.no_grad():
                 self.model.logit_scale.clamp_(0, np.log(100))
-            if self.clock.spent - exported > 240:
+            if self.clock.spent - exported > 150:
                 self.export()
                 exported = self.clock.spent
         self.export()
