@@ -14,7 +14,7 @@ from ovseg_batch.methods.vocabulary import (
     decide,
     scarce_classes,
 )
-from ovseg_batch.methods.voting import Claim, assemble, choose, low_resolution_coverage
+from ovseg_batch.methods.voting import Claim, assemble, choose, low_resolution_coverage, mode_labels
 
 
 def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
@@ -102,15 +102,22 @@ def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote():
     masks[0, 0], masks[0, 1, :2], masks[0, 2, 0] = True, True, True
     label_map = torch.zeros(4, 4, dtype=torch.int64)
     label_map[:2] = 7
-    coverage = low_resolution_coverage(masks, label_map, torch.tensor([7]))
+    coverage = low_resolution_coverage(masks, label_map, torch.tensor([[7, 7, 7]]))
     assert coverage.tolist() == [[0.5, 1.0, 1.0]]
     best, kept = choose(coverage, torch.tensor([[0.99, 0.8, 0.7]]), vote=0.6)
     assert (best.item(), kept.item()) == (1, True)
     assert not choose(coverage * 0.5, torch.ones(1, 3), vote=0.6)[1].item()
 
 
-def claim(label: int, strength: float) -> Claim:
-    return Claim(label, strength, 1.0, strength, 1.0)
+def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry():
+    masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    masks[0, 0, :3], masks[0, 1, 3] = True, True
+    label_map = torch.tensor([[5] * 4, [5] * 4, [7] * 4, [UNLABELLED] * 4])
+    assert mode_labels(masks, label_map, torch.tensor([7])).tolist() == [[5, 7]]
+
+
+def claim(label: int, mask: np.ndarray) -> Claim:
+    return Claim(label, int(mask.sum()), 1.0, 1.0, 1.0)
 
 
 def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -119,18 +126,28 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
     return mask
 
 
-def test_the_stronger_mask_keeps_the_pixels_two_classes_claim():
-    masks = [box(0, 10, 0, 10), box(0, 10, 5, 15)]
+def test_what_is_small_lies_in_front_of_what_is_large():
+    masks = [box(0, 10, 5, 12), box(0, 10, 0, 10)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    owner, segments = assemble(dense, [claim(0, 0.5), claim(1, 0.9)], masks.__getitem__, 1, dense_min_area=None)
-    assert [s.label for s in segments] == [1, 0]
-    assert (owner[0, 5:15] == 1).all() and (owner[0, :5] == 2).all()
+    claims = [claim(1, masks[0]), claim(0, masks[1])]
+    owner, segments = assemble(dense, claims, masks.__getitem__, 1, dense_min_area=None)
+    assert [s.label for s in segments] == [0, 1]
+    assert (owner[0, :5] == 1).all() and (owner[0, 5:12] == 2).all()
+
+
+def test_what_is_hidden_but_for_a_remnant_is_no_instance():
+    masks = [box(0, 10, 0, 10), box(0, 10, 0, 9), box(15, 20, 0, 20)]
+    dense = np.full((20, 20), UNLABELLED, np.int16)
+    claims = [claim(k, mask) for k, mask in enumerate(masks)]
+    owner, segments = assemble(dense, claims, masks.__getitem__, 11, dense_min_area=None)
+    assert [(s.index, s.label) for s in segments] == [(1, 2), (2, 1)]
+    assert sorted(np.unique(owner)) == [0, 1, 2]
 
 
 def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [claim(0, 0.9), claim(0, 0.8), claim(0, 0.7)]
+    claims = [claim(0, mask) for mask in masks]
     _, segments = assemble(dense, claims, masks.__getitem__, 1, dense_min_area=None)
     assert len(segments) == 2
 
@@ -139,9 +156,9 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
-    owner, segments = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, dense_min_area=4)
+    owner, segments = assemble(dense, [claim(0, mask)], lambda _: mask, 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
     assert segments[1].claim is None and segments[1].label == 1
-    owner, _ = assemble(dense, [claim(0, 0.9)], lambda _: mask, 4, dense_min_area=None)
+    owner, _ = assemble(dense, [claim(0, mask)], lambda _: mask, 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()

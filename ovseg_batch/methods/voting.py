@@ -1,8 +1,8 @@
 """The vote between SAM2's masks and the dense label map, and the one map that comes out of it.
 
-A mask is kept for a class when enough of its pixels carry that class in the dense map (thesis 3.1.6: 60 %; `vote` 0
-keeps every mask for the class of its prompt). Kept masks are painted strongest first; where two claim a pixel the
-stronger one has it, decided per mask, because deciding pixel by pixel leaves dotted patterns.
+A mask is kept for the class of its prompt when enough of its pixels carry that class in the dense map (thesis 3.1.6:
+60 %); with `vote` 0 it takes the class that most of its pixels carry, with no floor (CorrCLIP). Kept masks are painted
+largest first, so that what is small lies in front of what is large; two masks of one object become one instance.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ovseg_batch.methods.vocabulary import UNLABELLED
 
 Array = np.ndarray[Any, Any]
 
-SAME_OBJECT = 0.8  # a mask with this share of its pixels in a stronger one of its class shows the same object
+SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A mask that passed the vote. `strength` orders claims; the other numbers lie in [0, 1] (METHODS 3)."""
+    """A mask that passed the vote. `area` counts its pixels at SAM2's resolution; the others lie in [0, 1]."""
 
     label: int
-    strength: float
+    area: int
     coverage: float
     predicted_iou: float
     stability: float
@@ -44,24 +44,40 @@ class Segment:
 
 
 def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
-    """Share of each mask's pixels that carry its prompt's class, counted at the masks' own resolution.
+    """Share of each mask's pixels that carry the class given to it, counted at the masks' own resolution.
 
     Args:
         masks: (P, M, h, w) bool.
         label_map: (h, w) class per pixel.
-        labels: (P,) class of each prompt.
+        labels: (P, M) the class of each mask.
 
     Returns:
         (P, M) float32 in [0, 1]; 0 for an empty mask.
     """
-    member = label_map[None] == labels[:, None, None]
-    hits = torch.einsum("pmhw,phw->pm", masks.float(), member.float())
-    area = masks.sum(dim=(-2, -1))
-    return hits / area.clamp(min=1)
+    member = label_map[None, None] == labels[:, :, None, None]
+    hits = (masks & member).sum(dim=(-2, -1)).float()
+    return hits / masks.sum(dim=(-2, -1)).clamp(min=1)
+
+
+def mode_labels(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
+    """The class that most pixels of each mask carry: (P, M) int64; the prompt's own where none carries any.
+
+    Args:
+        masks: (P, M, h, w) bool.
+        label_map: (h, w) class per pixel, negative where none.
+        labels: (P,) class of each prompt.
+    """
+    classes = torch.unique(label_map[label_map >= 0])
+    if not len(classes):
+        return labels[:, None].expand(masks.shape[:2])
+    member = (label_map[None] == classes[:, None, None]).float()
+    votes = torch.einsum("pmhw,chw->pmc", masks.float(), member)
+    won = classes[votes.argmax(dim=-1)]
+    return torch.where(votes.amax(dim=-1) > 0, won, labels[:, None])
 
 
 def choose(coverage: Tensor, predicted_iou: Tensor, vote: float) -> tuple[Tensor, Tensor]:
-    """The best of a prompt's masks: among those that pass the vote, the one SAM2 itself rates highest.
+    """The best of a prompt's masks: among those that pass the vote, the highest coverage × predicted IoU.
 
     Args:
         coverage, predicted_iou: (P, M).
@@ -71,7 +87,7 @@ def choose(coverage: Tensor, predicted_iou: Tensor, vote: float) -> tuple[Tensor
         index (P,) int64 and whether any mask passed (P,) bool.
     """
     passed = coverage >= vote
-    rating = torch.where(passed, predicted_iou, torch.full_like(predicted_iou, -torch.inf))
+    rating = torch.where(passed, predicted_iou * coverage, torch.full_like(predicted_iou, -torch.inf))
     return rating.argmax(dim=1), passed.any(dim=1)
 
 
@@ -93,8 +109,9 @@ def assemble(
     """
     owner = np.zeros(dense.shape, np.int32)
     segments: list[Segment] = []
-    for index in sorted(range(len(claims)), key=lambda k: (-claims[k].strength, k)):
+    for index in sorted(range(len(claims)), key=lambda k: (-claims[k].area, k)):
         _paint(owner, segments, claims[index], mask_of(index), min_area)
+    owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area)
     return owner, segments
@@ -105,14 +122,24 @@ def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min
     if area < min_area:
         return
     overlap = np.bincount(owner[mask], minlength=len(segments) + 1)
-    free = mask & (owner == 0)
     for segment in segments:
-        if segment.label == claim.label and overlap[segment.index] >= SAME_OBJECT * area:
-            owner[free] = segment.index
-            return
-    if overlap[0] >= min_area:
-        segments.append(Segment(len(segments) + 1, claim.label, claim))
-        owner[free] = len(segments)
+        if segment.label == claim.label:
+            if overlap[segment.index] >= SAME_OBJECT * area:
+                owner[mask & (owner == 0)] = segment.index
+                return
+            mask = mask & (owner != segment.index)
+    segments.append(Segment(len(segments) + 1, claim.label, claim))
+    owner[mask] = len(segments)
+
+
+def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
+    """Drop segments of which the ones in front have left too little, and number the others anew."""
+    area = np.bincount(owner.ravel(), minlength=len(segments) + 1)
+    kept = [segment for segment in segments if area[segment.index] >= min_area]
+    index_of = np.zeros(len(segments) + 1, np.int32)
+    for number, segment in enumerate(kept, start=1):
+        index_of[segment.index] = number
+    return index_of[owner], [Segment(number, s.label, s.claim) for number, s in enumerate(kept, start=1)]
 
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int) -> None:

@@ -22,7 +22,7 @@ from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.vocabulary import Vocabulary
-from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage
+from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage, mode_labels
 from ovseg_batch.methods.windows import stitch, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
@@ -179,17 +179,20 @@ class RefineStage:
         logits, predicted_iou = self._sam.predict_points(embedding, points, self._config.run.point_chunk)
         classes = torch.tensor([p.label for p in prompts], device=logits.device)
         coarse = torch.from_numpy(_nearest(labels, logits.shape[-2], logits.shape[-1])).to(logits.device)
-        coverage = low_resolution_coverage(logits > 0, coarse, classes)
-        best, kept = choose(coverage, predicted_iou, self._config.refine.vote)
-        steadiness = stability(logits)
+        drawn = logits > 0
+        vote = self._config.refine.vote
+        given = classes[:, None].expand(drawn.shape[:2]) if vote > 0 else mode_labels(drawn, coarse, classes)
+        coverage = low_resolution_coverage(drawn, coarse, given)
+        best, kept = choose(coverage, predicted_iou, vote)
+        area, steadiness = drawn.sum(dim=(-2, -1)), stability(logits)
         claims, masks = [], []
-        for index, prompt in enumerate(prompts):
-            if not kept[index]:
-                continue
+        for index in range(len(prompts)):
             m = int(best[index])
+            if not kept[index] or (int(given[index, m]) == 0 and self._vocabulary.has_background):
+                continue
             iou = float(predicted_iou[index, m].clamp(0, 1))
             share = float(coverage[index, m])
-            claims.append(Claim(prompt.label, iou * share, share, iou, float(steadiness[index, m])))
+            claims.append(Claim(int(given[index, m]), int(area[index, m]), share, iou, float(steadiness[index, m])))
             masks.append(logits[index, m])
         return claims, masks
 

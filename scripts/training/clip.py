@@ -2,8 +2,9 @@
 
 Each step sees crops of g × g patches at native scale, with the position embedding of a random g × g part of the grid:
 small crops cost few tokens and their captions are precise, which is what teaches single patches anything. The last
-quarter of the image stage sees whole windows only: as in CLIPs out in the world, nothing then keeps what a patch says
-local, and attention to it decides how good a dense map is.
+third of the image stage sees whole windows only and pools a few random patches of each: every patch must then come to
+speak for the whole window, as in CLIPs out in the world, whose class token does, and it is attention that decides how
+good a dense map is.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ Array = np.ndarray[Any, Any]
 
 PATCH = 8
 GRIDS = {8: 28, 5: 48, 3: 72, 2: 96}  # patches a side → crops in the batch
-SHARES = (0.75, 0.25, 0.0, 0.0)
-WHOLE = 0.75  # share of the image stage after which it sees whole windows only, as CLIPs out in the world have done
+SHARES = (0.4, 0.25, 0.2, 0.15)
+WHOLE = 42 / 66  # share of the image stage after which it sees whole windows only, as CLIPs out in the world have done
+POOLED = 4  # of the 64 patches: random ones that must speak for the whole window then
+WHOLE_PEAK = 4e-4  # the learning rate begins anew there
 CROPS = "clip-crops.pt"  # the state at that moment, from which the region stage goes on
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NAMED_LARGE, NAMED_SMALL = 0.02, 0.2  # share of a crop from which its caption names a class
@@ -181,28 +184,41 @@ class Trainer:
     def train(self) -> None:
         exported = self.clock.spent
         for _ in self.clock.steps(self._report):
+            whole = self.stage == "image" and self.clock.fraction >= WHOLE
             for group in self.optimiser.param_groups:
-                group["lr"] = self.clock.rate(self.peak)
-            whole = self.stage == "image" and self.clock.fraction >= 9.0
+                group["lr"] = self._rate(whole)
             if whole and not self.crops.exists():
                 torch.save(self._state(), self.crops)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = self._loss(Batch(self.pool, self.rng, whole))
+                loss = self._loss(Batch(self.pool, self.rng, whole), whole)
             self.optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             with torch.no_grad():
                 self.model.logit_scale.clamp_(0, np.log(100))
-            if self.clock.spent - exported > 150:
+            if self.clock.spent - exported > 120:
                 self.export()
                 exported = self.clock.spent
         self.export()
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _rate(self, whole: bool) -> float:
+        if whole:
+            return WHOLE_PEAK * (1 - self.clock.fraction) / (1 - WHOLE)
+        return self.clock.rate(self.peak)
+
+    def _pooled(self, tokens: Tensor, whole: bool) -> Tensor:
+        """The mean over all patches; over a few of them where every patch must come to speak for all."""
+        flat = tokens.flatten(1, 2)
+        if whole:
+            chosen = torch.from_numpy(self.rng.permutation(flat.shape[1])[:POOLED])
+            flat = flat[:, chosen]
+        return flat.mean(1)
+
+    def _loss(self, batch: Batch, whole: bool) -> Tensor:
         tokens = patch_tokens(self.model.visual, batch.tensors(self.rng), batch.corner)
         named, faint = named_classes(batch.maps)
-        pooled = F.normalize(tokens.mean((1, 2)).float(), dim=-1)
+        pooled = F.normalize(self._pooled(tokens, whole).float(), dim=-1)
         prompts = F.normalize(self._encode(self._class_prompts()).float(), dim=-1)
         told = self.rng.choice(len(named), min(48, len(named)), replace=False)
         loss = self._contrast(pooled[told], named[told], faint[told], [batch.colours[k] for k in told])

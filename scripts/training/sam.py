@@ -104,12 +104,12 @@ class Batch:
 
 
 def _prompt(classes: Array, instances: Array, rng: np.random.Generator) -> tuple[Array, tuple[int, int]]:
-    """A random thing (two thirds of the time, when there is one) or piece of stuff, and a point in it.
+    """A random thing (four times in five, when there is one) or piece of stuff, and a point in it.
 
     Half of the points are deep inside, as the pipeline's are; the others are anywhere in the mask.
     """
     present = np.unique(instances)[1:]
-    if len(present) and rng.random() < 0.67:
+    if len(present) and rng.random() < 0.8:
         mask = instances == present[int(rng.integers(len(present)))]
     else:
         stuff = np.where(instances == 0, classes, 255)
