@@ -152,10 +152,10 @@ def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int) -> None:
 @guarded
 def status(workdir: Path, as_json: bool) -> None:
     """How far a run is, from what it has committed."""
-    from ovseg_batch import pipeline
+    from ovseg_batch import progress
     from ovseg_batch.store import Workdir
 
-    state = pipeline.status(Workdir(workdir))
+    state = progress.status(Workdir(workdir))
     if as_json:
         click.echo(json.dumps(state, indent=2, ensure_ascii=False))
         return

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ovseg_batch import __version__, failpoints
 from ovseg_batch.config import Config, dump_config
 from ovseg_batch.engine.local import StageJob, run_stage
-from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import score_run
 from ovseg_batch.export.coco import write_coco
@@ -26,19 +26,14 @@ from ovseg_batch.export.failures import write_failures
 from ovseg_batch.export.rows import failed_rows, finished_rows
 from ovseg_batch.io.atomic import atomic_path, write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.methods.attention import VARIANTS
-from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.stages.base import TABLE, Stage
-from ovseg_batch.stages.dense import DenseStage
-from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.progress import StageStatus, stage_status, status
+from ovseg_batch.stages.base import TABLE
+from ovseg_batch.stages.registry import STAGES, make_stage, make_vocabulary
 from ovseg_batch.store import StageStore, Workdir, fingerprint
-from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
-
-STAGES = ("dense", "refine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +50,6 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, slots=True)
-class StageStatus:
-    """What the commits of one stage say."""
-
-    name: str
-    folder: str
-    shards: int
-    shards_done: int
-    rows: int
-    ok: int
-    failed: dict[str, int]
-    seconds: float
-
-    @property
-    def complete(self) -> bool:
-        return self.shards_done == self.shards
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -84,59 +61,8 @@ class Outcome:
     redone: dict[str, list[int]] = field(default_factory=dict)
 
 
-def make_vocabulary(config: Config) -> Vocabulary:
-    """The classes and queries the config asks for.
-
-    Raises:
-        UsageError: no labels, or words the embedded model was never taught.
-    """
-    if not config.labels:
-        raise UsageError(
-            'No labels. Name what to look for, as in --labels "car, road, sky" or `labels:` in the config.'
-        )
-    background = COMMON_BACKGROUND if config.background == "common" else config.background
-    vocabulary = Vocabulary.build([(label.name, label.words, label.threshold) for label in config.labels], background)
-    known = zoo.known_labels(config.clip.model)
-    if known is not None:
-        for query in vocabulary.queries:
-            if query.lower() not in known:
-                raise UsageError(
-                    f"The embedded model {config.clip.model!r} does not know the label {query!r}."
-                    f"{nearest(query, known)} It knows: {', '.join(known)}. "
-                    "For other words choose real weights with clip.model (see `ovseg-batch models list`)."
-                )
-    return vocabulary
-
-
-def make_stage(config: Config, name: str) -> Stage:
-    """Build a stage from the settings, without loading a model."""
-    vocabulary = make_vocabulary(config)
-    dense = DenseStage(config, vocabulary, _templates(config))
-    return dense if name == "dense" else RefineStage(config, vocabulary, dense.window, dense.stride)
-
-
-def _templates(config: Config) -> tuple[str, ...]:
-    chosen = config.dense.templates
-    if isinstance(chosen, str):
-        if chosen not in TEMPLATES:
-            raise UsageError(
-                f"dense.templates: there is no set {chosen!r}.{nearest(chosen, TEMPLATES)} "
-                f"Sets: {', '.join(TEMPLATES)}; or give a list of phrases with {{}} in the word's place."
-            )
-        return TEMPLATES[chosen]
-    for template in chosen:
-        if template.count("{}") != 1:
-            raise UsageError(f"dense.templates: {template!r} needs exactly one {{}} where the word goes.")
-    return chosen
-
-
 def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
     """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
-    if config.dense.attention not in VARIANTS:
-        name = config.dense.attention
-        raise UsageError(
-            f"dense.attention: there is no variant {name!r}.{nearest(name, VARIANTS)} Variants: {', '.join(VARIANTS)}."
-        )
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
     for name in STAGES:
@@ -158,7 +84,7 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
 
 def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Manifest, list[PlannedStage]]:
     """What `run` would do, having written nothing into the workdir."""
-    resolve_device(config.run.device)
+    _check(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
         existing = _existing_manifest(workdir, inputs) or _ready_made(inputs)
         if existing is None:
@@ -176,8 +102,7 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    device = resolve_device(config.run.device)
-    make_vocabulary(config)
+    device = _check(config)
     workdir.create()
     workdir.remove_leftovers()
     _prepare_manifest(inputs, workdir, config)
@@ -187,9 +112,20 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
     _write_plan(workdir, inputs, manifest, stages, config)
     log.info("%d images in %d shards on %s", manifest.rows, manifest.shards, device)
     redone = {}
-    for planned in stages:
-        redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
+    try:
+        for planned in stages:
+            redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
+    except OvsegError:
+        _write_failures(workdir, manifest, stages)
+        raise
     return _finish(workdir, manifest, stages, config, redone)
+
+
+def _check(config: Config) -> torch.device:
+    """See that the settings mean something, before a folder of millions is listed for them."""
+    for name in STAGES:
+        make_stage(config, name)
+    return resolve_device(config.run.device)
 
 
 def cautions(config: Config) -> list[str]:
@@ -239,7 +175,7 @@ def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) ->
     if bad > budget * rows:
         raise OvsegError(
             f"{stage}: {bad} of {rows} images failed ({dict(failed)}), more than --max-failure-rate {budget}. "
-            "What is committed stays. Look at the messages with `status`, mend the cause, and run again."
+            "What is committed stays. failures.csv lists them; mend the cause, and run again."
         )
 
 
@@ -261,9 +197,9 @@ def _finish(
     images, annotations = write_coco(
         path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
     )
-    failures = write_failures(workdir.root / "failures.csv", failed_rows(manifest, [p.job.store for p in stages]))
+    failures = _write_failures(workdir, manifest, stages)
     return Outcome(
-        stages=[_stage_status(planned.job.store, manifest.shards) for planned in stages],
+        stages=[stage_status(planned.job.store, manifest.shards) for planned in stages],
         images=images,
         annotations=annotations,
         failures=failures,
@@ -272,54 +208,8 @@ def _finish(
     )
 
 
-def _stage_status(store: StageStore, shards: int) -> StageStatus:
-    commits: list[Commit] = [commit for commit in store.commits() if commit.shard < shards]
-    failed: Counter[str] = Counter()
-    for commit in commits:
-        failed.update(commit.failed)
-    return StageStatus(
-        name=store.stage,
-        folder=store.folder.name,
-        shards=shards,
-        shards_done=len(commits),
-        rows=sum(commit.rows for commit in commits),
-        ok=sum(commit.ok for commit in commits),
-        failed=dict(sorted(failed.items())),
-        seconds=round(sum(commit.seconds for commit in commits), 3),
-    )
-
-
-def status(workdir: Workdir) -> dict[str, Any]:
-    """The state of the latest run of a workdir, right with no process running.
-
-    Raises:
-        UsageError: there is no run in that folder.
-    """
-    record = workdir.read_plan()
-    stages = [
-        _stage_status(StageStore(workdir.root / "stages" / s["folder"], s["name"], s["fingerprint"]), record["shards"])
-        for s in record["stages"]
-    ]
-    return {
-        "workdir": str(workdir.root),
-        "images": record["rows"],
-        "shards": record["shards"],
-        "complete": all(stage.complete for stage in stages),
-        "annotations": str(workdir.root / "annotations.json") if all(stage.complete for stage in stages) else None,
-        "stages": [
-            {
-                "name": stage.name,
-                "folder": stage.folder,
-                "shards": stage.shards,
-                "shards_done": stage.shards_done,
-                "rows": stage.rows,
-                "ok": stage.ok,
-                "failed": stage.failed,
-                "seconds": stage.seconds,
-            }
-            for stage in stages
-        ],
-    }
+def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:
+    return write_failures(workdir.root / "failures.csv", failed_rows(manifest, [p.job.store for p in stages]))
 
 
 def evaluate_scenes(workdir: Workdir, root: Path) -> SemanticScore:

@@ -257,10 +257,22 @@ def _measured(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != code:
-        raise click.ClickException(f"ovseg-batch {' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _high_water(process.pid))
+        time.sleep(0.02)
+    if process.returncode != code:
+        raise click.ClickException(f"ovseg-batch {' '.join(arguments)} ended with {process.returncode}")
+    return time.perf_counter() - started, peak
+
+
+def _high_water(pid: int) -> float:
+    """MiB that the process has held at most so far. (wait4's figure would count this process's memory at the fork.)"""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ LAYERS = [
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},
-    {"engine", "export", "evaluate", "report"},
+    {"engine", "export", "evaluate", "report", "progress"},
     {"pipeline"},
     {"demonstration"},
     {"cli"},
@@ -76,6 +78,13 @@ def test_methods_are_pure() -> None:
 def test_only_run_shard_commits() -> None:
     writers = [p for p in FILES if ".write_commit(" in p.read_text()]
     assert [p.relative_to(PACKAGE).as_posix() for p in writers] == ["stages/base.py"]
+
+
+def test_asking_is_quick() -> None:
+    """`status` and `manifest` load no model library: they are asked for while a run is under way."""
+    code = "import sys, ovseg_batch.cli, ovseg_batch.progress, ovseg_batch.io.manifest; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "open_clip", "sam2"} & set(loaded)
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import skimage
 import torch
 import torch.nn.functional as F
 from conftest import Command
@@ -187,20 +189,27 @@ def test_metas_layout_passes_models_check(upstream: Path, command: Command, lett
     assert "3 of 256 × 256 a point" in told.stdout
 
 
-def test_full_size_models_run_on_photographs(upstream: Path, tmp_path: Path, command: Command) -> None:
+PHOTOGRAPHS = {
+    "astronaut.png": (512, 512),
+    "chelsea.png": (451, 300),
+    "coffee.png": (600, 400),
+    "rocket.jpg": (640, 427),
+}
+
+
+@pytest.mark.parametrize(("letter", "photographs"), [("t", list(PHOTOGRAPHS)), ("l", ["rocket.jpg"])])
+def test_full_size_models_run_on_photographs(
+    upstream: Path, tmp_path: Path, command: Command, letter: str, photographs: list[str]
+) -> None:
     """Random weights mean nothing; what is shown is that real files, sizes and photographs go through."""
-    import shutil
-
-    import skimage
-
     (tmp_path / "photos").mkdir()
-    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+    for name in photographs:
         shutil.copy(Path(skimage.__file__).parent / "data" / name, tmp_path / "photos")
     settings = {
         "clip.model": "ViT-B-16-quickgelu",
         "clip.weights": upstream / "vit-b-16.safetensors",
-        "sam.model": "sam2.1-tiny",
-        "sam.weights": upstream / "sam2.1_t.pt",
+        "sam.model": f"configs/sam2.1/sam2.1_hiera_{letter}.yaml",
+        "sam.weights": upstream / f"sam2.1_{letter}.pt",
         "dense.templates": "simple4",
         "refine.vote": 0,
         "refine.max_points": 4,
@@ -209,11 +218,8 @@ def test_full_size_models_run_on_photographs(upstream: Path, tmp_path: Path, com
     done = command("run", tmp_path / "photos", "-o", tmp_path / "run", "--labels", "person, cat, cup", *overrides)
     assert done.returncode == 0, done.stderr
     coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
-    assert {(i["file_name"], i["width"], i["height"]) for i in coco["images"]} == {
-        ("astronaut.png", 512, 512),
-        ("chelsea.png", 451, 300),
-        ("coffee.png", 600, 400),
-        ("rocket.jpg", 640, 427),
+    assert {i["file_name"]: (i["width"], i["height"]) for i in coco["images"]} == {
+        name: PHOTOGRAPHS[name] for name in photographs
     }
     assert coco["annotations"]
 

@@ -235,6 +235,7 @@ def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, co
     stopped = command(*run_arguments(folder, tmp_path / "strict", "--max-failure-rate", "0.1"))
     assert stopped.returncode == 1
     assert "more than --max-failure-rate 0.1" in stopped.stderr
+    assert "empty.jpg" in (tmp_path / "strict" / "failures.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -260,6 +261,7 @@ def test_what_cannot_mean_anything_is_a_usage_error(
     assert told.returncode == 2, told.stderr
     assert text in told.stderr
     assert "Traceback" not in told.stderr
+    assert text == "no image in" or not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_not_here_name_the_command(few_scenes: Path, tmp_path: Path, command: Command) -> None:

@@ -25,7 +25,7 @@ def failed_rows(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tu
     for shard in range(manifest.shards):
         for store in stores:
             commit = store.read_commit(shard)
-            if commit is not None and not commit.failed:
+            if commit is None or not commit.failed:
                 continue
             for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
                 if line["status"] == "failed" and line["code"] != "upstream":

@@ -1,0 +1,70 @@
+"""Which stages there are, and how settings become one. A new stage is its file and a line here."""
+
+from __future__ import annotations
+
+from ovseg_batch.config import Config
+from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
+from ovseg_batch.models import zoo
+from ovseg_batch.stages.base import Stage
+from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.refine import RefineStage
+
+STAGES = ("dense", "refine")  # in the order they run
+
+
+def make_vocabulary(config: Config) -> Vocabulary:
+    """The classes and queries the config asks for.
+
+    Raises:
+        UsageError: no labels, or words the embedded model was never taught.
+    """
+    if not config.labels:
+        raise UsageError(
+            'No labels. Name what to look for, as in --labels "car, road, sky" or `labels:` in the config.'
+        )
+    background = COMMON_BACKGROUND if config.background == "common" else config.background
+    vocabulary = Vocabulary.build([(label.name, label.words, label.threshold) for label in config.labels], background)
+    known = zoo.known_labels(config.clip.model)
+    if known is not None:
+        for query in vocabulary.queries:
+            if query.lower() not in known:
+                raise UsageError(
+                    f"The embedded model {config.clip.model!r} does not know the label {query!r}."
+                    f"{nearest(query, known)} It knows: {', '.join(known)}. "
+                    "For other words choose real weights with clip.model (see `ovseg-batch models list`)."
+                )
+    return vocabulary
+
+
+def make_stage(config: Config, name: str) -> Stage:
+    """Build a stage from the settings, without loading a model.
+
+    Raises:
+        UsageError: settings that name nothing there is. OvsegError: weights that are not on this machine.
+    """
+    if config.dense.attention not in VARIANTS:
+        given = config.dense.attention
+        raise UsageError(
+            f"dense.attention: there is no variant {given!r}.{nearest(given, VARIANTS)} "
+            f"Variants: {', '.join(VARIANTS)}."
+        )
+    vocabulary = make_vocabulary(config)
+    dense = DenseStage(config, vocabulary, _templates(config))
+    return dense if name == "dense" else RefineStage(config, vocabulary, dense.window, dense.stride)
+
+
+def _templates(config: Config) -> tuple[str, ...]:
+    chosen = config.dense.templates
+    if isinstance(chosen, str):
+        if chosen not in TEMPLATES:
+            raise UsageError(
+                f"dense.templates: there is no set {chosen!r}.{nearest(chosen, TEMPLATES)} "
+                f"Sets: {', '.join(TEMPLATES)}; or give a list of phrases with {{}} in the word's place."
+            )
+        return TEMPLATES[chosen]
+    for template in chosen:
+        if template.count("{}") != 1:
+            raise UsageError(f"dense.templates: {template!r} needs exactly one {{}} where the word goes.")
+    return chosen
