@@ -72,23 +72,24 @@ def prepare(out: Path) -> dict[str, Any]:
     return config
 
 
-def attention(block: nn.Module, x: Tensor) -> Tensor:
+def attention(block: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Explicit softmax attention; on a CPU its backward takes half the time of the fused one's."""
     attn = block.attn
-    q, k, v = (
-        part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        for part in F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-    )
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    heads = (*x.shape[:2], attn.num_heads, -1)
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = (part.reshape(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    out: Tensor = attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    return out
 
 
-def patch_tokens(visual: nn.Module, images: Tensor, corner: tuple[int, int]) -> Tensor:
+def patch_tokens(visual: Any, images: Tensor, corner: tuple[int, int]) -> Tensor:
     """Projected patch tokens (B, g, g, D) of crops (B, 3, 8g, 8g) placed at a corner of the position grid."""
     x = visual.conv1(images)
     g = x.shape[-1]
     side = visual.grid_size[0]
-    position = visual.positional_embedding[1:].unflatten(0, (side, side))
+    position = visual.positional_embedding[1:].view(side, side, -1)
     y0, x0 = corner
     x = x.flatten(2).transpose(1, 2) + position[y0 : y0 + g, x0 : x0 + g].flatten(0, 1)
     first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
@@ -96,7 +97,8 @@ def patch_tokens(visual: nn.Module, images: Tensor, corner: tuple[int, int]) -> 
     for block in visual.transformer.resblocks:
         x = x + attention(block, block.ln_1(x))
         x = x + block.mlp(block.ln_2(x))
-    return (visual.ln_post(x[:, 1:]) @ visual.proj).unflatten(1, (g, g))
+    tokens: Tensor = visual.ln_post(x[:, 1:]) @ visual.proj
+    return tokens.view(len(x), g, g, -1)
 
 
 class Batch:
@@ -105,7 +107,7 @@ class Batch:
     def __init__(self, pool: Pool, rng: np.random.Generator, whole: bool) -> None:
         self.g = max(GRIDS) if whole else int(rng.choice(list(GRIDS), p=SHARES))
         side, count = PATCH * self.g, GRIDS[self.g]
-        self.corner = tuple(int(v) for v in rng.integers(0, 9 - self.g, 2))
+        self.corner = int(rng.integers(0, 9 - self.g)), int(rng.integers(0, 9 - self.g))
         self.images = np.empty((count, side, side, 3), np.uint8)
         self.maps = np.empty((count, side, side), np.uint8)
         self.colours = []
@@ -152,7 +154,7 @@ class Trainer:
         self.pool, self.out, self.stage = pool, out, stage
         self.crops = state / CROPS
         config = prepare(out)
-        self.model = open_clip.model.CLIP(**config["model_cfg"])
+        self.model: Any = open_clip.model.CLIP(**config["model_cfg"])
         self.tokenizer = SimpleTokenizer(bpe_path=str(out / "bpe.txt.gz"), context_length=CONTEXT)
         self.extra = nn.Parameter(torch.tensor([2.7, -4.0]))  # scale (log) and bias of the class prompts' sigmoid
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
@@ -192,7 +194,7 @@ class Trainer:
             with torch.autocast("cpu", torch.bfloat16):
                 loss = self._loss(Batch(self.pool, self.rng, whole), whole)
             self.optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             with torch.no_grad():
@@ -285,10 +287,11 @@ class Trainer:
         x = self.model.token_embedding(tokens[:, :used]) + self.model.positional_embedding[:used]
         mask = torch.full((used, used), float("-inf")).triu(1)
         for block in self.model.transformer.resblocks:
-            x = x + _masked_attention(block, block.ln_1(x), mask)
+            x = x + attention(block, block.ln_1(x), mask)
             x = x + block.mlp(block.ln_2(x))
         x = self.model.ln_final(x)
-        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.model.text_projection
+        text: Tensor = x[torch.arange(len(x)), tokens.argmax(-1)] @ self.model.text_projection
+        return text
 
     def _note(self, name: str, value: Tensor) -> None:
         self.losses[name] = 0.97 * self.losses.get(name, value.item()) + 0.03 * value.item()
@@ -306,16 +309,6 @@ class Trainer:
         temporary = path.with_suffix(".tmp")
         save_file({k: v.half().contiguous() for k, v in self.model.state_dict().items()}, temporary)
         temporary.replace(path)
-
-
-def _masked_attention(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    attn = block.attn
-    q, k, v = (
-        part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        for part in F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-    )
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + mask).softmax(dim=-1)
-    return attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
 
 
 @torch.no_grad()

@@ -56,8 +56,8 @@ def open_pool(folder: Path, count: int, first_seed: int = 0) -> Pool:
         np.savez(done, sizes=sizes, colours=np.array(colours))
     record = np.load(done)
     opened = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
-    colours = [
+    of_scene = [
         {name: colour for _, name, colour in (part.split(":") for part in text.split("|") if part)}
         for text in record["colours"].tolist()
     ]
-    return Pool(sizes=record["sizes"], colours=colours, **opened)
+    return Pool(sizes=record["sizes"], colours=of_scene, **opened)
