@@ -1,0 +1,93 @@
+"""What must hold for every input, tried on many drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ovseg_batch.config import Config, dump_config, parse_labels
+from ovseg_batch.io import rle
+from ovseg_batch.methods.voting import Claim, assemble
+from ovseg_batch.methods.windows import resized_size, window_boxes
+
+sides = st.integers(1, 300)
+
+
+@given(height=sides, width=sides, window=st.integers(16, 224), data=st.data())
+def test_windows_of_one_size_cover_every_pixel_and_stay_inside(height, width, window, data):
+    stride = data.draw(st.integers(8, window))
+    boxes = window_boxes(height, width, window, stride)
+    seen = np.zeros((height, width), bool)
+    for y0, x0, y1, x1 in boxes:
+        assert (y1 - y0, x1 - x0) == (min(window, height), min(window, width))
+        assert y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width
+        seen[y0:y1, x0:x1] = True
+    assert seen.all()
+    assert len({tuple(box) for box in boxes}) == len(boxes)
+
+
+@given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), short_side=st.integers(16, 1024))
+def test_a_resize_hits_the_short_side_or_stops_at_the_long_one(height, width, short_side):
+    resized = resized_size(height, width, short_side)
+    assert min(resized) == short_side or max(resized) == 2048
+    assert min(resized) >= 1 and max(resized) <= 2048
+    assert (resized[0] > resized[1]) <= (height > width)
+
+
+@given(mask=arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_a_mask_comes_back_from_its_run_lengths(mask):
+    counts = rle.encode(mask)
+    assert (rle.decode(counts.decode("ascii"), *mask.shape) == mask).all()
+    if mask.any():
+        ys, xs = np.nonzero(mask)
+        box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+        assert rle.bounding_box(counts, *mask.shape) == box
+
+
+maps = arrays(np.int16, (12, 14), elements=st.integers(-1, 3))
+masks = st.lists(st.tuples(st.integers(0, 3), arrays(bool, (12, 14))), max_size=6)
+
+
+@settings(deadline=None)
+@given(dense=maps, drawn=masks, min_area=st.integers(1, 9), fallback=st.sampled_from([None, 1, 5]))
+def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_names(dense, drawn, min_area, fallback):
+    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0) for label, mask in drawn]
+    owner, segments = assemble(dense, claims, lambda k: drawn[k][1], min_area, fallback)
+    assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
+    for segment in segments:
+        assert (owner == segment.index).sum() >= (min_area if segment.claim else fallback)
+    claimed = np.logical_or.reduce([mask for _, mask in drawn], axis=0) if drawn else np.zeros(dense.shape, bool)
+    alone = ~claimed & (owner > 0)
+    label_of = np.array([-1, *(s.label for s in segments)])
+    assert (label_of[owner][alone] == dense[alone]).all(), "what no mask claims keeps its dense class"
+    if fallback == 1:
+        assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=12)
+labels = st.lists(
+    st.fixed_dictionaries(
+        {"name": words, "synonyms": st.lists(words, max_size=3).map(tuple), "threshold": st.floats(0, 1)}
+    ),
+    unique_by=lambda label: label["name"],
+    max_size=5,
+)
+
+
+@given(labels=labels, scale=st.floats(0.1, 1000), rows=st.integers(1, 100_000))
+def test_settings_written_as_yaml_read_back_equal(labels, scale, rows):
+    config = Config.model_validate(
+        {"labels": labels, "dense": {"logit_scale": scale}, "manifest": {"shard_rows": rows}}
+    )
+    assert Config.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+@given(
+    names=st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1, max_size=5), blanks=st.text(" ", max_size=3)
+)
+def test_every_way_to_write_a_list_of_labels_says_the_same(names, blanks):
+    written = [f",{blanks}".join(names), f"{blanks};".join(names), "\n".join(names), names]
+    assert len({tuple(label["name"] for label in parse_labels(text)) for text in written}) == 1
