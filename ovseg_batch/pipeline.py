@@ -193,11 +193,11 @@ def _finish(
         "settings": {planned.name: planned.inputs["settings"] for planned in stages},
     }
     path = workdir.root / "annotations.json"
-    failpoints.reach("export")
-    images, annotations = write_coco(
-        path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
-    )
-    failures = _write_failures(workdir, manifest, stages)
+    with failpoints.within("export"):
+        images, annotations = write_coco(
+            path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
+        )
+        failures = _write_failures(workdir, manifest, stages)
     return Outcome(
         stages=[stage_status(planned.job.store, manifest.shards) for planned in stages],
         images=images,

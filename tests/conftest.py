@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -50,19 +52,46 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _main(arguments: list[str], environment: Mapping[str, str], folder: Path) -> None:
+    """What a child does: the command line, with its output in files."""
+    os.environ.update(environment)
+    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = out, err
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(arguments, prog_name="ovseg-batch")
+
+
 @pytest.fixture(scope="session")
-def process(cache: Path) -> Command:
-    """Run `ovseg-batch` in a process of its own; keyword arguments go into its environment."""
+def start(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[BaseProcess, Path]]:
+    """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing.
+
+    Keyword arguments go into its environment. Gives the process and the folder with its stdout and stderr.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ovseg_batch.pipeline", "ovseg_batch.cli"])
+
+    def begin(*arguments: object, **environment: str) -> tuple[BaseProcess, Path]:
+        folder = tmp_path_factory.mktemp("process")
+        target = context.Process(
+            target=_main, args=([*map(str, arguments)], {"OVSEG_CACHE": str(cache), **environment}, folder)
+        )
+        target.start()
+        return target, folder
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def process(start: Callable[..., tuple[BaseProcess, Path]]) -> Command:
+    """Run `ovseg-batch` in a process of its own to its end."""
 
     def run(*arguments: object, **environment: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "ovseg_batch", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OVSEG_CACHE": str(cache), **environment},
-            timeout=600,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        child, folder = start(*arguments, **environment)
+        child.join(600)
+        assert child.exitcode is not None, "it hangs"
+        return Done(child.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text())
 
     return run
 

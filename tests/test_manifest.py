@@ -92,7 +92,7 @@ def test_coco_and_imagefolder(folder: Path, tmp_path: Path) -> None:
     (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": []}))
     [row] = rows(folder / "coco.json", out=tmp_path / "c")
     assert (row.file_name, row.width, row.height, row.extra) == ("a/c.jpg", 6, 4, {"coco_id": 41})
-    (folder / "metadata.csv").write_text("file_nam,label\nb.png,dog\n")
+    (folder / "metadata.csv").write_text("file_name,label\nb.png,dog\n")
     [row] = rows(folder, out=tmp_path / "h")
     assert (row.file_name, row.extra) == ("b.png", {"label": "dog"})
 
@@ -160,7 +160,7 @@ def test_links_in_a_circle(folder: Path, tmp_path: Path) -> None:
 )
 def test_bad_input_says_what_and_where(folder: Path, tmp_path: Path, make: object, text: str) -> None:
     (folder / "empty").mkdir()
-    (folder / "bad.csv").write_text("file_nam,label\nb.png,dog\n")
+    (folder / "bad.csv").write_text("file_name,label\nb.png,dog\n")
     (folder / "bad.jsonl").write_text('{"path": "b.png"}\nnope\n')
     (folder / "bad.parquet").write_bytes(b"PAR1")
     (folder / "bad.json").write_text("{}")

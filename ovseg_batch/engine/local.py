@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,16 @@ _compute: Callable[[int], Commit] | None = None
 def _start_worker(job: StageJob, devices: multiprocessing.Queue[str]) -> None:
     global _compute
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and lets this worker finish its shard
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     _compute = job.open(devices.get())
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, and keep its models on the GPU."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_in_worker(shard: int) -> Commit:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch import failpoints
+from ovseg_batch.io.atomic import atomic_path, create_text
 
 Line = Mapping[str, Any]
 
@@ -32,11 +33,12 @@ def write_coco(
         how many images and annotations were written.
     """
     identity = {name: index for index, name in enumerate(categories, start=1)}
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, create_text(temporary) as file:
         file.write(f'{{"info": {_json(info)},\n"licenses": [],\n"categories": ')
         file.write(_json([{"id": i, "name": name, "supercategory": ""} for name, i in identity.items()]))
         file.write(',\n"images": [')
         images = _write_list(file, (_image(name, line) for name, line in lines()))
+        failpoints.reach("images")
         file.write('],\n"annotations": [')
         annotations = _write_list(file, _annotations(lines(), identity))
         file.write("]}\n")

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.io.atomic import atomic_path, create_text
 
 COLUMNS = ("row", "key", "stage", "code", "message")
 
@@ -14,7 +14,7 @@ COLUMNS = ("row", "key", "stage", "code", "message")
 def write_failures(path: Path, failures: Iterable[tuple[int, str, str, str, str]]) -> int:
     """Write one line per failure (row, key, stage, code, message), atomically; how many there were."""
     count = 0
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_path(path) as temporary, create_text(temporary) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for failure in failures:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from ovseg_batch import failpoints
+
+BUFFER = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -28,7 +33,7 @@ def owner_is_gone(temporary: Path) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False
@@ -47,17 +52,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class _File(io.FileIO):
+    """A file whose every write is a failpoint."""
+
+    def write(self, data: Any) -> int:
+        failpoints.reach("write")
+        return super().write(data)
+
+
+def create(path: Path) -> io.BufferedWriter:
+    """Open a new file. All that a run leaves behind is written through here, so that tests can fill the disk."""
+    return io.BufferedWriter(_File(path, "w"), BUFFER)
+
+
+def create_text(path: Path) -> io.TextIOWrapper:
+    """The same for UTF-8 text, with newlines as they are given."""
+    return io.TextIOWrapper(create(path), encoding="utf-8", newline="")
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Make the finished file `temporary` visible as `path`, so that a power cut keeps all of it or none."""
+    failpoints.reach("fsync")
     _fsync(temporary, os.O_RDWR)
+    failpoints.reach("rename")
     temporary.replace(path)
+    failpoints.reach("renamed")
     fsync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary, create_text(temporary) as file:
+        file.write(text)
 
 
 def fsync_folder(folder: Path) -> None:

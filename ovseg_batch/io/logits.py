@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from ovseg_batch.io.atomic import create
+
 Array = np.ndarray[Any, Any]
 
 
@@ -20,14 +22,16 @@ class ArrayWriter:
     """Streams arrays into an NPZ that `numpy.load` reads too."""
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._file = create(path)
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
     def write(self, row: int, name: str, array: Array) -> None:
         with self._zip.open(zipfile.ZipInfo(f"{row}/{name}.npy"), "w", force_zip64=True) as member:
             npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
     def close(self) -> None:
-        self._zip.close()
+        with self._file:
+            self._zip.close()
 
 
 class ArrayReader:

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
-from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.sources import Entry, Source, open_source
 from ovseg_batch.types import ImageRow
 
@@ -134,7 +135,7 @@ def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int) -> Summary
     sources = [open_source(text) for text in inputs]
     prefixes = _prefixes(sources)
     schema = _schema(sources)
-    with atomic_path(out) as temporary:
+    with failpoints.within("manifest"), atomic_path(out) as temporary:
         lines = (
             _line(entry, prefix, summary)
             for source, prefix in zip(sources, prefixes, strict=True)
@@ -212,7 +213,7 @@ def _write(
     digest = hashlib.blake2b(digest_size=16)
     texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
     summary.rows = summary.shards = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with create(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         shard: list[dict[str, Any]] = []
 
         def flush() -> None:

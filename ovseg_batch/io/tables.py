@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg_batch.io.atomic import create
 from ovseg_batch.types import RowResult
 
 RESULT_COLUMNS = pa.schema(
@@ -27,7 +28,8 @@ class ResultWriter:
 
     def __init__(self, path: Path, columns: pa.Schema, buffer_rows: int = 64) -> None:
         self._schema = pa.schema([*RESULT_COLUMNS, *columns])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._file = create(path)
+        self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         self._buffer: list[dict[str, Any]] = []
         self._buffer_rows = buffer_rows
 
@@ -51,8 +53,9 @@ class ResultWriter:
             self._buffer.clear()
 
     def close(self) -> None:
-        self._flush()
-        self._writer.close()
+        with self._file:
+            self._flush()
+            self._writer.close()
 
 
 def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.io.atomic import atomic_path, create
 
 Array = np.ndarray[Any, Any]
 Encode = Callable[[list[str]], Array]
@@ -85,5 +85,5 @@ def _write(path: Path, embeddings: dict[str, Array], templates: Sequence[str]) -
             ("embedding", pa.list_(pa.float32())),
         ]
     )
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(lines, schema), temporary, compression="zstd")
+    with atomic_path(path) as temporary, create(temporary) as file:
+        pq.write_table(pa.Table.from_pylist(lines, schema), file, compression="zstd")

@@ -124,23 +124,25 @@ def run_shard(
     started = time.monotonic()
     previous = store.read_commit(shard)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(failpoints.within(stage.name))
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
         results = _checked(stage, rows, stage.process(rows, upstream))
         tally, paths = _write(stage, store, shard, results)
-    commit = Commit(
-        stage=stage.name,
-        fingerprint=store.fingerprint,
-        shard=shard,
-        rows=len(rows),
-        ok=len(rows) - sum(tally.values()),
-        failed=dict(sorted(tally.items())),
-        files=tuple(file_record(path, store.folder) for path in paths),
-        attempt=previous.attempt + 1 if previous else 1,
-        seconds=round(time.monotonic() - started, 3),
-        host=socket.gethostname(),
-    )
-    failpoints.reach(f"{stage.name}.commit")
-    store.write_commit(commit)
+        commit = Commit(
+            stage=stage.name,
+            fingerprint=store.fingerprint,
+            shard=shard,
+            rows=len(rows),
+            ok=len(rows) - sum(tally.values()),
+            failed=dict(sorted(tally.items())),
+            files=tuple(file_record(path, store.folder) for path in paths),
+            attempt=previous.attempt + 1 if previous else 1,
+            seconds=round(time.monotonic() - started, 3),
+            host=socket.gethostname(),
+        )
+        failpoints.reach("commit")
+        store.write_commit(commit)
+        failpoints.reach("committed")
     return commit
 
 
@@ -159,13 +161,13 @@ def _write(
                 if result.code is not None:
                     tally[str(result.code)] += 1
                 table.write(result)
-                failpoints.reach(f"{stage.name}.row")
+                failpoints.reach("row")
                 for name, array in sorted(result.arrays.items()):
                     if arrays is None:
                         raise OvsegError(f"Stage {stage.name} gave arrays but declares none.")
                     arrays.write(result.row, name, array)
+        failpoints.reach("data")
         for temporary, path in zip(temporaries, paths, strict=True):
-            failpoints.reach(f"{stage.name}.publish")
             publish(temporary, path)
     finally:
         for temporary in temporaries:

@@ -1,0 +1,124 @@
+"""A small job to break: rendered scenes, the command that segments them, and what an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from ovseg_batch import failpoints, scenes
+from ovseg_batch.cli import main
+from ovseg_batch.evaluate.scenes import write_scenes
+
+SEEDS = scenes.HELD_OUT_SEEDS[6000:]
+OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: its exit code (negative: the signal that killed it) and what it said."""
+
+    code: int
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A command at work."""
+
+    process: BaseProcess
+    log: Path
+
+    def wait(self, seconds: float = 600) -> Ended:
+        """Wait for its end.
+
+        Raises:
+            TimeoutError: it hangs; it has been killed.
+        """
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            raise TimeoutError(f"still at work after {seconds} s:\n{self.log.read_text()}")
+        return Ended(code, self.log.read_text())
+
+
+class Job:
+    """Scenes in `root/images` and commands over them.
+
+    Args:
+        root: an empty folder.
+        images: how many scenes.
+        shard_rows: images a shard.
+    """
+
+    def __init__(self, root: Path, images: int = 6, shard_rows: int = 2) -> None:
+        self.root = root
+        self._shard_rows = shard_rows
+        self._commands = 0
+        write_scenes(root, SEEDS[:images])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
+
+    def start(self, workdir: Path, *more: str, **environment: str) -> Running:
+        """Start `ovseg-batch run` in a process of its own, forked from one that has imported all and run nothing."""
+        self._commands += 1
+        log = self.root / f"command-{self._commands}.log"
+        labels = ", ".join(scenes.CLASSES)
+        command = ["run", str(self.root / "images"), "-o", str(workdir), "--labels", labels]
+        command += ["--set", f"manifest.shard_rows={self._shard_rows}", *more]
+        settings = {"OVSEG_CACHE": str(self.root / "cache"), **environment}
+        process = self._context.Process(target=_command, args=(command, settings, log))
+        process.start()
+        return Running(process, log)
+
+    def run(self, workdir: Path, *more: str, points: str = "") -> Ended:
+        """Run it to its end; `points` are failpoints."""
+        return self.start(workdir, *more, **{failpoints.VARIABLE: points}).wait()
+
+
+def _command(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    os.environ.update(environment)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            main(arguments, prog_name="ovseg-batch")
+
+
+def contents(workdir: Path) -> dict[str, str]:
+    """Digest of every file that must not depend on what happened on the way; commit records may."""
+    files = [p for p in (workdir / "stages").glob("*/data/*/*") if p.is_file()]
+    files += [workdir / name for name in OUTPUTS if (workdir / name).exists()]
+    return {p.relative_to(workdir).as_posix(): hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
+
+
+def leftovers(workdir: Path) -> list[str]:
+    """Drafts that a run should have taken away."""
+    return sorted(p.relative_to(workdir).as_posix() for p in workdir.rglob("*.tmp"))
+
+
+def difference(workdir: Path, undisturbed: Mapping[str, str]) -> list[str]:
+    """What is missing, foreign or other than in an undisturbed run, and drafts left lying."""
+    found = contents(workdir)
+    lines = [f"{name}: {_how(found.get(name), undisturbed.get(name))}" for name in _either(found, undisturbed)]
+    return [line for line in lines if not line.endswith("same")] + [f"{name}: left over" for name in leftovers(workdir)]
+
+
+def _either(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    return sorted({*one, *other})
+
+
+def _how(found: str | None, wanted: str | None) -> str:
+    if found is None:
+        return "missing"
+    if wanted is None:
+        return "foreign"
+    return "same" if found == wanted else "other bytes"

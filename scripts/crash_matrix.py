@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Kill a run at every failpoint of every scope, resume it, compare: a table with every cell run.
+
+scripts/crash_matrix.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from breaking.job import Job, contents, difference
+
+from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
+from ovseg_batch.stages.registry import STAGES
+
+SECOND = {"write": 6, "fsync": 5, "rename": 5, "renamed": 5, "row": 4, "data": 2, "commit": 2, "committed": 2}
+
+#: (scope, point, which time it is reached): in the second shard of each stage, and in every other file of a run.
+CELLS = [(stage, point, SECOND[point]) for stage in STAGES for point in SHARD_POINTS] + [
+    (scope, point, 1) for scope in ("manifest", "export") for point in FILE_POINTS
+]
+
+
+def try_cell(job: Job, workdir: Path, cell: tuple[str, str, int], wanted: dict[str, str]) -> list[str]:
+    """Kill at that point, resume; what is wrong, nothing where all is well."""
+    scope, point, time = cell
+    killed = job.run(workdir, points=f"{scope}.{point}:{time}")
+    if killed.code != -signal.SIGKILL:
+        return [f"was not killed, ended with {killed.code}: {killed.stderr}"]
+    resumed = job.run(workdir)
+    return difference(workdir, wanted) if resumed.code == 0 else [f"ended with {resumed.code}: {resumed.stderr}"]
+
+
+@click.command()
+def main() -> None:
+    """Run every cell and print the table."""
+    root = Path(tempfile.mkdtemp(prefix="ovseg-matrix-"))
+    job = Job(root)
+    job.run(root / "undisturbed")
+    wanted = contents(root / "undisturbed")
+    results: dict[tuple[str, str], str] = {}
+    for number, cell in enumerate(CELLS):
+        wrong = try_cell(job, root / f"run-{number}", cell, wanted)
+        results[cell[:2]] = "differs" if wrong else "same"
+        for line in wrong:
+            click.echo(f"{cell}: {line}")
+    scopes = list(dict.fromkeys(scope for scope, _, _ in CELLS))
+    click.echo("| killed at | " + " | ".join(scopes) + " |")
+    click.echo("|---|" + "---|" * len(scopes))
+    for point in SHARD_POINTS:
+        click.echo(f"| {point} | " + " | ".join(results.get((scope, point), "") for scope in scopes) + " |")
+    shutil.rmtree(root)
+    sys.exit("differs" in results.values())
+
+
+if __name__ == "__main__":
+    main()
