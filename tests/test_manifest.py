@@ -160,7 +160,7 @@ def test_links_in_a_circle(folder: Path, tmp_path: Path) -> None:
 )
 def test_bad_input_says_what_and_where(folder: Path, tmp_path: Path, make: object, text: str) -> None:
     (folder / "empty").mkdir()
-    (folder / "bad.csv").write_text("file_name,label\nb.png,dog\n")
+    (folder / "bad.csv").write_text("file_nam,label\nb.png,dog\n")
     (folder / "bad.jsonl").write_text('{"path": "b.png"}\nnope\n')
     (folder / "bad.parquet").write_bytes(b"PAR1")
     (folder / "bad.json").write_text("{}")
