@@ -36,14 +36,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option("--scenes", type=int, default=6000, show_default=True, help="How many scenes the pool holds.")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(model: str, minutes: float, state: Path, out: Path, scenes: int, threads: int, seed: int) -> None:
+@click.option("--peak", type=float, default=1e-3, show_default=True, help="Of SAM2's learning rate, a cosine.")
+def main(model: str, minutes: float, state: Path, out: Path, scenes: int, threads: int, seed: int, peak: float) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     pool = open_pool(state, scenes)
     if model == "sam":
         from training import sam
 
-        sam.Trainer(pool, out, state, minutes, seed).train()
+        sam.Trainer(pool, out, state, minutes, seed, peak).train()
     elif model != "pool":
         clip.Trainer(pool, out, state, model.removeprefix("clip-"), minutes, seed).train()
 

@@ -131,7 +131,7 @@ def _prompt(classes: Array, instances: Array, rng: np.random.Generator) -> tuple
 
 
 class Trainer:
-    def __init__(self, pool: Pool, out: Path, state: Path, minutes: float, seed: int) -> None:
+    def __init__(self, pool: Pool, out: Path, state: Path, minutes: float, seed: int, peak: float) -> None:
         torch.manual_seed(seed)
         self.pool, self.out = pool, out
         self.model = build(out / "sam2.yaml")
@@ -149,7 +149,7 @@ class Trainer:
             if not name.startswith(("memory_", "obj_ptr", "mask_downsample"))
         ]
         parameters = [*self.used, *self.heads.parameters()]
-        self.peak = 1e-3
+        self.peak = peak
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
