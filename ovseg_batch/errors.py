@@ -21,6 +21,7 @@ class FailureCode(StrEnum):
     TRUNCATED = "truncated"  # an image, but not all of it
     TOO_LARGE = "too_large"  # more bytes or pixels than the limits allow
     BAD_IMAGE = "bad_image"  # the decoder gave up for another reason
+    CHANGED = "changed"  # not the picture any more that an earlier stage saw
     OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
     CRASHED = "crashed"  # the worker process died at it, again and again
     UPSTREAM = "upstream"  # an earlier stage failed this row
