@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ovseg_batch import __version__
-from ovseg_batch.errors import OvsegError
+from ovseg_batch.errors import Interrupted, OvsegError, UsageError
+from ovseg_batch.store import Workdir
+
+if TYPE_CHECKING:
+    from ovseg_batch.pipeline import Outcome
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -45,7 +49,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         except OvsegError as error:
             click.echo(f"ovseg-batch: {error}", err=True)
             code = error.exit_code
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
             code = EXIT_INTERRUPTED
         except OSError as error:
@@ -78,6 +82,7 @@ def main(log_format: str, quiet: bool) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option("--workers", type=int, help="Worker processes.")
+@click.option("--shards", "part", metavar="I/N", help="Only every N-th shard, from the I-th (0 ≤ I < N): job arrays.")
 @click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @guarded
@@ -89,6 +94,7 @@ def run(
     overrides: tuple[str, ...],
     device: str | None,
     workers: int | None,
+    part: str | None,
     max_failure_rate: float | None,
     dry_run: bool,
 ) -> int:
@@ -98,8 +104,6 @@ def run(
     """
     from ovseg_batch import pipeline
     from ovseg_batch.config import load_config
-    from ovseg_batch.engine.local import Interrupted
-    from ovseg_batch.store import Workdir
 
     config = load_config(
         config_file,
@@ -120,15 +124,80 @@ def run(
         return EXIT_OK
     for caution in pipeline.cautions(config):
         click.echo(f"warning: {caution}", err=True)
-    try:
-        outcome = pipeline.run(inputs, target, config)
-    except Interrupted:
-        raise KeyboardInterrupt from None
+    outcome = pipeline.run(inputs, target, config, part=_part(part))
+    return _tell(outcome, target)
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    """(i, n) of `i/n`."""
+    if text is None:
+        return 0, 1
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(f"--shards {text!r} is not I/N with 0 ≤ I < N, as in --shards 0/8 … 7/8.")
+    return int(index), int(count)
+
+
+def _tell(outcome: Outcome, workdir: Workdir) -> int:
+    """Say how a run ended; the exit code."""
+    if outcome.annotations_path is None:
+        left = sum(stage.shards - stage.shards_done for stage in outcome.stages)
+        click.echo(f"This part is done. {left} shards are left to the others; the last one writes the outputs.")
+        return EXIT_OK
     click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
     if outcome.failures:
-        click.echo(f"{outcome.failures} images failed: {workdir / 'failures.csv'}")
+        click.echo(f"{outcome.failures} images failed: {workdir.failures}")
         return EXIT_FAILED_IMAGES
     return EXIT_OK
+
+
+@main.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@guarded
+def retry(workdir: Path) -> int:
+    """Try the failed images of a run again, and no others."""
+    from ovseg_batch import pipeline
+
+    return _tell(pipeline.retry(Workdir(workdir)), Workdir(workdir))
+
+
+@main.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--repair", is_flag=True, help="Let the next run redo what is damaged.")
+@guarded
+def verify(workdir: Path, as_json: bool, repair: bool) -> int:
+    """Read every committed byte again and say what has changed."""
+    from ovseg_batch import pipeline
+
+    problems = pipeline.verify(Workdir(workdir), repair)
+    if as_json:
+        lines = [{"path": str(p.path), "problem": p.what, "shard": p.shard} for p in problems]
+        click.echo(json.dumps({"ok": not problems, "problems": lines}, indent=2, ensure_ascii=False))
+    else:
+        for problem in problems:
+            click.echo(f"{problem.path}: {problem.what}")
+        click.echo(f"{len(problems)} problems" if problems else "all as it was committed")
+    if problems and not repair:
+        click.echo("`verify --repair`, then the run's own command, redoes the damaged shards.", err=True)
+    return EXIT_ERROR if problems else EXIT_OK
+
+
+@main.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Delete them; otherwise they are only named.")
+@guarded
+def gc(workdir: Path, yes: bool) -> None:
+    """Stage folders that the latest run of a workdir does not use: name them, or delete them."""
+    from ovseg_batch import pipeline
+
+    found = pipeline.collect_garbage(Workdir(workdir), yes)
+    for folder, size in found:
+        click.echo(f"{folder}  {size / 1e6:.1f} MB{'  deleted' if yes else ''}")
+    if not found:
+        click.echo("nothing to collect")
+    elif not yes:
+        click.echo("`gc --yes` deletes them.", err=True)
 
 
 @main.command()
@@ -153,7 +222,6 @@ def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int) -> None:
 def status(workdir: Path, as_json: bool) -> None:
     """How far a run is, from what it has committed."""
     from ovseg_batch import progress
-    from ovseg_batch.store import Workdir
 
     state = progress.status(Workdir(workdir))
     if as_json:
@@ -179,7 +247,6 @@ def evaluate(workdir: Path, dataset: str, root: Path, as_json: bool) -> None:
     """Hold a finished run against the truth."""
     from ovseg_batch import pipeline
     from ovseg_batch.evaluate.scenes import figures
-    from ovseg_batch.store import Workdir
 
     found = figures(pipeline.evaluate_scenes(Workdir(workdir), root))
     if as_json:
@@ -248,12 +315,8 @@ def check_models(
 def demo(output: Path, images: int) -> int:
     """Render labelled scenes, run the whole job on them with the embedded models, and compare with the truth."""
     from ovseg_batch import demonstration
-    from ovseg_batch.engine.local import Interrupted
 
-    try:
-        lines = demonstration.run_demo(output, images)
-    except Interrupted:
-        raise KeyboardInterrupt from None
+    lines = demonstration.run_demo(output, images)
     for line in lines:
         click.echo(line)
     return EXIT_OK

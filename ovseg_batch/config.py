@@ -87,7 +87,7 @@ class RunConfig(Section):
     """How fast, not what: nothing here but `precision` enters a fingerprint."""
 
     device: str = "auto"
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=0)] | None = None  # None: one a GPU, or one; 0: no process of its own
     batch_size: Annotated[int, Field(ge=1)] = 32
     point_chunk: Annotated[int, Field(ge=1)] | None = None  # None: small on a CPU, large on a GPU
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -21,7 +21,9 @@ class FailureCode(StrEnum):
     TRUNCATED = "truncated"  # an image, but not all of it
     TOO_LARGE = "too_large"  # more bytes or pixels than the limits allow
     BAD_IMAGE = "bad_image"  # the decoder gave up for another reason
+    CHANGED = "changed"  # not the picture any more that an earlier stage saw
     OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
+    CRASHED = "crashed"  # the worker process died at it, again and again
     UPSTREAM = "upstream"  # an earlier stage failed this row
     MODEL = "model"  # the model raised, or gave numbers that are not finite
     INTERNAL = "internal"  # a bug of ours; the message has the exception
@@ -37,6 +39,10 @@ class UsageError(OvsegError):
     """The command, config or input cannot mean anything (exit 2)."""
 
     exit_code = 2
+
+
+class Interrupted(Exception):
+    """The person asked to stop; every shard begun has been finished and committed."""
 
 
 class RowError(Exception):

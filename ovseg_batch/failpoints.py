@@ -2,7 +2,8 @@
 
 `OVSEG_FAILPOINTS` holds entries `point[:n][+][=action]`, separated by commas. The action happens the n-th time the
 process comes to the point (default the first; with `+` every time from then on). Actions: `kill` (SIGKILL, the
-default), the name of an error the operating system could give there (`ENOSPC`, `EIO`), `delay` (half a second).
+default), the name of an error the operating system could give there (`ENOSPC`, `EIO`), `delay` (half a
+second), `abort`.
 
 A point is written `rename`, wherever it happens, or `dense.rename`, inside that scope. Scopes are the stages' names,
 `manifest` and `export`. Unset, a point costs one look-up in the environment.
@@ -62,6 +63,8 @@ def reach(point: str) -> None:
 def _act(action: str, name: str) -> None:
     if action in ("", "kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "abort":
+        os.abort()
     elif action == "delay":
         time.sleep(DELAY)
     else:

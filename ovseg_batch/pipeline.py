@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ovseg_batch import __version__, failpoints
-from ovseg_batch.config import Config, dump_config
+from ovseg_batch.config import Config, dump_config, load_config
 from ovseg_batch.engine.local import StageJob, run_stage
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.evaluate.metrics import SemanticScore
@@ -31,7 +32,7 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status, status
 from ovseg_batch.stages.base import TABLE
 from ovseg_batch.stages.registry import STAGES, make_stage, make_vocabulary
-from ovseg_batch.store import StageStore, Workdir, fingerprint
+from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +95,18 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Ma
         return manifest, plan(config, workdir, manifest, workdir.manifest)
 
 
-def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool = True) -> Outcome:
+def run(
+    inputs: Sequence[str],
+    workdir: Workdir,
+    config: Config,
+    progress: bool = True,
+    part: tuple[int, int] = (0, 1),
+) -> Outcome:
     """Do whatever of the job is not committed yet, then write the outputs at the top of the workdir.
+
+    Args:
+        inputs: folders, globs, lists: as `build_manifest` takes them.
+        part: (i, n): only the shards i, i + n, i + 2n, … The outputs are written by the part that finds all done.
 
     Raises:
         UsageError: settings or input that cannot mean anything; nothing has been written then.
@@ -111,14 +122,80 @@ def run(inputs: Sequence[str], workdir: Workdir, config: Config, progress: bool 
     write_text(workdir.config, dump_config(config))
     _write_plan(workdir, inputs, manifest, stages, config)
     log.info("%d images in %d shards on %s", manifest.rows, manifest.shards, device)
+    if part[1] > 1:
+        ours = [[shard for shard in planned.missing if shard % part[1] == part[0]] for planned in stages]
+        stages = [replace(planned, missing=mine) for planned, mine in zip(stages, ours, strict=True)]
+    return _execute(workdir, manifest, stages, config, progress)
+
+
+def retry(workdir: Workdir, progress: bool = True) -> Outcome:
+    """Try the failed images of a run again, and no others.
+
+    Raises:
+        UsageError: no run there, or its weights or settings are not what they were.
+    """
+    record = workdir.read_plan()
+    config = load_config(workdir.config, environment={})
+    manifest = Manifest.open(workdir.manifest)
+    _check(config)
+    workdir.remove_leftovers()
+    stages = plan(config, workdir, manifest, workdir.manifest)
+    if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
+        raise UsageError(f"The models or the code have changed since {workdir.root} was run; give its `run` again.")
+    again = []
+    for planned in stages:
+        failed = [commit.shard for commit in planned.job.store.commits() if commit.failed]
+        job = replace(planned.job, retry=True)
+        again.append(replace(planned, job=job, missing=sorted({*failed, *planned.missing})))
+    return _execute(workdir, manifest, again, config, progress)
+
+
+def _execute(
+    workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool
+) -> Outcome:
     redone = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for planned in stages:
-            redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
-    except OvsegError:
-        _write_failures(workdir, manifest, stages)
-        raise
-    return _finish(workdir, manifest, stages, config, redone)
+            planned.job.store.create(planned.inputs)
+            stack.enter_context(planned.job.store.in_use())
+        try:
+            for planned in stages:
+                redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
+        except OvsegError:
+            _write_failures(workdir, manifest, stages)
+            raise
+        return _finish(workdir, manifest, stages, config, redone)
+
+
+def verify(workdir: Workdir, repair: bool = False) -> list[Problem]:
+    """What of a run is not as it was committed; with `repair`, the damaged shards lose their commits.
+
+    Raises:
+        UsageError: no run there.
+    """
+    problems = workdir.verify()
+    if repair:
+        for problem in problems:
+            if problem.store is not None and problem.shard is not None:
+                problem.store.uncommit(problem.shard)
+    return problems
+
+
+def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
+    """Stage folders that the latest run does not use, and their bytes; deleted only when asked.
+
+    Raises:
+        UsageError: no run there.
+    """
+    found = [
+        (folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+        for folder in workdir.unused()
+    ]
+    if delete:
+        workdir.remove_leftovers()
+        for folder, _ in found:
+            workdir.remove(folder)
+    return found
 
 
 def _check(config: Config) -> torch.device:
@@ -143,14 +220,14 @@ def _devices(config: Config) -> list[str]:
     """One entry per worker; the workers take the visible GPUs in turn."""
     device = str(resolve_device(config.run.device))
     count = torch.cuda.device_count() if device == "cuda" else 0
-    return [f"cuda:{k % count}" if count else device for k in range(config.run.workers)]
+    workers = config.run.workers or max(count, 1)
+    return [f"cuda:{k % count}" if count else device for k in range(workers)]
 
 
 def _run_planned(
     planned: PlannedStage, manifest: Manifest, devices: Sequence[str], config: Config, progress: bool
 ) -> list[int]:
     store = planned.job.store
-    store.create(planned.inputs)
     begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
     done = manifest.shards - len(planned.missing)
     log.info("%s [%s]: %d of %d shards already committed", planned.name, store.folder.name, done, manifest.shards)
@@ -161,7 +238,7 @@ def _run_planned(
     rows, failed = 0, Counter[str]()
     with tqdm(total=manifest.rows, desc=planned.name, unit="img", disable=None if progress else True) as bar:
         bar.update(sum(commit.rows for commit in store.commits()))
-        for commit in run_stage(planned.job, planned.missing, devices[: len(planned.missing)]):
+        for commit in run_stage(planned.job, planned.missing, devices, in_process=config.run.workers == 0):
             bar.update(commit.rows)
             rows += commit.rows
             failed.update(commit.failed)
@@ -182,6 +259,9 @@ def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) ->
 def _finish(
     workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, redone: dict[str, list[int]]
 ) -> Outcome:
+    states = [stage_status(planned.job.store, manifest.shards) for planned in stages]
+    if not all(state.complete for state in states):
+        return Outcome(stages=states, redone=redone)
     last = stages[-1].job.store
     vocabulary = make_vocabulary(config)
     first_category = 1 if vocabulary.has_background else 0
@@ -192,14 +272,15 @@ def _finish(
         "stages": {planned.name: planned.job.store.fingerprint for planned in stages},
         "settings": {planned.name: planned.inputs["settings"] for planned in stages},
     }
-    path = workdir.root / "annotations.json"
+    path = workdir.annotations
     with failpoints.within("export"):
         images, annotations = write_coco(
             path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
         )
         failures = _write_failures(workdir, manifest, stages)
+        workdir.seal_outputs([path, workdir.failures, workdir.manifest])
     return Outcome(
-        stages=[stage_status(planned.job.store, manifest.shards) for planned in stages],
+        stages=states,
         images=images,
         annotations=annotations,
         failures=failures,
@@ -209,7 +290,7 @@ def _finish(
 
 
 def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:
-    return write_failures(workdir.root / "failures.csv", failed_rows(manifest, [p.job.store for p in stages]))
+    return write_failures(workdir.failures, failed_rows(manifest, [p.job.store for p in stages]))
 
 
 def evaluate_scenes(workdir: Workdir, root: Path) -> SemanticScore:
@@ -251,7 +332,10 @@ def _existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
     """The workdir's manifest when it was made of these inputs."""
     if not (workdir.manifest.exists() and workdir.plan.exists()):
         return None
-    return workdir.manifest if workdir.read_plan()["inputs"] == _absolute(inputs) else None
+    with contextlib.suppress(OvsegError):  # a plan that cannot be read is written anew
+        if workdir.read_plan().get("inputs") == _absolute(inputs):
+            return workdir.manifest
+    return None
 
 
 def _ready_made(inputs: Sequence[str]) -> Path | None:

@@ -62,6 +62,6 @@ def status(workdir: Workdir) -> dict[str, Any]:
         "images": record["rows"],
         "shards": record["shards"],
         "complete": complete,
-        "annotations": str(workdir.root / "annotations.json") if complete else None,
+        "annotations": str(workdir.annotations) if complete else None,
         "stages": [asdict(stage) for stage in stages],
     }

@@ -6,19 +6,36 @@ files are made durable first and the record last, so whatever kills the process 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, owner_is_gone, write_text
+from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, fsync_folder, owner_is_gone, write_bytes, write_text
+from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.types import Commit, FileRecord
 
 FORMAT_VERSION = 1
 SHARDS_PER_FOLDER = 1000
+LOCK = ".lock"
+OUTPUTS = "outputs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a workdir that is not as it was committed. `shard` is the one to redo, where there is one."""
+
+    path: Path
+    what: str
+    store: StageStore | None = None
+    shard: int | None = None
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -34,6 +51,28 @@ def file_record(path: Path, root: Path) -> FileRecord:
         while block := file.read(1 << 20):
             digest.update(block)
     return FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, digest.hexdigest())
+
+
+def _damage(root: Path, file: FileRecord) -> str:
+    """How a file differs from its record; empty where it does not."""
+    try:
+        found = file_record(root / file.path, root)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if found.bytes != file.bytes:
+        return f"{found.bytes} bytes, {file.bytes} were committed"
+    return "" if found == file else "its bytes have changed"
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 class StageStore:
@@ -59,15 +98,23 @@ class StageStore:
 
     def read_commit(self, shard: int) -> Commit | None:
         """The shard's commit, or None where there is none that can be relied on."""
+        commit = self._read_sealed(shard)
+        if commit is None or (commit.fingerprint, commit.shard) != (self.fingerprint, shard):
+            return None
         try:
-            record = json.loads(self.commit_path(shard).read_bytes())
+            sizes_match = all((self.folder / f.path).stat().st_size == f.bytes for f in commit.files)
+        except OSError:
+            return None
+        return commit if sizes_match else None
+
+    def _read_sealed(self, shard: int) -> Commit | None:
+        try:
+            record = unseal(self.commit_path(shard).read_bytes())
             record["files"] = tuple(FileRecord(**file) for file in record["files"])
             commit = Commit(**record)
-            sizes_match = all((self.folder / f.path).stat().st_size == f.bytes for f in commit.files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        ours = commit.fingerprint == self.fingerprint and commit.shard == shard and commit.version == FORMAT_VERSION
-        return commit if ours and sizes_match else None
+        return commit if commit.version == FORMAT_VERSION else None
 
     def commits(self) -> Iterator[Commit]:
         """Every reliable commit, in shard order."""
@@ -82,8 +129,42 @@ class StageStore:
         return [shard for shard in range(shards) if shard not in done]
 
     def write_commit(self, commit: Commit) -> None:
-        text = json.dumps(dataclasses.asdict(commit), ensure_ascii=False, separators=(",", ":"))
-        write_text(self.commit_path(commit.shard), text + "\n")
+        write_bytes(self.commit_path(commit.shard), seal(dataclasses.asdict(commit)))
+
+    def uncommit(self, shard: int) -> None:
+        """Take the shard's commit away, before its files are replaced by others."""
+        path = self.commit_path(shard)
+        if path.exists():
+            path.unlink()
+            fsync_folder(path.parent)
+
+    def verify(self, shards: int) -> Iterator[Problem]:
+        """Read every committed file again; whatever is damaged, missing, or belongs to nobody."""
+        claimed: set[Path] = set()
+        for shard in self._recorded_shards():
+            path = self.commit_path(shard)
+            commit = self._read_sealed(shard)
+            if commit is None:
+                yield Problem(path, "the commit record is damaged", self, shard)
+            elif (commit.fingerprint, commit.shard) != (self.fingerprint, shard) or shard >= shards:
+                yield Problem(path, "the commit record is another shard's or another run's", self, shard)
+            else:
+                claimed.update(self.folder / file.path for file in commit.files)
+                for file in commit.files:
+                    what = _damage(self.folder, file)
+                    if what:
+                        yield Problem(self.folder / file.path, what, self, shard)
+        for path in sorted((self.folder / "data").glob("*/*")):
+            if path not in claimed and not path.name.startswith("."):
+                yield Problem(path, "no commit speaks of it")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder, so that `gc` leaves it alone; given back when the process ends, however it ends."""
+        with (self.folder / LOCK).open("a") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: then gc cannot know either
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
 
     def _recorded_shards(self) -> Iterator[int]:
         commits = self.folder / "commits"
@@ -104,6 +185,14 @@ class Workdir:
         return self.root / "manifest.parquet"
 
     @property
+    def annotations(self) -> Path:
+        return self.root / "annotations.json"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures.csv"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.yaml"
 
@@ -117,7 +206,7 @@ class Workdir:
         try:
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
             write_text(self.root / "stages" / ".writable", "")
-            (self.root / "stages" / ".writable").unlink()
+            (self.root / "stages" / ".writable").unlink(missing_ok=True)
         except OSError as error:
             raise OvsegError(
                 f"Cannot write to the workdir {self.root}: {error.strerror or error}. Choose another one with -o."
@@ -137,6 +226,39 @@ class Workdir:
 
     def stage(self, name: str, fingerprint: str) -> StageStore:
         return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint)
+
+    def seal_outputs(self, paths: Iterable[Path]) -> None:
+        """Remember what the files at the top are, so that `verify` can tell."""
+        files = [dataclasses.asdict(file_record(path, self.root)) for path in paths]
+        write_bytes(self.root / "stages" / OUTPUTS, seal({"version": FORMAT_VERSION, "files": files}))
+
+    def verify(self) -> list[Problem]:
+        """Everything of the latest run that is not as it was committed. Reads every byte; changes nothing."""
+        plan = self.read_plan()
+        problems: list[Problem] = []
+        for entry in plan["stages"]:
+            store = StageStore(self.root / "stages" / entry["folder"], entry["name"], entry["fingerprint"])
+            problems += store.verify(plan["shards"])
+        path = self.root / "stages" / OUTPUTS
+        if path.exists():
+            try:
+                files = [FileRecord(**file) for file in unseal(path.read_bytes())["files"]]
+            except (ValueError, KeyError, TypeError):
+                return [*problems, Problem(path, "the record of the outputs is damaged")]
+            problems += [Problem(self.root / f.path, what) for f in files if (what := _damage(self.root, f))]
+        return problems
+
+    def unused(self) -> list[Path]:
+        """Stage folders that the latest run does not refer to and no process is using."""
+        named = {entry["folder"] for entry in self.read_plan()["stages"]}
+        folders = [path.parent for path in sorted((self.root / "stages").glob("*/stage.json"))]
+        return [folder for folder in folders if folder.name not in named and not _is_locked(folder)]
+
+    def remove(self, folder: Path) -> None:
+        """Delete a stage folder; what a crash leaves of it is still named by `unused` the next time."""
+        for part in sorted(folder.iterdir(), key=lambda path: path.name == "stage.json"):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        folder.rmdir()
 
     def write_plan(self, record: Mapping[str, Any]) -> None:
         """Say which stages the run in progress has, and of which manifest it is."""

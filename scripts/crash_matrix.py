@@ -29,7 +29,7 @@ CELLS = [(stage, point, SECOND[point]) for stage in STAGES for point in SHARD_PO
 def try_cell(job: Job, workdir: Path, cell: tuple[str, str, int], wanted: dict[str, str]) -> list[str]:
     """Kill at that point, resume; what is wrong, nothing where all is well."""
     scope, point, time = cell
-    killed = job.run(workdir, points=f"{scope}.{point}:{time}")
+    killed = job.run(workdir, "--workers", "0", points=f"{scope}.{point}:{time}")
     if killed.code != -signal.SIGKILL:
         return [f"was not killed, ended with {killed.code}: {killed.stderr}"]
     resumed = job.run(workdir)

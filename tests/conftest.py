@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from breaking.job import Running, start_command
 from click.testing import CliRunner
 
 from ovseg_batch import scenes
@@ -52,48 +48,15 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _main(arguments: list[str], environment: Mapping[str, str], folder: Path) -> None:
-    """What a child does: the command line, with its output in files."""
-    os.environ.update(environment)
-    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        sys.stdout, sys.stderr = out, err
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(arguments, prog_name="ovseg-batch")
-
-
 @pytest.fixture(scope="session")
-def start(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[BaseProcess, Path]]:
-    """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing.
+def start(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Running]:
+    """Start `ovseg-batch` in a process of its own; keyword arguments go into its environment."""
 
-    Keyword arguments go into its environment. Gives the process and the folder with its stdout and stderr.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ovseg_batch.pipeline", "ovseg_batch.cli"])
-
-    def begin(*arguments: object, **environment: str) -> tuple[BaseProcess, Path]:
-        folder = tmp_path_factory.mktemp("process")
-        target = context.Process(
-            target=_main, args=([*map(str, arguments)], {"OVSEG_CACHE": str(cache), **environment}, folder)
-        )
-        target.start()
-        return target, folder
+    def begin(*arguments: object, **environment: str) -> Running:
+        log = tmp_path_factory.mktemp("process") / "log"
+        return start_command([*map(str, arguments)], {"OVSEG_CACHE": str(cache), **environment}, log)
 
     return begin
-
-
-@pytest.fixture(scope="session")
-def process(start: Callable[..., tuple[BaseProcess, Path]]) -> Command:
-    """Run `ovseg-batch` in a process of its own to its end."""
-
-    def run(*arguments: object, **environment: str) -> Done:
-        child, folder = start(*arguments, **environment)
-        child.join(600)
-        assert child.exitcode is not None, "it hangs"
-        return Done(child.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text())
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +70,26 @@ def command(cache: Path) -> Command:
         return Done(done.exit_code, done.stdout, done.stderr)
 
     return run
+
+
+SMALL = ("--set", "manifest.shard_rows=2")
+
+
+def run_arguments(images: Path, workdir: Path, *more: str) -> tuple[object, ...]:
+    return ("run", images, "-o", workdir, "--labels", LABELS, *SMALL, *more)
+
+
+@pytest.fixture(scope="session")
+def finished(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """An undisturbed run over the six scenes, three shards."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = command(*run_arguments(few_scenes / "images", workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def data_files(workdir: Path) -> dict[str, bytes]:
+    """Everything that must not depend on what happened on the way: data files and outputs, no commit records."""
+    files = [p for p in (workdir / "stages").rglob("data/**/*") if p.is_file()]
+    files += [workdir / name for name in ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")]
+    return {p.relative_to(workdir).as_posix(): p.read_bytes() for p in files}

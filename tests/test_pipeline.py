@@ -9,39 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, Command
+from breaking.job import Running
+from conftest import Command, data_files, run_arguments
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from ovseg_batch.store import Workdir
-
-SMALL = ("--set", "manifest.shard_rows=2")
-
-
-def run_arguments(images: Path, workdir: Path, *more: str) -> tuple[object, ...]:
-    return ("run", images, "-o", workdir, "--labels", LABELS, *SMALL, *more)
-
-
-@pytest.fixture(scope="session")
-def finished(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
-    """An undisturbed run over the six scenes, three shards."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    done = command(*run_arguments(few_scenes / "images", workdir))
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def data_files(workdir: Path) -> dict[str, bytes]:
-    """Everything that must not depend on what happened on the way: data files and outputs, no commit records."""
-    files = [p for p in (workdir / "stages").rglob("data/**/*") if p.is_file()]
-    files += [workdir / name for name in ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")]
-    return {p.relative_to(workdir).as_posix(): p.read_bytes() for p in files}
 
 
 def commit_times(workdir: Path, stage: str) -> dict[str, int]:
@@ -99,11 +79,17 @@ def test_masks_mean_something(finished: Path, few_scenes: Path, command: Command
     ],
 )
 def test_killed_anywhere_then_resumed_equals_undisturbed(
-    finished: Path, few_scenes: Path, tmp_path: Path, command: Command, process: Command, failpoint: str, redone: str
+    finished: Path,
+    few_scenes: Path,
+    tmp_path: Path,
+    command: Command,
+    start: Callable[..., Running],
+    failpoint: str,
+    redone: str,
 ) -> None:
     arguments = run_arguments(few_scenes / "images", tmp_path / "run")
-    killed = process(*arguments, OVSEG_FAILPOINTS=failpoint)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start(*arguments, "--workers", "0", OVSEG_FAILPOINTS=failpoint).wait()
+    assert killed.code == -signal.SIGKILL
     state = json.loads(command("status", tmp_path / "run", "--json").stdout)
     assert state["complete"] == (failpoint == "export.rename")
     resumed = command(*arguments)

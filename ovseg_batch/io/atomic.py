@@ -82,8 +82,13 @@ def publish(temporary: Path, path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8, atomically."""
-    with atomic_path(path) as temporary, create_text(temporary) as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically."""
+    with atomic_path(path) as temporary, create(temporary) as file:
+        file.write(content)
 
 
 def fsync_folder(folder: Path) -> None:

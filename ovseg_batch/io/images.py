@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.types import ImageRow
 
@@ -164,6 +165,7 @@ def decode_ahead(
 
     def work(index: int, row: ImageRow) -> Array | RowError:
         try:
+            failpoints.reach(f"decode-{row.row}")
             with _open(row.path, max_pixels, max_file_bytes) as image:
                 budget.take(index, image.width * image.height * PEAK)
                 return _decode(image, row.path)

@@ -45,6 +45,12 @@ class ArrayReader:
         with self._zip.open(f"{row}/{name}.npy") as member:
             return npy.read_array(member, allow_pickle=False)
 
+    def read_all(self, row: int) -> dict[str, Array]:
+        """Every array stored for `row`, by name."""
+        members = [name for name in self._zip.namelist() if name.startswith(f"{row}/")]
+        names = [member.partition("/")[2].removesuffix(".npy") for member in members]
+        return {name: self.read(row, name) for name in names}
+
     def close(self) -> None:
         self._zip.close()
 

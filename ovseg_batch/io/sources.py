@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import json
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from ovseg_batch.errors import UsageError, nearest
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .heic .heif".split()
 )
 PATH_COLUMNS = ("file_name", "path", "image", "image_path", "filepath", "filename")
 LIST_SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".json")
@@ -100,8 +101,9 @@ def _walk(root: Path, source: Source) -> Iterator[Entry]:
             for entry in listing:
                 if not entry.name.startswith("."):
                     names.append(entry.name)
-                    if entry.is_dir():
-                        folders.add(entry.name)
+                    with contextlib.suppress(OSError):  # a link to itself is no folder
+                        if entry.is_dir():
+                            folders.add(entry.name)
         for name in sorted(names, key=os.fsencode):
             if name in folders:
                 yield from visit(f"{folder}/{name}", f"{relative}{name}/", above | {identity})

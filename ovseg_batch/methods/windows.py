@@ -16,20 +16,21 @@ Array = np.ndarray[Any, Any]
 LONG_SIDE = 2048  # SCLIP's test pipelines resize to (2048, short side)
 
 
-def resized_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+def resized_size(height: int, width: int, short_side: int | None, least: int = 1) -> tuple[int, int]:
     """The size at which CLIP sees an image, keeping its proportions.
 
     Args:
         height, width: of the original, pixels.
         short_side: target for the shorter side; the longer is kept at or under 2048. None: as it is.
+        least: no side becomes shorter; a patch, for an image narrower than one has none.
 
     Returns:
-        height, width in pixels, each at least 1.
+        height, width in pixels.
     """
     if short_side is None:
-        return height, width
+        return max(least, height), max(least, width)
     scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    return max(least, int(height * scale + 0.5)), max(least, int(width * scale + 0.5))
 
 
 def window_boxes(height: int, width: int, window: int, stride: int) -> Array:

@@ -81,6 +81,11 @@ class DenseClip:
         return cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
 
     @property
+    def patch(self) -> int:
+        """Pixels a side."""
+        return int(max(self._visual.patch_size))
+
+    @property
     def activation(self) -> str:
         return type(self._visual.transformer.resblocks[0].mlp.gelu).__name__
 

@@ -8,6 +8,7 @@ written beside their names, made durable, renamed; then the commit record.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import socket
 import time
@@ -26,7 +27,7 @@ from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import publish, temporary_path
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
-from ovseg_batch.io.tables import ResultWriter, read_results
+from ovseg_batch.io.tables import RESULT_COLUMNS, ResultWriter, read_results
 from ovseg_batch.store import StageStore, file_record
 from ovseg_batch.types import Commit, ImageRow, RowResult
 
@@ -67,6 +68,11 @@ class Upstream:
         if self._arrays is None:
             raise OvsegError("The upstream stage keeps no arrays.")
         return self._arrays.read(row, name)
+
+    def result(self, row: ImageRow) -> RowResult:
+        """The row as the stage gave it."""
+        values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
+        return RowResult(row.row, row.key, values, self._arrays.read_all(row.row) if self._arrays else {})
 
     def close(self) -> None:
         if self._arrays is not None:
@@ -114,8 +120,14 @@ def run_shard(
     shard: int,
     rows: Sequence[ImageRow],
     upstream_stores: Mapping[str, StageStore],
+    charged: Mapping[int, str] | None = None,
+    retry: bool = False,
 ) -> Commit:
     """Compute one shard and commit it. The only place where a commit record is written.
+
+    Args:
+        charged: row → why: rows that kill the process and fail without being looked at.
+        retry: keep the committed rows that are well and compute the failed ones alone.
 
     Raises:
         OSError: the disk is full or gone; nothing of the shard is visible then.
@@ -126,7 +138,8 @@ def run_shard(
     with contextlib.ExitStack() as stack:
         stack.enter_context(failpoints.within(stage.name))
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
-        results = _checked(stage, rows, stage.process(rows, upstream))
+        kept = stack.enter_context(Upstream(store, shard)) if retry and previous else None
+        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept))
         tally, paths = _write(stage, store, shard, results)
         commit = Commit(
             stage=stage.name,
@@ -144,6 +157,42 @@ def run_shard(
         store.write_commit(commit)
         failpoints.reach("committed")
     return commit
+
+
+def probe_shard(
+    stage: Stage,
+    shard: int,
+    rows: Sequence[ImageRow],
+    upstream_stores: Mapping[str, StageStore],
+    note: Callable[[int], None],
+) -> None:
+    """Do each row's work by itself and keep nothing, so that whoever hears `note` knows at which one a worker died."""
+    with contextlib.ExitStack() as stack:
+        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
+        for row in rows:
+            note(row.row)
+            for _ in stage.process([row], upstream):
+                pass
+
+
+def _results(
+    stage: Stage,
+    rows: Sequence[ImageRow],
+    upstream: Mapping[str, Upstream],
+    charged: Mapping[int, str],
+    kept: Upstream | None,
+) -> Iterator[RowResult]:
+    """What the stage says of the rows that it is asked for, and in between what is known of the others."""
+    known = {row.row for row in rows if kept is not None and kept.failure(row.row) is None}
+    fresh = stage.process([row for row in rows if row.row not in known and row.row not in charged], upstream)
+    for row in rows:
+        if row.row in charged:
+            yield failed(row, FailureCode.CRASHED, charged[row.row])
+        elif kept is not None and row.row in known:
+            yield kept.result(row)
+        else:
+            yield from itertools.islice(fresh, 1)
+    yield from fresh
 
 
 def _write(
@@ -167,6 +216,7 @@ def _write(
                         raise OvsegError(f"Stage {stage.name} gave arrays but declares none.")
                     arrays.write(result.row, name, array)
         failpoints.reach("data")
+        store.uncommit(shard)
         for temporary, path in zip(temporaries, paths, strict=True):
             publish(temporary, path)
     finally:

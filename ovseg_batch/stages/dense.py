@@ -140,7 +140,8 @@ class DenseStage:
 
     def _cut(self, row: ImageRow, image: Array) -> _Pending:
         size = (image.shape[0], image.shape[1])
-        resized = resized_size(*size, self._short_side if isinstance(self._short_side, int) else None)
+        short_side = self._short_side if isinstance(self._short_side, int) else None
+        resized = resized_size(*size, short_side, self._clip.patch)
         if resized != size:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
         boxes = window_boxes(*resized, self.window, self.stride)

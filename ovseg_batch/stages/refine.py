@@ -104,11 +104,17 @@ class RefineStage:
             else:
                 yield failed(row, FailureCode.UPSTREAM, f"dense failed: {reason}")
         for row, image in self._images(todo):
-            if isinstance(image, RowError):
-                yield failed(row, image.code, image.message)
-                continue
-            [result] = split_on_failure(lambda one: [self._refine(row, one[0], dense)], [image])  # noqa: B023
-            yield failed(row, result.code, result.message) if isinstance(result, RowError) else result
+            yield self._answer(row, image, dense)
+
+    def _answer(self, row: ImageRow, image: Array | RowError | None, dense: Upstream) -> RowResult:
+        if isinstance(image, RowError):
+            return failed(row, image.code, image.message)
+        height, width = (dense.values(row.row)[side] for side in ("height", "width"))
+        if image is not None and image.shape[:2] != (height, width):
+            now = f"{image.shape[1]} × {image.shape[0]}"
+            return failed(row, FailureCode.CHANGED, f"{row.path} was {width} × {height} for CLIP and is now {now}")
+        [result] = split_on_failure(lambda one: [self._refine(row, one[0], dense)], [image])
+        return failed(row, result.code, result.message) if isinstance(result, RowError) else result
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where no SAM2 will look at them."""
@@ -122,8 +128,6 @@ class RefineStage:
     def _refine(self, row: ImageRow, image: Array | None, dense: Upstream) -> RowResult:
         values = dense.values(row.row)
         size = (values["height"], values["width"])
-        if image is not None and image.shape[:2] != size:
-            raise ValueError(f"the image is {image.shape[:2]} now and was {size} when CLIP saw it; it has changed")
         labels, confidence = self._dense_map(dense, row.row, size)
         config = self._config.refine
         min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))

@@ -63,24 +63,29 @@ class Job:
         self._shard_rows = shard_rows
         self._commands = 0
         write_scenes(root, SEEDS[:images])
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
 
     def start(self, workdir: Path, *more: str, **environment: str) -> Running:
-        """Start `ovseg-batch run` in a process of its own, forked from one that has imported all and run nothing."""
+        """Start `ovseg-batch run`."""
         self._commands += 1
         log = self.root / f"command-{self._commands}.log"
         labels = ", ".join(scenes.CLASSES)
         command = ["run", str(self.root / "images"), "-o", str(workdir), "--labels", labels]
         command += ["--set", f"manifest.shard_rows={self._shard_rows}", *more]
         settings = {"OVSEG_CACHE": str(self.root / "cache"), **environment}
-        process = self._context.Process(target=_command, args=(command, settings, log))
-        process.start()
-        return Running(process, log)
+        return start_command(command, settings, log)
 
     def run(self, workdir: Path, *more: str, points: str = "") -> Ended:
         """Run it to its end; `points` are failpoints."""
         return self.start(workdir, *more, **{failpoints.VARIABLE: points}).wait()
+
+
+def start_command(arguments: list[str], environment: Mapping[str, str], log: Path) -> Running:
+    """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
+    process = context.Process(target=_command, args=(arguments, environment, log))
+    process.start()
+    return Running(process, log)
 
 
 def _command(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:

@@ -1,0 +1,35 @@
+"""JSON records that know when a byte of theirs has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+SEAL = "seal"
+
+
+def seal(record: Mapping[str, Any]) -> bytes:
+    """One line of JSON that ends with a BLAKE2b (16 bytes) of the rest."""
+    digest = hashlib.blake2b(_text(record).encode(), digest_size=16).hexdigest()
+    return (_text({**record, SEAL: digest}) + "\n").encode()
+
+
+def unseal(content: bytes) -> dict[str, Any]:
+    """The record that was sealed.
+
+    Raises:
+        ValueError: not one byte of it may differ from what `seal` wrote.
+    """
+    record = json.loads(content)
+    if not isinstance(record, dict) or SEAL not in record:
+        raise ValueError("not a sealed record")
+    del record[SEAL]
+    if seal(record) != content:
+        raise ValueError("the record is not what was sealed")
+    return record
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,118 @@
+"""`verify` finds what has changed, `gc` what nobody uses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Command, data_files, run_arguments
+from test_store import ROWS, Echo
+
+from ovseg_batch.io.sealed import seal, unseal
+from ovseg_batch.stages.base import run_shard
+from ovseg_batch.store import LOCK, Workdir, fingerprint
+
+SHARDS = 3
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Workdir:
+    """Three committed shards of a trivial stage."""
+    workdir = Workdir(tmp_path)
+    store = workdir.stage("echo", fingerprint({"stage": "echo"}))
+    store.create({"stage": "echo"})
+    for shard in range(SHARDS):
+        run_shard(Echo(), store, shard, ROWS, {})
+    stage = {"name": "echo", "folder": store.folder.name, "fingerprint": store.fingerprint}
+    workdir.write_plan({"shards": SHARDS, "stages": [stage]})
+    return workdir
+
+
+def committed(workdir: Workdir) -> list[Path]:
+    return sorted(p for kind in ("data", "commits") for p in workdir.root.glob(f"stages/*/{kind}/*/*"))
+
+
+def test_every_one_of_a_thousand_flips_and_truncations_is_found(workdir: Workdir) -> None:
+    draw = random.Random(0)
+    files = committed(workdir)
+    assert len(files) == 9 and workdir.verify() == []
+    for number in range(1000):
+        path = draw.choice(files)
+        whole = path.read_bytes()
+        if number % 4 == 0:
+            hurt = whole[: draw.randrange(len(whole))]
+        else:
+            place = draw.randrange(len(whole))
+            hurt = whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :]
+        path.write_bytes(hurt)
+        shard = int(path.stem)
+        assert {problem.shard for problem in workdir.verify()} >= {shard}, (path, number)
+        path.write_bytes(whole)
+    assert workdir.verify() == []
+
+
+def test_what_is_missing_and_what_is_foreign_is_named(workdir: Workdir) -> None:
+    commit, data = (next(p for p in committed(workdir) if p.suffix == s) for s in (".json", ".npz"))
+    data.unlink()
+    assert [p.what for p in workdir.verify()] == ["missing"]
+    foreign = data.with_name("000077.npz")
+    foreign.write_bytes(b"mine")
+    assert [(p.path, p.what) for p in workdir.verify()][1:] == [(foreign, "no commit speaks of it")]
+    foreign.unlink()
+    commit.unlink()
+    assert {p.what for p in workdir.verify()} == {"no commit speaks of it"}
+
+
+def test_a_seal_holds_every_byte() -> None:
+    content = seal({"a": [1, "ü"], "b": None})
+    assert unseal(content) == {"a": [1, "ü"], "b": None}
+    for place in range(len(content)):
+        for other in (content[place] ^ 1, 0x20, 0x09):
+            if other != content[place]:
+                with pytest.raises(ValueError, match=r"."):
+                    unseal(content[:place] + bytes([other]) + content[place + 1 :])
+
+
+def test_verify_and_repair_by_command(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    assert command("verify", copy).returncode == 0
+    hurt = next(copy.glob("stages/refine-*/data/*/000001.parquet"))
+    content = bytearray(hurt.read_bytes())
+    content[len(content) // 2] ^= 1
+    hurt.write_bytes(content)
+    output = copy / "annotations.json"
+    output.write_text(output.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    done = command("verify", copy, "--json")
+    assert done.returncode == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert [(p["path"], p["shard"]) for p in problems] == [(str(hurt), 1), (str(output), None)]
+    assert command("verify", copy, "--repair").returncode == 1
+    done = command(*run_arguments(few_scenes / "images", copy))
+    assert "refine: computing shards 1" in done.stderr
+    assert data_files(copy) == data_files(finished)
+    assert command("verify", copy).returncode == 0
+
+
+def test_gc_names_and_deletes_what_the_latest_run_does_not_use(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    assert "nothing to collect" in command("gc", copy).stdout
+    command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9"))
+    folders = sorted(p.name for p in (copy / "stages").glob("refine-*"))
+    [old] = [p.name for p in (finished / "stages").glob("refine-*")]
+    assert old in folders and len(folders) == 2
+    named = command("gc", copy)
+    assert old in named.stdout and (copy / "stages" / old).exists()
+    with (copy / "stages" / old / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert "nothing to collect" in command("gc", copy, "--yes").stdout, "another process is using it"
+    assert "deleted" in command("gc", copy, "--yes").stdout
+    assert not (copy / "stages" / old).exists()
+    assert command("status", copy).returncode == 0 and command("verify", copy).returncode == 0

@@ -1,0 +1,147 @@
+"""Worker processes that die, images that kill them, failed images tried again, and runs done in parts."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from breaking.job import Running
+from conftest import Command, data_files, run_arguments
+
+
+def failures(workdir: Path) -> list[tuple[str, str, str]]:
+    with (workdir / "failures.csv").open(newline="") as file:
+        return [(line["row"], line["stage"], line["code"]) for line in csv.DictReader(file)]
+
+
+def test_an_image_that_kills_its_decoder_costs_one_row(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    """Rows 2 and 3 are one shard; the process aborts whenever row 3 is decoded."""
+    workdir = tmp_path / "run"
+    done = command(*run_arguments(few_scenes / "images", workdir), OVSEG_FAILPOINTS="decode-3=abort")
+    assert done.returncode == 3, done.stderr
+    assert failures(workdir) == [("3", "dense", "crashed")]
+    assert "dense: a worker died in shard 1 at row 3 (it died of SIGABRT)" in done.stderr
+    ours, theirs = data_files(workdir), data_files(finished)
+    others = [name for name in theirs if "/data/" in name and "000001" not in name]
+    assert len(others) == 6
+    assert {name: ours[name] for name in others} == {name: theirs[name] for name in others}
+
+
+def test_a_worker_that_dies_by_chance_costs_nothing(
+    finished: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running], command: Command
+) -> None:
+    workdir = tmp_path / "run"
+    running = start(*run_arguments(few_scenes / "images", workdir), OVSEG_FAILPOINTS="dense.data:2+=delay")
+    deadline = time.monotonic() + 300
+    while True:
+        assert time.monotonic() < deadline
+        drafts = [path.name for path in workdir.glob("stages/dense-*/data/*/.*.tmp") if "000001" in path.name]
+        if drafts:
+            break
+        time.sleep(0.01)
+    worker = int(re.search(r"@(\d+)\.tmp$", drafts[0])[1])
+    assert worker != running.process.pid
+    os.kill(worker, signal.SIGKILL)
+    ended = running.wait()
+    assert ended.code == 0, ended.stderr
+    assert (
+        "a worker died in shard 1: it was killed, most likely because memory ran out; another takes over"
+        in ended.stderr
+    )
+    assert command(*run_arguments(few_scenes / "images", workdir)).returncode == 0
+    assert data_files(workdir) == data_files(finished)
+
+
+def test_a_shard_that_kills_workers_without_one_image_to_blame_ends_the_run(
+    few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run"), OVSEG_FAILPOINTS="dense.data=kill")
+    assert done.returncode == 1
+    assert "no single image is to blame" in done.stderr and "run.batch_size" in done.stderr
+
+
+def test_an_error_in_a_worker_ends_the_run_with_its_sentence(
+    few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run"), OVSEG_FAILPOINTS="refine.write=ENOSPC")
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr and "give the same command again" in done.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.fixture
+def broken(few_scenes: Path, tmp_path: Path, command: Command) -> tuple[Path, Path]:
+    """A folder whose fourth image is half a file, and the run over it."""
+    images = tmp_path / "images"
+    shutil.copytree(few_scenes / "images", images)
+    torn = sorted(images.iterdir())[3]
+    torn.write_bytes(torn.read_bytes()[:1000])
+    done = command(*run_arguments(images, tmp_path / "run"))
+    assert done.returncode == 3
+    return images, tmp_path / "run"
+
+
+def test_retry_computes_the_failed_images_and_no_others(
+    broken: tuple[Path, Path], few_scenes: Path, finished: Path, command: Command
+) -> None:
+    images, workdir = broken
+    assert failures(workdir) == [("3", "dense", "truncated")]
+    assert command("retry", workdir).returncode == 3, "nothing has changed yet"
+    torn = sorted(images.iterdir())[3]
+    shutil.copyfile(few_scenes / "images" / torn.name, torn)
+    # Every other image would now abort the process that opens it.
+    traps = ",".join(f"decode-{row}=abort" for row in (0, 1, 2, 4, 5))
+    done = command("retry", workdir, OVSEG_FAILPOINTS=traps)
+    assert done.returncode == 0, done.stderr
+    assert failures(workdir) == []
+    ours, theirs = data_files(workdir), data_files(finished)
+    assert ours["annotations.json"].split(b'"images"')[1] == theirs["annotations.json"].split(b'"images"')[1]
+    assert command("verify", workdir).returncode == 0
+
+
+def test_a_retry_killed_anywhere_loses_nothing(
+    broken: tuple[Path, Path], few_scenes: Path, command: Command, start: Callable[..., Running]
+) -> None:
+    images, workdir = broken
+    torn = sorted(images.iterdir())[3]
+    shutil.copyfile(few_scenes / "images" / torn.name, torn)
+    assert start("retry", workdir, OVSEG_FAILPOINTS="dense.rename:2+=kill").wait().code == 1
+    done = command("retry", workdir)
+    assert done.returncode == 0, done.stderr
+    assert failures(workdir) == []
+
+
+def test_parts_of_a_run_add_up_to_the_whole(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run")
+    first = command(*arguments, "--shards", "0/2")
+    assert first.returncode == 0 and "2 shards are left to the others" in first.stdout, first.stdout
+    assert not (tmp_path / "run" / "annotations.json").exists()
+    second = command(*arguments, "--shards", "1/2")
+    assert second.returncode == 0 and "annotations.json" in second.stdout
+    assert data_files(tmp_path / "run") == data_files(finished)
+
+
+@pytest.mark.parametrize("text", ["2/2", "x/2", "1", "-1/2", "/"])
+def test_a_part_that_is_none_is_a_usage_error(text: str, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run"), "--shards", text)
+    assert done.returncode == 2
+    assert "I/N" in done.stderr
+
+
+def test_two_runs_at_once_on_one_workdir(
+    finished: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    children = [start(*run_arguments(few_scenes / "images", tmp_path / "run")) for _ in range(2)]
+    for ended in [child.wait() for child in children]:
+        assert ended.code == 0, ended.stderr
+    assert data_files(tmp_path / "run") == data_files(finished)
+    assert not list((tmp_path / "run").rglob("*.tmp"))

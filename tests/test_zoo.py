@@ -1,0 +1,45 @@
+"""A folder of poison images, and of odd ones that are well: none stops the run, each gets its answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from breaking import zoo
+from conftest import Command, run_arguments
+from poison_zoo import answers, wrong
+
+
+def test_every_animal_of_the_zoo_gets_its_answer(tmp_path: Path) -> None:
+    code, found = answers(tmp_path)
+    assert code == 3
+    everyone = zoo.animals()
+    assert len(everyone) >= 60
+    remarks = {animal.name: wrong(tmp_path, animal, found.get(animal.name)) for animal in everyone}
+    assert {name: remark for name, remark in remarks.items() if remark} == {}
+    coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in coco["images"]}
+    assert sizes == {animal.name: animal.size for animal in everyone if not animal.code}
+
+
+def test_files_that_vanish_or_change_while_the_run_goes_on(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    """Between the stages: one image goes, one is cropped, one becomes a text."""
+    images = tmp_path / "images"
+    shutil.copytree(few_scenes / "images", images)
+    names = sorted(images.iterdir())
+    arguments = run_arguments(images, tmp_path / "run")
+    stopped = command(*arguments, OVSEG_FAILPOINTS="refine.row=ENOSPC")
+    assert stopped.returncode == 1
+    names[0].unlink()
+    zoo.picture(50, 40).save(names[2])
+    names[5].write_text("gone")
+    done = command(*arguments)
+    assert done.returncode == 3, done.stderr
+    lines = [line.split(",") for line in (tmp_path / "run" / "failures.csv").read_text().splitlines()[1:]]
+    assert [(row, stage, code) for row, _, stage, code, *_ in lines] == [
+        ("0", "refine", "missing"),
+        ("2", "refine", "changed"),
+        ("5", "refine", "not_an_image"),
+    ]
+    assert lines[1][-1].endswith("and is now 50 × 40")
