@@ -143,7 +143,10 @@ def parse_labels(value: Any) -> Any:
 
 
 def _parse_label(entry: str) -> dict[str, Any]:
-    name, _, words = entry.partition(":")
+    name, colon, words = entry.partition(":")
+    if colon and "," in name:
+        example = "car; person: person, people"
+        raise ValueError(f"put ';' between labels where one has synonyms, as in {example!r}")
     return {"name": name.strip(), "synonyms": _words(words)}
 
 

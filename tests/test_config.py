@@ -49,6 +49,11 @@ def test_labels_are_read_as_people_write_them(written, names, words):
     assert [label.words for label in labels] == words
 
 
+def test_commas_between_labels_with_synonyms_are_refused():
+    with pytest.raises(UsageError, match="put ';' between labels"):
+        load_config(flags={"labels": "car, road, person: person, people"}, environment={})
+
+
 def test_a_label_named_twice_is_refused():
     with pytest.raises(UsageError, match="'car' twice"):
         load_config(flags={"labels": "car, sky, car"}, environment={})
