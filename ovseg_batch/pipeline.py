@@ -164,6 +164,8 @@ def _execute(
         except OvsegError:
             _write_failures(workdir, manifest, stages)
             raise
+        finally:  # of workers sent home in the middle of a shard, and of an earlier run's that died after its parent
+            workdir.remove_leftovers()
         return _finish(workdir, manifest, stages, config, redone)
 
 
