@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_labels_are_read_as_people_write_them(written, names, words):
 def test_commas_between_labels_with_synonyms_are_refused():
     with pytest.raises(UsageError, match="put ';' between labels"):
         load_config(flags={"labels": "car, road, person: person, people"}, environment={})
+
+
+def test_every_list_of_labels_in_the_readme_is_read_as_it_is_meant():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    written = re.findall(r'--labels "([^"]+)"', readme)
+    assert len(written) >= 2
+    for text in written:
+        assert len(load_config(flags={"labels": text}, environment={}).labels) == 3, text
 
 
 def test_a_label_named_twice_is_refused():
