@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ def connect() -> dict[str, float]:
         raise UsageError("--engine ray needs Ray: pip install 'ovseg-batch[ray]'.") from None
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
