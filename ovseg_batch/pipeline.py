@@ -162,11 +162,11 @@ def _execute(
         try:
             for planned in stages:
                 redone[planned.name] = _run_planned(planned, manifest, config, progress)
-        except BaseException as error:
-            workdir.remove_leftovers()  # of workers that were sent home in the middle of a shard
-            if isinstance(error, OvsegError):
-                _write_failures(workdir, manifest, stages)
+        except OvsegError:
+            _write_failures(workdir, manifest, stages)
             raise
+        finally:  # of workers sent home in the middle of a shard, and of an earlier run's that died after its parent
+            workdir.remove_leftovers()
         return _finish(workdir, manifest, stages, config, redone)
 
 

@@ -200,7 +200,8 @@ def memory(small: int, large: int) -> None:
             write_scenes(root / str(count), scenes.HELD_OUT_SEEDS[10_000 : 10_000 + count])
             arguments = ["run", str(root / str(count) / "images"), "-o", str(root / f"run{count}")]
             # One window in four, so that many images take minutes; what a window or an image holds is the same.
-            seconds, peak = _measured([*arguments, "--labels", ", ".join(LABELS), "--set", "dense.stride=64"])
+            arguments += ["--labels", ", ".join(LABELS), "--set", "dense.stride=64", "--workers", "0"]
+            seconds, peak = _measured(arguments)  # no workers: all in the one process that is measured
             click.echo(f"{count:7} images  {seconds:7.1f} s   peak {peak:7.0f} MiB")
             peaks.append(peak)
         click.echo(f"ratio {peaks[1] / peaks[0]:.3f}")
@@ -228,7 +229,9 @@ def manifest_command(rows: int) -> None:
                 seconds, peak = _measured(arguments)
                 click.echo(f"{count:9} rows  {name:14} {seconds:6.1f} s   peak {peak:6.0f} MiB")
             # A run that has just begun, then one whose every shard is committed.
-            _measured(["run", str(out), "-o", str(workdir), *labels], {"OVSEG_FAILPOINTS": "dense.row"}, -9)
+            _measured(
+                ["run", str(out), "-o", str(workdir), *labels, "--workers", "0"], {"OVSEG_FAILPOINTS": "dense.row"}, -9
+            )
             for state in ("begun", "committed"):
                 if state == "committed":
                     _commit_everything(workdir, count)

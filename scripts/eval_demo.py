@@ -32,16 +32,18 @@ MIN_AREA = 0.001  # of the image: what the pipeline itself would prompt
 
 @click.group()
 @click.option("--images", default=100, show_default=True, help="Held-out scenes, the first ones of their range.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
 @click.pass_context
-def main(context: click.Context, images: int) -> None:
+def main(context: click.Context, images: int, overrides: tuple[str, ...]) -> None:
     """Figures on held-out scenes."""
-    context.obj = scenes.HELD_OUT_SEEDS[:images]
+    context.obj = scenes.HELD_OUT_SEEDS[:images], overrides
 
 
 @main.command()
 @click.pass_obj
-def attention(seeds: range) -> None:
+def attention(asked: tuple[range, tuple[str, ...]]) -> None:
     """A table in Markdown, by whole runs of the pipeline."""
+    seeds, overrides = asked
     logging.getLogger("ovseg_batch").setLevel(logging.WARNING)
     click.echo("| CLIP | attention | | mIoU | stuff | things | accuracy | boundary F1 |")
     click.echo("|---|---|---|---|---|---|---|---|")
@@ -52,6 +54,7 @@ def attention(seeds: range) -> None:
             for variant in VARIANTS:
                 for name, method in (("dense", "none"), ("refined", "prompted")):
                     config = load_config(
+                        overrides=overrides,
                         flags={
                             "labels": list(scenes.CLASSES),
                             "clip.model": model,
@@ -70,8 +73,9 @@ def attention(seeds: range) -> None:
 
 @main.command()
 @click.pass_obj
-def sam(seeds: range) -> None:
+def sam(asked: tuple[range, tuple[str, ...]]) -> None:
     """One point in the middle of every thing and every connected piece of stuff."""
+    seeds, _ = asked
     device = resolve_device("auto")
     model = Sam.load(zoo.resolve("sam", "demo"), device, precision("auto", "auto"))
     overlaps: dict[str, list[float]] = {"stuff": [], "things": []}

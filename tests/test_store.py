@@ -1,3 +1,5 @@
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +133,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_ne
 def test_only_the_temporary_files_of_dead_processes_are_removed(store):
     ours = temporary_path(store.data_path(0, ".npz"))
     dead = ours.with_name(ours.name.replace("@", "@99999"))
-    for path in (ours, dead):
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here until wait()
+    zombie = ours.with_name(ours.name.replace(f"@{os.getpid()}", f"@{child.pid}"))
+    for path in (ours, dead, zombie):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert Workdir(store.folder.parent.parent).remove_leftovers() == 1
-    assert ours.exists() and not dead.exists()
+    assert Workdir(store.folder.parent.parent).remove_leftovers() == 2
+    assert ours.exists() and not dead.exists() and not zombie.exists()
+    child.wait()

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,21 @@ def test_an_image_that_kills_its_decoder_costs_one_row(
     others = [name for name in theirs if "/data/" in name and "000001" not in name]
     assert len(others) == 6
     assert {name: ours[name] for name in others} == {name: theirs[name] for name in others}
+
+
+def test_a_script_may_start_a_run_outside_of_any_guard(few_scenes: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from ovseg_batch import pipeline\n"
+        "from ovseg_batch.config import load_config\n"
+        "from ovseg_batch.store import Workdir\n"
+        f"images, run = {str(few_scenes / 'images')!r}, Path({str(tmp_path / 'run')!r})\n"
+        "outcome = pipeline.run([images], Workdir(run), load_config(flags={'labels': 'sky, grass'}))\n"
+        "print(outcome.images)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
 
 
 def test_a_worker_that_dies_by_chance_costs_nothing(

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -57,7 +58,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         settings = {name: value for name, value in os.environ.items() if name.startswith("OVSEG_")}
         self._process = context.Process(target=_serve, args=(job, device, theirs, settings, log.getEffectiveLevel()))
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
 
     def give(self, task: _Task) -> None:
@@ -79,6 +81,20 @@ class _Worker:
             self.pipe.send(None)
         self._process.join()
         self.pipe.close()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from importing the caller's script, which may start runs outside of `if __name__ == …`."""
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 class Crew:

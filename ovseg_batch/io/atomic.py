@@ -37,7 +37,16 @@ def owner_is_gone(temporary: Path) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(pid)
+
+
+def _is_zombie(pid: str) -> bool:
+    """Dead, and nobody has asked how: orphans stay so in a container whose first process is not an init."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 import open_clip
+import yaml
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.models import weights as weights_files
@@ -77,13 +78,22 @@ class ModelSpec:
     short_side: int | Literal["native"]  # to which an image is resized unless the config says otherwise
     licence: str
     quick_gelu: bool | None = None
+    config_hash: str = ""  # of the architecture's own config file, where it comes with one
+
+    def identity(self) -> dict[str, str]:
+        """What a result depends on, for fingerprints."""
+        return {"model": self.architecture, "weights": self.weights_hash(), "config": self.config_hash}
 
     def weights_hash(self) -> str:
         """BLAKE2b of the weights file, or the seed's name."""
         if self.weights.startswith(RANDOM):
             return self.weights
-        status = Path(self.weights).stat()
-        return _hash(self.weights, status.st_size, status.st_mtime_ns)
+        return _hash_of(Path(self.weights))
+
+
+def _hash_of(path: Path) -> str:
+    status = path.stat()
+    return _hash(str(path), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
@@ -136,7 +146,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         side = _demo_config()["model_cfg"]["vision_cfg"]["image_size"]
-        return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False)
+        own = _hash_of(embedded_file(architecture)) + _hash_of(embedded_file("demo/bpe.txt.gz"))
+        return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False, own)
     config = _clip_config(model, architecture)
     side = config["vision_cfg"]["image_size"]
     side = side if isinstance(side, int) else min(side)
@@ -145,7 +156,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     quick = bool(config.get("quick_gelu", False))
     _refuse_wrong_gelu(architecture, quick, tag, located)
     licence = preset.licence if preset else "see the weights' own card"
-    return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick)
+    own = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick, own)
 
 
 def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
@@ -163,7 +175,11 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
         found = str(embedded_file(preset.file))
     else:
         found = _local(preset.file) or _hub_cached(preset.hub, [preset.file]) or _not_here(model, preset.file)
-    return ModelSpec("sam", model, architecture, found, 256 if model == "demo" else 1024, "native", licence)
+    own = embedded_file(architecture) if preset and preset.embedded else None
+    side = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]["image_size"] if own else 1024
+    return ModelSpec(
+        "sam", model, architecture, found, side, "native", licence, config_hash=_hash_of(own) if own else ""
+    )
 
 
 def _clip_config(model: str, architecture: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class DenseStage:
     def inputs(self) -> dict[str, Any]:
         dense = self._config.dense
         return {
-            "clip": {"model": self._spec.architecture, "weights": self._spec.weights_hash()},
+            "clip": self._spec.identity(),
             "precision": precision(self._config.run.precision, self._config.run.device),
             "attention": dense.attention,
             "layers": list(dense.layers),

@@ -85,7 +85,7 @@ class RefineStage:
             "refine": config.refine.model_dump(mode="json"),
         }
         if self._spec is not None:
-            inputs["sam"] = {"model": self._spec.architecture, "weights": self._spec.weights_hash()}
+            inputs["sam"] = self._spec.identity()
             inputs["precision"] = precision(config.run.precision, config.run.device)
         return inputs
 
