@@ -81,6 +81,7 @@ def main(log_format: str, quiet: bool) -> None:
 @click.option("--labels", help='What to look for: "car, road, sky", or "person: person, people; sky".')
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 @click.option("--workers", type=int, help="Worker processes.")
 @click.option("--shards", "part", metavar="I/N", help="Only every N-th shard, from the I-th (0 ≤ I < N): job arrays.")
 @click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
@@ -93,6 +94,7 @@ def run(
     labels: str | None,
     overrides: tuple[str, ...],
     device: str | None,
+    engine: str | None,
     workers: int | None,
     part: str | None,
     max_failure_rate: float | None,
@@ -111,6 +113,7 @@ def run(
         {
             "labels": labels,
             "run.device": device,
+            "run.engine": engine,
             "run.workers": workers,
             "run.max_failure_rate": max_failure_rate,
         },

@@ -86,8 +86,11 @@ class RefineConfig(Section):
 class RunConfig(Section):
     """How fast, not what: nothing here but `precision` enters a fingerprint."""
 
+    engine: Literal["local", "ray"] = "local"
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None  # None: one a GPU, or one; 0: no process of its own
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0  # what Ray sets aside for one
+    gpus_per_worker: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # stage → share; what is not named takes one
     batch_size: Annotated[int, Field(ge=1)] = 32
     point_chunk: Annotated[int, Field(ge=1)] | None = None  # None: small on a CPU, large on a GPU
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ovseg_batch import __version__, failpoints
+from ovseg_batch import __version__, failpoints, intake
 from ovseg_batch.config import Config, dump_config, load_config
-from ovseg_batch.engine.local import StageJob, run_stage
+from ovseg_batch.engine import local, ray
+from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import score_run
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.failures import write_failures
 from ovseg_batch.export.rows import failed_rows, finished_rows
-from ovseg_batch.io.atomic import atomic_path, write_text
+from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
@@ -33,6 +33,7 @@ from ovseg_batch.progress import StageStatus, stage_status, status
 from ovseg_batch.stages.base import TABLE
 from ovseg_batch.stages.registry import STAGES, make_stage, make_vocabulary
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
+from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,9 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
 
 def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Manifest, list[PlannedStage]]:
     """What `run` would do, having written nothing into the workdir."""
-    _check(config)
+    config = _settle(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
-        existing = _existing_manifest(workdir, inputs) or _ready_made(inputs)
+        existing = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
         if existing is None:
             existing = Path(folder) / "manifest.parquet"
             build_manifest(inputs, existing, config.manifest.shard_rows)
@@ -113,15 +114,15 @@ def run(
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    device = _check(config)
+    config = _settle(config)
     workdir.create()
     workdir.remove_leftovers()
-    _prepare_manifest(inputs, workdir, config)
+    intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows)
     manifest = Manifest.open(workdir.manifest)
     stages = plan(config, workdir, manifest, workdir.manifest)
     write_text(workdir.config, dump_config(config))
     _write_plan(workdir, inputs, manifest, stages, config)
-    log.info("%d images in %d shards on %s", manifest.rows, manifest.shards, device)
+    log.info("%d images in %d shards", manifest.rows, manifest.shards)
     if part[1] > 1:
         ours = [[shard for shard in planned.missing if shard % part[1] == part[0]] for planned in stages]
         stages = [replace(planned, missing=mine) for planned, mine in zip(stages, ours, strict=True)]
@@ -137,7 +138,7 @@ def retry(workdir: Workdir, progress: bool = True) -> Outcome:
     record = workdir.read_plan()
     config = load_config(workdir.config, environment={})
     manifest = Manifest.open(workdir.manifest)
-    _check(config)
+    config = _settle(config)
     workdir.remove_leftovers()
     stages = plan(config, workdir, manifest, workdir.manifest)
     if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
@@ -160,7 +161,7 @@ def _execute(
             stack.enter_context(planned.job.store.in_use())
         try:
             for planned in stages:
-                redone[planned.name] = _run_planned(planned, manifest, _devices(config), config, progress)
+                redone[planned.name] = _run_planned(planned, manifest, config, progress)
         except OvsegError:
             _write_failures(workdir, manifest, stages)
             raise
@@ -200,11 +201,24 @@ def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
     return found
 
 
-def _check(config: Config) -> torch.device:
-    """See that the settings mean something, before a folder of millions is listed for them."""
+def _settle(config: Config) -> Config:
+    """See that the settings mean something, before a folder of millions is listed for them; say what `auto` is.
+
+    Raises:
+        UsageError: they do not, or the device or the cluster is not there.
+    """
     for name in STAGES:
         make_stage(config, name)
-    return resolve_device(config.run.device)
+    run = config.run
+    if run.engine == "local":
+        resolve_device(run.device)
+        return config
+    resources = ray.connect()
+    device = ("cuda" if resources.get("GPU") else "cpu") if run.device == "auto" else run.device
+    kind = ("bf16" if device == "cuda" else "fp32") if run.precision == "auto" else run.precision
+    room = int(resources.get("GPU", 0)) if device == "cuda" else int(resources["CPU"] // run.cpus_per_worker)
+    settled = {"device": device, "precision": kind, "workers": run.workers or max(1, room)}
+    return config.model_copy(update={"run": run.model_copy(update=settled)})
 
 
 def cautions(config: Config) -> list[str]:
@@ -226,9 +240,7 @@ def _devices(config: Config) -> list[str]:
     return [f"cuda:{k % count}" if count else device for k in range(workers)]
 
 
-def _run_planned(
-    planned: PlannedStage, manifest: Manifest, devices: Sequence[str], config: Config, progress: bool
-) -> list[int]:
+def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, progress: bool) -> list[int]:
     store = planned.job.store
     begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
     done = manifest.shards - len(planned.missing)
@@ -240,13 +252,22 @@ def _run_planned(
     rows, failed = 0, Counter[str]()
     with tqdm(total=manifest.rows, desc=planned.name, unit="img", disable=None if progress else True) as bar:
         bar.update(sum(commit.rows for commit in store.commits()))
-        for commit in run_stage(planned.job, planned.missing, devices, in_process=config.run.workers == 0):
+        for commit in _commits(planned, config):
             bar.update(commit.rows)
             rows += commit.rows
             failed.update(commit.failed)
             bar.set_postfix(failed=sum(failed.values()), refresh=False)
             _check_budget(planned.name, rows, failed, config.run.max_failure_rate)
     return planned.missing
+
+
+def _commits(planned: PlannedStage, config: Config) -> Iterator[Commit]:
+    """The missing shards, by the engine that the settings name."""
+    run = config.run
+    if run.engine == "local":
+        return local.run_stage(planned.job, planned.missing, _devices(config), in_process=run.workers == 0)
+    share = run.gpus_per_worker.get(planned.name, 1.0) if run.device.startswith("cuda") else 0.0
+    return ray.run_stage(planned.job, planned.missing, run.device, run.workers or 1, run.cpus_per_worker, share)
 
 
 def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) -> None:
@@ -314,7 +335,7 @@ def _write_plan(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
     record = {
-        "inputs": _absolute(inputs),
+        "inputs": intake.absolute(inputs),
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,
         "shards": manifest.shards,
@@ -324,53 +345,6 @@ def _write_plan(
         ],
     }
     workdir.write_plan(record)
-
-
-def _absolute(inputs: Sequence[str]) -> list[str]:
-    return [str(Path(item).absolute()) for item in inputs]
-
-
-def _existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
-    """The workdir's manifest when it was made of these inputs."""
-    if not (workdir.manifest.exists() and workdir.plan.exists()):
-        return None
-    with contextlib.suppress(OvsegError):  # a plan that cannot be read is written anew
-        if workdir.read_plan().get("inputs") == _absolute(inputs):
-            return workdir.manifest
-    return None
-
-
-def _ready_made(inputs: Sequence[str]) -> Path | None:
-    """The input itself, when it is one manifest that `ovseg-batch manifest` wrote."""
-    if len(inputs) == 1 and inputs[0].endswith(".parquet") and Manifest.recognises(Path(inputs[0])):
-        return Path(inputs[0])
-    return None
-
-
-def _prepare_manifest(inputs: Sequence[str], workdir: Workdir, config: Config) -> None:
-    """See that the workdir has the manifest of these inputs, and of no others."""
-    if _existing_manifest(workdir, inputs) is not None:
-        log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
-        return
-    ready_made = _ready_made(inputs)
-    if not workdir.manifest.exists():
-        if ready_made is None:
-            for note in build_manifest(inputs, workdir.manifest, config.manifest.shard_rows).notes():
-                log.warning(note)
-        else:
-            with atomic_path(workdir.manifest) as temporary:
-                shutil.copyfile(ready_made, temporary)
-        return
-    with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
-        if ready_made is None:
-            ready_made = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, ready_made, config.manifest.shard_rows)
-        given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
-    if given.fingerprint != ours.fingerprint:
-        raise UsageError(
-            f"The workdir {workdir.root} belongs to another manifest ({ours.rows} images in {ours.shards} shards; "
-            f"this input has {given.rows} in {given.shards}). Choose another workdir with -o."
-        )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -109,9 +109,7 @@ class StageStore:
 
     def _read_sealed(self, shard: int) -> Commit | None:
         try:
-            record = unseal(self.commit_path(shard).read_bytes())
-            record["files"] = tuple(FileRecord(**file) for file in record["files"])
-            commit = Commit(**record)
+            commit = Commit.from_record(unseal(self.commit_path(shard).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return commit if commit.version == FORMAT_VERSION else None
@@ -129,7 +127,7 @@ class StageStore:
         return [shard for shard in range(shards) if shard not in done]
 
     def write_commit(self, commit: Commit) -> None:
-        write_bytes(self.commit_path(commit.shard), seal(dataclasses.asdict(commit)))
+        write_bytes(self.commit_path(commit.shard), seal(commit.to_record()))
 
     def uncommit(self, shard: int) -> None:
         """Take the shard's commit away, before its files are replaced by others."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,12 @@ class Commit:
     seconds: float
     host: str
     version: int = 1
+
+    def to_record(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Commit:
+        """Raises KeyError or TypeError where the record is not a commit's."""
+        return cls(**{**record, "files": tuple(FileRecord(**file) for file in record["files"])})

@@ -5,6 +5,7 @@ scripts/bench.py speed                    # the stages against the bare forwards
 scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
+scripts/bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ import torch
 
 from ovseg_batch import pipeline, scenes
 from ovseg_batch.config import Config, load_config
+from ovseg_batch.engine import local
+from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.export.coco import write_coco
+from ovseg_batch.export.rows import finished_rows
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
@@ -33,11 +38,12 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.pipeline import PlannedStage
-from ovseg_batch.stages.base import TABLE, run_shard
+from ovseg_batch.progress import stage_status
+from ovseg_batch.stages.base import TABLE, Resources, Upstream, run_shard
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
 from ovseg_batch.store import StageStore, Workdir, file_record
-from ovseg_batch.types import Commit, ImageRow
+from ovseg_batch.types import Commit, ImageRow, RowResult
 
 LABELS = list(scenes.CLASSES)
 
@@ -235,6 +241,75 @@ def manifest_command(rows: int) -> None:
         click.echo(f" {_measured(['--version'])[0]:.1f} s)")
 
 
+class TrivialStage:
+    """Says of every image that it has one small mask, without looking."""
+
+    name = "trivial"
+    version = 1
+    needs: tuple[str, ...] = ()
+    resources = Resources(accelerator=False)
+    columns = RefineStage.columns
+    arrays = False
+
+    def inputs(self) -> dict[str, Any]:
+        return {}
+
+    def setup(self, device: str) -> None:
+        pass
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        mask = {
+            "category": "sky",
+            "score": 1.0,
+            "bbox": [0.0, 0.0, 2.0, 2.0],
+            "area": 4,
+            "rle": b"04",
+            "source": "dense",
+        }
+        for row in rows:
+            values = {"height": 2, "width": 2, "points": 0, "annotations": [mask]}
+            yield RowResult(row.row, row.key, values)
+
+
+@main.command()
+@click.option("--small", default=10_000, show_default=True)
+@click.option("--large", default=1_000_000, show_default=True)
+def rows(small: int, large: int) -> None:
+    """Peak memory of manifest, engine, commits and export, with a stage that does nothing, by the number of rows."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in (small, large):
+            command = [sys.executable, __file__, "run-rows", str(Path(temporary) / str(count)), str(count)]
+            seconds, peak = _measured_process(command)
+            click.echo(f"{count:9} rows  {seconds:7.1f} s   peak {peak:7.0f} MiB")
+            peaks.append(peak)
+    click.echo(f"ratio {peaks[1] / peaks[0]:.3f}")
+
+
+@main.command("run-rows", hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("count", type=int)
+def run_rows(folder: Path, count: int) -> None:
+    """What `rows` measures."""
+    folder.mkdir()
+    listing = folder / "list.csv"
+    with listing.open("w") as file:
+        file.write("file_name,key\n")
+        file.writelines(f"{__file__},image-{k:09d}\n" for k in range(count))
+    workdir = Workdir(folder / "run")
+    workdir.create()
+    build_manifest([str(listing)], workdir.manifest, 256)
+    manifest = Manifest.open(workdir.manifest)
+    store = workdir.stage("trivial", "0" * 32)
+    store.create({})
+    job = StageJob(TrivialStage, store, {}, workdir.manifest)
+    for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
+        pass
+    write_coco(workdir.annotations, ["sky"], {}, lambda: finished_rows(manifest, store))
+    if stage_status(store, manifest.shards).ok != count:
+        raise click.ClickException("not every row was done")
+
+
 def _commit_everything(workdir: Path, rows: int) -> None:
     """Commit records, through the store, as a finished run of so many rows would have."""
     plan = json.loads((workdir / "stages" / "plan.json").read_text())
@@ -253,9 +328,15 @@ def _measured(
     arguments: Sequence[str], environment: dict[str, str] | None = None, code: int = 0
 ) -> tuple[float, float]:
     """Seconds and peak resident MiB of one `ovseg-batch` command."""
+    return _measured_process([sys.executable, "-m", "ovseg_batch", *arguments], environment, code)
+
+
+def _measured_process(
+    command: Sequence[str], environment: dict[str, str] | None = None, code: int = 0
+) -> tuple[float, float]:
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", *arguments],
+        command,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -265,7 +346,7 @@ def _measured(
         peak = max(peak, _high_water(process.pid))
         time.sleep(0.02)
     if process.returncode != code:
-        raise click.ClickException(f"ovseg-batch {' '.join(arguments)} ended with {process.returncode}")
+        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
     return time.perf_counter() - started, peak
 
 

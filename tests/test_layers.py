@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},
-    {"engine", "export", "evaluate", "report", "progress"},
+    {"engine", "export", "evaluate", "report", "progress", "intake"},
     {"pipeline"},
     {"demonstration"},
     {"cli"},

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from ovseg_batch.errors import FailureCode, OvsegError
+from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path
-from ovseg_batch.stages.base import Resources, Upstream, failed, run_shard
+from ovseg_batch.stages.base import Resources, Upstream, failed, run_shard, split_on_failure
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -112,6 +113,21 @@ def test_a_commit_of_another_fingerprint_does_not_count(store):
     path = store.commit_path(0)
     path.write_text(path.read_text().replace(store.fingerprint, "0" * 32))
     assert store.read_commit(0) is None
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_never_fits_is_charged():
+    tried = []
+
+    def compute(batch):
+        tried.append(len(batch))
+        if len(batch) > 2 or 5 in batch:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [item * 10 for item in batch]
+
+    results = split_on_failure(compute, list(range(8)))
+    assert [r for r in results if not isinstance(r, RowError)] == [0, 10, 20, 30, 40, 60, 70]
+    assert isinstance(results[5], RowError) and results[5].code == FailureCode.OUT_OF_MEMORY
+    assert tried == [8, 4, 2, 2, 4, 2, 1, 1, 2]
 
 
 def test_only_the_temporary_files_of_dead_processes_are_removed(store):

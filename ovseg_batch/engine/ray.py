@@ -1,0 +1,92 @@
+"""Runs the missing shards of one stage on a Ray cluster, with Ray Data.
+
+Shard numbers go in, commits come out; images, logits and masks never pass through Ray's object store. The workdir and
+the images must be reachable under the same paths from every node. An actor holds one watched worker, as on one
+machine, so an image that kills costs its row; an actor or a node that dies costs the shard in flight, and Ray gives it
+to another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ovseg_batch.engine.crew import Crew
+from ovseg_batch.engine.job import StageJob
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.types import Commit
+
+
+def connect() -> dict[str, float]:
+    """Join the cluster named by `RAY_ADDRESS`, or start one on this machine; its resources.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster is not there.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray needs Ray: pip install 'ovseg-batch[ray]'.") from None
+    if not ray.is_initialized():
+        try:
+            address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS: {error}") from None
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def run_stage(
+    job: StageJob, shards: Sequence[int], device: str, workers: int, cpus: float, gpus: float
+) -> Iterator[Commit]:
+    """Compute the shards on `workers` actors, each with so many CPUs and GPUs, yielding commits as they are made.
+
+    Raises:
+        OvsegError: what a stage raised on a node, or workers die and no single image is to blame.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    answers = numbers.map_batches(
+        _Actor,
+        fn_constructor_args=(job, device),
+        batch_size=1,
+        concurrency=min(workers, len(shards)),
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    for row in answers.iter_rows():
+        answer = json.loads(row["answer"])
+        if "error" in answer:
+            raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
+        yield Commit.from_record(answer["commit"])
+
+
+class _Actor:
+    """One actor of the pool: a crew of one."""
+
+    def __init__(self, job: StageJob, device: str) -> None:
+        self._crew = Crew(job, [device], threading.Event())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        answers = [self._compute(int(shard)) for shard in batch["shard"]]
+        return {"answer": [json.dumps(answer) for answer in answers]}
+
+    def _compute(self, shard: int) -> dict[str, Any]:
+        """The commit; an error is a value too, for Ray would wrap it and try again."""
+        try:
+            [commit] = self._crew.run([shard])
+        except (OvsegError, OSError, RuntimeError) as error:
+            return {"error": f"{error}", "host": socket.gethostname()}
+        return {"commit": commit.to_record()}

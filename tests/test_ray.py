@@ -1,0 +1,81 @@
+"""A real Ray on this machine: one node, and two of which one is killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from breaking.job import Running
+from conftest import data_files, run_arguments
+from ray.cluster_utils import Cluster
+
+RAY = ("--engine", "ray", "--set", "manifest.shard_rows=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Running]) -> Path:
+    """The six scenes in six shards, done by one local worker."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = start(*run_arguments(few_scenes / "images", workdir, "--set", "manifest.shard_rows=1")).wait()
+    assert ended.code == 0, ended.stderr
+    return workdir
+
+
+def results(workdir: Path) -> dict[str, bytes]:
+    """All but the settings, which name the engine."""
+    return {name: content for name, content in data_files(workdir).items() if name != "config.yaml"}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and a second node, one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def test_two_nodes_of_which_one_is_killed_give_the_same_bytes(
+    undisturbed: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running], cluster: Cluster
+) -> None:
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    workdir = tmp_path / "run"
+    running = start(*run_arguments(few_scenes / "images", workdir, *RAY), RAY_ADDRESS=cluster.address)
+    deadline = time.monotonic() + 300
+    while len(list(workdir.glob("stages/dense-*/commits/*/*.json"))) < 2:
+        assert time.monotonic() < deadline and running.process.is_alive(), running.log.read_text()
+        time.sleep(0.02)
+    cluster.remove_node(second, allow_graceful=False)
+    ended = running.wait()
+    assert ended.code == 0, ended.stderr
+    assert results(workdir) == results(undisturbed)
+
+
+def test_an_image_that_kills_costs_one_row_on_ray_too(
+    few_scenes: Path, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    workdir = tmp_path / "run"
+    traps = "decode-3=abort"
+    ended = start(*run_arguments(few_scenes / "images", workdir, *RAY), OVSEG_FAILPOINTS=traps).wait()
+    assert ended.code == 3, ended.stderr
+    assert ",dense,crashed," in (workdir / "failures.csv").read_text()
+
+
+def test_an_error_on_a_node_is_told_as_it_is(few_scenes: Path, tmp_path: Path, start: Callable[..., Running]) -> None:
+    traps = "dense.write=ENOSPC"
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run", *RAY)
+    ended = start(*arguments, OVSEG_FAILPOINTS=traps).wait()
+    assert ended.code == 1
+    assert "No space left on device" in ended.stderr and "run again" in ended.stderr
+
+
+def test_a_cluster_that_is_not_there(few_scenes: Path, tmp_path: Path, start: Callable[..., Running]) -> None:
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run", *RAY)
+    ended = start(*arguments, RAY_ADDRESS="127.0.0.1:1").wait()
+    assert ended.code == 2
+    assert "Cannot reach the Ray cluster" in ended.stderr
