@@ -89,6 +89,7 @@ class RunConfig(Section):
     engine: Literal["local", "ray"] = "local"
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None  # None: one a GPU, or one; 0: no process of its own
+    threads: Annotated[int, Field(ge=1)] | None = None  # of PyTorch on a CPU, in every worker; None: as many as cores
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0  # what Ray sets aside for one
     gpus_per_worker: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # stage → share; what is not named takes one
     batch_size: Annotated[int, Field(ge=1)] = 32

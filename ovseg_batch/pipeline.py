@@ -78,7 +78,8 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
         }
         store = workdir.stage(name, fingerprint(inputs))
         upstream = {need: stores[need] for need in stage.needs}
-        job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path)
+        threads = config.run.threads or torch.get_num_threads()
+        job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path, threads)
         planned.append(PlannedStage(job, inputs, store.missing(manifest.shards)))
         stores[name] = store
     return planned
@@ -216,9 +217,7 @@ def _settle(config: Config) -> Config:
     resources = ray.connect()
     device = ("cuda" if resources.get("GPU") else "cpu") if run.device == "auto" else run.device
     kind = ("bf16" if device == "cuda" else "fp32") if run.precision == "auto" else run.precision
-    room = int(resources.get("GPU", 0)) if device == "cuda" else int(resources["CPU"] // run.cpus_per_worker)
-    settled = {"device": device, "precision": kind, "workers": run.workers or max(1, room)}
-    return config.model_copy(update={"run": run.model_copy(update=settled)})
+    return config.model_copy(update={"run": run.model_copy(update={"device": device, "precision": kind})})
 
 
 def cautions(config: Config) -> list[str]:
@@ -267,7 +266,8 @@ def _commits(planned: PlannedStage, config: Config) -> Iterator[Commit]:
     if run.engine == "local":
         return local.run_stage(planned.job, planned.missing, _devices(config), in_process=run.workers == 0)
     share = run.gpus_per_worker.get(planned.name, 1.0) if run.device.startswith("cuda") else 0.0
-    return ray.run_stage(planned.job, planned.missing, run.device, run.workers or 1, run.cpus_per_worker, share)
+    pool = ray.Pool(run.device, cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
+    return ray.run_stage(planned.job, planned.missing, pool)
 
 
 def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) -> None:

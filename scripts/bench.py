@@ -302,7 +302,7 @@ def run_rows(folder: Path, count: int) -> None:
     manifest = Manifest.open(workdir.manifest)
     store = workdir.stage("trivial", "0" * 32)
     store.create({})
-    job = StageJob(TrivialStage, store, {}, workdir.manifest)
+    job = StageJob(TrivialStage, store, {}, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
     write_coco(workdir.annotations, ["sky"], {}, lambda: finished_rows(manifest, store))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.stages.base import Stage, probe_shard, run_shard
 from ovseg_batch.store import StageStore
@@ -14,16 +16,22 @@ from ovseg_batch.types import Commit
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """All a worker needs to run shards of one stage; picklable, so that another process can take it."""
+    """All a worker needs to run shards of one stage; picklable, so that another process can take it.
+
+    `threads` are those that PyTorch computes with. They are the same for every worker, because the number decides in
+    which order floating-point sums are taken, and so the last bits of a result.
+    """
 
     make_stage: Callable[[], Stage]
     store: StageStore
     upstream: dict[str, StageStore]
     manifest: Path
+    threads: int
     retry: bool = False  # keep what is there and compute failed rows alone
 
     def open(self, device: str) -> OpenJob:
         """Load the stage's models."""
+        torch.set_num_threads(self.threads)
         stage = self.make_stage()
         stage.setup(device)
         return OpenJob(self, stage, Manifest.open(self.manifest))

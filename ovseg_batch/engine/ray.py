@@ -13,13 +13,16 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ovseg_batch.engine.crew import Crew
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.types import Commit
+
+PATIENCE = 20  # seconds to wait for a cluster's head
 
 
 def connect() -> dict[str, float]:
@@ -33,19 +36,44 @@ def connect() -> dict[str, float]:
     except ImportError:
         raise UsageError("--engine ray needs Ray: pip install 'ovseg-batch[ray]'.") from None
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
         try:
-            address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
+            _knock(address)
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS: {error}") from None
+        except OSError as error:
+            raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS={address}: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
 
 
-def run_stage(
-    job: StageJob, shards: Sequence[int], device: str, workers: int, cpus: float, gpus: float
-) -> Iterator[Commit]:
-    """Compute the shards on `workers` actors, each with so many CPUs and GPUs, yielding commits as they are made.
+def _knock(address: str) -> None:
+    """See that somebody listens at `host:port`; Ray itself would try for many minutes before it said so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The actors of a stage: what one computes on and sets aside, and how many (None: as many as fit)."""
+
+    device: str
+    cpus: float
+    gpus: float
+    workers: int | None = None
+
+    def size(self, resources: Mapping[str, float]) -> int:
+        """How many actors a cluster with these resources holds."""
+        if self.workers:
+            return self.workers
+        room = [resources.get("CPU", 0) // self.cpus]
+        if self.gpus:
+            room.append(resources.get("GPU", 0) // 1 * (1 // self.gpus))
+        return max(1, int(min(room)))
+
+
+def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Commit]:
+    """Compute the shards on a pool of actors, yielding commits as they are made.
 
     Raises:
         OvsegError: what a stage raised on a node, or workers die and no single image is to blame.
@@ -58,11 +86,11 @@ def run_stage(
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     answers = numbers.map_batches(
         _Actor,
-        fn_constructor_args=(job, device),
+        fn_constructor_args=(job, pool.device),
         batch_size=1,
-        concurrency=min(workers, len(shards)),
-        num_cpus=cpus,
-        num_gpus=gpus,
+        concurrency=min(pool.size(connect()), len(shards)),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
         max_restarts=-1,
         max_task_retries=-1,
     )
