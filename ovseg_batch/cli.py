@@ -84,6 +84,7 @@ def main(log_format: str, quiet: bool) -> None:
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 @click.option("--workers", type=int, help="Worker processes.")
 @click.option("--shards", "part", metavar="I/N", help="Only every N-th shard, from the I-th (0 ≤ I < N): job arrays.")
+@click.option("--allow-remote", is_flag=True, help="Fetch images that are behind s3://, gs:// and https:// URLs.")
 @click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @guarded
@@ -97,12 +98,14 @@ def run(
     engine: str | None,
     workers: int | None,
     part: str | None,
+    allow_remote: bool,
     max_failure_rate: float | None,
     dry_run: bool,
 ) -> int:
     """Segment every image of INPUT into WORKDIR.
 
-    INPUT is a folder, a glob, a .txt .csv .jsonl or .parquet list, a COCO json, or an imagefolder with metadata.
+    INPUT is a folder, a glob, a .txt .csv .jsonl or .parquet list, a COCO json, or an imagefolder with metadata; with
+    --allow-remote also a folder of a bucket, and lists may hold URLs.
     """
     from ovseg_batch import pipeline
     from ovseg_batch.config import load_config
@@ -115,6 +118,7 @@ def run(
             "run.device": device,
             "run.engine": engine,
             "run.workers": workers,
+            "run.allow_remote": allow_remote or None,
             "run.max_failure_rate": max_failure_rate,
         },
     )
@@ -207,12 +211,14 @@ def gc(workdir: Path, yes: bool) -> None:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
+@click.option("--allow-remote", is_flag=True, help="List s3:// and gs:// folders.")
 @guarded
-def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int) -> None:
+def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int, allow_remote: bool) -> None:
     """Write the list of images that `run` would work through."""
     from ovseg_batch.io.manifest import build_manifest
+    from ovseg_batch.io.remote import Remote
 
-    summary = build_manifest(inputs, output, shard_rows)
+    summary = build_manifest(inputs, output, shard_rows, Remote() if allow_remote else None)
     for note in summary.notes():
         click.echo(note, err=True)
     click.echo(f"{summary.rows} images in {summary.shards} shards: {output}")

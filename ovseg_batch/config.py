@@ -99,6 +99,10 @@ class RunConfig(Section):
     decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
     max_file_bytes: Annotated[int, Field(ge=1)] = 1 << 30
+    allow_remote: bool = False  # fetch images that are behind URLs
+    remote_tries: Annotated[int, Field(ge=1)] = 4
+    remote_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for a try
+    remote_private: bool = False  # let URLs lead into private networks
     max_failure_rate: Share = 1.0
 
 

@@ -12,13 +12,30 @@ from pathlib import Path
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.remote import Remote, check_installed, is_remote
 from ovseg_batch.store import Workdir
 
 log = logging.getLogger(__name__)
 
 
 def absolute(inputs: Sequence[str]) -> list[str]:
-    return [str(Path(item).absolute()) for item in inputs]
+    return [item if is_remote(item) else str(Path(item).absolute()) for item in inputs]
+
+
+def check_remote(manifest: Manifest, allowed: bool) -> None:
+    """See that images behind URLs are meant to be fetched, and can be.
+
+    Raises:
+        UsageError: they are not, or a package is not installed.
+    """
+    if manifest.remote and not allowed:
+        kinds = ", ".join(f"{scheme}://" for scheme in manifest.remote)
+        count = sum(manifest.remote.values())
+        raise UsageError(
+            f"{count} of {manifest.rows} images are behind URLs ({kinds}). Give --allow-remote to fetch them."
+        )
+    for scheme in manifest.remote:
+        check_installed(scheme)
 
 
 def existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
@@ -38,7 +55,7 @@ def ready_made_manifest(inputs: Sequence[str]) -> Path | None:
     return None
 
 
-def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int) -> None:
+def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Remote | None) -> None:
     """See that the workdir has the manifest of these inputs, and of no others."""
     if existing_manifest(workdir, inputs) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
@@ -46,7 +63,7 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int) -
     ready_made = ready_made_manifest(inputs)
     if not workdir.manifest.exists():
         if ready_made is None:
-            for note in build_manifest(inputs, workdir.manifest, shard_rows).notes():
+            for note in build_manifest(inputs, workdir.manifest, shard_rows, remote).notes():
                 log.warning(note)
         else:
             with atomic_path(workdir.manifest) as temporary:
@@ -55,7 +72,7 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int) -
     with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
         if ready_made is None:
             ready_made = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, ready_made, shard_rows)
+            build_manifest(inputs, ready_made, shard_rows, remote)
         given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
     if given.fingerprint != ours.fingerprint:
         raise UsageError(

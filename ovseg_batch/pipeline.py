@@ -30,7 +30,7 @@ from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status, status
-from ovseg_batch.stages.base import TABLE
+from ovseg_batch.stages.base import TABLE, read_limits
 from ovseg_batch.stages.registry import STAGES, make_stage, make_vocabulary
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 from ovseg_batch.types import Commit
@@ -92,8 +92,9 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Ma
         existing = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
         if existing is None:
             existing = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, existing, config.manifest.shard_rows)
+            build_manifest(inputs, existing, config.manifest.shard_rows, read_limits(config.run).remote)
         manifest = Manifest.open(existing)
+        intake.check_remote(manifest, config.run.allow_remote)
         return manifest, plan(config, workdir, manifest, workdir.manifest)
 
 
@@ -118,8 +119,9 @@ def run(
     config = _settle(config)
     workdir.create()
     workdir.remove_leftovers()
-    intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows)
+    intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, read_limits(config.run).remote)
     manifest = Manifest.open(workdir.manifest)
+    intake.check_remote(manifest, config.run.allow_remote)
     stages = plan(config, workdir, manifest, workdir.manifest)
     write_text(workdir.config, dump_config(config))
     _write_plan(workdir, inputs, manifest, stages, config)

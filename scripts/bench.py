@@ -39,7 +39,7 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
-from ovseg_batch.stages.base import TABLE, Resources, Upstream, run_shard
+from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits, run_shard
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
 from ovseg_batch.store import StageStore, Workdir, file_record
@@ -137,7 +137,7 @@ def _run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
 
 def _decoded(config: Config, rows: Sequence[ImageRow]) -> list[Any]:
     run = config.run
-    return [i for _, i in decode_ahead(rows, 2, run.decode_bytes, run.max_pixels, run.max_file_bytes)]
+    return [i for _, i in decode_ahead(rows, 2, run.decode_bytes, read_limits(run))]
 
 
 def _bare_clip(

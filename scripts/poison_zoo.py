@@ -16,7 +16,7 @@ from breaking import zoo
 from breaking.job import start_command
 
 from ovseg_batch import scenes
-from ovseg_batch.io.images import read_image
+from ovseg_batch.io.images import Limits, read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.stages.base import TABLE
@@ -55,7 +55,7 @@ def wrong(root: Path, animal: zoo.Animal, answer: tuple[str, tuple[int, int] | N
         return f"should be {animal.code or 'well'}"
     if not code and size != animal.size:
         return f"should be {animal.size}"
-    if not code and not zoo.upright(read_image(root / "images" / animal.name, zoo.MAX_PIXELS, 1 << 30)):
+    if not code and not zoo.upright(read_image(root / "images" / animal.name, Limits(zoo.MAX_PIXELS, 1 << 30))):
         return "lies on its side"
     return ""
 

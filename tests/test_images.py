@@ -12,10 +12,10 @@ from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import images
-from ovseg_batch.io.images import decode_ahead, read_image
+from ovseg_batch.io.images import Limits, decode_ahead, read_image
 from ovseg_batch.types import ImageRow
 
-LIMITS = (10**6, 10**7)
+LIMITS = Limits(10**6, 10**7)
 
 
 def ramp(h: int = 20, w: int = 30) -> np.ndarray:
@@ -24,7 +24,7 @@ def ramp(h: int = 20, w: int = 30) -> np.ndarray:
 
 
 def read(path: Path) -> np.ndarray:
-    return read_image(path, *LIMITS)
+    return read_image(path, LIMITS)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I;16"])
@@ -96,9 +96,9 @@ def test_bad_file_is_typed(tmp_path: Path, content: bytes | None, code: FailureC
 
 def test_limits(tmp_path: Path) -> None:
     Image.new("1", (2000, 2000)).save(tmp_path / "bomb.png")
-    for limits, what in (((10**6, 10**7), "pixels"), ((10**8, 10), "bytes")):
+    for limits, what in ((Limits(10**6, 10**7), "pixels"), (Limits(10**8, 10), "bytes")):
         with pytest.raises(RowError, match=what) as caught:
-            read_image(tmp_path / "bomb.png", *limits)
+            read_image(tmp_path / "bomb.png", limits)
         assert caught.value.code == FailureCode.TOO_LARGE
 
 
@@ -118,7 +118,7 @@ def rows_of(folder: Path, count: int) -> list[ImageRow]:
 def test_decode_ahead_keeps_order_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 40)
     (tmp_path / "7.png").write_bytes(b"")
-    found = list(decode_ahead(rows, 4, 1 << 20, *LIMITS))
+    found = list(decode_ahead(rows, 4, 1 << 20, LIMITS))
     assert [row.row for row, _ in found] == list(range(40))
     assert isinstance(found[7][1], RowError)
     assert [int(image[0, 0, 0]) for _, image in found if not isinstance(image, RowError)] == [
@@ -142,14 +142,14 @@ def test_decode_ahead_holds_no_more_than_its_budget(
         return decode(image, path)
 
     monkeypatch.setattr(images, "_decode", counted)
-    for _ in decode_ahead(rows_of(tmp_path, 30), 8, budget, *LIMITS):
+    for _ in decode_ahead(rows_of(tmp_path, 30), 8, budget, LIMITS):
         with lock:
             alive -= 1
     assert peak <= max(1, budget // (100 * 100 * 3)) + 1  # the one just handed over is counted until the next
 
 
 def test_decode_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
-    stream = decode_ahead(rows_of(tmp_path, 30), 4, 1, *LIMITS)
+    stream = decode_ahead(rows_of(tmp_path, 30), 4, 1, LIMITS)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]

@@ -56,8 +56,10 @@ class _Worker:
         self.task: _Task | None = None
         self.row: int | None = None  # the one being probed
         self.pipe, theirs = context.Pipe()
-        settings = {name: value for name, value in os.environ.items() if name.startswith("OVSEG_")}
-        self._process = context.Process(target=_serve, args=(job, device, theirs, settings, log.getEffectiveLevel()))
+        surroundings = dict(os.environ)  # as they are now, not as they were when the fork server started
+        self._process = context.Process(
+            target=_serve, args=(job, device, theirs, surroundings, log.getEffectiveLevel())
+        )
         with _without_main():
             self._process.start()
         theirs.close()
@@ -202,13 +204,12 @@ class _Home(logging.Handler):
         self.send("log", record)
 
 
-def _serve(job: StageJob, device: str, pipe: Connection, settings: Mapping[str, str], level: int) -> None:
+def _serve(job: StageJob, device: str, pipe: Connection, surroundings: Mapping[str, str], level: int) -> None:
     """A worker's life: load, then shard after shard until told to go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and lets this worker finish its shard
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    for name in [name for name in os.environ if name.startswith("OVSEG_")]:
-        del os.environ[name]
-    os.environ.update(settings)
+    os.environ.clear()
+    os.environ.update(surroundings)
     home = _Home(pipe)
     logger = logging.getLogger("ovseg_batch")
     logger.handlers, logger.propagate = [home], False

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
+FETCHERS = 16  # threads where images come from a network; they wait most of the time
 PEAK = 3  # bytes a pixel of the finished image; Pillow holds about twice that for a moment
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
 Image.MAX_IMAGE_PIXELS = None
 
 
-def read_image(path: str | Path, max_pixels: int, max_file_bytes: int) -> Array:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be read: pixels, bytes of a file, and how URLs are fetched, None where they are not."""
+
+    max_pixels: int
+    max_file_bytes: int
+    remote: Remote | None = None
+
+
+def read_image(path: str | Path, limits: Limits) -> Array:
     """Decode one image file.
 
     The first frame of an animation; EXIF rotation applied; transparency laid on white; 16 bits a channel cut to 8.
@@ -42,25 +54,36 @@ def read_image(path: str | Path, max_pixels: int, max_file_bytes: int) -> Array:
     Raises:
         RowError: `MISSING`, `UNREADABLE`, `EMPTY`, `NOT_AN_IMAGE`, `TRUNCATED`, `TOO_LARGE` or `BAD_IMAGE`.
     """
-    with _open(path, max_pixels, max_file_bytes) as image:
+    with _open(str(path), limits) as image:
         return _decode(image, path)
 
 
-def _open(path: str | Path, max_pixels: int, max_file_bytes: int) -> Image.Image:
+def _content(path: str, limits: Limits) -> bytes:
+    """All bytes of the file."""
+    most = limits.max_file_bytes
+    if is_remote(path):
+        if limits.remote is None:
+            raise RowError(FailureCode.UNREADABLE, f"{shown(path)} is a URL, and --allow-remote was not given")
+        content = limits.remote.read(path, most)
+        size = len(content)
+    else:
+        try:
+            size = os.stat(path).st_size
+            content = Path(path).read_bytes() if size <= most else b""
+        except FileNotFoundError:
+            raise RowError(FailureCode.MISSING, f"{path} is not there") from None
+        except OSError as error:
+            raise RowError(FailureCode.UNREADABLE, f"{path}: {error.strerror or error}") from None
+    if size > most:
+        raise RowError(FailureCode.TOO_LARGE, f"{shown(path)} has more than run.max_file_bytes={most} bytes")
+    if size == 0:
+        raise RowError(FailureCode.EMPTY, f"{shown(path)} has no bytes")
+    return content
+
+
+def _open(path: str, limits: Limits) -> Image.Image:
     """Read the file and its header; no pixel is decoded yet."""
-    try:
-        size = os.stat(path).st_size
-        if size == 0:
-            raise RowError(FailureCode.EMPTY, f"{path} has no bytes")
-        if size > max_file_bytes:
-            raise RowError(
-                FailureCode.TOO_LARGE, f"{path} has {size} bytes, more than run.max_file_bytes={max_file_bytes}"
-            )
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise RowError(FailureCode.MISSING, f"{path} is not there") from None
-    except OSError as error:
-        raise RowError(FailureCode.UNREADABLE, f"{path}: {error.strerror or error}") from None
+    content, path = _content(path, limits), shown(path)
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
@@ -68,9 +91,9 @@ def _open(path: str | Path, max_pixels: int, max_file_bytes: int) -> Image.Image
     except Exception as error:
         raise _bad(path, error) from None
     width, height = image.size
-    if width * height > max_pixels:
+    if width * height > limits.max_pixels:
         raise RowError(
-            FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={max_pixels}"
+            FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={limits.max_pixels}"
         )
     if width * height == 0:
         raise RowError(FailureCode.BAD_IMAGE, f"{path} is {width} × {height} pixels")
@@ -148,15 +171,15 @@ class _Budget:
 
 
 def decode_ahead(
-    rows: Sequence[ImageRow], threads: int, max_bytes: int, max_pixels: int, max_file_bytes: int
+    rows: Sequence[ImageRow], threads: int, max_bytes: int, limits: Limits
 ) -> Iterator[tuple[ImageRow, Array | RowError]]:
     """Decode the rows' images in threads, in order.
 
     Args:
         rows: what to open.
-        threads: decoder threads.
+        threads: decoder threads; more are taken where images are behind URLs.
         max_bytes: decoded images that wait to be used hold no more than this; one larger image alone may.
-        max_pixels, max_file_bytes: as `read_image`.
+        limits: what may be read.
 
     Yields:
         each row with its (H, W, 3) uint8 image, or with the `RowError` to charge to it.
@@ -166,12 +189,14 @@ def decode_ahead(
     def work(index: int, row: ImageRow) -> Array | RowError:
         try:
             failpoints.reach(f"decode-{row.row}")
-            with _open(row.path, max_pixels, max_file_bytes) as image:
+            with _open(row.path, limits) as image:
                 budget.take(index, image.width * image.height * PEAK)
-                return _decode(image, row.path)
+                return _decode(image, shown(row.path))
         except RowError as error:
             return error
 
+    if any(is_remote(row.path) for row in rows):
+        threads = max(threads, FETCHERS)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     waiting: deque[tuple[int, ImageRow, Future[Array | RowError]]] = deque()
     todo = enumerate(rows)

@@ -10,6 +10,7 @@ import json
 import os
 import urllib.parse
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
+from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import Entry, Source, open_source
 from ovseg_batch.types import ImageRow
 
@@ -88,6 +90,7 @@ class Manifest:
         self.rows: int = file.metadata.num_rows
         self.shards: int = file.metadata.num_row_groups
         self.fingerprint: str = description["fingerprint"]
+        self.remote: dict[str, int] = description.get("remote", {})  # scheme → images behind such URLs
 
     @classmethod
     def open(cls, path: Path) -> Manifest:
@@ -120,19 +123,20 @@ class Manifest:
         ]
 
 
-def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int) -> Summary:
+def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int, remote: Remote | None = None) -> Summary:
     """List the images of `inputs` into the Parquet file `out`.
 
     Args:
         inputs: folders, globs, lists, COCO files (`sources.open_source`).
         out: replaced atomically; its bytes depend on the inputs alone.
         shard_rows: images in a shard.
+        remote: how buckets are listed; None: they are not.
 
     Raises:
         UsageError: an input that means nothing, no image at all, no listed file that exists, or one key for two images.
     """
     summary = Summary()
-    sources = [open_source(text) for text in inputs]
+    sources = [open_source(text, remote) for text in inputs]
     prefixes = _prefixes(sources)
     schema = _schema(sources)
     with failpoints.within("manifest"), atomic_path(out) as temporary:
@@ -167,7 +171,7 @@ def _prefixes(sources: Sequence[Source]) -> list[str]:
     """What comes before the file names of each source: nothing for one, its own name when there are several."""
     if len(sources) == 1:
         return [""]
-    return [f"{Path(source.name).absolute().name}/" if Path(source.name).is_dir() else "" for source in sources]
+    return [f"{source.folder}/" if source.folder else "" for source in sources]
 
 
 def _schema(sources: Sequence[Source]) -> pa.Schema:
@@ -186,13 +190,13 @@ def _column(name: str) -> str:
 
 
 def _line(entry: Entry, prefix: str, summary: Summary) -> dict[str, Any]:
-    size: int | None = None
-    mtime: int | None = None
-    try:
-        status = os.stat(entry.path)
-        size, mtime = status.st_size, status.st_mtime_ns
-    except OSError:
-        summary.count("missing", f"{entry.where}: {entry.file_name}")
+    size, mtime = entry.bytes, entry.mtime_ns
+    if not is_remote(entry.path):
+        try:
+            status = os.stat(entry.path)
+            size, mtime = status.st_size, status.st_mtime_ns
+        except OSError:
+            summary.count("missing", f"{entry.where}: {entry.file_name}")
     return {
         "key": entry.key or prefix + entry.file_name,
         "file_name": prefix + entry.file_name,
@@ -212,6 +216,7 @@ def _write(
     hashes = array("Q")
     digest = hashlib.blake2b(digest_size=16)
     texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
+    remote = Counter[str]()
     summary.rows = summary.shards = 0
     with create(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         shard: list[dict[str, Any]] = []
@@ -229,6 +234,8 @@ def _write(
             hashed = {name: value for name, value in sorted(line.items()) if name not in UNHASHED}
             digest.update(json.dumps(hashed, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace"))
             hashes.append(_hash(line["key"]))
+            if is_remote(line["path"]) and not line["path"].startswith("file://"):
+                remote[scheme_of(line["path"])] += 1
             summary.rows += 1
             shard.append(line)
             if len(shard) == shard_rows:
@@ -236,6 +243,8 @@ def _write(
         if shard:
             flush()
         description = {"version": FORMAT_VERSION, "shard_rows": shard_rows, "fingerprint": digest.hexdigest()}
+        if remote:
+            description["remote"] = dict(sorted(remote.items()))
         writer.add_key_value_metadata({FORMAT.decode(): json.dumps(description)})
     return hashes
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.io import remote as urls
+from ovseg_batch.io.remote import Remote, is_remote
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .heic .heif".split()
@@ -28,7 +30,10 @@ Field = tuple[str, pa.DataType]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image as its source names it. `where` says in which line or folder, for messages."""
+    """An image as its source names it. `where` says in which line or folder, for messages.
+
+    `bytes` and `mtime_ns` are known where a listing told them; of a local file they are asked later.
+    """
 
     path: str
     file_name: str
@@ -37,6 +42,8 @@ class Entry:
     width: int | None = None
     height: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    bytes: int | None = None
+    mtime_ns: int | None = None
 
 
 @dataclass(slots=True)
@@ -46,17 +53,18 @@ class Source:
     name: str
     fields: list[Field]
     entries: Iterator[Entry]
+    folder: str = ""  # its own name, of a folder
     skipped: int = 0  # files of a folder that are no images by their names; known once `entries` has ended
 
 
-def open_source(text: str) -> Source:
-    """What INPUT means.
+def open_source(text: str, remote: Remote | None = None) -> Source:
+    """What INPUT means; `remote` is how buckets are listed, None where nothing remote is looked at.
 
     Raises:
         UsageError: nothing there, or a kind of input that is not understood.
     """
-    if "://" in text:
-        raise UsageError(f"{text} is a URL; only files that the operating system can open are read.")
+    if is_remote(text):
+        return _url(text, remote)
     path = Path(text)
     if path.is_dir():
         metadata = [m for suffix in (".csv", ".jsonl", ".parquet") if (m := path / f"metadata{suffix}").is_file()]
@@ -83,7 +91,7 @@ def plain(name: str) -> str:
 
 
 def _folder(root: Path) -> Source:
-    source = Source(str(root), [], iter(()))
+    source = Source(str(root), [], iter(()), folder=root.absolute().name)
     source.entries = _walk(root.absolute(), source)
     return source
 
@@ -113,6 +121,43 @@ def _walk(root: Path, source: Source) -> Iterator[Entry]:
                 source.skipped += 1
 
     yield from visit(str(root), "", frozenset())
+
+
+def _url(url: str, remote: Remote | None) -> Source:
+    """One image, or a folder of a bucket."""
+    scheme = urls.scheme_of(url)
+    name = urls.name_of(url)
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return Source(urls.shown(url), [], iter([Entry(url, plain(name), urls.shown(url))]))
+    if scheme in ("http", "https"):
+        raise UsageError(
+            f"{urls.shown(url)} is no image by its name, and a web server cannot be listed. "
+            "Write the images' URLs into a list (.txt, .csv, .jsonl, .parquet)."
+        )
+    if remote is None:
+        raise UsageError(f"{url} is on a network. Give --allow-remote to have it listed and its images fetched.")
+    source = Source(url, [], iter(()), folder=name.rpartition("/")[2])
+    source.entries = _bucket(url, remote, source)
+    return source
+
+
+def _bucket(root: str, remote: Remote, source: Source) -> Iterator[Entry]:
+    """Images under a folder of a bucket, in the order of `_walk`."""
+
+    def visit(url: str, relative: str) -> Iterator[Entry]:
+        for found in urls.listing(url, remote):
+            name = found["name"]
+            if name.startswith("."):
+                continue
+            if found["folder"]:
+                yield from visit(found["url"], f"{relative}{name}/")
+            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                size, mtime = found["bytes"], found["mtime_ns"]
+                yield Entry(found["url"], plain(relative + name), root, bytes=size, mtime_ns=mtime)
+            else:
+                source.skipped += 1
+
+    yield from visit(root, "")
 
 
 def _glob(pattern: str) -> Source:
@@ -268,13 +313,24 @@ def _record(source: Path, record: Mapping[str, Any], column: str, where: str) ->
 
 def _located(source: Path, text: str, where: str, extra: dict[str, Any]) -> Entry:
     """An entry of a list; relative paths start at the list's own folder."""
-    base = os.path.abspath(source.parent)
-    full = os.path.normpath(os.path.join(base, text))
-    inside = full.startswith(base.rstrip("/") + "/")
-    name = os.path.relpath(full, base) if inside else full.lstrip("/")
+    if is_remote(text):
+        full, name = text.strip(), _url_name(text.strip(), where)
+    else:
+        base = os.path.abspath(source.parent)
+        full = os.path.normpath(os.path.join(base, text))
+        inside = full.startswith(base.rstrip("/") + "/")
+        name = os.path.relpath(full, base) if inside else full.lstrip("/")
     key = extra.pop("key", None)
     width, height = _pixels(extra.pop("width", None)), _pixels(extra.pop("height", None))
     return Entry(full, plain(name), where, None if key in (None, "") else str(key), width, height, extra)
+
+
+def _url_name(url: str, where: str) -> str:
+    try:
+        urls.scheme_of(url)
+        return urls.name_of(url)
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _pixels(value: Any) -> int | None:

@@ -24,9 +24,12 @@ import pyarrow as pa
 import torch
 
 from ovseg_batch import failpoints
+from ovseg_batch.config import RunConfig
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import publish, temporary_path
+from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
+from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS, ResultWriter, read_results
 from ovseg_batch.store import StageStore, file_record
 from ovseg_batch.types import Commit, ImageRow, RowResult
@@ -273,6 +276,12 @@ def split_on_failure(compute: Callable[[Sequence[T]], Sequence[R]], batch: Seque
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     return split_on_failure(compute, batch[:middle]) + split_on_failure(compute, batch[middle:])
+
+
+def read_limits(run: RunConfig) -> Limits:
+    """What the settings let an image be."""
+    remote = Remote(run.remote_tries, run.remote_timeout, run.remote_private) if run.allow_remote else None
+    return Limits(run.max_pixels, run.max_file_bytes, remote)
 
 
 def failed(row: ImageRow | RowResult, code: FailureCode, message: str) -> RowResult:

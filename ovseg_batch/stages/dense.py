@@ -25,7 +25,7 @@ from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import precision, resolve_device
-from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
 from ovseg_batch.store import fingerprint
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -116,7 +116,7 @@ class DenseStage:
         run = self._config.run
         waiting: list[_Pending] = []
         queue: dict[tuple[int, int], list[tuple[_Pending, int]]] = {}
-        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, run.max_pixels, run.max_file_bytes):
+        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue

@@ -19,6 +19,7 @@ from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.vocabulary import Vocabulary
@@ -27,7 +28,7 @@ from ovseg_batch.methods.windows import stitch, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam, stability
-from ovseg_batch.stages.base import Resources, Upstream, failed, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -112,7 +113,9 @@ class RefineStage:
         height, width = (dense.values(row.row)[side] for side in ("height", "width"))
         if image is not None and image.shape[:2] != (height, width):
             now = f"{image.shape[1]} × {image.shape[0]}"
-            return failed(row, FailureCode.CHANGED, f"{row.path} was {width} × {height} for CLIP and is now {now}")
+            return failed(
+                row, FailureCode.CHANGED, f"{shown(row.path)} was {width} × {height} for CLIP and is now {now}"
+            )
         [result] = split_on_failure(lambda one: [self._refine(row, one[0], dense)], [image])
         return failed(row, result.code, result.message) if isinstance(result, RowError) else result
 
@@ -122,7 +125,7 @@ class RefineStage:
         if self._sam is None:
             yield from ((row, None) for row in rows)
         else:
-            yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, run.max_pixels, run.max_file_bytes)
+            yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
 
     @torch.inference_mode()
     def _refine(self, row: ImageRow, image: Array | None, dense: Upstream) -> RowResult:

@@ -1,0 +1,265 @@
+"""Images behind URLs: `s3://`, `gs://`, `https://` and `http://`, through fsspec, and only when asked for.
+
+A URL comes from a manifest, and a manifest is not trusted: no web address leads to a private network (looked at when
+the connection is made, so that neither a name that resolves there nor a redirect gets through), no more bytes are taken
+than the limit, and nothing is waited for longer than said. Buckets are reached with the credentials and the endpoint of
+the environment, as AWS's and Google's own tools are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import posixpath
+import random
+import re
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ovseg_batch.errors import FailureCode, RowError, UsageError
+
+log = logging.getLogger(__name__)
+
+SCHEMES = {"https": "https", "http": "https", "s3": "s3", "gs": "gs", "gcs": "gs"}  # → the extra that brings it
+BLOCK = 1 << 20  # bytes taken from a connection at a time
+NO_SUCH_RANGE = 416  # HTTP status
+AGAIN = {408, 425, 429}  # and 5xx: HTTP statuses after which another try may help
+LONGEST_PAUSE = 30.0  # seconds
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How remote images are fetched.
+
+    Args:
+        tries: before the row is charged.
+        timeout: seconds that one try may take, from the first packet to the last byte.
+        private: let web addresses lead into private networks.
+    """
+
+    tries: int = 4
+    timeout: float = 60.0
+    private: bool = False
+
+    def read(self, url: str, max_bytes: int) -> bytes:
+        """The content of one file, or one byte more than `max_bytes` of a longer one.
+
+        Raises:
+            RowError: `MISSING`; or `UNREADABLE` after as many tries as may help.
+        """
+        for attempt in range(1, self.tries + 1):
+            try:
+                return _fetch(url, max_bytes + 1, self)
+            except Exception as error:  # every protocol has its own
+                last = error
+            if not _may_pass(last):
+                break
+            if attempt < self.tries:
+                time.sleep(_pause(last, attempt))
+        if isinstance(last, FileNotFoundError) or _status(last) == 410:
+            raise RowError(FailureCode.MISSING, f"{shown(url)} is not there")
+        times = f" ({attempt} tries)" if attempt > 1 else ""
+        raise RowError(FailureCode.UNREADABLE, f"{shown(url)}: {_reason(last, self.timeout)}{times}")
+
+
+def is_remote(path: str) -> bool:
+    """Whether the text is a URL rather than a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def scheme_of(url: str) -> str:
+    """`https`, `s3` …
+
+    Raises:
+        UsageError: a scheme that is not read.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise UsageError(f"{shown(url)}: {scheme}:// is not read. Images can be behind {', '.join(SCHEMES)}.")
+    return scheme
+
+
+def check_installed(scheme: str) -> None:
+    """Raises UsageError where the library that reads the scheme is not there."""
+    modules = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+    try:
+        __import__("fsspec")
+        __import__(modules[SCHEMES[scheme]])
+    except ImportError:
+        raise UsageError(f"{scheme}:// needs more packages: pip install 'ovseg-batch[{SCHEMES[scheme]}]'.") from None
+
+
+def shown(url: str) -> str:
+    """The URL as messages name it: without password, and without a query, which may be a signature."""
+    if not is_remote(url):
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def name_of(url: str) -> str:
+    """What outputs call the image: host or bucket, and path."""
+    parts = urllib.parse.urlsplit(url)
+    path = posixpath.normpath("/" + urllib.parse.unquote(parts.path)).lstrip("/")
+    return f"{parts.netloc.rpartition('@')[2]}/{path}"
+
+
+def listing(url: str, remote: Remote) -> Iterator[dict[str, Any]]:
+    """Files and folders right under `s3://bucket/folder`, in the order of their names.
+
+    Yields:
+        `name` (of the entry alone), `url`, `folder` (bool), `bytes` and `mtime_ns`, None where the store does not say.
+
+    Raises:
+        UsageError: no such bucket or folder, or no right to list it.
+    """
+    files = _filesystem(SCHEMES[scheme_of(url)], remote)
+    root = url.partition("://")[2].rstrip("/")
+    try:
+        found = files.ls(root, detail=True)
+    except FileNotFoundError:
+        raise UsageError(f"There is no {shown(url)}.") from None
+    except Exception as error:
+        raise UsageError(f"Cannot list {shown(url)}: {_reason(error, remote.timeout)}") from None
+    for info in sorted(found, key=lambda info: str(info["name"])):
+        name = info["name"].rstrip("/").rpartition("/")[2]
+        if name and info["name"].rstrip("/") != root:  # a marker that stands for the folder itself
+            changed = info.get("LastModified") or info.get("mtime")
+            yield {
+                "name": name,
+                "url": f"{url.rstrip('/')}/{name}",
+                "folder": info["type"] == "directory",
+                "bytes": info.get("size"),
+                "mtime_ns": int(changed.timestamp()) * 10**9 if hasattr(changed, "timestamp") else None,
+            }
+
+
+def _fetch(url: str, most: int, remote: Remote) -> bytes:
+    """At most the first `most` bytes."""
+    scheme = SCHEMES[scheme_of(url)]
+    files = _filesystem(scheme, remote)
+    if scheme != "https":
+        try:
+            content: bytes = files.cat_file(url, start=0, end=most, timeout=remote.timeout)
+        except Exception as error:
+            if _status(error) == NO_SUCH_RANGE:  # an empty file has no first byte
+                return b""
+            raise
+        return content
+    from fsspec.asyn import sync
+    from fsspec.implementations.http import HTTPStreamFile
+
+    session = sync(files.loop, files.set_session)
+    with HTTPStreamFile(files, url, loop=files.loop, session=session) as file:
+        parts, size = [], 0
+        while size < most and (block := file.read(min(BLOCK, most - size))):
+            parts.append(block)
+            size += len(block)
+    return b"".join(parts)
+
+
+def _filesystem(scheme: str, remote: Remote) -> Any:
+    """The fsspec file system of a scheme, one per process."""
+    check_installed(scheme)
+    with _ONE_AT_A_TIME:
+        return _made_filesystem(scheme, remote)
+
+
+@cache
+def _made_filesystem(scheme: str, remote: Remote) -> Any:
+    if scheme == "https":
+        from fsspec.implementations.http import HTTPFileSystem
+
+        return HTTPFileSystem(skip_instance_cache=True, get_client=_web_client(remote))
+    if scheme == "s3":
+        import s3fs
+
+        waits = {"connect_timeout": remote.timeout, "read_timeout": remote.timeout, "retries": {"max_attempts": 1}}
+        return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=waits)
+    import gcsfs
+
+    return gcsfs.GCSFileSystem(skip_instance_cache=True, use_listings_cache=False, timeout=remote.timeout)
+
+
+def _web_client(remote: Remote) -> Any:
+    """What makes the HTTP session: with a time limit, and sockets for allowed addresses alone."""
+    import aiohttp
+
+    def connect(address: Any) -> socket.socket:
+        family, kind, protocol, _, where = address
+        if not remote.private and _is_private(where[0]):
+            raise _PrivateAddress(f"{where[0]} is a private address; run.remote_private: true allows it")
+        return socket.socket(family, kind, protocol)
+
+    async def client(**_: Any) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(socket_factory=connect)
+        return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=remote.timeout))
+
+    return client
+
+
+class _PrivateAddress(OSError):
+    """A web address that leads where a manifest has no business."""
+
+
+def _is_private(address: str) -> bool:
+    """Whether it is anything but a public host's: loopback, link-local, RFC 1918, or one of these in disguise."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        hidden = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in ipaddress.ip_network("64:ff9b::/96"):
+            hidden.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if any(inner is not None and not inner.is_global for inner in hidden):
+            return True
+    return not ip.is_global or ip.is_multicast
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in an error of aiohttp, gcsfs or s3fs."""
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):  # botocore's, behind the OSError that s3fs makes of it
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
+    for name in ("status", "code"):
+        with_number = getattr(error, name, None)
+        if isinstance(with_number, int) or (isinstance(with_number, str) and with_number.isdigit()):
+            return int(with_number)
+    return None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may help."""
+    inner = getattr(error, "os_error", None)
+    if isinstance(error, FileNotFoundError | PermissionError | UsageError | _PrivateAddress) or isinstance(
+        inner, _PrivateAddress
+    ):
+        return False
+    if "Credentials" in type(error).__name__:
+        return False
+    status = _status(error)
+    return status is None or status >= 500 or status in AGAIN
+
+
+def _pause(error: BaseException, attempt: int) -> float:
+    """Seconds until the next try: what the server asks for, else longer each time and never the same for everyone."""
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    seconds = float(asked) if asked.isdigit() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
+    return min(seconds, LONGEST_PAUSE)
+
+
+def _reason(error: BaseException, timeout: float) -> str:
+    """What went wrong, without the URL, whose query may be a secret."""
+    status = _status(error)
+    if status is not None and hasattr(error, "message"):
+        return f"the server answered {status} {error.message}"
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return f"nothing complete came within {timeout:g} s (run.remote_timeout)"
+    inner = getattr(error, "os_error", None) or error
+    return re.sub(r"\?\S*", "", f"{inner}" or type(inner).__name__)
