@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -314,3 +316,64 @@ def test_a_bad_url_in_a_list_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://host/x.jpg\nftp://host/y.jpg\n")
     with pytest.raises(UsageError, match=r"list\.txt line 2: .*ftp:// is not read"):
         build_manifest([str(tmp_path / "list.txt")], tmp_path / "m.parquet", 2)
+
+
+def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what its JSON API is asked for, by a server that knows two objects; not an emulator of Google's."""
+    objects = {"a/1.jpg": b"one", "a/b/2.jpg": b"22", "a/empty.jpg": b""}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = urllib.parse.urlsplit(self.path)
+            query = dict(urllib.parse.parse_qsl(asked.query))
+            name = urllib.parse.unquote(asked.path.rpartition("/o/")[2])
+            if asked.path.endswith("/b/photos/o"):
+                self.answer(json.dumps(self.listed(query["prefix"])).encode(), "application/json")
+            elif name not in objects:
+                self.send_error(404)
+            elif query.get("alt") != "media" and "download" not in asked.path:
+                self.answer(json.dumps(self.described(name)).encode(), "application/json")
+            elif not objects[name] and "Range" in self.headers:
+                self.send_error(416)
+            else:
+                self.answer(objects[name], "image/jpeg")
+
+        def listed(self, prefix: str) -> dict[str, object]:
+            below = [name for name in objects if name.startswith(prefix)]
+            here = [name for name in below if "/" not in name[len(prefix) :]]
+            deeper = sorted({prefix + name[len(prefix) :].partition("/")[0] + "/" for name in {*below} - {*here}})
+            return {"items": [self.described(name) for name in here], "prefixes": deeper}
+
+        def described(self, name: str) -> dict[str, str]:
+            changed = "2026-01-02T03:04:05.000Z"
+            size = str(len(objects[name]))
+            return {"name": name, "bucket": "photos", "size": size, "updated": changed, "timeCreated": changed}
+
+        def answer(self, content: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+    try:
+        found = [(e["name"], e["folder"], e["mtime_ns"]) for e in listing("gs://photos/a", HERE)]
+        assert found == [
+            ("1.jpg", False, 1767323045 * 10**9),
+            ("b", True, None),
+            ("empty.jpg", False, 1767323045 * 10**9),
+        ]
+        assert HERE.read("gs://photos/a/1.jpg", LIMIT) == b"one"
+        assert HERE.read("gs://photos/a/empty.jpg", LIMIT) == b""
+        with pytest.raises(RowError) as caught:
+            HERE.read("gs://photos/a/none.jpg", LIMIT)
+        assert caught.value.code == FailureCode.MISSING
+    finally:
+        server.shutdown()
+        module._made_filesystem.cache_clear()
