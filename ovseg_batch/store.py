@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def _damage(root: Path, file: FileRecord) -> str:
 
 def _is_locked(folder: Path) -> bool:
     try:
-        with (folder / LOCK).open("a") as file:
+        with (folder / LOCK).open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -159,10 +160,13 @@ class StageStore:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Hold the folder, so that `gc` leaves it alone; given back when the process ends, however it ends."""
-        with (self.folder / LOCK).open("a") as file:
+        lock = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)  # NFS shares a lock with readers alone
+        try:
             with contextlib.suppress(OSError):  # a file system without locks: then gc cannot know either
-                fcntl.flock(file, fcntl.LOCK_SH)
+                fcntl.flock(lock, fcntl.LOCK_SH)
             yield
+        finally:
+            os.close(lock)
 
     def _recorded_shards(self) -> Iterator[int]:
         commits = self.folder / "commits"
@@ -207,7 +211,8 @@ class Workdir:
             (self.root / "stages" / ".writable").unlink(missing_ok=True)
         except OSError as error:
             raise OvsegError(
-                f"Cannot write to the workdir {self.root}: {error.strerror or error}. Choose another one with -o."
+                f"Cannot write to the workdir {self.root}: {error.strerror or error}. "
+                "What is committed stays; mend the cause and give the same command again, or another -o."
             ) from None
 
     def remove_leftovers(self) -> int:

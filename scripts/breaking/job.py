@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
+import resource
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from ovseg_batch import failpoints, scenes
+from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[6000:]
 OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
@@ -64,32 +67,36 @@ class Job:
         self._commands = 0
         write_scenes(root, SEEDS[:images])
 
-    def start(self, workdir: Path, *more: str, **environment: str) -> Running:
-        """Start `ovseg-batch run`."""
+    def start(self, workdir: Path, *more: str, file_bytes: int | None = None, **environment: str) -> Running:
+        """Start `ovseg-batch run`; no file that it writes may exceed `file_bytes`."""
         self._commands += 1
         log = self.root / f"command-{self._commands}.log"
         labels = ", ".join(scenes.CLASSES)
         command = ["run", str(self.root / "images"), "-o", str(workdir), "--labels", labels]
         command += ["--set", f"manifest.shard_rows={self._shard_rows}", *more]
         settings = {"OVSEG_CACHE": str(self.root / "cache"), **environment}
-        return start_command(command, settings, log)
+        return start_command(command, settings, log, file_bytes)
 
     def run(self, workdir: Path, *more: str, points: str = "") -> Ended:
         """Run it to its end; `points` are failpoints."""
-        return self.start(workdir, *more, **{failpoints.VARIABLE: points}).wait()
+        return self.start(workdir, *more, OVSEG_FAILPOINTS=points).wait()
 
 
-def start_command(arguments: list[str], environment: Mapping[str, str], log: Path) -> Running:
+def start_command(
+    arguments: list[str], environment: Mapping[str, str], log: Path, file_bytes: int | None = None
+) -> Running:
     """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
-    process = context.Process(target=_command, args=(arguments, environment, log))
+    process = context.Process(target=_command, args=(arguments, environment, log, file_bytes))
     process.start()
     return Running(process, log)
 
 
-def _command(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+def _command(arguments: list[str], environment: Mapping[str, str], log: Path, file_bytes: int | None) -> None:
     os.environ.update(environment)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -108,6 +115,18 @@ def contents(workdir: Path) -> dict[str, str]:
 def leftovers(workdir: Path) -> list[str]:
     """Drafts that a run should have taken away."""
     return sorted(p.relative_to(workdir).as_posix() for p in workdir.rglob("*.tmp"))
+
+
+def torn(workdir: Path) -> list[str]:
+    """What is visible and not whole: committed shards, outputs, records. A file that no commit names is not visible."""
+    if not Workdir(workdir).plan.exists():
+        return []
+    problems = Workdir(workdir).verify()
+    found = [f"{problem.path}: {problem.what}" for problem in problems if "no commit" not in problem.what]
+    annotations = workdir / "annotations.json"
+    if annotations.exists():
+        json.loads(annotations.read_bytes())
+    return found
 
 
 def difference(workdir: Path, undisturbed: Mapping[str, str]) -> list[str]:
