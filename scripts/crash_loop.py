@@ -48,14 +48,14 @@ class Loop:
         workdir = self.root / f"round-{self.rounds}"
         self.rounds += 1
         for _ in range(min(kills, self.draw.randint(1, 4))):
-            workers = self.draw.choice((1, 1, 2))
+            workers = self.draw.choice((0, 1, 2))
             running = self.jobs[rows].start(workdir, *STAGES[stages], "--workers", str(workers))
-            time.sleep(self.draw.uniform(0, 1.1 * seconds * (1.5 if workers > 1 else 1)))
+            time.sleep(self.draw.uniform(0, 1.1 * seconds * (1 + workers / 2)))
             running.process.kill()  # its workers must find out by themselves
             if running.wait().code == -signal.SIGKILL:
                 self.kills += 1
                 self.moments[_moment(workdir)] += 1
-        ended = self.jobs[rows].run(workdir, *STAGES[stages])
+        ended = self.jobs[rows].run(workdir, *STAGES[stages], "--workers", "0")
         if ended.code != 0:
             return [f"{workdir}: ended with {ended.code}", ended.stderr]
         found = difference(workdir, wanted)
@@ -67,7 +67,7 @@ class Loop:
         if (rows, stages) not in self.known:
             workdir = self.root / f"undisturbed-{rows}-{stages}"
             started = time.monotonic()
-            ended = self.jobs[rows].run(workdir, *STAGES[stages])
+            ended = self.jobs[rows].run(workdir, *STAGES[stages], "--workers", "0")
             if ended.code != 0:
                 raise click.ClickException(f"the undisturbed run ended with {ended.code}:\n{ended.stderr}")
             self.known[rows, stages] = contents(workdir), time.monotonic() - started

@@ -18,6 +18,7 @@ from breaking.job import Job, contents, difference
 from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
 from ovseg_batch.stages.registry import STAGES
 
+HERE = ("--workers", "0")  # one process, so that the first write is the first of the run
 SECOND = {"write": 6, "fsync": 5, "rename": 5, "renamed": 5, "row": 4, "data": 2, "commit": 2, "committed": 2}
 
 #: (scope, point, which time it is reached): in the second shard of each stage, and in every other file of a run.
@@ -29,10 +30,10 @@ CELLS = [(stage, point, SECOND[point]) for stage in STAGES for point in SHARD_PO
 def try_cell(job: Job, workdir: Path, cell: tuple[str, str, int], wanted: dict[str, str]) -> list[str]:
     """Kill at that point, resume; what is wrong, nothing where all is well."""
     scope, point, time = cell
-    killed = job.run(workdir, "--workers", "0", points=f"{scope}.{point}:{time}")
+    killed = job.run(workdir, *HERE, points=f"{scope}.{point}:{time}")
     if killed.code != -signal.SIGKILL:
         return [f"was not killed, ended with {killed.code}: {killed.stderr}"]
-    resumed = job.run(workdir)
+    resumed = job.run(workdir, *HERE)
     return difference(workdir, wanted) if resumed.code == 0 else [f"ended with {resumed.code}: {resumed.stderr}"]
 
 

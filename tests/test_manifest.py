@@ -154,7 +154,6 @@ def test_links_in_a_circle(folder: Path, tmp_path: Path) -> None:
         (lambda f: f / "bad.parquet", "cannot be read as Parquet"),
         (lambda f: f / "bad.json", "not a COCO file"),
         (lambda f: f / "gone.txt", "None of the 2 images"),
-        (lambda f: "s3://bucket/images", "is a URL"),
         (lambda f: f / "notes.md", "is no folder, image or list"),
     ],
 )

@@ -72,13 +72,11 @@ def test_masks_mean_something(finished: Path, few_scenes: Path, command: Command
     ("failpoint", "redone"),
     [
         ("dense.rename:5", "dense: computing shards 1-2"),  # between Parquet and NPZ
-        ("dense.commit:1", "dense: computing shards 0-2"),
         ("refine.row:5", "refine: computing shards 2"),
-        ("refine.commit:2", "refine: computing shards 1-2"),
         ("export.rename", ""),
     ],
 )
-def test_killed_anywhere_then_resumed_equals_undisturbed(
+def test_what_a_killed_run_does_again_is_logged(
     finished: Path,
     few_scenes: Path,
     tmp_path: Path,
@@ -132,6 +130,26 @@ def test_interrupted_finishes_its_shard_and_says_130(
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert "the same command resumes" in stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert command(*arguments).returncode == 0
+    assert data_files(tmp_path / "run") == data_files(finished)
+
+
+def test_a_second_interrupt_stops_at_once(
+    few_scenes: Path, tmp_path: Path, finished: Path, command: Command, start: Callable[..., Running]
+) -> None:
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run")
+    running = start(*arguments, OVSEG_FAILPOINTS="dense.row+=delay")  # half a second for each image
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("stages/dense-*/data/*/.*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for _ in range(2):
+        os.kill(running.process.pid or 0, signal.SIGINT)
+        time.sleep(0.1)
+    ended = running.wait()
+    assert ended.code == 130, ended.stderr
+    assert not list((tmp_path / "run").glob("stages/dense-*/commits/*/*")), "it did not wait for the shard"
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert command(*arguments).returncode == 0
     assert data_files(tmp_path / "run") == data_files(finished)

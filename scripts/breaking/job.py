@@ -88,6 +88,7 @@ def start_command(
     """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
+    log.touch()  # it may be killed before it can
     process = context.Process(target=_command, args=(arguments, environment, log, file_bytes))
     process.start()
     return Running(process, log)
