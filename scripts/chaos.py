@@ -5,8 +5,8 @@ scripts/chaos.py --kills 6
 scripts/chaos.py --kills 6 --seed 7
 
 The cluster is real and on this machine: a head that computes nothing, and two nodes of one CPU. Every few seconds a
-node is killed with all that runs on it and another one joins, or the driver is killed and the command given again. Prints
-what was done when, and whether every data file and output is the same bytes.
+node is killed with all that runs on it and another one joins, or the driver is killed and the command given again. It
+prints what was done when, and whether every data file and output is the same bytes.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from breaking.job import Running
-from conftest import data_files, run_arguments
+from conftest import Command, data_files, run_arguments
 from ray.cluster_utils import Cluster
 
 RAY = ("--engine", "ray", "--set", "manifest.shard_rows=1")
@@ -64,6 +66,26 @@ def test_an_image_that_kills_costs_one_row_on_ray_too(
     ended = start(*run_arguments(few_scenes / "images", workdir, *RAY), OVSEG_FAILPOINTS=traps).wait()
     assert ended.code == 3, ended.stderr
     assert ",dense,crashed," in (workdir / "failures.csv").read_text()
+
+
+def test_an_interrupt_lets_every_actor_finish_its_shard(
+    undisturbed: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running], command: Command
+) -> None:
+    workdir = tmp_path / "run"
+    arguments = run_arguments(few_scenes / "images", workdir, *RAY, "--workers", "1")
+    running = start(*arguments, OVSEG_FAILPOINTS="dense.data+=delay")
+    deadline = time.monotonic() + 300
+    while not list(workdir.glob("stages/dense-*/commits/*/*.json")):
+        assert time.monotonic() < deadline and running.process.is_alive(), running.log.read_text()
+        time.sleep(0.02)
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    ended = running.wait()
+    assert ended.code == 130, ended.stderr
+    assert "stopping after the shard in flight" in ended.stderr
+    done = len(list(workdir.glob("stages/dense-*/commits/*/*.json")))
+    assert 1 <= done < 6 and not list(workdir.glob("stages/*/.stop-*")) and not list(workdir.rglob("*.tmp"))
+    assert command(*run_arguments(few_scenes / "images", workdir, "--set", "manifest.shard_rows=1")).returncode == 0
+    assert results(workdir) == results(undisturbed)
 
 
 def test_an_error_on_a_node_is_told_as_it_is(few_scenes: Path, tmp_path: Path, start: Callable[..., Running]) -> None:

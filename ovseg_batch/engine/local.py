@@ -1,20 +1,15 @@
-"""Runs the missing shards of one stage on this machine, and hears when the person wants it to stop."""
+"""Runs the missing shards of one stage on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
 
 from ovseg_batch.engine.crew import Crew
 from ovseg_batch.engine.job import StageJob
+from ovseg_batch.engine.stopping import stop_on_signal
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.types import Commit
-
-log = logging.getLogger(__name__)
 
 
 def run_stage(
@@ -28,7 +23,7 @@ def run_stage(
         Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
         OvsegError: workers die and no single image is to blame.
     """
-    with _stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         if in_process:
             yield from _here(job, shards, devices[0], stop)
         else:
@@ -44,24 +39,3 @@ def _here(job: StageJob, shards: Sequence[int], device: str, stop: threading.Eve
         if stop.is_set():
             return
         yield opened.compute(shard, {})
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        log.warning("stopping after the shard in flight; once more to stop at once")
-        stop.set()
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

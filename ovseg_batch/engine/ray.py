@@ -13,15 +13,21 @@ import logging
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ovseg_batch.engine.crew import Crew
 from ovseg_batch.engine.job import StageJob
-from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.engine.stopping import stop_on_signal
+from ovseg_batch.errors import Interrupted, OvsegError, UsageError
 from ovseg_batch.types import Commit
 
+log = logging.getLogger(__name__)
+
+LIVES = 10  # nodes or actors that a shard may cost
 PATIENCE = 20  # seconds to wait for a cluster's head
 
 
@@ -62,6 +68,10 @@ class Pool:
     gpus: float
     workers: int | None = None
 
+    def fits(self, resources: Mapping[str, float]) -> bool:
+        """Whether one actor has room on a node with these resources."""
+        return resources.get("CPU", 0) >= self.cpus and resources.get("GPU", 0) >= self.gpus
+
     def size(self, resources: Mapping[str, float]) -> int:
         """How many actors a cluster with these resources holds."""
         if self.workers:
@@ -76,35 +86,57 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
     """Compute the shards on a pool of actors, yielding commits as they are made.
 
     Raises:
-        OvsegError: what a stage raised on a node, or workers die and no single image is to blame.
+        Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
+        OvsegError: what a stage raised on a node; workers or nodes die again and again at one shard.
     """
     import ray.data
+    import ray.exceptions
 
+    resources = connect()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    if not any(pool.fits(node["Resources"]) for node in nodes if node["Alive"]):
+        log.warning(
+            "no node has %g CPUs and %g GPUs (run.cpus_per_worker, run.gpus_per_worker); waiting for one",
+            pool.cpus,
+            pool.gpus,
+        )
+    marker = job.store.folder / f".stop-{uuid.uuid4().hex}"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     answers = numbers.map_batches(
         _Actor,
-        fn_constructor_args=(job, pool.device),
+        fn_constructor_args=(job, pool.device, marker),
         batch_size=1,
-        concurrency=min(pool.size(connect()), len(shards)),
+        concurrency=min(pool.size(resources), len(shards)),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         max_restarts=-1,
-        max_task_retries=-1,
+        max_task_retries=LIVES,
     )
-    for row in answers.iter_rows():
-        answer = json.loads(row["answer"])
-        if "error" in answer:
-            raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
-        yield Commit.from_record(answer["commit"])
+    with stop_on_signal(marker.touch) as stop:
+        try:
+            for row in answers.iter_rows():
+                answer = json.loads(row["answer"])
+                if "error" in answer:
+                    raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
+                if "commit" in answer:
+                    yield Commit.from_record(answer["commit"])
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise OvsegError(f"Ray gave up: {reason}. What is committed stays; run again.") from error
+        finally:
+            marker.unlink(missing_ok=True)
+        if stop.is_set():
+            raise Interrupted
 
 
 class _Actor:
     """One actor of the pool: a crew of one."""
 
-    def __init__(self, job: StageJob, device: str) -> None:
+    def __init__(self, job: StageJob, device: str, marker: Path) -> None:
+        self._marker = marker
         self._crew = Crew(job, [device], threading.Event())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +144,9 @@ class _Actor:
         return {"answer": [json.dumps(answer) for answer in answers]}
 
     def _compute(self, shard: int) -> dict[str, Any]:
-        """The commit; an error is a value too, for Ray would wrap it and try again."""
+        """The commit; an error is a value too, for Ray would wrap it. Nothing once the marker tells to stop."""
+        if self._marker.exists():
+            return {}
         try:
             [commit] = self._crew.run([shard])
         except (OvsegError, OSError, RuntimeError) as error:
