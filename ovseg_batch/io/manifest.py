@@ -30,6 +30,7 @@ from ovseg_batch.types import ImageRow
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1
 EXAMPLES = 3  # how many files a note names
+WRITING = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}  # shards are too small to gain
 
 COLUMNS = pa.schema(
     [
@@ -218,7 +219,7 @@ def _write(
     texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
     remote = Counter[str]()
     summary.rows = summary.shards = 0
-    with create(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with create(path) as file, pq.ParquetWriter(file, schema, **WRITING) as writer:
         shard: list[dict[str, Any]] = []
 
         def flush() -> None:

@@ -21,15 +21,14 @@ def resized_size(height: int, width: int, short_side: int | None, least: int = 1
 
     Args:
         height, width: of the original, pixels.
-        short_side: target for the shorter side; the longer is kept at or under 2048. None: as it is.
+        short_side: target for the shorter side; None: as it is. The longer side is kept at or under 2048 in any case.
         least: no side becomes shorter; a patch, for an image narrower than one has none.
 
     Returns:
         height, width in pixels.
     """
-    if short_side is None:
-        return max(least, height), max(least, width)
-    scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))
+    wanted = 1.0 if short_side is None else short_side / min(height, width)
+    scale = min(wanted, LONG_SIDE / max(height, width))
     return max(least, int(height * scale + 0.5)), max(least, int(width * scale + 0.5))
 
 

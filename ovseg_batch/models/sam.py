@@ -76,10 +76,13 @@ class Sam:
     @torch.inference_mode()
     def preprocess(self, image: Array) -> Tensor:
         """(H, W, 3) uint8 RGB → (3, s, s) float32, resized on the device with antialiasing as torchvision does."""
-        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(image).to(self._device)
         side = (self.image_size, self.image_size)
-        resized = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)[0]
-        return (resized - self._mean) / self._std
+        channels = []
+        for channel in range(3):  # one at a time: as float32, the three of 100 megapixels would be 1.2 GB
+            plane = pixels[None, None, :, :, channel].float().div_(255)
+            channels.append(F.interpolate(plane, side, mode="bilinear", align_corners=False, antialias=True)[0])
+        return (torch.cat(channels) - self._mean) / self._std
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Array]) -> list[Embedding]:

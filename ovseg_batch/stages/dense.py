@@ -52,7 +52,7 @@ class DenseStage:
     """Per-window cosine logits of every image: arrays `logits` (windows, Q, gh, gw) fp16."""
 
     name = "dense"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays = True

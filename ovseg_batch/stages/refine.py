@@ -33,6 +33,8 @@ from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
+STRIP_PIXELS = 4_000_000  # counted at a time
+
 ANNOTATION = pa.struct(
     [
         pa.field("category", pa.string()),
@@ -52,7 +54,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ("dense",)
     resources = Resources()
     arrays = False
@@ -211,10 +213,7 @@ class RefineStage:
         if not segments:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
-        own = labels == label_of[owner]
-        area = np.bincount(owner.ravel(), minlength=len(label_of))
-        agreeing = np.bincount(owner.ravel(), weights=own.ravel(), minlength=len(label_of))
-        trust = np.bincount(owner.ravel(), weights=(confidence * own).ravel(), minlength=len(label_of))
+        area, agreeing, trust = _tally(owner, labels, confidence, label_of)
         fortran = np.asfortranarray(owner)
         annotations = []
         for segment in segments:
@@ -244,6 +243,20 @@ def _nearest(labels: Array, h: int, w: int) -> Array:
     ys = ((np.arange(h) + 0.5) * labels.shape[0] / h).astype(np.int64)
     xs = ((np.arange(w) + 0.5) * labels.shape[1] / w).astype(np.int64)
     return labels[np.ix_(ys, xs)]
+
+
+def _tally(owner: Array, labels: Array, confidence: Array, label_of: Array) -> tuple[Array, Array, Array]:
+    """Per segment: pixels, pixels whose dense class is the segment's, and the dense probability summed over these."""
+    ids = len(label_of)
+    area, agreeing, trust = np.zeros(ids, np.int64), np.zeros(ids, np.int64), np.zeros(ids)
+    step = max(1, STRIP_PIXELS // owner.shape[1])
+    for top in range(0, owner.shape[0], step):
+        part = owner[top : top + step]
+        own = labels[top : top + step] == label_of[part]
+        area += np.bincount(part.ravel(), minlength=ids)
+        agreeing += np.bincount(part[own], minlength=ids)
+        trust += np.bincount(part[own], weights=confidence[top : top + step][own], minlength=ids)
+    return area, agreeing, trust
 
 
 def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
