@@ -24,9 +24,27 @@ TOKENS, LOGITS, PROBABILITIES, SEG = 2e-5, 5e-6, 5e-5, 2e-4
 SCALE = 40.0
 
 
+WINDOWS = {"square": (0, 0, 224, 224), "wide": (50, 30, 210, 286)}
+
+
 @pytest.fixture(scope="module")
 def clip() -> DenseClip:
+    return build(dict(load_file(DATA / "clip_tiny_openai.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def deep_clip() -> DenseClip:
+    """Twelve blocks: the four, three times over."""
     state = dict(load_file(DATA / "clip_tiny_openai.safetensors"))
+    blocks = "visual.transformer.resblocks."
+    for name in [name for name in state if name.startswith(blocks)]:
+        number, _, rest = name.removeprefix(blocks).partition(".")
+        for more in (4, 8):
+            state[f"{blocks}{int(number) + more}.{rest}"] = state[name]
+    return build(state)
+
+
+def build(state: dict[str, torch.Tensor]) -> DenseClip:
     used = np.load(DATA / "token_embedding_used.npz")
     table = torch.zeros(int(used["vocab"]), used["rows"].shape[1], dtype=torch.float16)
     table[torch.from_numpy(used["ids"])] = torch.from_numpy(used["rows"])
@@ -63,6 +81,16 @@ def test_tokens_of_one_window(clip: DenseClip, image: torch.Tensor, variant: str
     [tokens] = clip.tokens(clip.normalise(image[None, y0:y1, x0:x1]), VARIANTS[variant])
     assert np.abs(tokens[0].numpy() - window[f"tokens_{variant}"]).max() <= TOKENS
     assert np.abs(tokens[0, :1].numpy() - window[f"enc_image_{variant}"]).max() <= TOKENS
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("variant", ["maskclip", "clearclip", "naclip", "itaclip"])
+def test_tokens_of_other_methods(deep_clip: DenseClip, image: torch.Tensor, variant: str, window: str) -> None:
+    """Each method's own code; the class token, which none of them uses, is the first."""
+    y0, x0, y1, x1 = WINDOWS[window]
+    [tokens] = deep_clip.tokens(deep_clip.normalise(image[None, y0:y1, x0:x1]), VARIANTS[variant])
+    truth = np.load(DATA / "variants.npz")[f"{variant}.{window}"]
+    assert np.abs(tokens[0, ::4].numpy() - truth).max() <= TOKENS
 
 
 def test_cosine_logits_of_one_window(clip: DenseClip, image: torch.Tensor) -> None:

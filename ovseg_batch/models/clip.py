@@ -20,7 +20,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.methods.attention import Variant, attend
+from ovseg_batch.methods.attention import Variant, attend, neighbourhood
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import autocast
 from ovseg_batch.models.weights import read_state_dict
@@ -131,17 +131,29 @@ class DenseClip:
     def tokens(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> list[Tensor]:
         """(B, 1 + patches, D) of every tapped block after ln_post and projection, the class token first."""
         blocks = self._visual.transformer.resblocks
-        taps = {max(1, round(fraction * len(blocks))) for fraction in layers}
-        taken = []
+        taps, fused = ({max(1, round(f * len(blocks))) for f in fractions} for fractions in (layers, variant.fused))
+        taken: list[Tensor] = []
+        below: list[tuple[Tensor, Tensor]] = []
         with autocast(self._device, self._precision):
             x = self._embed(images)
+            prior = self._prior(images, variant)
             for depth, block in enumerate(blocks, start=1):
                 if depth in taps:
-                    taken.append(self._visual.ln_post(_variant_block(block, x, variant)) @ self._visual.proj)
+                    taken.append(
+                        self._visual.ln_post(_variant_block(block, x, variant, prior, below)) @ self._visual.proj
+                    )
                 if depth == max(taps):
                     break
+                if depth in fused:
+                    below.append(_query_key_value(block, x)[:2])
                 x = block(x)
         return taken
+
+    def _prior(self, images: Tensor, variant: Variant) -> Tensor | None:
+        if not variant.spread:
+            return None
+        grid = (images.shape[2] // self._visual.patch_size[0], images.shape[3] // self._visual.patch_size[1])
+        return neighbourhood(grid, variant.spread).to(self._device)
 
     def _embed(self, images: Tensor) -> Tensor:
         x = self._visual.conv1(images)
@@ -153,13 +165,21 @@ class DenseClip:
         return embedded
 
 
-def _variant_block(block: Any, x: Tensor, variant: Variant) -> Tensor:
-    """One residual block with its attention replaced."""
-    attn = block.attn
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    heads = (*qkv.shape[:2], attn.num_heads, -1)
+def _query_key_value(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a block: (B, heads, N, d) each."""
+    qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    heads = (*qkv.shape[:2], block.attn.num_heads, -1)
     q, k, v = (part.reshape(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    out: Tensor = block.ls_1(attn.out_proj(attend(q, k, v, variant).transpose(1, 2).flatten(2)))
+    return q, k, v
+
+
+def _variant_block(
+    block: Any, x: Tensor, variant: Variant, prior: Tensor | None, below: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """One residual block with its attention replaced."""
+    q, k, v = _query_key_value(block, x)
+    attended = attend(q, k, v, variant, None if prior is None else prior.to(q.dtype), below)
+    out: Tensor = block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     x = x + out if variant.residual else out
     if variant.mlp:
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
