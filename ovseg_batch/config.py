@@ -27,10 +27,11 @@ class Section(BaseModel):
 
 
 class Label(Section):
-    """One class: its name in the output, the words CLIP is asked for, and an optional probability floor."""
+    """One class: its name in the output, the words CLIP is asked for, what it is in a sentence, a probability floor."""
 
     name: Annotated[str, Field(min_length=1)]
     synonyms: tuple[str, ...] = ()
+    definition: str = ""
     threshold: Share = 0.0
 
     @property
@@ -58,7 +59,9 @@ class DenseConfig(Section):
     window: Annotated[int, Field(ge=16)] | None = None  # None: the model's own image size
     stride: Annotated[int, Field(ge=8)] | None = None  # None: half a window
     short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
+    views: Literal["plain", "itaclip"] = "plain"
     templates: str | tuple[str, ...] = "openai80"
+    definition_weight: Share = 0.2  # of a label's definition against its words, where it has one
     logit_scale: Annotated[float, Field(gt=0)] = 40.0
     prob_threshold: Share = 0.0
     area_threshold: Share = 0.0
@@ -74,6 +77,7 @@ class DenseConfig(Section):
 
 class RefineConfig(Section):
     method: Literal["prompted", "none"] = "prompted"
+    pamr: Annotated[int, Field(ge=0)] = 0  # iterations of pixel-adaptive refinement of the dense scores
     vote: Share = 0.6
     output: Literal["instances", "semantic"] = "instances"
     fallback: Literal["dense", "none"] = "dense"

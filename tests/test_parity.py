@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
 from ovseg_batch.methods.windows import stitch, window_boxes
 from ovseg_batch.models.clip import DenseClip
@@ -91,6 +93,26 @@ def test_tokens_of_other_methods(deep_clip: DenseClip, image: torch.Tensor, vari
     [tokens] = deep_clip.tokens(deep_clip.normalise(image[None, y0:y1, x0:x1]), VARIANTS[variant])
     truth = np.load(DATA / "variants.npz")[f"{variant}.{window}"]
     assert np.abs(tokens[0, ::4].numpy() - truth).max() <= TOKENS
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_image_views(deep_clip: DenseClip, image: torch.Tensor, window: str) -> None:
+    y0, x0, y1, x1 = WINDOWS[window]
+    truth = np.load(DATA / "itaclip_views.npz")
+    ours = mixed_logits(
+        deep_clip.normalise(image[None, y0:y1, x0:x1]),
+        lambda images: deep_clip.patch_features(images, VARIANTS["itaclip"]),
+        torch.from_numpy(truth["text"]),
+    )
+    upsampled = F.interpolate(ours, (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)[0].numpy()
+    assert np.abs(upsampled[:, ::8, ::8] - truth[window]).max() <= LOGITS
+
+
+@pytest.mark.parametrize(("iterations", "dilations"), [(1, (1,)), (10, (8, 16)), (3, (2, 5))])
+def test_pixel_adaptive_refinement(iterations: int, dilations: tuple[int, ...]) -> None:
+    truth = np.load(DATA / "pamr.npz")
+    ours = pamr(torch.from_numpy(truth["image"]), torch.from_numpy(truth["scores"]), iterations, dilations)
+    assert np.abs(ours.numpy() - truth[f"{iterations}x{'-'.join(map(str, dilations))}"]).max() <= 1e-5
 
 
 def test_cosine_logits_of_one_window(clip: DenseClip, image: torch.Tensor) -> None:

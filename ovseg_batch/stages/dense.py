@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.text_cache import cache_folder, text_embeddings
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import Vocabulary, query_feature
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
@@ -66,9 +68,13 @@ class DenseStage:
         ]
     )
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, vocabulary: Vocabulary, templates: Sequence[str], definitions: Mapping[str, str]
+    ) -> None:
         self._config = config
         self._vocabulary = vocabulary
+        names = [vocabulary.names[index] for index in vocabulary.query_class]
+        self._definitions = [definitions.get(name, "") for name in names]  # of each query's class
         self._templates = tuple(templates)
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
         dense = config.dense
@@ -88,6 +94,9 @@ class DenseStage:
             "short_side": self._short_side,
             "templates": list(self._templates),
             "queries": list(self._vocabulary.queries),
+            "definitions": self._definitions,
+            "definition_weight": dense.definition_weight if any(self._definitions) else None,
+            "views": dense.views,
             "max_pixels": self._config.run.max_pixels,
             "max_file_bytes": self._config.run.max_file_bytes,
         }
@@ -96,8 +105,9 @@ class DenseStage:
         self._device = resolve_device(device)
         self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
         self._variant = VARIANTS[self._config.dense.attention]
+        texts = list(dict.fromkeys([*self._vocabulary.queries, *filter(None, self._definitions)]))
         embeddings = text_embeddings(
-            self._vocabulary.queries,
+            texts,
             self._templates,
             lambda prompts: self._clip.encode_text(prompts).numpy(),
             fingerprint(
@@ -109,8 +119,13 @@ class DenseStage:
             ),
             cache_folder(),
         )
-        features = [query_feature(torch.from_numpy(embeddings[query])) for query in self._vocabulary.queries]
-        self._text = torch.stack(features).to(self._device)
+        features = {text: query_feature(torch.from_numpy(embeddings[text])) for text in texts}
+        weight = self._config.dense.definition_weight
+        blended = [
+            torch.lerp(features[query], features[definition], weight) if definition else features[query]
+            for query, definition in zip(self._vocabulary.queries, self._definitions, strict=True)
+        ]
+        self._text = torch.stack(blended).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run
@@ -159,9 +174,14 @@ class DenseStage:
     @torch.inference_mode()
     def _logits(self, windows: Sequence[Array]) -> list[Array]:
         batch = self._clip.normalise(torch.from_numpy(np.stack(windows)).to(self._device))
-        features = self._clip.patch_features(batch, self._variant, self._config.dense.layers)
-        cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
+        if self._config.dense.views == "itaclip":
+            cosine = mixed_logits(batch, self._features, self._text)
+        else:
+            cosine = torch.einsum("bhwd,qd->bqhw", self._features(batch), self._text)
         return list(cosine.half().cpu().numpy())
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self._clip.patch_features(images, self._variant, self._config.dense.layers)
 
 
 def _finished(waiting: list[_Pending]) -> Iterator[RowResult]:

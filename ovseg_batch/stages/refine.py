@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -21,6 +22,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage, mode_labels
@@ -122,9 +124,9 @@ class RefineStage:
         return failed(row, result.code, result.message) if isinstance(result, RowError) else result
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
-        """The decoded images, or None for each where no SAM2 will look at them."""
+        """The decoded images, or None for each where nothing will look at them."""
         run = self._config.run
-        if self._sam is None:
+        if self._sam is None and not self._config.refine.pamr:
             yield from ((row, None) for row in rows)
         else:
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
@@ -133,13 +135,13 @@ class RefineStage:
     def _refine(self, row: ImageRow, image: Array | None, dense: Upstream) -> RowResult:
         values = dense.values(row.row)
         size = (values["height"], values["width"])
-        labels, confidence = self._dense_map(dense, row.row, size)
+        labels, confidence = self._dense_map(dense, row.row, size, image)
         config = self._config.refine
         min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
         claims: list[Claim] = []
         masks: list[Tensor] = []
         prompts: list[PointPrompt] = []
-        if image is not None:
+        if image is not None and self._sam is not None:
             background = (0,) if self._vocabulary.has_background else ()
             prompts = component_points(labels, min_area, config.min_distance, config.point, background)
             prompts = sorted(prompts, key=lambda p: -p.area)[: config.max_points]
@@ -164,13 +166,18 @@ class RefineStage:
             },
         )
 
-    def _dense_map(self, dense: Upstream, row: int, size: tuple[int, int]) -> tuple[Array, Array]:
+    def _dense_map(self, dense: Upstream, row: int, size: tuple[int, int], image: Array | None) -> tuple[Array, Array]:
         values = dense.values(row)
         resized = (values["resized_height"], values["resized_width"])
         boxes = window_boxes(*resized, self._window, self._stride)
         logits = torch.from_numpy(dense.array(row, "logits")).to(self._device)
+        scores = stitch(logits, boxes, resized)
+        if self._config.refine.pamr and image is not None:
+            small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+            pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
+            scores = pamr(pixels, scores, self._config.refine.pamr)
         return label_map(
-            stitch(logits, boxes, resized),
+            scores,
             size,
             self._vocabulary,
             self._config.dense.logit_scale,

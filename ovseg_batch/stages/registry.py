@@ -51,7 +51,8 @@ def make_stage(config: Config, name: str) -> Stage:
             f"Variants: {', '.join(VARIANTS)}."
         )
     vocabulary = make_vocabulary(config)
-    dense = DenseStage(config, vocabulary, _templates(config))
+    definitions = {label.name: label.definition for label in config.labels if label.definition}
+    dense = DenseStage(config, vocabulary, _templates(config), definitions)
     return dense if name == "dense" else RefineStage(config, vocabulary, dense.window, dense.stride)
 
 
