@@ -61,6 +61,8 @@ class DenseConfig(Section):
     short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
     views: Literal["plain", "itaclip"] = "plain"
     templates: str | tuple[str, ...] = "openai80"
+    prompt_denoising: Share = 0.0  # classes that nowhere in an image reach this probability are ruled out; 0: none
+    key_smoothing: Share = 0.0  # patches less sure than this take the scores of patches with similar keys; 0: none
     definition_weight: Share = 0.2  # of a label's definition against its words, where it has one
     logit_scale: Annotated[float, Field(gt=0)] = 40.0
     prob_threshold: Share = 0.0

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.maskclip import denoise_prompts, smooth_by_keys
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
@@ -86,7 +87,7 @@ def test_tokens_of_one_window(clip: DenseClip, image: torch.Tensor, variant: str
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("variant", ["maskclip", "clearclip", "naclip", "itaclip"])
+@pytest.mark.parametrize("variant", ["maskclip", "maskclip-reduced", "clearclip", "naclip", "itaclip"])
 def test_tokens_of_other_methods(deep_clip: DenseClip, image: torch.Tensor, variant: str, window: str) -> None:
     """Each method's own code; the class token, which none of them uses, is the first."""
     y0, x0, y1, x1 = WINDOWS[window]
@@ -113,6 +114,16 @@ def test_pixel_adaptive_refinement(iterations: int, dilations: tuple[int, ...]) 
     truth = np.load(DATA / "pamr.npz")
     ours = pamr(torch.from_numpy(truth["image"]), torch.from_numpy(truth["scores"]), iterations, dilations)
     assert np.abs(ours.numpy() - truth[f"{iterations}x{'-'.join(map(str, dilations))}"]).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("denoising", "smoothing"), [(0.0, 1.0), (0.5, 1.0), (0.77, 0.7)])
+def test_prompt_denoising_and_key_smoothing(denoising: float, smoothing: float) -> None:
+    truth = np.load(DATA / "maskclip_head.npz")
+    logits, keys = (torch.from_numpy(truth[name]) for name in ("logits", "keys"))
+    if denoising:
+        logits = denoise_prompts(logits, denoising)
+    ours = smooth_by_keys(logits, keys, smoothing).numpy()
+    assert np.abs(ours - truth[f"{denoising}-{smoothing}"]).max() <= 1e-6
 
 
 def test_cosine_logits_of_one_window(clip: DenseClip, image: torch.Tensor) -> None:

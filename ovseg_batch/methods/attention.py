@@ -1,8 +1,9 @@
 """What replaces CLIP's last attention: a variant is a row of data, one function runs them all.
 
 Sources: SCLIP (`csa`), the thesis's eq. 3.2 (`csa-joint`), MaskCLIP of Zhou et al., ECCV 2022 (`maskclip`), ClearCLIP,
-NACLIP and ITACLIP. `v` and `v2` are controls: v-only with SCLIP's residual and MLP, once as it is and once doubled,
-because SCLIP's rows sum to 2 and part of its gain may be that factor and not the correlation.
+NACLIP and ITACLIP. MaskCLIP's own code keeps the residual and the MLP of a ViT's last block; later papers compare with
+it without them, which is `maskclip-reduced`. `v2` is a control: `maskclip` with the attention's output doubled, because
+SCLIP's rows sum to 2 and part of its gain may be that factor and not the correlation.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant(("qk",), "CLIP"),
-    "maskclip": Variant((), "MaskCLIP (Zhou et al., ECCV 2022)", residual=False, mlp=False),
-    "v": Variant((), "control: v only, residual and MLP kept"),
-    "v2": Variant((), "control: v only, doubled", gain=2.0),
+    "maskclip": Variant((), "MaskCLIP (Zhou et al., ECCV 2022)"),
+    "maskclip-reduced": Variant((), "MaskCLIP as later papers compare with it", residual=False, mlp=False),
+    "v2": Variant((), "control: MaskCLIP's attention, doubled", gain=2.0),
     "csa": Variant(("qq", "kk"), "SCLIP (Wang et al., ECCV 2024)"),
     "csa-joint": Variant(("qq", "kk"), "thesis, eq. 3.2", joint=True),
     "clearclip": Variant(("qq",), "ClearCLIP (Lan et al., ECCV 2024)", residual=False, mlp=False),

@@ -111,7 +111,14 @@ class DenseClip:
 
     @torch.inference_mode()
     def patch_features(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> Tensor:
-        """Normalised patch features.
+        """Normalised patch features: the first half of `features_and_keys`."""
+        return self._features(images, self._run(images, variant, layers)[0])
+
+    @torch.inference_mode()
+    def features_and_keys(
+        self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised patch features, and the keys of the last tapped block.
 
         Args:
             images: (B, 3, H, W) as `normalise` gives them; sides need not be multiples of the patch, the rest is cut.
@@ -120,16 +127,27 @@ class DenseClip:
                 L2-normalised, and they are averaged and normalised again (METHODS 1).
 
         Returns:
-            (B, H // patch, W // patch, D) float32.
+            features (B, H // patch, W // patch, D) float32; keys (B, patches, width) float32, through the block's
+            output projection, as MaskCLIP's code has them.
         """
+        taken, block, x = self._run(images, variant, layers)
+        with autocast(self._device, self._precision):
+            keys = block.attn.out_proj(_query_key_value(block, x)[1].transpose(1, 2).flatten(2))
+        return self._features(images, taken), keys[:, 1:].float()
+
+    def _features(self, images: Tensor, taken: Sequence[Tensor]) -> Tensor:
         grid = (images.shape[2] // self._visual.patch_size[0], images.shape[3] // self._visual.patch_size[1])
-        taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in self.tokens(images, variant, layers)]
+        taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in taken]
         mean = taps[0] if len(taps) == 1 else F.normalize(torch.stack(taps).mean(dim=0), dim=-1)
         return mean.view(len(mean), *grid, -1)
 
     @torch.inference_mode()
     def tokens(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> list[Tensor]:
         """(B, 1 + patches, D) of every tapped block after ln_post and projection, the class token first."""
+        return self._run(images, variant, layers)[0]
+
+    def _run(self, images: Tensor, variant: Variant, layers: Sequence[float]) -> tuple[list[Tensor], Any, Tensor]:
+        """`tokens`, the last tapped block, and what came into it."""
         blocks = self._visual.transformer.resblocks
         taps, fused = ({max(1, round(f * len(blocks))) for f in fractions} for fractions in (layers, variant.fused))
         taken: list[Tensor] = []
@@ -147,7 +165,7 @@ class DenseClip:
                 if depth in fused:
                     below.append(_query_key_value(block, x)[:2])
                 x = block(x)
-        return taken
+        return taken, block, x
 
     def _prior(self, images: Tensor, variant: Variant) -> Tensor | None:
         if not variant.spread:

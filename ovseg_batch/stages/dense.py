@@ -21,6 +21,7 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.text_cache import cache_folder, text_embeddings
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.maskclip import smooth_by_keys
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import Vocabulary, query_feature
 from ovseg_batch.methods.windows import resized_size, window_boxes
@@ -97,6 +98,7 @@ class DenseStage:
             "definitions": self._definitions,
             "definition_weight": dense.definition_weight if any(self._definitions) else None,
             "views": dense.views,
+            "key_smoothing": dense.key_smoothing,
             "max_pixels": self._config.run.max_pixels,
             "max_file_bytes": self._config.run.max_file_bytes,
         }
@@ -174,7 +176,12 @@ class DenseStage:
     @torch.inference_mode()
     def _logits(self, windows: Sequence[Array]) -> list[Array]:
         batch = self._clip.normalise(torch.from_numpy(np.stack(windows)).to(self._device))
-        if self._config.dense.views == "itaclip":
+        dense = self._config.dense
+        if dense.key_smoothing:
+            features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
+            cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
+            cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
+        elif dense.views == "itaclip":
             cosine = mixed_logits(batch, self._features, self._text)
         else:
             cosine = torch.einsum("bhwd,qd->bqhw", self._features(batch), self._text)

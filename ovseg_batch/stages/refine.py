@@ -22,6 +22,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.maskclip import denoise_prompts
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.vocabulary import Vocabulary
@@ -87,6 +88,7 @@ class RefineStage:
             "logit_scale": config.dense.logit_scale,
             "prob_threshold": config.dense.prob_threshold,
             "area_threshold": config.dense.area_threshold,
+            "prompt_denoising": config.dense.prompt_denoising,
             "refine": config.refine.model_dump(mode="json"),
         }
         if self._spec is not None:
@@ -176,6 +178,8 @@ class RefineStage:
             small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
             pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
             scores = pamr(pixels, scores, self._config.refine.pamr)
+        if self._config.dense.prompt_denoising:
+            scores = denoise_prompts(scores[None], self._config.dense.prompt_denoising)[0]
         return label_map(
             scores,
             size,

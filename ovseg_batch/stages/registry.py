@@ -50,6 +50,8 @@ def make_stage(config: Config, name: str) -> Stage:
             f"dense.attention: there is no variant {given!r}.{nearest(given, VARIANTS)} "
             f"Variants: {', '.join(VARIANTS)}."
         )
+    if config.dense.key_smoothing and config.dense.views != "plain":
+        raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
     vocabulary = make_vocabulary(config)
     definitions = {label.name: label.definition for label in config.labels if label.definition}
     dense = DenseStage(config, vocabulary, _templates(config), definitions)
