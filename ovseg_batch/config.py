@@ -77,8 +77,15 @@ class DenseConfig(Section):
         return layers
 
 
+class ProposeConfig(Section):
+    points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
+    predicted_iou: Share = 0.88
+    stability: Share = 0.95
+    nms: Share = 0.7
+
+
 class RefineConfig(Section):
-    method: Literal["prompted", "none"] = "prompted"
+    method: Literal["prompted", "automatic", "none"] = "prompted"
     pamr: Annotated[int, Field(ge=0)] = 0  # iterations of pixel-adaptive refinement of the dense scores
     vote: Share = 0.6
     output: Literal["instances", "semantic"] = "instances"
@@ -119,6 +126,7 @@ class Config(Section):
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
     dense: DenseConfig = DenseConfig()
+    propose: ProposeConfig = ProposeConfig()
     refine: RefineConfig = RefineConfig()
     run: RunConfig = RunConfig()
 

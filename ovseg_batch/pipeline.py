@@ -31,7 +31,7 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status, status
 from ovseg_batch.stages.base import TABLE, read_limits
-from ovseg_batch.stages.registry import STAGES, make_stage, make_vocabulary
+from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 from ovseg_batch.types import Commit
 
@@ -67,7 +67,7 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
     """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
-    for name in STAGES:
+    for name in stage_names(config):
         stage = make_stage(config, name)
         inputs = {
             "stage": stage.name,
@@ -210,7 +210,7 @@ def _settle(config: Config) -> Config:
     Raises:
         UsageError: they do not, or the device or the cluster is not there.
     """
-    for name in STAGES:
+    for name in stage_names(config):
         make_stage(config, name)
     run = config.run
     if run.engine == "local":

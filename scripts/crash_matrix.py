@@ -15,14 +15,15 @@ from pathlib import Path
 import click
 from breaking.job import Job, contents, difference
 
+from ovseg_batch.config import Config
 from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
-from ovseg_batch.stages.registry import STAGES
+from ovseg_batch.stages.registry import stage_names
 
 HERE = ("--workers", "0")  # one process, so that the first write is the first of the run
 SECOND = {"write": 6, "fsync": 5, "rename": 5, "renamed": 5, "row": 4, "data": 2, "commit": 2, "committed": 2}
 
 #: (scope, point, which time it is reached): in the second shard of each stage, and in every other file of a run.
-CELLS = [(stage, point, SECOND[point]) for stage in STAGES for point in SHARD_POINTS] + [
+CELLS = [(stage, point, SECOND[point]) for stage in stage_names(Config()) for point in SHARD_POINTS] + [
     (scope, point, 1) for scope in ("manifest", "export") for point in FILE_POINTS
 ]
 

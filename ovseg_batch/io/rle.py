@@ -26,3 +26,8 @@ def bounding_box(counts: bytes | str, height: int, width: int) -> list[float]:
     """x, y, width, height in pixels of the mask behind `counts`."""
     box: list[float] = coco.toBbox({"size": [height, width], "counts": counts}).tolist()
     return box
+
+
+def area(counts: bytes | str, height: int, width: int) -> int:
+    """Pixels of the mask behind `counts`."""
+    return int(coco.area({"size": [height, width], "counts": counts}))

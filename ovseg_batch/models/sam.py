@@ -73,6 +73,10 @@ class Sam:
         side: int = self.model.image_size
         return side
 
+    def chunk(self, asked: int | None) -> int:
+        """Prompts a decoder call: as asked, else 8 on a CPU and 256 on a GPU."""
+        return asked or (CHUNK_GPU if self._device.type == "cuda" else CHUNK_CPU)
+
     @torch.inference_mode()
     def preprocess(self, image: Array) -> Tensor:
         """(H, W, 3) uint8 RGB → (3, s, s) float32, resized on the device with antialiasing as torchvision does."""
@@ -110,7 +114,7 @@ class Sam:
         Args:
             embedding: of the image.
             points: (P, 2) float x, y in pixels of the original image; every point is a prompt of its own.
-            chunk: prompts a decoder call; None: 8 on a CPU, 256 on a GPU.
+            chunk: prompts a decoder call; as `chunk`.
 
         Returns:
             mask logits (P, 3, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3) float32.
@@ -118,7 +122,7 @@ class Sam:
         h, w = embedding.size
         scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
         coordinates = torch.from_numpy(np.asarray(points, np.float32)).to(self._device) * scale
-        chunk = chunk or (CHUNK_GPU if self._device.type == "cuda" else CHUNK_CPU)
+        chunk = self.chunk(chunk)
         parts = [self._decode(embedding, coordinates[k : k + chunk]) for k in range(0, len(coordinates), chunk)]
         return torch.cat([masks for masks, _ in parts]), torch.cat([rated for _, rated in parts])
 

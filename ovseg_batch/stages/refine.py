@@ -58,7 +58,7 @@ class RefineStage:
 
     name = "refine"
     version = 2
-    needs: tuple[str, ...] = ("dense",)
+    needs: tuple[str, ...]
     resources = Resources()
     arrays = False
     columns = pa.schema(
@@ -75,6 +75,7 @@ class RefineStage:
         self._vocabulary = vocabulary
         self._window, self._stride = window, stride
         self._sam: Sam | None = None
+        self.needs = ("dense", "propose") if config.refine.method == "automatic" else ("dense",)
         prompted = config.refine.method == "prompted"
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if prompted else None
 
@@ -102,27 +103,26 @@ class RefineStage:
             self._sam = Sam.load(self._spec, self._device, precision(self._config.run.precision, device))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        dense = upstream["dense"]
         todo = []
         for row in rows:
-            reason = dense.failure(row.row)
-            if reason is None:
+            reasons = {name: reason for name in self.needs if (reason := upstream[name].failure(row.row))}
+            if not reasons:
                 todo.append(row)
-            else:
-                yield failed(row, FailureCode.UPSTREAM, f"dense failed: {reason}")
+            for name, reason in list(reasons.items())[:1]:
+                yield failed(row, FailureCode.UPSTREAM, f"{name} failed: {reason}")
         for row, image in self._images(todo):
-            yield self._answer(row, image, dense)
+            yield self._answer(row, image, upstream)
 
-    def _answer(self, row: ImageRow, image: Array | RowError | None, dense: Upstream) -> RowResult:
+    def _answer(self, row: ImageRow, image: Array | RowError | None, upstream: Mapping[str, Upstream]) -> RowResult:
         if isinstance(image, RowError):
             return failed(row, image.code, image.message)
-        height, width = (dense.values(row.row)[side] for side in ("height", "width"))
+        height, width = (upstream["dense"].values(row.row)[side] for side in ("height", "width"))
         if image is not None and image.shape[:2] != (height, width):
             now = f"{image.shape[1]} × {image.shape[0]}"
             return failed(
                 row, FailureCode.CHANGED, f"{shown(row.path)} was {width} × {height} for CLIP and is now {now}"
             )
-        [result] = split_on_failure(lambda one: [self._refine(row, one[0], dense)], [image])
+        [result] = split_on_failure(lambda one: [self._refine(row, one[0], upstream)], [image])
         return failed(row, result.code, result.message) if isinstance(result, RowError) else result
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
@@ -134,13 +134,15 @@ class RefineStage:
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
 
     @torch.inference_mode()
-    def _refine(self, row: ImageRow, image: Array | None, dense: Upstream) -> RowResult:
+    def _refine(self, row: ImageRow, image: Array | None, upstream: Mapping[str, Upstream]) -> RowResult:
+        dense = upstream["dense"]
         values = dense.values(row.row)
         size = (values["height"], values["width"])
         labels, confidence = self._dense_map(dense, row.row, size, image)
         config = self._config.refine
         min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
         claims: list[Claim] = []
+        proposed: list[dict[str, Any]] = []
         masks: list[Tensor] = []
         prompts: list[PointPrompt] = []
         if image is not None and self._sam is not None:
@@ -151,10 +153,14 @@ class RefineStage:
         sam = self._sam
 
         def full_size(index: int) -> Array:
+            if proposed:
+                return rle.decode(proposed[index]["rle"], *size)
             assert sam is not None
             mask: Array = (sam.upsample(masks[index][None], size)[0] > 0).cpu().numpy()
             return mask
 
+        if config.method == "automatic":
+            claims, proposed = self._voted(upstream["propose"].values(row.row)["proposals"], labels)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
         owner, segments = assemble(labels, claims, full_size, min_area, kept)
         return RowResult(
@@ -215,6 +221,23 @@ class RefineStage:
             claims.append(Claim(int(given[index, m]), int(area[index, m]), share, iou, float(steadiness[index, m])))
             masks.append(logits[index, m])
         return claims, masks
+
+    def _voted(self, proposals: Sequence[dict[str, Any]], labels: Array) -> tuple[list[Claim], list[dict[str, Any]]]:
+        """The proposals of which enough pixels carry one class in the dense map, and the claims they make."""
+        claims, kept = [], []
+        for proposal in proposals:
+            inside = labels[rle.decode(proposal["rle"], *labels.shape)]
+            counts = np.bincount(inside[inside >= 0], minlength=1)
+            label = int(counts.argmax())
+            coverage = float(counts[label] / max(inside.size, 1))
+            if counts[label] == 0 or coverage < self._config.refine.vote:
+                continue
+            if label == 0 and self._vocabulary.has_background:
+                continue
+            rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
+            claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"])))
+            kept.append(proposal)
+        return claims, kept
 
     def _annotations(
         self, owner: Array, segments: Sequence[Segment], labels: Array, confidence: Array

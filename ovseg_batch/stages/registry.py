@@ -9,9 +9,13 @@ from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabul
 from ovseg_batch.models import zoo
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import RefineStage
 
-STAGES = ("dense", "refine")  # in the order they run
+
+def stage_names(config: Config) -> tuple[str, ...]:
+    """The stages of a run with these settings, in the order they run."""
+    return ("propose", "dense", "refine") if config.refine.method == "automatic" else ("dense", "refine")
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
@@ -55,7 +59,13 @@ def make_stage(config: Config, name: str) -> Stage:
     vocabulary = make_vocabulary(config)
     definitions = {label.name: label.definition for label in config.labels if label.definition}
     dense = DenseStage(config, vocabulary, _templates(config), definitions)
-    return dense if name == "dense" else RefineStage(config, vocabulary, dense.window, dense.stride)
+    match name:
+        case "propose":
+            return ProposeStage(config)
+        case "dense":
+            return dense
+        case _:
+            return RefineStage(config, vocabulary, dense.window, dense.stride)
 
 
 def _templates(config: Config) -> tuple[str, ...]:

@@ -1,0 +1,123 @@
+"""Propose: SAM2 asked at a grid of points, whatever is there; masks without classes, kept as RLE.
+
+Other vocabularies and other ways to classify read the same proposals, so SAM2 runs once. What is computed is what
+`SAM2AutomaticMaskGenerator` computes without crops; masks that its first filter drops are never brought to full size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ovseg_batch.config import Config
+from ovseg_batch.errors import RowError
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.methods.proposals import keep_distinct, point_grid
+from ovseg_batch.models import zoo
+from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+PROPOSAL = pa.struct(
+    [
+        pa.field("bbox", pa.list_(pa.float64(), 4)),  # x, y, width, height
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+        pa.field("point", pa.list_(pa.float32(), 2)),  # x, y of the prompt
+    ]
+)
+
+
+class ProposeStage:
+    """Class-less masks of every image, at its original size in the frame after EXIF rotation."""
+
+    name = "propose"
+    version = 1
+    needs: tuple[str, ...] = ()
+    resources = Resources()
+    arrays = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("points", pa.int32()),
+            pa.field("proposals", pa.list_(PROPOSAL)),
+        ]
+    )
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
+
+    def inputs(self) -> dict[str, Any]:
+        run = self._config.run
+        return {
+            "sam": self._spec.identity(),
+            "precision": precision(run.precision, run.device),
+            "propose": self._config.propose.model_dump(mode="json"),
+            "max_pixels": run.max_pixels,
+            "max_file_bytes": run.max_file_bytes,
+        }
+
+    def setup(self, device: str) -> None:
+        self._sam = Sam.load(self._spec, resolve_device(device), precision(self._config.run.precision, device))
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        run = self._config.run
+        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            [found] = split_on_failure(lambda one: [self._propose(one[0])], [image])
+            if isinstance(found, RowError):
+                yield failed(row, found.code, found.message)
+                continue
+            size = {
+                "height": image.shape[0],
+                "width": image.shape[1],
+                "points": self._config.propose.points_per_side**2,
+            }
+            yield RowResult(row.row, row.key, {**size, "proposals": found})
+
+    @torch.inference_mode()
+    def _propose(self, image: Array) -> list[dict[str, Any]]:
+        settings = self._config.propose
+        [embedding] = self._sam.embed([image])
+        points = point_grid(settings.points_per_side, embedding.size)
+        found: list[dict[str, Any]] = []
+        step = self._sam.chunk(self._config.run.point_chunk)
+        for start in range(0, len(points), step):
+            asked = points[start : start + step]
+            logits, rated = self._sam.predict_points(embedding, asked, step)
+            for p, m in (rated > settings.predicted_iou).nonzero().tolist():
+                proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size)
+                if proposal is not None:
+                    found.append({**proposal, "point": asked[p].tolist()})
+        return keep_distinct(found, settings.nms)
+
+    def _proposal(self, logits: torch.Tensor, rated: float, size: tuple[int, int]) -> dict[str, Any] | None:
+        [mask] = self._sam.upsample(logits[None], size)
+        steady = float(stability(mask))
+        if steady < self._config.propose.stability:
+            return None
+        counts = rle.encode(np.asfortranarray((mask > 0).cpu().numpy()))
+        area = rle.area(counts, *size)
+        if area == 0:
+            return None
+        return {
+            "bbox": rle.bounding_box(counts, *size),
+            "area": area,
+            "rle": counts,
+            "predicted_iou": rated,
+            "stability": steady,
+        }
