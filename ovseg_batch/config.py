@@ -85,7 +85,7 @@ class ProposeConfig(Section):
 
 
 class RefineConfig(Section):
-    method: Literal["prompted", "automatic", "none"] = "prompted"
+    method: Literal["prompted", "guided", "automatic", "none"] = "prompted"
     pamr: Annotated[int, Field(ge=0)] = 0  # iterations of pixel-adaptive refinement of the dense scores
     vote: Share = 0.6
     output: Literal["instances", "semantic"] = "instances"
@@ -93,6 +93,9 @@ class RefineConfig(Section):
     point: Literal["peak", "centroid"] = "peak"
     min_distance: Annotated[float, Field(ge=0)] = 20.0
     min_area: Share = 0.001
+    min_confidence: Share = 0.7  # guided: what the dense map must be sure of
+    min_region: Annotated[int, Field(ge=1)] = 100  # guided: pixels of a component that is asked for
+    same_object: Share = 0.8  # guided: IoU from which two masks of a class show the same object
     max_points: Annotated[int, Field(ge=1)] = 256
 
 

@@ -19,13 +19,13 @@ import torch
 from ovseg_batch import pipeline, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.scenes import figures, write_scenes
+from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam
 from ovseg_batch.store import Workdir
 
-VARIANTS = ("vanilla", "maskclip", "v2", "csa", "csa-joint")
 CHECKPOINTS = {"demo-image": "images and captions only", "demo": "with captions of sub-rectangles"}
 MIN_AREA = 0.001  # of the image: what the pipeline itself would prompt
 

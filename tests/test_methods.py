@@ -5,6 +5,7 @@ from torch.nn.functional import interpolate
 
 from ovseg_batch.methods import labelling
 from ovseg_batch.methods.labelling import label_map, upsampled_strips
+from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.methods.vocabulary import (
     TEMPLATES,
@@ -14,7 +15,14 @@ from ovseg_batch.methods.vocabulary import (
     decide,
     scarce_classes,
 )
-from ovseg_batch.methods.voting import Claim, assemble, choose, low_resolution_coverage, mode_labels
+from ovseg_batch.methods.voting import (
+    Claim,
+    assemble,
+    choose,
+    distinct_by_class,
+    low_resolution_coverage,
+    mode_labels,
+)
 
 
 def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
@@ -162,3 +170,29 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     assert segments[1].claim is None and segments[1].label == 1
     owner, _ = assemble(dense, [claim(0, mask)], lambda _: mask, 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()
+
+
+def test_of_masks_that_repeat_each_other_the_better_rated_stays():
+    masks = torch.from_numpy(np.stack([box(0, 10, 0, 10), box(0, 10, 0, 9), box(0, 10, 0, 9), box(12, 20, 0, 10)]))
+    labels, rated = torch.tensor([0, 0, 1, 0]), torch.tensor([0.5, 0.9, 0.7, 0.1])
+    assert distinct_by_class(masks, labels, rated, same=0.8) == [1, 2, 3]
+    assert distinct_by_class(masks, labels, rated, same=0.95) == [1, 2, 0, 3]
+
+
+def test_by_trust_the_better_rated_mask_keeps_the_pixels():
+    masks = [box(0, 10, 0, 10), box(0, 10, 5, 8)]
+    dense = np.full((20, 20), UNLABELLED, np.int16)
+    claims = [Claim(0, 100, 1.0, 0.9, 1.0), Claim(1, 30, 1.0, 0.6, 1.0)]
+    for by_trust, label in ((True, 0), (False, 1)):
+        owner, segments = assemble(dense, claims, masks.__getitem__, 1, None, by_trust=by_trust)
+        assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label
+
+
+def test_pixel_adaptive_refinement_stops_at_edges():
+    image = torch.zeros(3, 12, 20)
+    image[:, :, 10:] = 1
+    scores = torch.zeros(2, 12, 20)
+    scores[0, :, :7], scores[1, :, 7:] = 1, 1
+    won = pamr(image, scores, 10, dilations=(1, 2)).argmax(dim=0)
+    assert (won[:, 10:] == 1).all(), "nothing flows over the edge"
+    assert torch.equal(pamr(image, scores, 0), scores)

@@ -320,6 +320,37 @@ def test_synonyms_background_and_semantic_output(few_scenes: Path, tmp_path: Pat
     assert pairs and len(pairs) == len(set(pairs))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["refine.method=guided"],
+        ["dense.attention=itaclip", "dense.views=itaclip", "refine.pamr=2"],
+        ["dense.attention=maskclip", "dense.key_smoothing=1", "dense.prompt_denoising=0.2"],
+        ["dense.attention=naclip", "refine.method=none", "refine.pamr=10"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_other_methods_mean_something_too(
+    few_scenes: Path, tmp_path: Path, command: Command, settings: list[str]
+) -> None:
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", *options))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(command("eval", tmp_path / "run", "--dataset", "scenes", "--root", few_scenes, "--json").stdout)
+    assert found["mIoU"] > 0.5, found
+
+
+def test_definitions_change_the_dense_stage_alone_where_there_are_any(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    config = tmp_path / "defined.yaml"
+    config.write_text("labels:\n- {name: sky, definition: the blue above}\n- {name: grass}\n")
+    done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config)
+    assert done.returncode == 0, done.stderr
+    plain = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "sky, grass", "--dry-run")
+    assert "dense" in plain.stdout and plain.stdout.count("0 shards to do") == 0
+
+
 def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     own = {"OVSEG_CACHE": str(tmp_path / "cache")}
     first = command("run", few_scenes / "images", "-o", tmp_path / "one", "--labels", "sky, car", **own)

@@ -91,8 +91,36 @@ def choose(coverage: Tensor, predicted_iou: Tensor, vote: float) -> tuple[Tensor
     return rating.argmax(dim=1), passed.any(dim=1)
 
 
+def distinct_by_class(masks: Tensor, labels: Tensor, rated: Tensor, same: float) -> list[int]:
+    """Which masks to keep when of two of one class with an IoU above `same` the better rated one stays.
+
+    Args:
+        masks: (P, h, w) bool.
+        labels: (P,) class of each.
+        rated: (P,) how good SAM2 says it is.
+
+    Returns:
+        Indices, best first.
+    """
+    flat = masks.flatten(1).float()
+    area = flat.sum(dim=1)
+    shared = flat @ flat.T
+    overlap = shared / (area[:, None] + area[None] - shared).clamp(min=1)
+    rival = (overlap > same) & (labels[:, None] == labels[None])
+    kept: list[int] = []
+    for index in rated.argsort(descending=True, stable=True).tolist():
+        if not rival[index, kept].any():
+            kept.append(index)
+    return kept
+
+
 def assemble(
-    dense: Array, claims: Sequence[Claim], mask_of: Callable[[int], Array], min_area: int, dense_min_area: int | None
+    dense: Array,
+    claims: Sequence[Claim],
+    mask_of: Callable[[int], Array],
+    min_area: int,
+    dense_min_area: int | None,
+    by_trust: bool = False,
 ) -> tuple[Array, list[Segment]]:
     """Paint the claims over the dense map and name every connected instance.
 
@@ -103,27 +131,30 @@ def assemble(
         min_area: a mask with fewer pixels is an artefact and is left out.
         dense_min_area: pixels that no mask claims keep their dense class, in pieces of at least so many pixels;
             None: they are left unlabelled.
+        by_trust: paint what SAM2 rates best last, so that it keeps its pixels; else what is smallest.
 
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
     """
     owner = np.zeros(dense.shape, np.int32)
     segments: list[Segment] = []
-    for index in sorted(range(len(claims)), key=lambda k: (-claims[k].area, k)):
-        _paint(owner, segments, claims[index], mask_of(index), min_area)
+    for index in sorted(
+        range(len(claims)), key=lambda k: (claims[k].predicted_iou if by_trust else -claims[k].area, k)
+    ):
+        _paint(owner, segments, claims[index], mask_of(index), min_area, merge=not by_trust)
     owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area)
     return owner, segments
 
 
-def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min_area: int) -> None:
+def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min_area: int, merge: bool) -> None:
     area = int(mask.sum())
     if area < min_area:
         return
     overlap = np.bincount(owner[mask], minlength=len(segments) + 1)
     for segment in segments:
-        if segment.label == claim.label:
+        if merge and segment.label == claim.label:
             if overlap[segment.index] >= SAME_OBJECT * area:
                 owner[mask & (owner == 0)] = segment.index
                 return

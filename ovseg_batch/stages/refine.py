@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode, RowError
@@ -24,14 +23,14 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.maskclip import denoise_prompts
 from ovseg_batch.methods.pamr import pamr
-from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.vocabulary import Vocabulary
-from ovseg_batch.methods.voting import Claim, Segment, assemble, choose, low_resolution_coverage, mode_labels
+from ovseg_batch.methods.voting import Segment, assemble
 from ovseg_batch.methods.windows import stitch, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
-from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.models.sam import Sam
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
+from ovseg_batch.stages.claimants import NOTHING, Found, guided, prompted, voted
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -76,8 +75,8 @@ class RefineStage:
         self._window, self._stride = window, stride
         self._sam: Sam | None = None
         self.needs = ("dense", "propose") if config.refine.method == "automatic" else ("dense",)
-        prompted = config.refine.method == "prompted"
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if prompted else None
+        asks = config.refine.method in ("prompted", "guided")
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
 
     def inputs(self) -> dict[str, Any]:
         config, vocabulary = self._config, self._vocabulary
@@ -141,35 +140,18 @@ class RefineStage:
         labels, confidence = self._dense_map(dense, row.row, size, image)
         config = self._config.refine
         min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
-        claims: list[Claim] = []
-        proposed: list[dict[str, Any]] = []
-        masks: list[Tensor] = []
-        prompts: list[PointPrompt] = []
-        if image is not None and self._sam is not None:
-            background = (0,) if self._vocabulary.has_background else ()
-            prompts = component_points(labels, min_area, config.min_distance, config.point, background)
-            prompts = sorted(prompts, key=lambda p: -p.area)[: config.max_points]
-            claims, masks = self._claims(image, labels, prompts)
-        sam = self._sam
-
-        def full_size(index: int) -> Array:
-            if proposed:
-                return rle.decode(proposed[index]["rle"], *size)
-            assert sam is not None
-            mask: Array = (sam.upsample(masks[index][None], size)[0] > 0).cpu().numpy()
-            return mask
-
-        if config.method == "automatic":
-            claims, proposed = self._voted(upstream["propose"].values(row.row)["proposals"], labels)
+        found = self._found(row.row, image, labels, confidence, min_area, upstream)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
-        owner, segments = assemble(labels, claims, full_size, min_area, kept)
+        owner, segments = assemble(
+            labels, found.claims, found.mask_of, min_area, kept, by_trust=config.method == "guided"
+        )
         return RowResult(
             row.row,
             row.key,
             values={
                 "height": size[0],
                 "width": size[1],
-                "points": len(prompts),
+                "points": found.prompts,
                 "annotations": self._annotations(owner, segments, labels, confidence),
             },
         )
@@ -195,49 +177,25 @@ class RefineStage:
             self._config.dense.area_threshold,
         )
 
-    def _claims(self, image: Array, labels: Array, prompts: Sequence[PointPrompt]) -> tuple[list[Claim], list[Tensor]]:
-        """Prompt SAM2, let the dense map vote, and return the masks kept, at SAM2's own resolution."""
-        assert self._sam is not None
-        if not prompts:
-            return [], []
-        [embedding] = self._sam.embed([image])
-        points = np.array([(p.x, p.y) for p in prompts], np.float32)
-        logits, predicted_iou = self._sam.predict_points(embedding, points, self._config.run.point_chunk)
-        classes = torch.tensor([p.label for p in prompts], device=logits.device)
-        coarse = torch.from_numpy(_nearest(labels, logits.shape[-2], logits.shape[-1])).to(logits.device)
-        drawn = logits > 0
-        vote = self._config.refine.vote
-        given = classes[:, None].expand(drawn.shape[:2]) if vote > 0 else mode_labels(drawn, coarse, classes)
-        coverage = low_resolution_coverage(drawn, coarse, given)
-        best, kept = choose(coverage, predicted_iou, vote)
-        area, steadiness = drawn.sum(dim=(-2, -1)), stability(logits)
-        claims, masks = [], []
-        for index in range(len(prompts)):
-            m = int(best[index])
-            if not kept[index] or (int(given[index, m]) == 0 and self._vocabulary.has_background):
-                continue
-            iou = float(predicted_iou[index, m].clamp(0, 1))
-            share = float(coverage[index, m])
-            claims.append(Claim(int(given[index, m]), int(area[index, m]), share, iou, float(steadiness[index, m])))
-            masks.append(logits[index, m])
-        return claims, masks
-
-    def _voted(self, proposals: Sequence[dict[str, Any]], labels: Array) -> tuple[list[Claim], list[dict[str, Any]]]:
-        """The proposals of which enough pixels carry one class in the dense map, and the claims they make."""
-        claims, kept = [], []
-        for proposal in proposals:
-            inside = labels[rle.decode(proposal["rle"], *labels.shape)]
-            counts = np.bincount(inside[inside >= 0], minlength=1)
-            label = int(counts.argmax())
-            coverage = float(counts[label] / max(inside.size, 1))
-            if counts[label] == 0 or coverage < self._config.refine.vote:
-                continue
-            if label == 0 and self._vocabulary.has_background:
-                continue
-            rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
-            claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"])))
-            kept.append(proposal)
-        return claims, kept
+    def _found(
+        self,
+        row: int,
+        image: Array | None,
+        labels: Array,
+        confidence: Array,
+        min_area: int,
+        upstream: Mapping[str, Upstream],
+    ) -> Found:
+        """The masks that the method finds."""
+        settings, chunk = self._config.refine, self._config.run.point_chunk
+        ignore = (0,) if self._vocabulary.has_background else ()
+        if settings.method == "automatic":
+            return voted(upstream["propose"].values(row)["proposals"], labels, settings.vote, ignore)
+        if self._sam is None or image is None:
+            return NOTHING
+        if settings.method == "guided":
+            return guided(self._sam, image, labels, confidence, settings, ignore, chunk)
+        return prompted(self._sam, image, labels, settings, ignore, min_area, chunk)
 
     def _annotations(
         self, owner: Array, segments: Sequence[Segment], labels: Array, confidence: Array
@@ -270,13 +228,6 @@ class RefineStage:
                 }
             )
         return annotations
-
-
-def _nearest(labels: Array, h: int, w: int) -> Array:
-    """The label map sampled at the centres of an (h, w) grid over the whole image."""
-    ys = ((np.arange(h) + 0.5) * labels.shape[0] / h).astype(np.int64)
-    xs = ((np.arange(w) + 0.5) * labels.shape[1] / w).astype(np.int64)
-    return labels[np.ix_(ys, xs)]
 
 
 def _tally(owner: Array, labels: Array, confidence: Array, label_of: Array) -> tuple[Array, Array, Array]:
