@@ -149,7 +149,8 @@ def _tell(outcome: Outcome, workdir: Workdir) -> int:
     """Say how a run ended; the exit code."""
     if outcome.annotations_path is None:
         left = sum(stage.shards - stage.shards_done for stage in outcome.stages)
-        click.echo(f"This part is done. {left} shards are left to the others; the last one writes the outputs.")
+        shards = "1 shard is" if left == 1 else f"{left} shards are"
+        click.echo(f"This part is done. {shards} left to the others; the last one writes the outputs.")
         return EXIT_OK
     click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
     if outcome.failures:

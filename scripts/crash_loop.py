@@ -20,12 +20,14 @@ from collections import Counter
 from pathlib import Path
 
 import click
-from breaking.job import Job, contents, difference
+from breaking.job import Job, Running, contents, difference
 
 from ovseg_batch.progress import status
+from ovseg_batch.stages.registry import STAGES as STAGE_NAMES
 from ovseg_batch.store import Workdir
 
 IMAGES = 6
+BIT = 0.3  # seconds
 SHARD_ROWS = (1, 2, 4)
 STAGES = ((), ("--set", "refine.method=none"))
 
@@ -50,7 +52,7 @@ class Loop:
         for _ in range(min(kills, self.draw.randint(1, 4))):
             workers = self.draw.choice((0, 1, 2))
             running = self.jobs[rows].start(workdir, *STAGES[stages], "--workers", str(workers))
-            time.sleep(self.draw.uniform(0, 1.1 * seconds * (1 + workers / 2)))
+            self._wait(running, workdir, 1.1 * seconds * (1 + workers / 2), len(STAGE_NAMES) * -(-IMAGES // rows))
             running.process.kill()  # its workers must find out by themselves
             if running.wait().code == -signal.SIGKILL:
                 self.kills += 1
@@ -62,6 +64,16 @@ class Loop:
         if not found:
             shutil.rmtree(workdir)
         return [f"{workdir}: {line}" for line in found]
+
+    def _wait(self, running: Running, workdir: Path, longest: float, commits: int) -> None:
+        """Until a moment drawn by the clock, most of which is start-up; or by work: so many commits and a bit."""
+        if self.draw.random() < 0.5:
+            time.sleep(self.draw.uniform(0, longest))
+            return
+        wanted = self.draw.randint(0, commits)
+        while running.process.is_alive() and len(list(workdir.glob("stages/*/commits/*/*.json"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(self.draw.uniform(0, BIT))
 
     def _undisturbed(self, rows: int, stages: int) -> tuple[dict[str, str], float]:
         if (rows, stages) not in self.known:

@@ -43,7 +43,7 @@ def main() -> None:
     """Run every cell and print the table."""
     root = Path(tempfile.mkdtemp(prefix="ovseg-matrix-"))
     job = Job(root)
-    job.run(root / "undisturbed")
+    job.run(root / "undisturbed", *HERE)
     wanted = contents(root / "undisturbed")
     results: dict[tuple[str, str], str] = {}
     for number, cell in enumerate(CELLS):
