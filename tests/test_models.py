@@ -19,7 +19,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from ovseg_batch import scenes
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.methods.attention import VARIANTS, attend
+from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
 from ovseg_batch.methods.windows import resized_size, stitch, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
@@ -40,10 +40,13 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, name: str) -> t
     weights = {
         "vanilla": lambda: qk.softmax(-1),
         "maskclip": lambda: torch.eye(q.shape[-2]),
-        "v": lambda: torch.eye(q.shape[-2]),
+        "maskclip-reduced": lambda: torch.eye(q.shape[-2]),
         "v2": lambda: 2 * torch.eye(q.shape[-2]),
         "csa": lambda: qq.softmax(-1) + kk.softmax(-1),
         "csa-joint": lambda: (qq + kk).softmax(-1),
+        "clearclip": lambda: qq.softmax(-1),
+        "naclip": lambda: kk.softmax(-1),
+        "itaclip": lambda: qq.softmax(-1) + kk.softmax(-1),
     }[name]()
     return weights @ v
 
@@ -54,9 +57,29 @@ def test_attention_equals_its_formula(name: str) -> None:
     assert torch.allclose(attend(q, k, v, VARIANTS[name]), reference(q, k, v, name), atol=1e-5)
 
 
+def test_the_neighbourhood_is_a_gaussian_of_the_distance_and_leaves_the_class_token_out() -> None:
+    prior = neighbourhood((3, 5), 2.0)
+    assert prior.shape == (16, 16) and prior[0].abs().sum() == prior[:, 0].abs().sum() == 0
+    first, second = 1 + 0 * 5 + 1, 1 + 2 * 5 + 4  # patches (0, 1) and (2, 4)
+    assert prior[first, second].item() == pytest.approx(np.exp(-(2**2 + 3**2) / 8))
+    assert (prior.diagonal()[1:] == 1).all() and torch.equal(prior, prior.T)
+
+
+def test_blocks_below_give_half_of_the_weights() -> None:
+    q, k, v, r, s = torch.randn(5, 2, 4, 17, 16, generator=torch.Generator().manual_seed(0))
+    own, other = (reference(a, b, v, "itaclip") for a, b in ((q, k), (r, s)))
+    fused = attend(q, k, v, VARIANTS["itaclip"], below=[(r, s)])
+    assert torch.allclose(fused, (own + other) / 2, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("size", "short", "result"),
-    [((500, 375), 336, (448, 336)), ((100, 1000), 336, (205, 2048)), ((333, 500), None, (333, 500))],
+    [
+        ((500, 375), 336, (448, 336)),
+        ((100, 1000), 336, (205, 2048)),
+        ((333, 500), None, (333, 500)),
+        ((1000, 4096), None, (500, 2048)),
+    ],
 )
 def test_resize_keeps_proportions_and_the_long_side(
     size: tuple[int, int], short: int | None, result: tuple[int, int]
