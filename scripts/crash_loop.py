@@ -22,8 +22,9 @@ from pathlib import Path
 import click
 from breaking.job import Job, Running, contents, difference
 
+from ovseg_batch.config import Config
 from ovseg_batch.progress import status
-from ovseg_batch.stages.registry import STAGES as STAGE_NAMES
+from ovseg_batch.stages.registry import stage_names
 from ovseg_batch.store import Workdir
 
 IMAGES = 6
@@ -52,7 +53,9 @@ class Loop:
         for _ in range(min(kills, self.draw.randint(1, 4))):
             workers = self.draw.choice((0, 1, 2))
             running = self.jobs[rows].start(workdir, *STAGES[stages], "--workers", str(workers))
-            self._wait(running, workdir, 1.1 * seconds * (1 + workers / 2), len(STAGE_NAMES) * -(-IMAGES // rows))
+            self._wait(
+                running, workdir, 1.1 * seconds * (1 + workers / 2), len(stage_names(Config())) * -(-IMAGES // rows)
+            )
             running.process.kill()  # its workers must find out by themselves
             if running.wait().code == -signal.SIGKILL:
                 self.kills += 1
