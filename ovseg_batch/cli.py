@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovseg_batch import __version__
+from ovseg_batch import __version__, datasets
 from ovseg_batch.errors import Interrupted, OvsegError, UsageError
 from ovseg_batch.store import Workdir
 
@@ -213,13 +213,24 @@ def gc(workdir: Path, yes: bool) -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
 @click.option("--allow-remote", is_flag=True, help="List s3:// and gs:// folders.")
+@click.option("--dataset", type=click.Choice(datasets.NAMES), help="INPUT is this data set's folder: its val images.")
+@click.option("--oracle", is_flag=True, help="With --dataset: ask every image only for the classes that are in it.")
 @guarded
-def manifest(inputs: tuple[str, ...], output: Path, shard_rows: int, allow_remote: bool) -> None:
+def manifest(
+    inputs: tuple[str, ...], output: Path, shard_rows: int, allow_remote: bool, dataset: str | None, oracle: bool
+) -> None:
     """Write the list of images that `run` would work through."""
     from ovseg_batch.io.manifest import build_manifest
     from ovseg_batch.io.remote import Remote
 
-    summary = build_manifest(inputs, output, shard_rows, Remote() if allow_remote else None)
+    listed: list[Any] = list(inputs)
+    if dataset is not None:
+        from ovseg_batch.evaluate.truth import TruthReader
+
+        listed = [TruthReader(datasets.load(dataset), Path(folder)).source(oracle) for folder in inputs]
+    elif oracle:
+        raise UsageError("--oracle needs --dataset, whose truth says what is in an image.")
+    summary = build_manifest(listed, output, shard_rows, Remote() if allow_remote else None)
     for note in summary.notes():
         click.echo(note, err=True)
     click.echo(f"{summary.rows} images in {summary.shards} shards: {output}")
@@ -249,21 +260,37 @@ def status(workdir: Path, as_json: bool) -> None:
 
 @main.command("eval")
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Choice(["scenes"]), required=True, help="Whose truth it is.")
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="The folder with images/ and truth/.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="Whose truth it is.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
+@click.option("--classes", "by_class", is_flag=True, help="Also class by class.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
 @guarded
-def evaluate(workdir: Path, dataset: str, root: Path, as_json: bool) -> None:
-    """Hold a finished run against the truth."""
-    from ovseg_batch import pipeline
-    from ovseg_batch.evaluate.scenes import figures
+def evaluate(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
+    """Hold a finished run against a data set's truth. What was scored before is not scored again.
 
-    found = figures(pipeline.evaluate_scenes(Workdir(workdir), root))
+    The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
+    """
+    from ovseg_batch import pipeline
+
+    score = pipeline.evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
+    found = score.figures()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(_plain({"dataset": dataset, **found, "classes": score.classes()}), indent=2))
         return
     for name, value in found.items():
-        click.echo(f"{name:12} {value:.3f}")
+        click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
+    if by_class:
+        for name, values in score.classes().items():
+            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are none as null."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else None if value != value else value
+        for key, value in tree.items()
+    }
 
 
 @main.group()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError, nearest
 
 ENVIRONMENT_PREFIX = "OVSEG_"
@@ -32,6 +33,7 @@ class Label(Section):
     name: Annotated[str, Field(min_length=1)]
     synonyms: tuple[str, ...] = ()
     definition: str = ""
+    confusers: tuple[str, ...] = ()  # what the class is mistaken for (classify)
     threshold: Share = 0.0
 
     @property
@@ -59,6 +61,7 @@ class DenseConfig(Section):
     window: Annotated[int, Field(ge=16)] | None = None  # None: the model's own image size
     stride: Annotated[int, Field(ge=8)] | None = None  # None: half a window
     short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
+    long_side: Annotated[int, Field(ge=16)] = 2048  # the longer side is kept at or under it in any case
     views: Literal["plain", "itaclip"] = "plain"
     templates: str | tuple[str, ...] = "openai80"
     prompt_denoising: Share = 0.0  # classes that nowhere in an image reach this probability are ruled out; 0: none
@@ -84,17 +87,45 @@ class ProposeConfig(Section):
     nms: Share = 0.7
 
 
+class ClassifyConfig(Section):
+    scorer: Literal["crops", "mask-tokens"] = "crops"
+    tuned: str | None = None  # mask-tokens: a file of query projections in the layout of MasQCLIP's checkpoints
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0, 1.5, 16 / 7)  # crops, of the model's own side
+    weights: tuple[Share, ...] = (0.2, 0.5, 0.3)  # of these scales
+    outside: Share = 0.0  # crops: what remains of the picture outside the mask
+    background: tuple[str, ...] = ()  # words of nothing in particular, whose likeness is taken off
+    background_weight: Share = 0.3
+    confuser_weight: Share = 0.3
+    denoising: Share | None = None  # a class's best mask must reach the median of the classes' bests, and this
+    temperature: Annotated[float, Field(gt=0)] = 100.0  # multiplies likenesses before the softmax
+    size_penalty: bool = False  # less belief in masks of more than 15 % of the image
+    top_k: Annotated[int, Field(ge=1)] | Literal["all", "adaptive"] = "all"
+    threshold_large: Share = 0.15
+    threshold_small: Share = 0.20
+    large: Share = 0.05  # share of the image from which a mask is large
+    nms: Share = 0.7
+    min_area: Share = 0.001
+
+    @model_validator(mode="after")
+    def _one_weight_a_scale(self) -> ClassifyConfig:
+        if len(self.scales) != len(self.weights):
+            raise ValueError(f"has {len(self.scales)} scales and {len(self.weights)} weights")
+        return self
+
+
 class RefineConfig(Section):
-    method: Literal["prompted", "guided", "automatic", "none"] = "prompted"
+    method: Literal["prompted", "guided", "trident", "automatic", "none"] = "prompted"
     pamr: Annotated[int, Field(ge=0)] = 0  # iterations of pixel-adaptive refinement of the dense scores
-    vote: Share = 0.6
+    vote: Share | Literal["soft"] = 0.6  # share of a mask that must be of its class; 0: its most frequent class
+    tile: Annotated[int, Field(ge=128)] | None = None  # pixels that SAM2 looks at around an object; None: all of them
     output: Literal["instances", "semantic"] = "instances"
     fallback: Literal["dense", "none"] = "dense"
     point: Literal["peak", "centroid"] = "peak"
     min_distance: Annotated[float, Field(ge=0)] = 20.0
     min_area: Share = 0.001
     min_confidence: Share = 0.7  # guided: what the dense map must be sure of
-    min_region: Annotated[int, Field(ge=1)] = 100  # guided: pixels of a component that is asked for
+    min_region: Annotated[int, Field(ge=1)] = 100  # guided, trident: pixels of a component that is asked for
+    predicted_iou: Share = 0.8  # trident: masks that SAM2 rates no better leave the dense map as it is
     same_object: Share = 0.8  # guided: IoU from which two masks of a class show the same object
     max_points: Annotated[int, Field(ge=1)] = 256
 
@@ -123,6 +154,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
+    method: Literal["dense", "proposals"] = "dense"  # a class for every pixel first, or masks first
     labels: tuple[Label, ...] = ()
     background: tuple[str, ...] | Literal["common"] = ()
     manifest: ManifestConfig = ManifestConfig()
@@ -131,6 +163,7 @@ class Config(Section):
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
     refine: RefineConfig = RefineConfig()
+    classify: ClassifyConfig = ClassifyConfig()
     run: RunConfig = RunConfig()
 
     @field_validator("labels", mode="before")
@@ -149,7 +182,7 @@ class Config(Section):
 
 
 def parse_labels(value: Any) -> Any:
-    """Labels as people write them.
+    """Labels as people write them (`dataset:voc21` is `load_config`'s, for it brings more than labels).
 
     `"car, road, sky"`; with synonyms `"person: person, people; sky"` (`;` or newlines between labels as soon as one
     has a colon); a list of such strings or of mappings `{name, synonyms, threshold}`; a mapping of name → words.
@@ -211,10 +244,23 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(tree, key.split("."), value, key)
+    labels = tree.get("labels")
+    if isinstance(labels, str) and labels.strip().startswith(datasets.PREFIX):
+        _of_dataset(tree, datasets.load(labels.strip().removeprefix(datasets.PREFIX)))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UsageError(_explain(error)) from None
+
+
+def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
+    """The classes of a data set for `labels`, and its background and thresholds where nothing else was said."""
+    tree["labels"] = dataset.labels()
+    if dataset.background:
+        tree.setdefault("background", list(dataset.background))
+    for key, value in dataset.settings.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {}).setdefault(name, value)
 
 
 def dump_config(config: Config) -> str:

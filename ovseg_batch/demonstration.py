@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
-from ovseg_batch.evaluate.scenes import figures, write_scenes
+from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.store import Workdir
 
 
@@ -27,11 +27,12 @@ def run_demo(output: Path, images: int) -> list[str]:
     config = load_config(flags={"labels": list(scenes.CLASSES)}, environment={})
     workdir = Workdir(output / "run")
     outcome = pipeline.run([str(output / "images")], workdir, config)
-    found = figures(pipeline.evaluate_scenes(workdir, output))
+    found = pipeline.evaluate(workdir, datasets.load("scenes"), output).figures()
+    shares = {name: f"{value:.3f}" for name, value in found.items()}
     return [
         f"{outcome.images} images, {outcome.annotations} masks, {outcome.failures} failures",
-        f"mIoU {found['mIoU']:.3f} (stuff {found['stuff']:.3f}, things {found['things']:.3f}), "
-        f"accuracy {found['accuracy']:.3f}, boundary F1 {found['boundary F1']:.3f} against the truth of the scenes",
+        f"mIoU {shares['mIoU']} (stuff {shares['mIoU stuff']}, things {shares['mIoU things']}), accuracy "
+        f"{shares['pixel accuracy']}, boundary F1 {shares['boundary F1']} against the truth of the scenes",
         f"images  {output / 'images'}",
         f"masks   {outcome.annotations_path}",
     ]

@@ -35,20 +35,22 @@ class ImageRow:
 class Annotation:
     """One mask of one image, in the frame after EXIF rotation and at the original size.
 
-    `rle_counts` is COCO's compressed run-length string; `bbox` is x, y, width, height in pixels; `area` is pixels.
-    `score`, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are NaN where SAM2 had no part.
-    `source` says what drew the outline: `sam` or `dense`.
+    `rle` is COCO's compressed run-length counts; `bbox` is x, y, width, height in pixels; `area` is pixels.
+    `score`, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are None where SAM2 had no part,
+    `coverage` where there is no dense map. `source` says what drew the outline: `sam` or `dense`. `reason` says why
+    this mask was chosen, where that was a decision.
     """
 
     category: str
     score: float
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[float, ...]
     area: int
-    rle_counts: bytes
+    rle: bytes
     source: str
-    coverage: float
-    predicted_iou: float
-    stability: float
+    coverage: float | None = None
+    predicted_iou: float | None = None
+    stability: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ def _bare_clip(
         clip.normalise(torch.from_numpy(np.stack(windows[k : k + size])).to(stage._device))
         for windows in by_shape.values()
         for k in range(0, len(windows), size)
-        if windows[0].shape[0] == windows[0].shape[1] == stage.window
+        if windows[0].shape[0] == windows[0].shape[1] == stage._window
     ]
 
     def forward() -> None:
@@ -183,7 +183,7 @@ def _bare_sam(
         for batch, shape, asked in zip(batches, shapes, points, strict=True):
             if len(asked):
                 coarse, fine = sam.forward_bare(batch)
-                sam.predict_points(Embedding(coarse, tuple(fine), shape), asked, config.run.point_chunk)
+                sam.predict(Embedding(coarse, tuple(fine), shape), asked, chunk=config.run.point_chunk)
 
     return forward
 

@@ -11,9 +11,11 @@ import click
 import cv2
 import numpy as np
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
-from ovseg_batch.evaluate.scenes import paint, write_scenes
+from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.evaluate.score import paint
+from ovseg_batch.evaluate.sheet import overlay
 from ovseg_batch.export.rows import finished_rows
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.store import StageStore, Workdir
@@ -23,22 +25,6 @@ Array = np.ndarray[Any, Any]
 GAP, SIDE = 8, 256
 
 
-def colours() -> Array:
-    """(classes + 1, 3) uint8; the last is for pixels without a class."""
-    hues = (np.arange(len(scenes.CLASSES)) * 179 * 0.618) % 180
-    hsv = np.stack([hues, 150 + 60 * (np.arange(len(hues)) % 2), 235 - 60 * (np.arange(len(hues)) % 3 == 2)], 1)
-    rgb = cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2RGB)[0]
-    return np.vstack([rgb, [[255, 255, 255]]]).astype(np.uint8)
-
-
-def overlay(image: Array, labels: Array) -> Array:
-    """The label map over a faded picture, with dark edges between classes."""
-    mixed = 0.25 * image + 0.75 * colours()[labels]
-    small = cv2.morphologyEx(labels.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
-    mixed[small > 0] *= 0.35
-    return mixed.astype(np.uint8)
-
-
 def predictions(root: Path, method: str) -> dict[str, Array]:
     """File name → label map of a run over `root/images`."""
     flags = {"labels": list(scenes.CLASSES), "refine.method": method, "refine.output": "semantic"}
@@ -46,7 +32,10 @@ def predictions(root: Path, method: str) -> dict[str, Array]:
     pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
     stage = workdir.read_plan()["stages"][-1]
     store = StageStore(workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
-    return {name: paint(line) for name, line in finished_rows(Manifest.open(workdir.manifest), store)}
+    return {
+        name: paint(line, datasets.load("scenes"))
+        for name, line in finished_rows(Manifest.open(workdir.manifest), store)
+    }
 
 
 @click.command()

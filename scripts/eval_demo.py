@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import torch
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
-from ovseg_batch.evaluate.scenes import figures, write_scenes
+from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.models import zoo
@@ -27,6 +27,7 @@ from ovseg_batch.models.sam import Sam
 from ovseg_batch.store import Workdir
 
 CHECKPOINTS = {"demo-image": "images and captions only", "demo": "with captions of sub-rectangles"}
+COLUMNS = ("mIoU", "mIoU stuff", "mIoU things", "pixel accuracy", "boundary F1")
 MIN_AREA = 0.001  # of the image: what the pipeline itself would prompt
 
 
@@ -66,8 +67,8 @@ def attention(asked: tuple[range, tuple[str, ...]]) -> None:
                     )
                     workdir = Workdir(root / f"{model}-{variant}")
                     pipeline.run([str(root / "images")], workdir, config, progress=False)
-                    found = figures(pipeline.evaluate_scenes(workdir, root))
-                    cells = " | ".join(f"{value:.3f}" for value in found.values())
+                    found = pipeline.evaluate(workdir, datasets.load("scenes"), root).figures()
+                    cells = " | ".join(f"{found[name]:.3f}" for name in COLUMNS)
                     click.echo(f"| {model} | `{variant}` | {name} | {cells} |")
 
 
@@ -91,7 +92,7 @@ def sam(asked: tuple[range, tuple[str, ...]]) -> None:
         targets = [(kind, mask) for kind, mask in targets if mask.sum() >= MIN_AREA * mask.size]
         points = [component_points(mask.astype(np.int16), 1, 0, ignore=(0,))[0] for _, mask in targets]
         [embedding] = model.embed([scene.image])
-        logits, rated = model.predict_points(embedding, np.array([(p.x, p.y) for p in points], np.float32))
+        logits, rated = model.predict(embedding, np.array([(p.x, p.y) for p in points], np.float32))
         best = logits[torch.arange(len(logits)), rated.argmax(dim=1)]
         masks = (Sam.upsample(best, (size[0], size[1])) > 0).cpu().numpy()
         for (kind, truth), mask in zip(targets, masks, strict=True):

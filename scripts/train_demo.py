@@ -3,6 +3,7 @@
 
     scripts/train_demo.py clip-image --minutes 40     # images and captions only
     scripts/train_demo.py clip-region --minutes 12    # goes on from clip-image, with captions of sub-rectangles
+    scripts/train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token speaks for the image
     scripts/train_demo.py sam --minutes 40
 
 Each leaves fp16 safetensors in checkpoints/demo/ and its state in --state, and uses --threads cores.
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @click.command()
-@click.argument("model", type=click.Choice(["pool", "clip-image", "clip-region", "sam"]))
+@click.argument("model", type=click.Choice(["pool", "clip-image", "clip-region", "clip-token", "sam"]))
 @click.option("--minutes", type=float, default=40.0, show_default=True)
 @click.option("--state", type=click.Path(path_type=Path), default=ROOT / ".train", show_default=False)
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "checkpoints" / "demo", show_default=False)

@@ -125,7 +125,7 @@ def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry():
 
 
 def claim(label: int, mask: np.ndarray) -> Claim:
-    return Claim(label, int(mask.sum()), 1.0, 1.0, 1.0)
+    return Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0)
 
 
 def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_of_masks_that_repeat_each_other_the_better_rated_stays():
 def test_by_trust_the_better_rated_mask_keeps_the_pixels():
     masks = [box(0, 10, 0, 10), box(0, 10, 5, 8)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [Claim(0, 100, 1.0, 0.9, 1.0), Claim(1, 30, 1.0, 0.6, 1.0)]
+    claims = [Claim(0, 100, 1.0, 0.9, 1.0, 0.9), Claim(1, 30, 1.0, 0.6, 1.0, 0.6)]
     for by_trust, label in ((True, 0), (False, 1)):
         owner, segments = assemble(dense, claims, masks.__getitem__, 1, None, by_trust=by_trust)
         assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label

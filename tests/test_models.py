@@ -20,7 +20,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from ovseg_batch import scenes
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
-from ovseg_batch.methods.windows import resized_size, stitch, window_boxes
+from ovseg_batch.methods.windows import Stitched, resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
@@ -84,7 +84,7 @@ def test_blocks_below_give_half_of_the_weights() -> None:
 def test_resize_keeps_proportions_and_the_long_side(
     size: tuple[int, int], short: int | None, result: tuple[int, int]
 ) -> None:
-    assert resized_size(*size, short) == result
+    assert resized_size(*size, short, 2048) == result
 
 
 def test_last_window_is_shifted_back_inside() -> None:
@@ -96,7 +96,7 @@ def test_last_window_is_shifted_back_inside() -> None:
 
 def test_stitching_constant_windows_is_their_mean() -> None:
     boxes = window_boxes(4, 6, 4, 2)
-    out = stitch(torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 1, 2, 2), boxes, (4, 6))
+    out = Stitched(torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 1, 2, 2), boxes, (4, 6)).whole()
     assert out[0, 0].tolist() == [1, 1, 2, 2, 3, 3]
 
 
@@ -126,7 +126,7 @@ def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
     image = np.resize(scenes.render(7).image, (*size, 3))
     points = np.array([[20.0, 30.0], [size[1] / 2, size[0] / 2], [size[1] - 10.0, 40.0]], np.float32)
     [embedding] = sam.embed([image])
-    logits, rated = sam.predict_points(embedding, points, chunk=2)
+    logits, rated = sam.predict(embedding, points, chunk=2)
     predictor = SAM2ImagePredictor(sam.model)
     side = sam.image_size
     predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
@@ -142,7 +142,7 @@ def test_chunks_change_nothing() -> None:
     sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
     [embedding] = sam.embed([scenes.render(7).image])
     points = np.random.default_rng(0).uniform(0, 190, (7, 2)).astype(np.float32)
-    one, many = (sam.predict_points(embedding, points, chunk)[0] for chunk in (1, 7))
+    one, many = (sam.predict(embedding, points, chunk=chunk)[0] for chunk in (1, 7))
     assert torch.allclose(one, many, atol=1e-3)
 
 

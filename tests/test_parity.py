@@ -18,7 +18,7 @@ from ovseg_batch.methods.maskclip import denoise_prompts, smooth_by_keys
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
-from ovseg_batch.methods.windows import stitch, window_boxes
+from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models.clip import DenseClip
 
 DATA = Path(__file__).parent / "data" / "parity"
@@ -145,7 +145,7 @@ def slid(clip: DenseClip, image: torch.Tensor) -> torch.Tensor:
     windows = torch.stack([image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes])
     features = clip.patch_features(clip.normalise(windows), VARIANTS["csa"])
     cosine = torch.einsum("bhwd,qd->bqhw", features, text_features(clip, words))
-    return stitch(cosine, boxes, tuple(image.shape[:2]))
+    return Stitched(cosine, boxes, tuple(image.shape[:2])).whole()
 
 
 def test_sliding_logits(slid: torch.Tensor) -> None:

@@ -253,6 +253,10 @@ def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, co
         (("{images}", "--labels", "sky", "--set", "clip.model=openai-b61"), "Did you mean 'openai-b16'?"),
         (("{images}", "--labels", "sky", "--set", "sam.model=sam2.1-huge"), "There is no SAM2 model"),
         (("{images}", "--labels", "sky", "--device", "cuda:7"), "was asked for"),
+        (
+            ("{images}", "--labels", "sky", "--set", "dense.views=itaclip", "--set", "dense.key_smoothing=1"),
+            "goes with dense.views: plain alone",
+        ),
         (("{images}", "--labels", "sky", "-c", "{empty}/no.yaml"), "There is no config file"),
     ],
 )
@@ -340,9 +344,7 @@ def test_other_methods_mean_something_too(
     assert found["mIoU"] > 0.5, found
 
 
-def test_definitions_change_the_dense_stage_alone_where_there_are_any(
-    finished: Path, few_scenes: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_definition_makes_another_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     config = tmp_path / "defined.yaml"
     config.write_text("labels:\n- {name: sky, definition: the blue above}\n- {name: grass}\n")
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config)

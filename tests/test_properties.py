@@ -31,7 +31,7 @@ def test_windows_of_one_size_cover_every_pixel_and_stay_inside(height, width, wi
 
 @given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), short_side=st.integers(16, 1024))
 def test_a_resize_hits_the_short_side_or_stops_at_the_long_one(height, width, short_side):
-    resized = resized_size(height, width, short_side)
+    resized = resized_size(height, width, short_side, 2048)
     assert min(resized) == short_side or max(resized) == 2048
     assert min(resized) >= 1 and max(resized) <= 2048
     assert (resized[0] > resized[1]) <= (height > width)
@@ -54,7 +54,7 @@ masks = st.lists(st.tuples(st.integers(0, 3), arrays(bool, (12, 14))), max_size=
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, min_area=st.integers(1, 9), fallback=st.sampled_from([None, 1, 5]))
 def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_names(dense, drawn, min_area, fallback):
-    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0) for label, mask in drawn]
+    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
     owner, segments = assemble(dense, claims, lambda k: drawn[k][1], min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
     for segment in segments:

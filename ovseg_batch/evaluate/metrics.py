@@ -7,7 +7,7 @@ both skipped); boundary F1 as Csurka et al., BMVC 2013 (per class and image, tol
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -20,12 +20,15 @@ TOLERANCE = 0.0075  # of the image's diagonal
 
 
 class SemanticScore:
-    """Adds up images; the figures are asked for at the end."""
+    """Adds up images; the figures are asked for at the end.
+
+    `arrays` holds all there is of it, so that parts can be kept and added up later.
+    """
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
         self._confusion = np.zeros((classes, classes + 1), np.int64)  # truth × prediction, the last: unlabelled
-        self._boundary: list[float] = []
+        self._boundary = np.zeros(2)  # sum over images, images
 
     def add(self, prediction: Array, truth: Array) -> None:
         """One image.
@@ -34,32 +37,68 @@ class SemanticScore:
             prediction: (H, W) integer class, negative where nothing was said (which counts as wrong).
             truth: (H, W) integer class, 255 where it does not matter.
         """
-        if prediction.shape != truth.shape:
-            raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
-        counted = truth != IGNORE
-        said = np.where(prediction < 0, self._classes, prediction)[counted].astype(np.int64)
-        index = truth[counted].astype(np.int64) * (self._classes + 1) + said
-        self._confusion += np.bincount(index, minlength=self._confusion.size).reshape(self._confusion.shape)
-        self._boundary.append(boundary_f1(prediction, truth))
+        self._confusion += confusion(prediction, truth, self._classes)
+        self._boundary += boundary_f1(prediction, truth), 1
+
+    def arrays(self) -> dict[str, Array]:
+        return {"confusion": self._confusion, "boundary": self._boundary}
+
+    def merge(self, arrays: Mapping[str, Array]) -> None:
+        """Add what another score of the same classes has counted."""
+        self._confusion += arrays["confusion"]
+        self._boundary += arrays["boundary"]
 
     def class_iou(self) -> Array:
         """(C,) IoU of each class, NaN where it is neither in the truth nor in a prediction."""
-        hit = np.diag(self._confusion).astype(float)
-        union = self._confusion.sum(axis=1) + self._confusion[:, :-1].sum(axis=0) - hit
-        iou: Array = np.divide(hit, union, out=np.full(self._classes, np.nan), where=union > 0)
-        return iou
+        return class_iou(self._confusion)
+
+    def class_accuracy(self) -> Array:
+        """(C,) share of each class's pixels that are right, NaN where it has none."""
+        total = self._confusion.sum(axis=1).astype(float)
+        share: Array = np.divide(np.diag(self._confusion), total, out=np.full(self._classes, np.nan), where=total > 0)
+        return share
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
         """Mean over the classes asked for (None: all) that occur at all."""
-        iou = self.class_iou()
-        return float(np.nanmean(iou if classes is None else iou[list(classes)]))
+        return _mean(self.class_iou() if classes is None else self.class_iou()[list(classes)])
+
+    def mean_accuracy(self) -> float:
+        """Mean over the classes of the truth of the share of their pixels that is right."""
+        return _mean(self.class_accuracy())
 
     def accuracy(self) -> float:
         """Share of pixels that are right."""
         return float(np.diag(self._confusion).sum() / max(self._confusion.sum(), 1))
 
     def boundary_f1(self) -> float:
-        return float(np.mean(self._boundary))
+        return float(self._boundary[0] / max(self._boundary[1], 1))
+
+
+def confusion(prediction: Array, truth: Array, classes: int) -> Array:
+    """Pixels by true class and predicted one, the last column for nothing said: (C, C + 1) int64.
+
+    Raises:
+        ValueError: the maps are not of one size.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
+    counted = truth != IGNORE
+    said = np.where(prediction < 0, classes, prediction)[counted].astype(np.int64)
+    index = truth[counted].astype(np.int64) * (classes + 1) + said
+    return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def class_iou(counts: Array) -> Array:
+    """(C,) IoU from a confusion matrix, NaN where a class is neither in the truth nor in a prediction."""
+    hit = np.diag(counts).astype(float)
+    union = counts.sum(axis=1) + counts[:, :-1].sum(axis=0) - hit
+    iou: Array = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    return iou
+
+
+def _mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def boundary_f1(prediction: Array, truth: Array) -> float:

@@ -1,20 +1,13 @@
-"""Rendered scenes as a data set: the images and their truth on disk, and a finished run held against it."""
+"""Rendered scenes as a data set on disk: the layout that `datasets/scenes.yaml` names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ovseg_batch import scenes
-from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.metrics import SemanticScore
-from ovseg_batch.io import rle
-
-Array = np.ndarray[Any, Any]
 
 JPEG_QUALITY = 92
 
@@ -34,43 +27,3 @@ def write_scenes(folder: Path, seeds: Iterable[int], jpeg_every: int = 2) -> int
         Image.fromarray(scene.classes).save(folder / "truth" / f"{name}.classes.png")
         Image.fromarray(scene.instances).save(folder / "truth" / f"{name}.instances.png")
     return count
-
-
-def score_run(rows: Iterable[tuple[str, dict[str, Any]]], truth: Path) -> SemanticScore:
-    """Hold the masks of a finished run against the truth of its scenes.
-
-    Args:
-        rows: file name and refine row of every image.
-        truth: the folder that `write_scenes` filled.
-
-    Raises:
-        UsageError: the truth of an image is not there.
-    """
-    score = SemanticScore(len(scenes.CLASSES))
-    for name, line in rows:
-        path = truth / f"{name}.classes.png"
-        if not path.is_file():
-            raise UsageError(f"There is no truth {path}; --root is the folder that has images/ and truth/.")
-        score.add(paint(line), np.asarray(Image.open(path)))
-    return score
-
-
-def paint(line: dict[str, Any]) -> Array:
-    """The label map (H, W) int16 of one refine row, -1 where no mask is."""
-    labels = np.full((line["height"], line["width"]), -1, np.int16)
-    for annotation in line["annotations"]:
-        labels[rle.decode(annotation["rle"], *labels.shape)] = scenes.CLASSES.index(annotation["category"])
-    return labels
-
-
-def figures(score: SemanticScore) -> dict[str, float]:
-    """mIoU over all, stuff and things, accuracy and boundary F1."""
-    stuff = range(len(scenes.STUFF))
-    things = range(len(scenes.STUFF), len(scenes.CLASSES))
-    return {
-        "mIoU": score.mean_iou(),
-        "stuff": score.mean_iou(stuff),
-        "things": score.mean_iou(things),
-        "accuracy": score.accuracy(),
-        "boundary F1": score.boundary_f1(),
-    }

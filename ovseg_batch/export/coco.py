@@ -67,6 +67,7 @@ def _annotations(lines: Iterator[tuple[str, Line]], identity: Mapping[str, int])
                 "coverage": _rounded(annotation["coverage"]),
                 "predicted_iou": _rounded(annotation["predicted_iou"]),
                 "stability": _rounded(annotation["stability"]),
+                **({"reason": annotation["reason"]} if annotation["reason"] else {}),
             }
 
 

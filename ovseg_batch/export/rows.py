@@ -14,10 +14,15 @@ from ovseg_batch.store import StageStore
 def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, line of the stage's table) of every image that the stage has finished, in manifest order."""
     for shard in range(manifest.shards):
-        names = {row.row: row.file_name for row in manifest.read_shard(shard)}
-        for line in read_results(store.data_path(shard, TABLE)):
-            if line["status"] == "ok":
-                yield names[line["row"]], line
+        yield from finished_rows_of(manifest, store, shard)
+
+
+def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of one shard; it is read when the first is asked for."""
+    names = {row.row: row.file_name for row in manifest.read_shard(shard)}
+    for line in read_results(store.data_path(shard, TABLE)):
+        if line["status"] == "ok":
+            yield names[line["row"]], line
 
 
 def failed_rows(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:

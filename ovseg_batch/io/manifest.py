@@ -124,11 +124,11 @@ class Manifest:
         ]
 
 
-def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int, remote: Remote | None = None) -> Summary:
+def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, remote: Remote | None = None) -> Summary:
     """List the images of `inputs` into the Parquet file `out`.
 
     Args:
-        inputs: folders, globs, lists, COCO files (`sources.open_source`).
+        inputs: folders, globs, lists, COCO files (`sources.open_source`), or what one of them has been opened to.
         out: replaced atomically; its bytes depend on the inputs alone.
         shard_rows: images in a shard.
         remote: how buckets are listed; None: they are not.
@@ -137,7 +137,7 @@ def build_manifest(inputs: Sequence[str], out: Path, shard_rows: int, remote: Re
         UsageError: an input that means nothing, no image at all, no listed file that exists, or one key for two images.
     """
     summary = Summary()
-    sources = [open_source(text, remote) for text in inputs]
+    sources = [one if isinstance(one, Source) else open_source(one, remote) for one in inputs]
     prefixes = _prefixes(sources)
     schema = _schema(sources)
     with failpoints.within("manifest"), atomic_path(out) as temporary:

@@ -9,7 +9,6 @@ the environment, as AWS's and Google's own tools are.
 from __future__ import annotations
 
 import ipaddress
-import logging
 import posixpath
 import random
 import re
@@ -23,8 +22,6 @@ from functools import cache
 from typing import Any
 
 from ovseg_batch.errors import FailureCode, RowError, UsageError
-
-log = logging.getLogger(__name__)
 
 SCHEMES = {"https": "https", "http": "https", "s3": "s3", "gs": "gs", "gcs": "gs"}  # → the extra that brings it
 BLOCK = 1 << 20  # bytes taken from a connection at a time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,21 @@ def bounding_box(counts: bytes | str, height: int, width: int) -> list[float]:
 def area(counts: bytes | str, height: int, width: int) -> int:
     """Pixels of the mask behind `counts`."""
     return int(coco.area({"size": [height, width], "counts": counts}))
+
+
+def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Array, Array]:
+    """IoU of every pair, and the share of the first that lies in the second: (M, M) float64 each."""
+    masks = [{"size": [height, width], "counts": one} for one in counts]
+    if not masks:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    return coco.iou(masks, masks, [0] * len(masks)), coco.iou(masks, masks, [1] * len(masks))
+
+
+def from_coco(segmentation: Any, height: int, width: int) -> bytes:
+    """Compressed counts of what COCO's files hold: a list of polygons, uncompressed counts, or compressed ones."""
+    if isinstance(segmentation, list):
+        return bytes(coco.merge(coco.frPyObjects(segmentation, height, width))["counts"])
+    if isinstance(segmentation["counts"], list):
+        return bytes(coco.frPyObjects(segmentation, height, width)["counts"])
+    counts = segmentation["counts"]
+    return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)

@@ -2,7 +2,8 @@
 
 Sources: SCLIP (`csa`), the thesis's eq. 3.2 (`csa-joint`), MaskCLIP of Zhou et al., ECCV 2022 (`maskclip`), ClearCLIP,
 NACLIP and ITACLIP. MaskCLIP's own code keeps the residual and the MLP of a ViT's last block; later papers compare with
-it without them, which is `maskclip-reduced`. `v2` is a control: `maskclip` with the attention's output doubled, because
+it without them, which is `maskclip-reduced`. Attention limited to regions (CorrCLIP) needs more than the block's own q
+and k and is `models/regions.py`. `v2` is a control: `maskclip` with the attention's output doubled, because
 SCLIP's rows sum to 2 and part of its gain may be that factor and not the correlation.
 """
 
@@ -48,6 +49,10 @@ VARIANTS: dict[str, Variant] = {
     "naclip": Variant(("kk",), "NACLIP (Hajimiri et al., WACV 2025)", residual=False, mlp=False, spread=5.0),
     "itaclip": Variant(("qq", "kk"), "ITACLIP (Aydın et al., CVPRW 2025)", mlp=False, fused=(7 / 12, 8 / 12, 10 / 12)),
 }
+
+
+#: the attention that is no row of the table: inside SAM2's regions only
+REGION_LIMITED = "corrclip"
 
 
 def neighbourhood(grid: tuple[int, int], spread: float) -> Tensor:

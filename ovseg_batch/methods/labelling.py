@@ -1,7 +1,8 @@
 """From stored window logits to a class per pixel at the original size, in bounded memory.
 
 SCLIP upsamples all class logits to full size before the softmax; 171 classes at 12 megapixels are 8 GB that way. The
-same numbers come out of horizontal strips, since bilinear rows depend on two source rows only.
+same numbers come out of horizontal strips, since bilinear rows depend on two source rows only; and these are stitched
+when a strip asks for them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities, decide, scarce_classes
-from ovseg_batch.methods.windows import bilinear_taps
+from ovseg_batch.methods.windows import Stitched, bilinear_taps
 
 Array = np.ndarray[Any, Any]
 
@@ -22,7 +23,7 @@ STRIP_ELEMENTS = 16_000_000  # float32 values of one strip: 64 MB
 
 
 def label_map(
-    logits: Tensor,
+    logits: Tensor | Stitched,
     size: tuple[int, int],
     vocabulary: Vocabulary,
     logit_scale: float,
@@ -32,7 +33,7 @@ def label_map(
     """The dense prediction: class and probability of every pixel.
 
     Args:
-        logits: (Q, h, w) float32 stitched cosine similarities at the size CLIP saw.
+        logits: (Q, h, w) float32 cosine similarities at the size CLIP saw, or what they are stitched from.
         size: original (H, W).
         vocabulary: classes behind the queries, and their own thresholds.
         logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
@@ -63,7 +64,7 @@ def label_map(
     return labels, confidence
 
 
-def upsampled_strips(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
     """Bilinear resize (align_corners=False) of (Q, h, w) to (Q, H, W), as horizontal strips.
 
     Yields:
@@ -71,13 +72,50 @@ def upsampled_strips(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[in
     """
     queries, h, w = logits.shape
     H, W = size
-    if (h, w) == size:
-        yield 0, logits
-        return
     x0, x1, fx = bilinear_taps(w, W, logits.device)
     y0, y1, fy = bilinear_taps(h, H, logits.device)
     step = max(1, STRIP_ELEMENTS // (queries * max(W, w)))
     for top in range(0, H, step):
         rows = slice(top, min(top + step, H))
-        vertical = torch.lerp(logits[:, y0[rows]], logits[:, y1[rows]], fy[rows][None, :, None])
+        if (h, w) == size:
+            yield top, _rows(logits, rows.start, rows.stop)
+            continue
+        first = int(y0[rows.start])
+        source = _rows(logits, first, int(y1[rows.stop - 1]) + 1)
+        vertical = torch.lerp(source[:, y0[rows] - first], source[:, y1[rows] - first], fy[rows][None, :, None])
         yield top, torch.lerp(vertical[:, :, x0], vertical[:, :, x1], fx[None, None])
+
+
+def _rows(logits: Tensor | Stitched, top: int, bottom: int) -> Tensor:
+    return logits.rows(top, bottom) if isinstance(logits, Stitched) else logits[:, top:bottom]
+
+
+def resampled(
+    logits: Tensor | Stitched, box: tuple[int, int, int, int], size: tuple[int, int], at: tuple[int, int]
+) -> Tensor:
+    """A part of the map at another resolution, bilinear.
+
+    Args:
+        logits: (Q, h, w).
+        box: x0, y0, x1, y1 in pixels of the original image.
+        size: (H, W) of the original image.
+        at: (rows, columns) wanted.
+
+    Returns:
+        (Q, rows, columns) float32.
+    """
+    _, h, w = logits.shape
+    x0, x1, fx = _taps(w, box[0] / size[1] * w, box[2] / size[1] * w, at[1], logits.device)
+    y0, y1, fy = _taps(h, box[1] / size[0] * h, box[3] / size[0] * h, at[0], logits.device)
+    first = int(y0[0])
+    rows = _rows(logits, first, int(y1[-1]) + 1)
+    vertical = torch.lerp(rows[:, y0 - first], rows[:, y1 - first], fy[None, :, None])
+    return torch.lerp(vertical[:, :, x0], vertical[:, :, x1], fx[None, None])
+
+
+def _taps(source: int, start: float, stop: float, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`bilinear_taps` for the part of the source between two places."""
+    steps = (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * ((stop - start) / count) + start - 0.5
+    position = steps.clamp(0, source - 1)
+    lower = position.floor().long()
+    return lower, (lower + 1).clamp(max=source - 1), position - lower

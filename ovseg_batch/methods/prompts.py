@@ -13,16 +13,22 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class PointPrompt:
-    """One positive point. `x`, `y` are pixels of the label map; `area` is the component's, in pixels."""
+    """One positive point. `x`, `y` are pixels of the map; `area` and `box` (x0, y0, x1, y1) are the component's."""
 
     label: int
     x: float
     y: float
     area: int
+    box: tuple[int, int, int, int]
 
 
 def component_points(
-    label_map: Array, min_area: int, min_distance: float, point: str = "peak", ignore: tuple[int, ...] = ()
+    label_map: Array,
+    min_area: int,
+    min_distance: float,
+    point: str = "peak",
+    ignore: tuple[int, ...] = (),
+    confidence: Array | None = None,
 ) -> list[PointPrompt]:
     """One point per 8-connected component of every class.
 
@@ -31,8 +37,10 @@ def component_points(
         min_area: components with fewer pixels are artefacts and get no point.
         min_distance: a point nearer than this to one of a larger component of its class is left out (pixels).
         point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform);
-            `centroid` = the component's pixel nearest to its centre of mass.
+            `centroid` = the component's pixel nearest to its centre of mass; `surest` = its pixel of the highest
+            confidence.
         ignore: classes that are not prompted (a background class).
+        confidence: (H, W) float, for `surest`.
 
     Returns:
         Points by class, larger components first. Every point lies on its component.
@@ -41,11 +49,13 @@ def component_points(
     for label in np.unique(label_map):
         if label < 0 or int(label) in ignore:
             continue
-        prompts += _class_points(label_map == label, int(label), min_area, min_distance, point)
+        prompts += _class_points(label_map == label, int(label), min_area, min_distance, point, confidence)
     return prompts
 
 
-def _class_points(mask: Array, label: int, min_area: int, min_distance: float, point: str) -> list[PointPrompt]:
+def _class_points(
+    mask: Array, label: int, min_area: int, min_distance: float, point: str, confidence: Array | None
+) -> list[PointPrompt]:
     count, components, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     order = sorted(range(1, count), key=lambda k: (-stats[k, cv2.CC_STAT_AREA], k))
     chosen: list[PointPrompt] = []
@@ -57,17 +67,25 @@ def _class_points(mask: Array, label: int, min_area: int, min_distance: float, p
         inside = components[top : top + height, left : left + width] == k
         if point == "peak":
             x, y = _peak(inside)
+        elif point == "surest" and confidence is not None:
+            x, y = _surest(inside, confidence[top : top + height, left : left + width])
         else:
             x, y = _nearest(inside, centroids[k][0] - left, centroids[k][1] - top)
         x, y = x + left, y + top
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
-            chosen.append(PointPrompt(label, float(x), float(y), area))
+            box = (left, top, left + width, top + height)
+            chosen.append(PointPrompt(label, float(x), float(y), area, box))
     return chosen
 
 
 def _peak(inside: Array) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])
+    return x, y
+
+
+def _surest(inside: Array, confidence: Array) -> tuple[int, int]:
+    y, x = divmod(int(np.where(inside, confidence, -np.inf).argmax()), inside.shape[1])
     return x, y
 
 

@@ -5,7 +5,7 @@ Source: SAM 2's automatic mask generator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,3 +42,16 @@ def keep_distinct(proposals: Sequence[P], overlap: float) -> list[P]:
     boxes = torch.from_numpy(np.stack([x, y, x + width - 1, y + height - 1], axis=-1))
     rated = torch.tensor([proposal["predicted_iou"] for proposal in proposals])
     return [proposals[k] for k in nms(boxes, rated, overlap).tolist()]
+
+
+def paint_regions(masks: Iterable[Array], size: tuple[int, int]) -> Array:
+    """A map of regions: (H, W) int32, 0 where no mask is, later masks over earlier ones.
+
+    Args:
+        masks: (H, W) bool each; give the largest first, so that what is small lies in front.
+        size: (H, W).
+    """
+    regions = np.zeros(size, np.int32)
+    for number, mask in enumerate(masks, start=1):
+        regions[mask] = number
+    return regions

@@ -85,6 +85,24 @@ class Vocabulary:
             has_background=bool(behind),
         )
 
+    def left_out(self, prompts: str | Sequence[str] | None) -> list[int]:
+        """The queries of the classes that a row does not ask for; the background is always asked for.
+
+        Args:
+            prompts: names of classes, as a list or separated by commas; None: all are asked for.
+
+        Raises:
+            ValueError: a name that is no class.
+        """
+        if prompts is None or (isinstance(prompts, str) and not prompts.strip()):
+            return []
+        names = [n.strip() for n in prompts.split(",")] if isinstance(prompts, str) else [str(n) for n in prompts]
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"the row's prompt {name!r} is none of the labels")
+        wanted = {self.names.index(name) for name in names} | ({0} if self.has_background else set())
+        return [query for query, label in enumerate(self.query_class) if label not in wanted]
+
 
 def prompts_of(query: str, templates: Sequence[str]) -> list[str]:
     """The query in every template's place."""

@@ -1,8 +1,9 @@
 """The vote between SAM2's masks and the dense label map, and the one map that comes out of it.
 
 A mask is kept for the class of its prompt when enough of its pixels carry that class in the dense map (thesis 3.1.6:
-60 %); with `vote` 0 it takes the class that most of its pixels carry, with no floor (CorrCLIP). Kept masks are painted
-largest first, so that what is small lies in front of what is large; two masks of one object become one instance.
+60 %); with `vote` 0 it takes the class that most of its pixels carry, with no floor (CorrCLIP); by a soft vote, the
+class of the highest mean probability in it. Kept masks are painted largest first, so that what is small lies in front
+of what is large, or by trust; two masks of one object become one instance.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A mask that passed the vote. `area` counts its pixels at SAM2's resolution; the others lie in [0, 1]."""
+    """A mask that passed the vote. `area` counts its pixels at SAM2's resolution; the others lie in [0, 1].
+
+    `trust` is how far it is believed against other masks, by whatever measure its method has.
+    """
 
     label: int
     area: int
-    coverage: float
+    coverage: float | None
     predicted_iou: float
     stability: float
+    trust: float
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,22 @@ def mode_labels(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
     votes = torch.einsum("pmhw,chw->pmc", masks.float(), member)
     won = classes[votes.argmax(dim=-1)]
     return torch.where(votes.amax(dim=-1) > 0, won, labels[:, None])
+
+
+def soft_labels(masks: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of the highest mean probability in each mask, and that mean.
+
+    Args:
+        masks: (P, M, h, w) bool.
+        probabilities: (C, h, w) float32.
+
+    Returns:
+        classes (P, M) int64 and means (P, M) float32, 0 for an empty mask.
+    """
+    means = torch.einsum("pmhw,chw->pmc", masks.float(), probabilities)
+    means = means / masks.sum(dim=(-2, -1)).clamp(min=1)[..., None]
+    best, labels = means.max(dim=-1)
+    return labels, best
 
 
 def choose(coverage: Tensor, predicted_iou: Tensor, vote: float) -> tuple[Tensor, Tensor]:
@@ -131,16 +153,14 @@ def assemble(
         min_area: a mask with fewer pixels is an artefact and is left out.
         dense_min_area: pixels that no mask claims keep their dense class, in pieces of at least so many pixels;
             None: they are left unlabelled.
-        by_trust: paint what SAM2 rates best last, so that it keeps its pixels; else what is smallest.
+        by_trust: paint what is trusted most last, so that it keeps its pixels; else what is smallest.
 
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
     """
     owner = np.zeros(dense.shape, np.int32)
     segments: list[Segment] = []
-    for index in sorted(
-        range(len(claims)), key=lambda k: (claims[k].predicted_iou if by_trust else -claims[k].area, k)
-    ):
+    for index in sorted(range(len(claims)), key=lambda k: (claims[k].trust if by_trust else -claims[k].area, k)):
         _paint(owner, segments, claims[index], mask_of(index), min_area, merge=not by_trust)
     owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:

@@ -5,6 +5,7 @@ Source: SCLIP's `forward_slide` and mmcv's `rescale_size`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,21 @@ from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 
-LONG_SIDE = 2048  # SCLIP's test pipelines resize to (2048, short side)
 
-
-def resized_size(height: int, width: int, short_side: int | None, least: int = 1) -> tuple[int, int]:
+def resized_size(height: int, width: int, short_side: int | None, long_side: int, least: int = 1) -> tuple[int, int]:
     """The size at which CLIP sees an image, keeping its proportions.
 
     Args:
         height, width: of the original, pixels.
-        short_side: target for the shorter side; None: as it is. The longer side is kept at or under 2048 in any case.
+        short_side: target for the shorter side; None: as it is.
+        long_side: the longer side stays at or under it in any case; SCLIP's test pipelines say 2048.
         least: no side becomes shorter; a patch, for an image narrower than one has none.
 
     Returns:
         height, width in pixels.
     """
     wanted = 1.0 if short_side is None else short_side / min(height, width)
-    scale = min(wanted, LONG_SIDE / max(height, width))
+    scale = min(wanted, long_side / max(height, width))
     return max(least, int(height * scale + 0.5)), max(least, int(width * scale + 0.5))
 
 
@@ -48,26 +48,45 @@ def window_boxes(height: int, width: int, window: int, stride: int) -> Array:
     return np.array(boxes, np.int64)
 
 
-def stitch(logits: Tensor, boxes: Array, size: tuple[int, int]) -> Tensor:
-    """The mean over windows of their bilinearly upsampled logits (align_corners=False).
+@dataclass(frozen=True, slots=True)
+class Stitched:
+    """The mean over windows of their bilinearly upsampled logits (align_corners=False), made when rows are asked for.
 
-    Args:
-        logits: (N, Q, gh, gw) per window, any float type.
-        boxes: (N, 4) as `window_boxes` gives them.
-        size: (h, w) of the image that was cut.
-
-    Returns:
-        (Q, h, w) float32.
+    `logits` are (N, Q, gh, gw) per window, of any float type; `boxes` (N, 4) as `window_boxes` gives them; `size` is
+    (h, w) of the image that was cut.
     """
-    total = torch.zeros(logits.shape[1], *size, device=logits.device)
-    count = torch.zeros(*size, device=logits.device)
-    height, width = (int(v) for v in boxes[0, 2:] - boxes[0, :2])  # all windows are of one size
-    down = _bilinear(logits.shape[2], height, logits.device)
-    across = _bilinear(logits.shape[3], width, logits.device).T
-    for patch, (y0, x0, y1, x1) in zip(logits, boxes.tolist(), strict=True):
-        total[:, y0:y1, x0:x1] += down @ (patch.float() @ across)
-        count[y0:y1, x0:x1] += 1
-    return total / count
+
+    logits: Tensor
+    boxes: Array
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Q, h, w)."""
+        return self.logits.shape[1], *self.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """(Q, bottom - top, w) float32."""
+        total = torch.zeros(self.logits.shape[1], bottom - top, self.size[1], device=self.device)
+        count = torch.zeros(bottom - top, self.size[1], device=self.device)
+        height, width = (int(v) for v in self.boxes[0, 2:] - self.boxes[0, :2])  # all windows are of one size
+        down = _bilinear(self.logits.shape[2], height, self.device)
+        across = _bilinear(self.logits.shape[3], width, self.device).T
+        for patch, (y0, x0, y1, x1) in zip(self.logits, self.boxes.tolist(), strict=True):
+            first, last = max(y0, top), min(y1, bottom)
+            if first < last:
+                part = down[first - y0 : last - y0] @ (patch.float() @ across)
+                total[:, first - top : last - top, x0:x1] += part
+                count[first - top : last - top, x0:x1] += 1
+        return total / count
+
+    def whole(self) -> Tensor:
+        """(Q, h, w) float32."""
+        return self.rows(0, self.size[0])
 
 
 def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

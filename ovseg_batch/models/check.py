@@ -40,7 +40,7 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
         facts["patches"] = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
     else:
         [embedding] = clip_or_sam.embed([image])
-        output, _ = clip_or_sam.predict_points(embedding, np.array([[spec.window / 2, spec.window / 2]]))
+        output, _ = clip_or_sam.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
         facts["masks"] = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
     if not bool(torch.isfinite(output).all()):
         raise OvsegError(f"The model {spec.name!r} gives numbers that are not finite; its weights are damaged.")

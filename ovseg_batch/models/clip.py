@@ -23,6 +23,9 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import Variant, attend, neighbourhood
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import autocast
+from ovseg_batch.models.mask_tokens import MaskTokens
+from ovseg_batch.models.regions import region_features
+from ovseg_batch.models.vit import embed, query_key_value
 from ovseg_batch.models.weights import read_state_dict
 
 TEXT_BATCH = 256  # prompts at once
@@ -60,7 +63,7 @@ class DenseClip:
         self.model: Any = model.float().eval().to(device)
         self.tokenizer_id = tokenizer_id
         self._tokenize = tokenize
-        self._visual: Any = self.model.visual
+        self.visual: Any = self.model.visual
         self._device, self._precision = device, precision
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(std, device=device).view(3, 1, 1)
@@ -72,8 +75,8 @@ class DenseClip:
         Raises:
             OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
         """
-        if spec.architecture == "demo/clip.json":
-            model, tokenize, tokenizer_id, preprocess = _embedded()
+        if spec.architecture.startswith("demo/"):
+            model, tokenize, tokenizer_id, preprocess = _embedded(spec.architecture)
         else:
             model, tokenize, tokenizer_id, preprocess = _named(spec)
         if not spec.weights.startswith(zoo.RANDOM):
@@ -83,11 +86,23 @@ class DenseClip:
     @property
     def patch(self) -> int:
         """Pixels a side."""
-        return int(max(self._visual.patch_size))
+        return int(max(self.visual.patch_size))
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the model was trained at."""
+        side: int = max(self.visual.image_size)
+        return side
+
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """What is nought after `normalise`: RGB in [0, 255]."""
+        red, green, blue = (round(255 * float(part)) for part in self._mean.flatten())
+        return red, green, blue
 
     @property
     def activation(self) -> str:
-        return type(self._visual.transformer.resblocks[0].mlp.gelu).__name__
+        return type(self.visual.transformer.resblocks[0].mlp.gelu).__name__
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> Tensor:
@@ -108,6 +123,25 @@ class DenseClip:
         with autocast(self._device, self._precision):
             features: Tensor = self.model.encode_image(images)
         return features
+
+    @torch.inference_mode()
+    def image_features(self, images: Tensor) -> Tensor:
+        """CLIP's own image embedding at any size, the position embedding resized.
+
+        Args:
+            images: (B, 3, H, W) as `normalise` gives them.
+
+        Returns:
+            (B, D) float32, L2-normalised.
+        """
+        with autocast(self._device, self._precision):
+            x = embed(self.visual, images)
+            for block in self.visual.transformer.resblocks:
+                x = block(x)
+            pooled = self.visual.ln_post(x)
+            pooled = pooled[:, 1:].mean(dim=1) if self.visual.pool_type == "avg" else pooled[:, 0]
+            features: Tensor = pooled @ self.visual.proj
+        return F.normalize(features.float(), dim=-1)
 
     @torch.inference_mode()
     def patch_features(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> Tensor:
@@ -132,11 +166,24 @@ class DenseClip:
         """
         taken, block, x = self._run(images, variant, layers)
         with autocast(self._device, self._precision):
-            keys = block.attn.out_proj(_query_key_value(block, x)[1].transpose(1, 2).flatten(2))
+            keys = block.attn.out_proj(query_key_value(block, x)[1].transpose(1, 2).flatten(2))
         return self._features(images, taken), keys[:, 1:].float()
 
+    @torch.inference_mode()
+    def region_features(self, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
+        """`regions.region_features` of one window: (gh, gw, D) float32."""
+        with autocast(self._device, self._precision):
+            return region_features(self.visual, images, correlation, regions)
+
+    @torch.inference_mode()
+    def mask_features(self, tokens: MaskTokens, images: Tensor, touched: Tensor) -> Tensor:
+        """`MaskTokens.forward` at this model's precision: (B, M, D) float32."""
+        with autocast(self._device, self._precision):
+            features: Tensor = tokens(images, touched)
+        return features
+
     def _features(self, images: Tensor, taken: Sequence[Tensor]) -> Tensor:
-        grid = (images.shape[2] // self._visual.patch_size[0], images.shape[3] // self._visual.patch_size[1])
+        grid = (images.shape[2] // self.visual.patch_size[0], images.shape[3] // self.visual.patch_size[1])
         taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in taken]
         mean = taps[0] if len(taps) == 1 else F.normalize(torch.stack(taps).mean(dim=0), dim=-1)
         return mean.view(len(mean), *grid, -1)
@@ -148,54 +195,37 @@ class DenseClip:
 
     def _run(self, images: Tensor, variant: Variant, layers: Sequence[float]) -> tuple[list[Tensor], Any, Tensor]:
         """`tokens`, the last tapped block, and what came into it."""
-        blocks = self._visual.transformer.resblocks
+        blocks = self.visual.transformer.resblocks
         taps, fused = ({max(1, round(f * len(blocks))) for f in fractions} for fractions in (layers, variant.fused))
         taken: list[Tensor] = []
         below: list[tuple[Tensor, Tensor]] = []
         with autocast(self._device, self._precision):
-            x = self._embed(images)
+            x = embed(self.visual, images)
             prior = self._prior(images, variant)
             for depth, block in enumerate(blocks, start=1):
                 if depth in taps:
                     taken.append(
-                        self._visual.ln_post(_variant_block(block, x, variant, prior, below)) @ self._visual.proj
+                        self.visual.ln_post(_variant_block(block, x, variant, prior, below)) @ self.visual.proj
                     )
                 if depth == max(taps):
                     break
                 if depth in fused:
-                    below.append(_query_key_value(block, x)[:2])
+                    below.append(query_key_value(block, x)[:2])
                 x = block(x)
         return taken, block, x
 
     def _prior(self, images: Tensor, variant: Variant) -> Tensor | None:
         if not variant.spread:
             return None
-        grid = (images.shape[2] // self._visual.patch_size[0], images.shape[3] // self._visual.patch_size[1])
+        grid = (images.shape[2] // self.visual.patch_size[0], images.shape[3] // self.visual.patch_size[1])
         return neighbourhood(grid, variant.spread).to(self._device)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        x = self._visual.conv1(images)
-        grid = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)
-        first = self._visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        position = _resized_position(self._visual.positional_embedding, self._visual.grid_size, tuple(grid))
-        embedded: Tensor = self._visual.ln_pre(torch.cat([first, x], dim=1) + position.to(x.dtype))
-        return embedded
-
-
-def _query_key_value(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of a block: (B, heads, N, d) each."""
-    qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    heads = (*qkv.shape[:2], block.attn.num_heads, -1)
-    q, k, v = (part.reshape(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    return q, k, v
 
 
 def _variant_block(
     block: Any, x: Tensor, variant: Variant, prior: Tensor | None, below: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """One residual block with its attention replaced."""
-    q, k, v = _query_key_value(block, x)
+    q, k, v = query_key_value(block, x)
     attended = attend(q, k, v, variant, None if prior is None else prior.to(q.dtype), below)
     out: Tensor = block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     x = x + out if variant.residual else out
@@ -204,19 +234,8 @@ def _variant_block(
     return x
 
 
-def _resized_position(position: Tensor, trained: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
-    """Position embedding for another grid: bicubic by scale_factor (g + 0.1) / g0, as SCLIP (and DINO) do."""
-    if tuple(trained) == grid:
-        return position
-    patches = position[1:].view(*trained, -1).permute(2, 0, 1)[None].float()
-    factors = [(new + 0.1) / old for new, old in zip(grid, trained, strict=True)]
-    resized = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
-    assert tuple(resized.shape[-2:]) == grid
-    return torch.cat([position[:1], resized[0].permute(1, 2, 0).flatten(0, 1).to(position.dtype)])
-
-
-def _embedded() -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
-    config = json.loads(zoo.embedded_file("demo/clip.json").read_text(encoding="utf-8"))
+def _embedded(architecture: str) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
+    config = json.loads(zoo.embedded_file(architecture).read_text(encoding="utf-8"))
     merges = zoo.embedded_file("demo/bpe.txt.gz")
     tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=config["model_cfg"]["text_cfg"]["context_length"])
     digest = hashlib.blake2b(merges.read_bytes(), digest_size=8).hexdigest()

@@ -108,38 +108,65 @@ class Sam:
         return coarse, list(pyramid[:-1])
 
     @torch.inference_mode()
-    def predict_points(self, embedding: Embedding, points: Array, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """Three masks for each point.
+    def predict(
+        self,
+        embedding: Embedding,
+        points: Array,
+        boxes: Array | None = None,
+        masks: Tensor | None = None,
+        multimask: bool = True,
+        chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The masks of P prompts, each a point and, where given, a box and a rough mask.
 
         Args:
             embedding: of the image.
-            points: (P, 2) float x, y in pixels of the original image; every point is a prompt of its own.
+            points: (P, 2) float x, y in pixels of the original image.
+            boxes: (P, 4) float x0, y0, x1, y1 in the same pixels.
+            masks: (P, s / 4, s / 4) float32 mask logits over the whole image.
+            multimask: three masks for each prompt, else one.
             chunk: prompts a decoder call; as `chunk`.
 
         Returns:
-            mask logits (P, 3, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3) float32.
+            mask logits (P, 3 or 1, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3 or 1) float32.
         """
         h, w = embedding.size
         scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
-        coordinates = torch.from_numpy(np.asarray(points, np.float32)).to(self._device) * scale
+        corners = [] if boxes is None else [np.asarray(boxes, np.float32).reshape(-1, 2, 2)]
+        asked = np.concatenate([*corners, np.asarray(points, np.float32)[:, None]], axis=1)
+        coordinates = torch.from_numpy(asked).to(self._device) * scale
+        kinds = torch.tensor([1] if boxes is None else [2, 3, 1], dtype=torch.int32, device=self._device)
         chunk = self.chunk(chunk)
-        parts = [self._decode(embedding, coordinates[k : k + chunk]) for k in range(0, len(coordinates), chunk)]
-        return torch.cat([masks for masks, _ in parts]), torch.cat([rated for _, rated in parts])
+        parts = [
+            self._decode(
+                embedding,
+                coordinates[k : k + chunk],
+                kinds,
+                None if masks is None else masks[k : k + chunk, None],
+                multimask,
+            )
+            for k in range(0, len(coordinates), chunk)
+        ]
+        return torch.cat([drawn for drawn, _ in parts]), torch.cat([rated for _, rated in parts])
 
-    def _decode(self, embedding: Embedding, points: Tensor) -> tuple[Tensor, Tensor]:
-        labels = torch.ones(len(points), 1, dtype=torch.int32, device=self._device)
+    def _decode(
+        self, embedding: Embedding, coordinates: Tensor, kinds: Tensor, masks: Tensor | None, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        count = len(coordinates)
         with autocast(self._device, self._precision):
-            sparse, dense = self.model.sam_prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
-            masks, rated, _, _ = self.model.sam_mask_decoder(
+            sparse, dense = self.model.sam_prompt_encoder(
+                points=(coordinates, kinds.expand(count, -1)), boxes=None, masks=masks
+            )
+            drawn, rated, _, _ = self.model.sam_mask_decoder(
                 image_embeddings=embedding.coarse,
                 image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
-                multimask_output=True,
-                repeat_image=len(points) > 1,
+                multimask_output=multimask,
+                repeat_image=count > 1,
                 high_res_features=list(embedding.fine),
             )
-        return masks.float(), rated.float()
+        return drawn.float(), rated.float()
 
     @staticmethod
     def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,6 @@ Nothing is downloaded here but by `fetch`, which a person asks for.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import yaml
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.models import weights as weights_files
+from ovseg_batch.models.weights import file_hash
 
 Kind = Literal["clip", "sam"]
 
@@ -46,6 +46,9 @@ _SAM = "configs/sam2.1/sam2.1_hiera_{}.yaml"
 PRESETS: dict[str, Preset] = {
     "demo": Preset("clip", "demo/clip.json", "Apache-2.0", file="demo/clip-region.safetensors", embedded=True),
     "demo-image": Preset("clip", "demo/clip.json", "Apache-2.0", file="demo/clip-image.safetensors", embedded=True),
+    "demo-token": Preset(
+        "clip", "demo/clip-token.json", "Apache-2.0", file="demo/clip-token.safetensors", embedded=True
+    ),
     "openai-b16": Preset("clip", "ViT-B-16-quickgelu", "MIT", tag="openai"),
     "openai-l14": Preset("clip", "ViT-L-14-quickgelu", "MIT", tag="openai"),
     "laion-b16": Preset("clip", "ViT-B-16", "MIT", tag="laion2b_s34b_b88k"),
@@ -88,21 +91,7 @@ class ModelSpec:
         """BLAKE2b of the weights file, or the seed's name."""
         if self.weights.startswith(RANDOM):
             return self.weights
-        return _hash_of(Path(self.weights))
-
-
-def _hash_of(path: Path) -> str:
-    status = path.stat()
-    return _hash(str(path), status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_hash(self.weights)
 
 
 def presets(kind: Kind) -> dict[str, Preset]:
@@ -145,8 +134,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_sam(model, architecture, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
-        side = _demo_config()["model_cfg"]["vision_cfg"]["image_size"]
-        own = _hash_of(embedded_file(architecture)) + _hash_of(embedded_file("demo/bpe.txt.gz"))
+        side = _demo_config(architecture)["model_cfg"]["vision_cfg"]["image_size"]
+        own = file_hash(embedded_file(architecture)) + file_hash(embedded_file("demo/bpe.txt.gz"))
         return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False, own)
     config = _clip_config(model, architecture)
     side = config["vision_cfg"]["image_size"]
@@ -178,7 +167,7 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
     own = embedded_file(architecture) if preset and preset.embedded else None
     side = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]["image_size"] if own else 1024
     return ModelSpec(
-        "sam", model, architecture, found, side, "native", licence, config_hash=_hash_of(own) if own else ""
+        "sam", model, architecture, found, side, "native", licence, config_hash=file_hash(own) if own else ""
     )
 
 
@@ -352,7 +341,7 @@ def list_models() -> list[dict[str, str]]:
 def known_labels(model: str) -> list[str] | None:
     """The words an embedded CLIP was taught; None for a model that takes any."""
     preset = PRESETS.get(model)
-    return list(_demo_config()["labels"]) if preset and preset.embedded else None
+    return list(_demo_config(preset.architecture)["labels"]) if preset and preset.embedded else None
 
 
 def is_embedded(kind: Kind, model: str) -> bool:
@@ -360,5 +349,5 @@ def is_embedded(kind: Kind, model: str) -> bool:
     return bool(preset and preset.embedded)
 
 
-def _demo_config() -> dict[str, Any]:
-    return dict(json.loads(embedded_file("demo/clip.json").read_text(encoding="utf-8")))
+def _demo_config(architecture: str) -> dict[str, Any]:
+    return dict(json.loads(embedded_file(architecture).read_text(encoding="utf-8")))

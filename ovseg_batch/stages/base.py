@@ -278,6 +278,21 @@ def split_on_failure(compute: Callable[[Sequence[T]], Sequence[R]], batch: Seque
     return split_on_failure(compute, batch[:middle]) + split_on_failure(compute, batch[middle:])
 
 
+def ready(
+    rows: Sequence[ImageRow], upstream: Mapping[str, Upstream], needs: Sequence[str]
+) -> tuple[list[ImageRow], list[RowResult]]:
+    """The rows that every stage needed has done, and what to answer for the others."""
+    todo, answers = [], []
+    for row in rows:
+        reasons = (f"{name} failed: {reason}" for name in needs if (reason := upstream[name].failure(row.row)))
+        first = next(reasons, None)
+        if first is None:
+            todo.append(row)
+        else:
+            answers.append(failed(row, FailureCode.UPSTREAM, first))
+    return todo, answers
+
+
 def read_limits(run: RunConfig) -> Limits:
     """What the settings let an image be."""
     remote = Remote(run.remote_tries, run.remote_timeout, run.remote_private) if run.allow_remote else None

@@ -1,11 +1,11 @@
-"""Where refine's masks come from: SAM2 asked at points of the dense map, or proposals made before.
+"""Where refine's masks come from: SAM2 asked about pieces of the dense map, or proposals made before.
 
 Each answers with claims, at SAM2's own resolution until somebody asks for a mask at full size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,22 @@ from torch import Tensor
 from ovseg_batch.config import RefineConfig
 from ovseg_batch.io import rle
 from ovseg_batch.methods.prompts import PointPrompt, component_points
+from ovseg_batch.methods.tiles import Box, View, place_views
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Claim, choose, distinct_by_class, low_resolution_coverage, mode_labels
+from ovseg_batch.methods.voting import (
+    Claim,
+    choose,
+    distinct_by_class,
+    low_resolution_coverage,
+    mode_labels,
+    soft_labels,
+)
 from ovseg_batch.models.sam import Sam, stability
 
 Array = np.ndarray[Any, Any]
+
+ROUGH_GAIN = 0.005  # Trident: what a class's probabilities are multiplied by to become a mask prompt
+ROUGH_FLOOR = 0.1  # Trident: probabilities under it are left out of the mask prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,30 @@ class Found:
     prompts: int
 
 
+@dataclass(frozen=True, slots=True)
+class DenseMap:
+    """The dense prediction: `labels` (H, W) int16, `confidence` (H, W), and class probabilities where wanted.
+
+    `probabilities` takes a box (x0, y0, x1, y1) in pixels and a size (h, w) and gives (C, h, w) float32.
+    """
+
+    labels: Array
+    confidence: Array
+    probabilities: Callable[[Box, tuple[int, int]], Tensor]
+    ignore: tuple[int, ...]  # classes that get no mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What SAM2 said of the prompts of one view: P prompts, M masks each."""
+
+    view: View
+    logits: Tensor  # (P, M, h, w)
+    predicted_iou: Tensor  # (P, M)
+    classes: Tensor  # (P,)
+    labels: Tensor  # (h, w): the dense map there
+
+
 def _no_mask(index: int) -> Array:
     raise IndexError(index)
 
@@ -40,120 +75,180 @@ NOTHING = Found([], _no_mask, 0)
 
 
 def prompted(
-    sam: Sam,
-    image: Array,
-    labels: Array,
-    settings: RefineConfig,
-    ignore: tuple[int, ...],
-    min_area: int,
-    chunk: int | None,
+    sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, min_area: int, chunk: int | None
 ) -> Found:
     """One point in every connected component of the dense map; of SAM2's three masks the one the map agrees with best.
 
     Source: thesis 3.1.6.
     """
-    points = component_points(labels, min_area, settings.min_distance, settings.point, ignore)
-    points = sorted(points, key=lambda p: -p.area)[: settings.max_points]
-    if not points:
-        return NOTHING
-    logits, predicted_iou = _ask(sam, image, points, chunk)
-    classes = torch.tensor([p.label for p in points], device=logits.device)
-    coarse = torch.from_numpy(_sampled(labels, logits.shape[-2], logits.shape[-1])).to(logits.device)
-    drawn = logits > 0
-    given = classes[:, None].expand(drawn.shape[:2]) if settings.vote > 0 else mode_labels(drawn, coarse, classes)
-    coverage = low_resolution_coverage(drawn, coarse, given)
-    best, kept = choose(coverage, predicted_iou, settings.vote)
-    chosen = [(p, int(best[p])) for p in range(len(points)) if kept[p] and int(given[p, best[p]]) not in ignore]
-    return _claimed(sam, labels.shape, logits, predicted_iou, given, coverage, chosen, len(points))
+    points = component_points(dense.labels, min_area, settings.min_distance, settings.point, dense.ignore)
+    points = _largest(points, settings)
+
+    def claim(answers: _Answers) -> list[_Claimed]:
+        drawn = answers.logits > 0
+        if settings.vote == "soft":
+            seen = dense.probabilities(answers.view.box, (drawn.shape[-2], drawn.shape[-1]))
+            given, coverage = soft_labels(drawn, seen)
+        elif settings.vote == 0:
+            given = mode_labels(drawn, answers.labels, answers.classes)
+            coverage = low_resolution_coverage(drawn, answers.labels, given)
+        else:
+            given = answers.classes[:, None].expand(drawn.shape[:2])
+            coverage = low_resolution_coverage(drawn, answers.labels, given)
+        floor = 0.0 if settings.vote == "soft" else settings.vote
+        best, kept = choose(coverage, answers.predicted_iou, floor)
+        return [
+            _Claimed(p, int(best[p]), int(given[p, best[p]]), float(coverage[p, best[p]]))
+            for p in range(len(best))
+            if kept[p] and int(given[p, best[p]]) not in dense.ignore
+        ]
+
+    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk), claim)
 
 
-def guided(
-    sam: Sam,
-    image: Array,
-    labels: Array,
-    confidence: Array,
-    settings: RefineConfig,
-    ignore: tuple[int, ...],
-    chunk: int | None,
-) -> Found:
+def guided(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
     """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
 
     A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
     """
-    sure = np.where(confidence >= settings.min_confidence, labels, UNLABELLED)
-    points = component_points(sure, settings.min_region, 0.0, settings.point, ignore)
-    points = sorted(points, key=lambda p: -p.area)[: settings.max_points]
-    if not points:
-        return NOTHING
-    logits, predicted_iou = _ask(sam, image, points, chunk)
-    best = predicted_iou.argmax(dim=1)
-    classes = torch.tensor([p.label for p in points], device=logits.device)
-    coarse = torch.from_numpy(_sampled(labels, logits.shape[-2], logits.shape[-1])).to(logits.device)
-    given = classes[:, None].expand(logits.shape[:2])
-    coverage = low_resolution_coverage(logits > 0, coarse, given)
-    rows = torch.arange(len(points), device=logits.device)
-    kept = distinct_by_class(logits[rows, best] > 0, classes, predicted_iou[rows, best], settings.same_object)
-    chosen = [(p, int(best[p])) for p in kept]
-    return _claimed(sam, labels.shape, logits, predicted_iou, given, coverage, chosen, len(points))
+    sure = np.where(dense.confidence >= settings.min_confidence, dense.labels, UNLABELLED)
+    points = _largest(component_points(sure, settings.min_region, 0.0, settings.point, dense.ignore), settings)
+
+    def claim(answers: _Answers) -> list[_Claimed]:
+        best = answers.predicted_iou.argmax(dim=1)
+        rows = torch.arange(len(best), device=best.device)
+        drawn, rated = answers.logits[rows, best] > 0, answers.predicted_iou[rows, best]
+        kept = distinct_by_class(drawn, answers.classes, rated, settings.same_object)
+        coverage = low_resolution_coverage(drawn[:, None], answers.labels, answers.classes[:, None])[:, 0]
+        return [_Claimed(p, int(best[p]), int(answers.classes[p]), float(coverage[p])) for p in kept]
+
+    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk), claim)
 
 
-def voted(proposals: Sequence[dict[str, Any]], labels: Array, vote: float, ignore: tuple[int, ...]) -> Found:
+def trident(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
+    """Box, surest point and rough mask of every component together; one mask each.
+
+    What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
+    """
+    points = component_points(
+        dense.labels, settings.min_region, 0.0, "surest", dense.ignore, dense.confidence.astype(np.float32)
+    )
+    points = _largest(points, settings)
+
+    def claim(answers: _Answers) -> list[_Claimed]:
+        coverage = low_resolution_coverage(answers.logits > 0, answers.labels, answers.classes[:, None])[:, 0]
+        kept = (answers.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
+        return [_Claimed(p, 0, int(answers.classes[p]), float(coverage[p])) for p in kept]
+
+    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk, rough=dense), claim)
+
+
+def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | str) -> Found:
     """The proposals of which enough pixels carry one class in the dense map.
 
-    Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction.
+    Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
     """
     claims, kept = [], []
+    size = dense.labels.shape
+    small = (min(size[0], 256), min(size[1], 256))
+    probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote == "soft" else None
     for proposal in proposals:
-        inside = labels[rle.decode(proposal["rle"], *labels.shape)]
-        counts = np.bincount(inside[inside >= 0], minlength=1)
-        label = int(counts.argmax())
-        coverage = float(counts[label] / max(inside.size, 1))
-        if counts[label] == 0 or coverage < vote or label in ignore:
+        mask = rle.decode(proposal["rle"], *size)
+        if probabilities is not None:
+            drawn = torch.from_numpy(sampled(mask, *small)).to(probabilities.device)
+            label, coverage = (float(part) for part in soft_labels(drawn[None, None], probabilities))
+            label = int(label)
+        else:
+            inside = dense.labels[mask]
+            counts = np.bincount(inside[inside >= 0], minlength=1)
+            label = int(counts.argmax())
+            coverage = float(counts[label] / max(inside.size, 1))
+        if coverage == 0 or (isinstance(vote, float | int) and coverage < vote) or label in dense.ignore:
             continue
         rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
-        claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"])))
+        claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"]), rated))
         kept.append(proposal["rle"])
-    return Found(claims, lambda index: rle.decode(kept[index], *labels.shape), 0)
+    return Found(claims, lambda index: rle.decode(kept[index], *size), 0)
 
 
-def _ask(sam: Sam, image: Array, points: Sequence[PointPrompt], chunk: int | None) -> tuple[Tensor, Tensor]:
-    [embedding] = sam.embed([image])
-    return sam.predict_points(embedding, np.array([(p.x, p.y) for p in points], np.float32), chunk)
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """A mask of a view that is kept: its prompt, which of the prompt's masks, its class, and its coverage."""
+
+    prompt: int
+    mask: int
+    label: int
+    coverage: float
 
 
-def _claimed(
+def _largest(points: Sequence[PointPrompt], settings: RefineConfig) -> list[PointPrompt]:
+    return sorted(points, key=lambda p: -p.area)[: settings.max_points]
+
+
+def _ask(
     sam: Sam,
-    size: tuple[int, ...],
-    logits: Tensor,
-    predicted_iou: Tensor,
-    given: Tensor,
-    coverage: Tensor,
-    chosen: Sequence[tuple[int, int]],
-    prompts: int,
+    image: Array,
+    labels: Array,
+    points: Sequence[PointPrompt],
+    settings: RefineConfig,
+    chunk: int | None,
+    rough: DenseMap | None = None,
+) -> Iterator[_Answers]:
+    """SAM2's answers, view by view; with `rough` it is also given each component's box and its class's map."""
+    for view in place_views([point.box for point in points], (image.shape[0], image.shape[1]), settings.tile):
+        x0, y0, x1, y1 = view.box
+        asked = [points[k] for k in view.members]
+        [embedding] = sam.embed([image[y0:y1, x0:x1]])
+        coordinates = np.array([(p.x - x0, p.y - y0) for p in asked], np.float32)
+        classes = torch.tensor([p.label for p in asked])
+        if rough is None:
+            logits, predicted_iou = sam.predict(embedding, coordinates, chunk=chunk)
+        else:
+            boxes = np.array([p.box for p in asked], np.float32) - np.array([x0, y0, x0, y0], np.float32)
+            side = sam.image_size // 4
+            likely = rough.probabilities(view.box, (side, side))[classes]
+            maps = torch.where(likely > ROUGH_FLOOR, ROUGH_GAIN * likely, torch.zeros_like(likely))
+            logits, predicted_iou = sam.predict(embedding, coordinates, boxes, maps, multimask=False, chunk=chunk)
+        h, w = logits.shape[-2:]
+        seen = torch.from_numpy(sampled(labels[y0:y1, x0:x1], h, w)).to(logits.device)
+        yield _Answers(view, logits, predicted_iou, classes.to(logits.device), seen)
+
+
+def _found(
+    sam: Sam,
+    dense: DenseMap,
+    points: Sequence[PointPrompt],
+    answers: Iterator[_Answers],
+    claim: Callable[[_Answers], list[_Claimed]],
 ) -> Found:
-    """The claims of the chosen (prompt, mask) pairs."""
-    area, steadiness = (logits > 0).sum(dim=(-2, -1)), stability(logits)
-    claims = [
-        Claim(
-            int(given[p, m]),
-            int(area[p, m]),
-            float(coverage[p, m]),
-            float(predicted_iou[p, m].clamp(0, 1)),
-            float(steadiness[p, m]),
-        )
-        for p, m in chosen
-    ]
+    """The claims of every view, their masks kept at SAM2's resolution."""
+    claims: list[Claim] = []
+    kept: list[tuple[Tensor, View]] = []
+    for one in answers:
+        area, steadiness = (one.logits > 0).sum(dim=(-2, -1)), stability(one.logits)
+        for chosen in claim(one):
+            p, m = chosen.prompt, chosen.mask
+            rated = float(one.predicted_iou[p, m].clamp(0, 1))
+            x0, y0, x1, y1 = one.view.box
+            pixels = int(area[p, m]) * (x1 - x0) * (y1 - y0) // one.logits[p, m].numel()
+            claims.append(Claim(chosen.label, pixels, chosen.coverage, rated, float(steadiness[p, m]), rated))
+            kept.append((one.logits[p, m], one.view))
 
     def mask_of(index: int) -> Array:
-        p, m = chosen[index]
-        mask: Array = (sam.upsample(logits[p, m][None], (size[0], size[1]))[0] > 0).cpu().numpy()
+        logits, view = kept[index]
+        x0, y0, x1, y1 = view.box
+        drawn: Array = (sam.upsample(logits[None], (y1 - y0, x1 - x0))[0] > 0).cpu().numpy()
+        if drawn.shape == dense.labels.shape:
+            return drawn
+        mask = np.zeros(dense.labels.shape, bool)
+        mask[y0:y1, x0:x1] = drawn
         return mask
 
-    return Found(claims, mask_of, prompts)
+    return Found(claims, mask_of, len(points))
 
 
-def _sampled(labels: Array, h: int, w: int) -> Array:
-    """The label map sampled at the centres of an (h, w) grid over the whole image."""
-    ys = ((np.arange(h) + 0.5) * labels.shape[0] / h).astype(np.int64)
-    xs = ((np.arange(w) + 0.5) * labels.shape[1] / w).astype(np.int64)
-    return labels[np.ix_(ys, xs)]
+def sampled(values: Array, h: int, w: int) -> Array:
+    """A map sampled at the centres of an (h, w) grid over the whole image."""
+    ys = ((np.arange(h) + 0.5) * values.shape[0] / h).astype(np.int64)
+    xs = ((np.arange(w) + 0.5) * values.shape[1] / w).astype(np.int64)
+    return values[np.ix_(ys, xs)]

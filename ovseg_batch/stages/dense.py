@@ -6,6 +6,7 @@ softmax, synonyms and thresholds are applied when they are read, so changing tho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +15,25 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import RowError
+from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
-from ovseg_batch.io.text_cache import cache_folder, text_embeddings
-from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
+from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
+from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
-from ovseg_batch.methods.vocabulary import Vocabulary, query_feature
+from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import precision, resolve_device
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
-from ovseg_batch.store import fingerprint
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +41,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(slots=True)
 class _Pending:
-    """An image whose windows are on their way through the model."""
+    """An image whose windows are on their way through the model.
+
+    `correlation` and `regions` belong to each window where the attention is limited to regions.
+    """
 
     row: ImageRow
     size: tuple[int, int]  # original height, width
@@ -45,18 +52,26 @@ class _Pending:
     boxes: Array
     windows: list[Array]
     logits: list[Array | RowError | None]
+    correlation: list[Tensor]
+    regions: list[Tensor]
 
     @property
     def done(self) -> bool:
         return all(part is not None for part in self.logits)
 
 
+def window_and_stride(config: Config) -> tuple[int, int]:
+    """In pixels: as asked for, or the model's own image size and half of it."""
+    window = config.dense.window or zoo.resolve("clip", config.clip.model, config.clip.weights).window
+    return window, config.dense.stride or window // 2
+
+
 class DenseStage:
     """Per-window cosine logits of every image: arrays `logits` (windows, Q, gh, gw) fp16."""
 
     name = "dense"
-    version = 2
-    needs: tuple[str, ...] = ()
+    version = 3
+    needs: tuple[str, ...]
     resources = Resources()
     arrays = True
     columns = pa.schema(
@@ -79,8 +94,8 @@ class DenseStage:
         self._templates = tuple(templates)
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
         dense = config.dense
-        self.window = dense.window or self._spec.window
-        self.stride = dense.stride or self.window // 2
+        self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
+        self._window, self._stride = window_and_stride(config)
         self._short_side = dense.short_side or self._spec.short_side
 
     def inputs(self) -> dict[str, Any]:
@@ -90,9 +105,10 @@ class DenseStage:
             "precision": precision(self._config.run.precision, self._config.run.device),
             "attention": dense.attention,
             "layers": list(dense.layers),
-            "window": self.window,
-            "stride": self.stride,
+            "window": self._window,
+            "stride": self._stride,
             "short_side": self._short_side,
+            "long_side": dense.long_side,
             "templates": list(self._templates),
             "queries": list(self._vocabulary.queries),
             "definitions": self._definitions,
@@ -106,38 +122,31 @@ class DenseStage:
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
-        self._variant = VARIANTS[self._config.dense.attention]
-        texts = list(dict.fromkeys([*self._vocabulary.queries, *filter(None, self._definitions)]))
-        embeddings = text_embeddings(
-            texts,
-            self._templates,
-            lambda prompts: self._clip.encode_text(prompts).numpy(),
-            fingerprint(
-                {
-                    "clip": self.inputs()["clip"],
-                    "tokenizer": self._clip.tokenizer_id,
-                    "templates": list(self._templates),
-                }
-            ),
-            cache_folder(),
-        )
-        features = {text: query_feature(torch.from_numpy(embeddings[text])) for text in texts}
-        weight = self._config.dense.definition_weight
-        blended = [
-            torch.lerp(features[query], features[definition], weight) if definition else features[query]
-            for query, definition in zip(self._vocabulary.queries, self._definitions, strict=True)
-        ]
-        self._text = torch.stack(blended).to(self._device)
+        self._variant = VARIANTS.get(self._config.dense.attention)
+        self._text = self._queries().to(self._device)
+
+    def _queries(self) -> Tensor:
+        """(Q, D): one feature a query, with its class's definition mixed in where there is one."""
+        words = text_features(self._clip, self._spec, self._vocabulary.queries, self._templates)
+        defined = [k for k, definition in enumerate(self._definitions) if definition]
+        if defined:
+            told = text_features(self._clip, self._spec, [self._definitions[k] for k in defined], self._templates)
+            words[defined] = torch.lerp(words[defined], told, self._config.dense.definition_weight)
+        return words
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run
+        todo, answers = ready(rows, upstream, self.needs)
+        yield from answers
         waiting: list[_Pending] = []
         queue: dict[tuple[int, int], list[tuple[_Pending, int]]] = {}
-        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
+        for row, image in decode_ahead(todo, run.decode_threads, run.decode_bytes, read_limits(run)):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue
             pending = self._cut(row, image)
+            if self.needs:
+                self._add_regions(pending, upstream["propose"])
             waiting.append(pending)
             for index, window in enumerate(pending.windows):
                 queue.setdefault(window.shape[:2], []).append((pending, index))
@@ -158,37 +167,60 @@ class DenseStage:
     def _cut(self, row: ImageRow, image: Array) -> _Pending:
         size = (image.shape[0], image.shape[1])
         short_side = self._short_side if isinstance(self._short_side, int) else None
-        resized = resized_size(*size, short_side, self._clip.patch)
+        resized = resized_size(*size, short_side, self._config.dense.long_side, self._clip.patch)
         if resized != size:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-        boxes = window_boxes(*resized, self.window, self.stride)
+        boxes = window_boxes(*resized, self._window, self._stride)
         windows = [image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes]
-        return _Pending(row, size, resized, boxes, windows, [None] * len(windows))
+        return _Pending(row, size, resized, boxes, windows, [None] * len(windows), [], [])
+
+    def _add_regions(self, pending: _Pending, propose: Upstream) -> None:
+        """What the proposals of the image say of each window: SAM2's features at the patches, and the regions."""
+        features = torch.from_numpy(propose.array(pending.row.row, "features")).float().to(self._device)
+        features = features - features.mean(dim=(1, 2), keepdim=True)
+        largest_first = sorted(propose.values(pending.row.row)["proposals"], key=lambda p: -p["area"])
+        masks = (rle.decode(proposal["rle"], *pending.size) for proposal in largest_first)
+        regions = paint_regions(masks, pending.size)
+        if pending.resized != pending.size:
+            regions = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)
+        for y0, x0, y1, x1 in pending.boxes.tolist():
+            grid = ((y1 - y0) // self._clip.patch, (x1 - x0) // self._clip.patch)
+            seen = resampled(features, (x0, y0, x1, y1), pending.resized, grid)
+            pending.correlation.append(F.normalize(seen.permute(1, 2, 0), dim=-1))
+            pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
 
     def _score(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
         for start in range(0, len(jobs), self._config.run.batch_size):
             batch = jobs[start : start + self._config.run.batch_size]
-            windows = [pending.windows[index] for pending, index in batch]
-            scored: list[Array | RowError] = split_on_failure(self._logits, windows)
+            scored: list[Array | RowError] = split_on_failure(self._logits, batch)
             for (pending, index), logits in zip(batch, scored, strict=True):
                 pending.logits[index] = logits
 
     @torch.inference_mode()
-    def _logits(self, windows: Sequence[Array]) -> list[Array]:
-        batch = self._clip.normalise(torch.from_numpy(np.stack(windows)).to(self._device))
+    def _logits(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:
+        windows = np.stack([pending.windows[index] for pending, index in jobs])
+        batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
         dense = self._config.dense
-        if dense.key_smoothing:
+        if self._variant is None:
+            features = torch.stack(
+                [
+                    self._clip.region_features(batch[k : k + 1], pending.correlation[index], pending.regions[index])
+                    for k, (pending, index) in enumerate(jobs)
+                ]
+            )
+            cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
+        elif dense.key_smoothing:
             features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
             cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
             cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
-        elif dense.views == "itaclip":
-            cosine = mixed_logits(batch, self._features, self._text)
         else:
-            cosine = torch.einsum("bhwd,qd->bqhw", self._features(batch), self._text)
+            variant = self._variant
+            features_of = functools.partial(self._clip.patch_features, variant=variant, layers=dense.layers)
+            if dense.views == "itaclip":
+                cosine = mixed_logits(batch, features_of, self._text)
+            else:
+                cosine = torch.einsum("bhwd,qd->bqhw", features_of(batch), self._text)
         return list(cosine.half().cpu().numpy())
-
-    def _features(self, images: Tensor) -> Tensor:
-        return self._clip.patch_features(images, self._variant, self._config.dense.layers)
 
 
 def _finished(waiting: list[_Pending]) -> Iterator[RowResult]:

@@ -7,16 +7,19 @@ Other vocabularies and other ways to classify read the same proposals, so SAM2 r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.methods.attention import REGION_LIMITED
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
@@ -25,6 +28,8 @@ from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, sp
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
+
+FEATURE_SIDE = 32
 
 PROPOSAL = pa.struct(
     [
@@ -38,14 +43,24 @@ PROPOSAL = pa.struct(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    proposals: list[dict[str, Any]]
+    arrays: dict[str, Array]
+
+
 class ProposeStage:
-    """Class-less masks of every image, at its original size in the frame after EXIF rotation."""
+    """Class-less masks of every image, at its original size in the frame after EXIF rotation.
+
+    Where the attention is limited to regions, also SAM2's own features: array `features` (C, h, w) fp16, at most 32 a
+    side.
+    """
 
     name = "propose"
     version = 1
     needs: tuple[str, ...] = ()
     resources = Resources()
-    arrays = False
+    arrays: bool
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -58,6 +73,7 @@ class ProposeStage:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
+        self.arrays = config.dense.attention == REGION_LIMITED
 
     def inputs(self) -> dict[str, Any]:
         run = self._config.run
@@ -65,6 +81,7 @@ class ProposeStage:
             "sam": self._spec.identity(),
             "precision": precision(run.precision, run.device),
             "propose": self._config.propose.model_dump(mode="json"),
+            "features": self.arrays,
             "max_pixels": run.max_pixels,
             "max_file_bytes": run.max_file_bytes,
         }
@@ -87,10 +104,10 @@ class ProposeStage:
                 "width": image.shape[1],
                 "points": self._config.propose.points_per_side**2,
             }
-            yield RowResult(row.row, row.key, {**size, "proposals": found})
+            yield RowResult(row.row, row.key, {**size, "proposals": found.proposals}, found.arrays)
 
     @torch.inference_mode()
-    def _propose(self, image: Array) -> list[dict[str, Any]]:
+    def _propose(self, image: Array) -> _Found:
         settings = self._config.propose
         [embedding] = self._sam.embed([image])
         points = point_grid(settings.points_per_side, embedding.size)
@@ -98,12 +115,13 @@ class ProposeStage:
         step = self._sam.chunk(self._config.run.point_chunk)
         for start in range(0, len(points), step):
             asked = points[start : start + step]
-            logits, rated = self._sam.predict_points(embedding, asked, step)
+            logits, rated = self._sam.predict(embedding, asked, chunk=step)
             for p, m in (rated > settings.predicted_iou).nonzero().tolist():
                 proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size)
                 if proposal is not None:
                     found.append({**proposal, "point": asked[p].tolist()})
-        return keep_distinct(found, settings.nms)
+        arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
+        return _Found(keep_distinct(found, settings.nms), arrays)
 
     def _proposal(self, logits: torch.Tensor, rated: float, size: tuple[int, int]) -> dict[str, Any] | None:
         [mask] = self._sam.upsample(logits[None], size)
@@ -121,3 +139,9 @@ class ProposeStage:
             "predicted_iou": rated,
             "stability": steady,
         }
+
+
+def _pooled(features: torch.Tensor) -> Array:
+    """(1, C, h, w) → (C, ≤ 32, ≤ 32) fp16."""
+    height, width = (min(side, FEATURE_SIDE) for side in features.shape[-2:])
+    return F.adaptive_avg_pool2d(features.float(), (height, width))[0].half().cpu().numpy()

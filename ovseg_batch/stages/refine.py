@@ -14,49 +14,37 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
-from ovseg_batch.methods.labelling import label_map
-from ovseg_batch.methods.maskclip import denoise_prompts
+from ovseg_batch.methods.labelling import label_map, resampled
+from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
-from ovseg_batch.methods.vocabulary import Vocabulary
+from ovseg_batch.methods.tiles import Box
+from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities
 from ovseg_batch.methods.voting import Segment, assemble
-from ovseg_batch.methods.windows import stitch, window_boxes
+from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
-from ovseg_batch.stages.claimants import NOTHING, Found, guided, prompted, voted
+from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
 STRIP_PIXELS = 4_000_000  # counted at a time
 
-ANNOTATION = pa.struct(
-    [
-        pa.field("category", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("bbox", pa.list_(pa.float64(), 4)),
-        pa.field("area", pa.int64()),
-        pa.field("rle", pa.binary()),
-        pa.field("source", pa.string()),
-        pa.field("coverage", pa.float32()),
-        pa.field("predicted_iou", pa.float32()),
-        pa.field("stability", pa.float32()),
-    ]
-)
-
 
 class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 2
+    version = 3
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -75,7 +63,7 @@ class RefineStage:
         self._window, self._stride = window, stride
         self._sam: Sam | None = None
         self.needs = ("dense", "propose") if config.refine.method == "automatic" else ("dense",)
-        asks = config.refine.method in ("prompted", "guided")
+        asks = config.refine.method in ("prompted", "guided", "trident")
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
 
     def inputs(self) -> dict[str, Any]:
@@ -102,13 +90,8 @@ class RefineStage:
             self._sam = Sam.load(self._spec, self._device, precision(self._config.run.precision, device))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        todo = []
-        for row in rows:
-            reasons = {name: reason for name in self.needs if (reason := upstream[name].failure(row.row))}
-            if not reasons:
-                todo.append(row)
-            for name, reason in list(reasons.items())[:1]:
-                yield failed(row, FailureCode.UPSTREAM, f"{name} failed: {reason}")
+        todo, answers = ready(rows, upstream, self.needs)
+        yield from answers
         for row, image in self._images(todo):
             yield self._answer(row, image, upstream)
 
@@ -134,17 +117,15 @@ class RefineStage:
 
     @torch.inference_mode()
     def _refine(self, row: ImageRow, image: Array | None, upstream: Mapping[str, Upstream]) -> RowResult:
-        dense = upstream["dense"]
-        values = dense.values(row.row)
+        values = upstream["dense"].values(row.row)
         size = (values["height"], values["width"])
-        labels, confidence = self._dense_map(dense, row.row, size, image)
+        dense = self._dense_map(upstream["dense"], row, size, image)
         config = self._config.refine
         min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
-        found = self._found(row.row, image, labels, confidence, min_area, upstream)
+        found = self._found(row.row, image, dense, min_area, upstream)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
-        owner, segments = assemble(
-            labels, found.claims, found.mask_of, min_area, kept, by_trust=config.method == "guided"
-        )
+        by_trust = config.method in ("guided", "trident")
+        owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust)
         return RowResult(
             row.row,
             row.key,
@@ -152,60 +133,65 @@ class RefineStage:
                 "height": size[0],
                 "width": size[1],
                 "points": found.prompts,
-                "annotations": self._annotations(owner, segments, labels, confidence),
+                "annotations": self._annotations(owner, segments, dense),
             },
         )
 
-    def _dense_map(self, dense: Upstream, row: int, size: tuple[int, int], image: Array | None) -> tuple[Array, Array]:
-        values = dense.values(row)
-        resized = (values["resized_height"], values["resized_width"])
-        boxes = window_boxes(*resized, self._window, self._stride)
-        logits = torch.from_numpy(dense.array(row, "logits")).to(self._device)
-        scores = stitch(logits, boxes, resized)
-        if self._config.refine.pamr and image is not None:
-            small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-            pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
-            scores = pamr(pixels, scores, self._config.refine.pamr)
-        if self._config.dense.prompt_denoising:
-            scores = denoise_prompts(scores[None], self._config.dense.prompt_denoising)[0]
-        return label_map(
-            scores,
-            size,
-            self._vocabulary,
-            self._config.dense.logit_scale,
-            self._config.dense.prob_threshold,
-            self._config.dense.area_threshold,
+    def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
+        scores = self._scores(upstream, row, image)
+        dense, vocabulary = self._config.dense, self._vocabulary
+        labels, confidence = label_map(
+            scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold
         )
 
+        def probabilities(box: Box, at: tuple[int, int]) -> Tensor:
+            return class_probabilities(
+                resampled(scores, box, size, at), vocabulary.query_class, len(vocabulary.names), dense.logit_scale
+            )
+
+        return DenseMap(labels, confidence, probabilities, (0,) if vocabulary.has_background else ())
+
+    def _scores(self, upstream: Upstream, row: ImageRow, image: Array | None) -> Tensor | Stitched:
+        """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
+        values = upstream.values(row.row)
+        resized = (values["resized_height"], values["resized_width"])
+        logits = torch.from_numpy(upstream.array(row.row, "logits")).to(self._device)
+        others = self._vocabulary.left_out(row.extra.get("prompts"))
+        if others:
+            logits[:, others] = RULED_OUT
+        stitched = Stitched(logits, window_boxes(*resized, self._window, self._stride), resized)
+        denoising, iterations = self._config.dense.prompt_denoising, self._config.refine.pamr
+        if not (denoising or iterations):
+            return stitched
+        scores = stitched.whole()
+        if iterations and image is not None:
+            small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+            pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
+            scores = pamr(pixels, scores, iterations)
+        return denoise_prompts(scores[None], denoising)[0] if denoising else scores
+
     def _found(
-        self,
-        row: int,
-        image: Array | None,
-        labels: Array,
-        confidence: Array,
-        min_area: int,
-        upstream: Mapping[str, Upstream],
+        self, row: int, image: Array | None, dense: DenseMap, min_area: int, upstream: Mapping[str, Upstream]
     ) -> Found:
         """The masks that the method finds."""
         settings, chunk = self._config.refine, self._config.run.point_chunk
-        ignore = (0,) if self._vocabulary.has_background else ()
         if settings.method == "automatic":
-            return voted(upstream["propose"].values(row)["proposals"], labels, settings.vote, ignore)
+            return voted(upstream["propose"].values(row)["proposals"], dense, settings.vote)
         if self._sam is None or image is None:
             return NOTHING
         if settings.method == "guided":
-            return guided(self._sam, image, labels, confidence, settings, ignore, chunk)
-        return prompted(self._sam, image, labels, settings, ignore, min_area, chunk)
+            return guided(self._sam, image, dense, settings, chunk)
+        if settings.method == "trident":
+            return trident(self._sam, image, dense, settings, chunk)
+        return prompted(self._sam, image, dense, settings, min_area, chunk)
 
-    def _annotations(
-        self, owner: Array, segments: Sequence[Segment], labels: Array, confidence: Array
-    ) -> list[dict[str, Any]]:
+    def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[dict[str, Any]]:
         if self._config.refine.output == "semantic":
             owner, segments = _joined(owner, segments)
         if not segments:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
-        area, agreeing, trust = _tally(owner, labels, confidence, label_of)
+        area, agreeing, trust = _tally(owner, dense.labels, dense.confidence, label_of)
         fortran = np.asfortranarray(owner)
         annotations = []
         for segment in segments:
@@ -213,20 +199,8 @@ class RefineStage:
             if area[k] == 0 or (segment.label == 0 and self._vocabulary.has_background):
                 continue
             score = trust[k] / max(agreeing[k], 1) * (claim.predicted_iou if claim else 1.0)
-            counts = rle.encode(fortran == k)
-            annotations.append(
-                {
-                    "category": self._vocabulary.names[segment.label],
-                    "score": float(min(max(score, 0.0), 1.0)),
-                    "bbox": rle.bounding_box(counts, *owner.shape),
-                    "area": int(area[k]),
-                    "rle": counts,
-                    "source": "sam" if claim else "dense",
-                    "coverage": float(agreeing[k] / area[k]),
-                    "predicted_iou": claim.predicted_iou if claim else None,
-                    "stability": claim.stability if claim else None,
-                }
-            )
+            name = self._vocabulary.names[segment.label]
+            annotations.append(annotation_line(fortran, segment, name, score, float(agreeing[k] / area[k])))
         return annotations
 
 

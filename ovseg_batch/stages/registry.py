@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from ovseg_batch.config import Config
 from ovseg_batch.errors import UsageError, nearest
-from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.stages.base import Stage
-from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.classify import ClassifyStage
+from ovseg_batch.stages.dense import DenseStage, window_and_stride
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import RefineStage
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
     """The stages of a run with these settings, in the order they run."""
-    return ("propose", "dense", "refine") if config.refine.method == "automatic" else ("dense", "refine")
+    if config.method == "proposals":
+        return "propose", "classify"
+    proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
+    return ("propose", "dense", "refine") if proposes else ("dense", "refine")
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
@@ -32,7 +36,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
     vocabulary = Vocabulary.build([(label.name, label.words, label.threshold) for label in config.labels], background)
     known = zoo.known_labels(config.clip.model)
     if known is not None:
-        for query in vocabulary.queries:
+        confusers = [word for label in config.labels for word in label.confusers]
+        for query in [*vocabulary.queries, *confusers, *config.classify.background]:
             if query.lower() not in known:
                 raise UsageError(
                     f"The embedded model {config.clip.model!r} does not know the label {query!r}."
@@ -48,24 +53,36 @@ def make_stage(config: Config, name: str) -> Stage:
     Raises:
         UsageError: settings that name nothing there is. OvsegError: weights that are not on this machine.
     """
-    if config.dense.attention not in VARIANTS:
-        given = config.dense.attention
-        raise UsageError(
-            f"dense.attention: there is no variant {given!r}.{nearest(given, VARIANTS)} "
-            f"Variants: {', '.join(VARIANTS)}."
-        )
-    if config.dense.key_smoothing and config.dense.views != "plain":
-        raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
+    _check(config)
     vocabulary = make_vocabulary(config)
+    templates = _templates(config)
     definitions = {label.name: label.definition for label in config.labels if label.definition}
-    dense = DenseStage(config, vocabulary, _templates(config), definitions)
     match name:
         case "propose":
             return ProposeStage(config)
         case "dense":
-            return dense
+            return DenseStage(config, vocabulary, templates, definitions)
+        case "classify":
+            return ClassifyStage(config, vocabulary, templates)
         case _:
-            return RefineStage(config, vocabulary, dense.window, dense.stride)
+            return RefineStage(config, vocabulary, *window_and_stride(config))
+
+
+def _check(config: Config) -> None:
+    """Refuse settings that name nothing there is, or that do not go together."""
+    dense = config.dense
+    attentions = [*VARIANTS, REGION_LIMITED]
+    if dense.attention not in attentions:
+        raise UsageError(
+            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, attentions)} "
+            f"Variants: {', '.join(attentions)}."
+        )
+    if dense.key_smoothing and dense.views != "plain":
+        raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
+    if dense.attention == REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
+        raise UsageError(
+            f"dense.attention: {REGION_LIMITED} goes with dense.views: plain, dense.layers: [1.0] and no key_smoothing."
+        )
 
 
 def _templates(config: Config) -> tuple[str, ...]:

@@ -5,6 +5,9 @@ small crops cost few tokens and their captions are precise, which is what teache
 third of the image stage sees whole windows only and pools a few random patches of each: every patch must then come to
 speak for the whole window, as in CLIPs out in the world, whose class token does, and it is attention that decides how
 good a dense map is.
+
+A third stage makes a CLIP whose class token speaks, as mask tokens and crops need it: it goes on from the region stage
+at twice the window, sees whole scenes and crops at two scales, and takes the class token for the image.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ovseg_batch import scenes
@@ -36,13 +40,16 @@ SHARES = (0.4, 0.25, 0.2, 0.15)
 WHOLE = 42 / 66  # share of the image stage after which it sees whole windows only, as CLIPs out in the world have done
 POOLED = 4  # of the 64 patches: random ones that must speak for the whole window then
 WHOLE_PEAK = 4e-4  # the learning rate begins anew there
+TOKEN_GRIDS = {16: 8, 8: 28, 5: 48, 3: 72, 2: 96}
+TOKEN_SHARES = (0.35, 0.25, 0.15, 0.15, 0.1)
 CROPS = "clip-crops.pt"  # the state at that moment, from which the region stage goes on
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NAMED_LARGE, NAMED_SMALL = 0.02, 0.2  # share of a crop from which its caption names a class
 CLASSES = len(scenes.CLASSES)
+STAGES = ("image", "region", "token")
 
 
-def prepare(out: Path) -> dict[str, Any]:
+def prepare(out: Path, token: bool = False) -> dict[str, Any]:
     """Write the tokenizer and the model's config; the config."""
     out.mkdir(parents=True, exist_ok=True)
     merges = write_tokenizer(out / "bpe.txt.gz")
@@ -50,12 +57,12 @@ def prepare(out: Path) -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": 128,
             "vision_cfg": {
-                "image_size": 64,
+                "image_size": PATCH * max(TOKEN_GRIDS if token else GRIDS),
                 "patch_size": PATCH,
                 "width": 192,
                 "layers": 6,
                 "head_width": 64,
-                "pool_type": "avg",
+                "pool_type": "tok" if token else "avg",
             },
             "text_cfg": {
                 "context_length": CONTEXT,
@@ -68,7 +75,7 @@ def prepare(out: Path) -> dict[str, Any]:
         "preprocess_cfg": {"mean": list(MEAN), "std": list(STD)},
         "labels": list(scenes.CLASSES),
     }
-    (out / "clip.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / ("clip-token.json" if token else "clip.json")).write_text(json.dumps(config, indent=2) + "\n")
     return config
 
 
@@ -84,8 +91,8 @@ def attention(block: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     return out
 
 
-def patch_tokens(visual: Any, images: Tensor, corner: tuple[int, int]) -> Tensor:
-    """Projected patch tokens (B, g, g, D) of crops (B, 3, 8g, 8g) placed at a corner of the position grid."""
+def image_tokens(visual: Any, images: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Projected class token (B, D) and patch tokens (B, g, g, D) of crops (B, 3, 8g, 8g) at a corner of the grid."""
     x = visual.conv1(images)
     g = x.shape[-1]
     side = visual.grid_size[0]
@@ -97,32 +104,48 @@ def patch_tokens(visual: Any, images: Tensor, corner: tuple[int, int]) -> Tensor
     for block in visual.transformer.resblocks:
         x = x + attention(block, block.ln_1(x))
         x = x + block.mlp(block.ln_2(x))
-    tokens: Tensor = visual.ln_post(x[:, 1:]) @ visual.proj
-    return tokens.view(len(x), g, g, -1)
+    tokens: Tensor = visual.ln_post(x) @ visual.proj
+    return tokens[:, 0], tokens[:, 1:].view(len(x), g, g, -1)
 
 
 class Batch:
     """Random crops of one size, what is in them, and what their captions say."""
 
-    def __init__(self, pool: Pool, rng: np.random.Generator, whole: bool) -> None:
-        self.g = max(GRIDS) if whole else int(rng.choice(list(GRIDS), p=SHARES))
-        side, count = PATCH * self.g, GRIDS[self.g]
-        self.corner = int(rng.integers(0, 9 - self.g)), int(rng.integers(0, 9 - self.g))
+    def __init__(self, pool: Pool, rng: np.random.Generator, whole: bool, token: bool) -> None:
+        grids, shares = (TOKEN_GRIDS, TOKEN_SHARES) if token else (GRIDS, SHARES)
+        self.g = max(grids) if whole else int(rng.choice(list(grids), p=shares))
+        side, count = PATCH * self.g, grids[self.g]
+        y, x = rng.integers(0, max(grids) + 1 - self.g, 2)
+        self.corner = int(y), int(x)
         self.images = np.empty((count, side, side, 3), np.uint8)
         self.maps = np.empty((count, side, side), np.uint8)
         self.colours = []
         for k in range(count):
             scene = int(rng.integers(pool.train))
-            y, x = _corner_of_crop(pool, scene, side, rng)
             flip = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
-            self.images[k] = pool.images[scene, y : y + side, x : x + side][:, flip]
-            self.maps[k] = pool.classes[scene, y : y + side, x : x + side][:, flip]
+            image, classes = _crop(pool, scene, side, rng, token)
+            self.images[k], self.maps[k] = image[:, flip], classes[:, flip]
             self.colours.append(pool.colours[scene])
 
     def tensors(self, rng: np.random.Generator) -> Tensor:
         images = torch.from_numpy(self.images).permute(0, 3, 1, 2).float() / 255
         images = images * torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1))).float()
         return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def _crop(pool: Pool, scene: int, side: int, rng: np.random.Generator, token: bool) -> tuple[Array, Array]:
+    """A square of `side` pixels; for the token stage the whole scene or a crop, often at half the scale."""
+    h, w = pool.sizes[scene]
+    if token and side == PATCH * max(TOKEN_GRIDS):
+        y, x, h0, w0 = 0, 0, int(h), int(w)
+    else:
+        h0 = w0 = 2 * side if token and rng.random() < 0.6 else side
+        y, x = _corner_of_crop(pool, scene, h0, rng)
+    image, classes = (part[scene, y : y + h0, x : x + w0] for part in (pool.images, pool.classes))
+    if (h0, w0) != (side, side):
+        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        classes = cv2.resize(classes, (side, side), interpolation=cv2.INTER_NEAREST)
+    return image, classes
 
 
 def _corner_of_crop(pool: Pool, scene: int, side: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -153,7 +176,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.pool, self.out, self.stage = pool, out, stage
         self.crops = state / CROPS
-        config = prepare(out)
+        self.token = stage == "token"
+        config = prepare(out, self.token)
         self.model: Any = open_clip.model.CLIP(**config["model_cfg"])
         self.tokenizer = SimpleTokenizer(bpe_path=str(out / "bpe.txt.gz"), context_length=CONTEXT)
         self.extra = nn.Parameter(torch.tensor([2.7, -4.0]))  # scale (log) and bias of the class prompts' sigmoid
@@ -173,8 +197,20 @@ class Trainer:
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.extra.data.copy_(saved["extra"])
-        self.rng = np.random.default_rng([seed, self.clock.step, stage == "region"])
+        elif self.token:
+            self._start_from(out / "clip-region.safetensors")
+        self.rng = np.random.default_rng([seed, self.clock.step, STAGES.index(stage)])
         self.losses: dict[str, float] = {}
+
+    def _start_from(self, weights: Path) -> None:
+        """The region stage's weights, the position embedding stretched to the larger window."""
+        state = {name: value.float() for name, value in load_file(weights).items()}
+        position = state["visual.positional_embedding"]
+        side, target = max(GRIDS), max(TOKEN_GRIDS)
+        grid = position[1:].view(1, side, side, -1).permute(0, 3, 1, 2)
+        stretched = F.interpolate(grid, (target, target), mode="bicubic").permute(0, 2, 3, 1).flatten(0, 2)
+        state["visual.positional_embedding"] = torch.cat([position[:1], stretched])
+        self.model.load_state_dict(state)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -192,7 +228,7 @@ class Trainer:
             if whole and not self.crops.exists():
                 torch.save(self._state(), self.crops)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = self._loss(Batch(self.pool, self.rng, whole), whole)
+                loss = self._loss(Batch(self.pool, self.rng, whole, self.token), whole)
             self.optimiser.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -218,9 +254,9 @@ class Trainer:
         return flat.mean(1)
 
     def _loss(self, batch: Batch, whole: bool) -> Tensor:
-        tokens = patch_tokens(self.model.visual, batch.tensors(self.rng), batch.corner)
+        first, tokens = image_tokens(self.model.visual, batch.tensors(self.rng), batch.corner)
         named, faint = named_classes(batch.maps)
-        pooled = F.normalize(self._pooled(tokens, whole).float(), dim=-1)
+        pooled = F.normalize((first if self.token else self._pooled(tokens, whole)).float(), dim=-1)
         prompts = F.normalize(self._encode(self._class_prompts()).float(), dim=-1)
         told = self.rng.choice(len(named), min(48, len(named)), replace=False)
         loss = self._contrast(pooled[told], named[told], faint[told], [batch.colours[k] for k in told])
@@ -327,7 +363,7 @@ def dense_iou(trainer: Trainer, count: int = 12) -> float:
         )
         images = torch.from_numpy(np.ascontiguousarray(crops)).float() / 255
         images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-        features = F.normalize(patch_tokens(visual, images, (0, 0)), dim=-1)
+        features = F.normalize(image_tokens(visual, images, (0, 0))[1], dim=-1)
         labels = (features @ prompts.T).argmax(-1).numpy().repeat(PATCH, 1).repeat(PATCH, 2)
         truth = pool.classes[scene, :h, :w].reshape(h // 64, 64, w // 64, 64).transpose(0, 2, 1, 3).reshape(-1, 64, 64)
         np.add.at(confusion, (truth.ravel(), labels.ravel()), 1)

@@ -1,0 +1,205 @@
+"""Mask AP, precision, recall and retrieval, matched image by image by pycocotools and added up at the end.
+
+`COCOeval` matches every image and class by itself and ranks over all only when it accumulates. What it says of an
+image is kept as arrays, so a data set is never in memory as masks. Results carry no `bbox`: with one, COCO would sort
+them by its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ovseg_batch.evaluate.truth import Instance
+
+Array = np.ndarray[Any, Any]
+
+AREAS, HALF = 4, 0  # COCO's size classes, "all" first; the index of IoU 0.5 among its thresholds
+RETRIEVED = (1, 5)  # K
+
+
+class InstanceScore:
+    """Adds up images. `arrays` holds all there is of it.
+
+    An entry is one image, class and size class of COCO's: `keys` (E, 5) row, class, size class, detections, objects;
+    then, strung together, the detections' scores, whether each is matched and ignored at the ten IoU thresholds, and
+    whether each object is ignored.
+    """
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self._categories = list(categories)
+        self._parts: list[dict[str, Array]] = []
+
+    def add(
+        self, row: int, size: tuple[int, int], found: Sequence[Mapping[str, Any]], truth: Sequence[Instance]
+    ) -> None:
+        """One image.
+
+        Args:
+            row: any number that no other image has.
+            size: (H, W).
+            found: lines with `category`, `score` and `rle`.
+            truth: its objects.
+        """
+        identity = {name: k for k, name in enumerate(self._categories, start=1)}
+        height, width = size
+        shape = [height, width]
+        objects = [
+            {
+                "id": k,
+                "image_id": row,
+                "category_id": identity[one.category],
+                "segmentation": {"size": shape, "counts": one.rle},
+                "area": one.area,
+                "iscrowd": int(one.crowd),
+            }
+            for k, one in enumerate(truth, start=1)
+        ]
+        results = [
+            {
+                "image_id": row,
+                "category_id": identity[one["category"]],
+                "segmentation": {"size": shape, "counts": one["rle"]},
+                "score": one["score"],
+            }
+            for one in found
+            if one["category"] in identity
+        ]
+        if not objects and not results:
+            return
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth_index = COCO()
+            truth_index.dataset = {
+                "info": {},
+                "images": [{"id": row, "height": height, "width": width}],
+                "categories": [{"id": k, "name": name} for name, k in identity.items()],
+                "annotations": objects,
+            }
+            truth_index.createIndex()
+            found_index = truth_index.loadRes(results) if results else COCO()
+            evaluation = COCOeval(truth_index, found_index, "segm")
+            evaluation.evaluate()
+        self._parts.append(_entries([entry for entry in evaluation.evalImgs if entry is not None]))
+
+    def arrays(self) -> dict[str, Array]:
+        if not self._parts:
+            return _entries([])
+        names = self._parts[0]
+        return {name: np.concatenate([part[name] for part in self._parts], axis=-1) for name in names}
+
+    def merge(self, arrays: Mapping[str, Array]) -> None:
+        """Add what another score of the same classes has counted."""
+        self._parts.append({name: arrays[name] for name in _entries([])})
+
+    def figures(self, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """AP over all classes and over each named group of them; AP50, AP75; precision, recall and F1; retrieval."""
+        precision = self._precision()
+        of_class = {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(self._categories)}
+        found = {
+            "mask AP": _mean(precision[..., 0]),
+            "mask AP50": _mean(precision[HALF, :, :, 0]),
+            "mask AP75": _mean(precision[5, :, :, 0]),
+            **{
+                f"mask AP {group}": _mean(np.array([of_class[name] for name in names], float))
+                for group, names in classes.items()
+            },
+        }
+        return {**found, **self._at_half()}
+
+    def class_ap(self) -> dict[str, float]:
+        precision = self._precision()
+        return {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(self._categories)}
+
+    def _precision(self) -> Array:
+        """COCO's (10 IoU thresholds, 101 recalls, classes, 4 sizes), -1 where there is no object."""
+        arrays = self.arrays()
+        rows = sorted({int(row) for row in arrays["keys"][0]})
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(iouType="segm")
+            evaluation.params.imgIds = rows
+            evaluation.params.catIds = list(range(1, len(self._categories) + 1))
+            evaluation._paramsEval = evaluation.params
+            evaluation.evalImgs = _as_evaluated(arrays, rows, len(self._categories))
+            evaluation.accumulate()
+        precision: Array = evaluation.eval["precision"][..., -1]
+        return precision
+
+    def _at_half(self) -> dict[str, float]:
+        """At IoU 0.5: precision, recall and F1 over all masks; how often a query's best K masks hold one."""
+        arrays = self.arrays()
+        matched, wrong, missed, queries = 0, 0, 0, 0
+        hits = dict.fromkeys(RETRIEVED, 0)
+        for _, _, scores, match, ignored, objects in _split(arrays):
+            counted = ~ignored[HALF]
+            right = match[HALF] & counted
+            wanted = int((~objects).sum())
+            matched += int(right.sum())
+            wrong += int((counted & ~right).sum())
+            missed += wanted - int(right.sum())
+            if wanted:
+                queries += 1
+                order = np.argsort(-scores, kind="stable")
+                for k in RETRIEVED:
+                    hits[k] += bool(right[order[:k]].any())
+        precision, recall = matched / max(matched + wrong, 1), matched / max(matched + missed, 1)
+        found = {
+            "mask precision": precision,
+            "mask recall": recall,
+            "mask F1": 2 * precision * recall / max(precision + recall, 1e-12),
+        }
+        return found | {f"retrieval@{k}": count / max(queries, 1) for k, count in hits.items()}
+
+
+def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """What COCOeval says of images as arrays; the last axis is the one along which parts are strung together."""
+    sizes = COCOeval(iouType="segm").params.areaRng
+    keys = [
+        (e["image_id"], e["category_id"], sizes.index(e["aRng"]), len(e["dtScores"]), len(e["gtIgnore"]))
+        for e in evaluated
+    ]
+    return {
+        "keys": np.array(keys, np.int64).reshape(-1, 5).T,
+        "scores": np.concatenate([np.zeros(0), *(np.asarray(e["dtScores"], float) for e in evaluated)]),
+        "matched": np.concatenate([np.zeros((10, 0), bool), *(e["dtMatches"] > 0 for e in evaluated)], axis=1),
+        "ignored": np.concatenate(
+            [np.zeros((10, 0), bool), *(np.asarray(e["dtIgnore"], bool).reshape(10, -1) for e in evaluated)], axis=1
+        ),
+        "objects": np.concatenate([np.zeros(0, bool), *(np.asarray(e["gtIgnore"], bool) for e in evaluated)]),
+    }
+
+
+def _split(arrays: Mapping[str, Array], size: int | None = 0) -> Any:
+    """Entry by entry: row and class, size class, scores, matched, ignored, objects; of one size class, or of all."""
+    detection, thing = 0, 0
+    for row, label, area, found, wanted in arrays["keys"].T.tolist():
+        these, those = slice(detection, detection + found), slice(thing, thing + wanted)
+        detection, thing = these.stop, those.stop
+        if size is None or area == size:
+            parts = (arrays["scores"][these], arrays["matched"][:, these], arrays["ignored"][:, these])
+            yield (row, label), area, *parts, arrays["objects"][those]
+
+
+def _as_evaluated(arrays: Mapping[str, Array], rows: Sequence[int], classes: int) -> list[dict[str, Any] | None]:
+    """`COCOeval.evalImgs`: class by class, size by size, image by image."""
+    place = {row: k for k, row in enumerate(rows)}
+    evaluated: list[dict[str, Any] | None] = [None] * (classes * AREAS * len(rows))
+    for (row, label), area, scores, matched, ignored, objects in _split(arrays, None):
+        evaluated[((label - 1) * AREAS + area) * len(rows) + place[row]] = {
+            "dtScores": scores.tolist(),
+            "dtMatches": matched.astype(float),
+            "dtIgnore": ignored,
+            "gtIgnore": objects.astype(float),
+        }
+    return evaluated
+
+
+def _mean(values: Array) -> float:
+    known = values[(values > -1) & ~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan

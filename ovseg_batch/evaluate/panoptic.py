@@ -1,0 +1,85 @@
+"""Panoptic quality: segments matched at more than half an IoU (Kirillov et al., CVPR 2019).
+
+Source: panopticapi's `pq_compute`, which is dead and cannot be a dependency; tested against its published definition.
+Void pixels of the truth (255) count in no union, and a wrong segment that lies mostly in void or in a crowd is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class PanopticScore:
+    """Adds up images. `counts` (C, 4): summed IoU of matches, matches, wrong segments, missed ones."""
+
+    def __init__(self, classes: int) -> None:
+        self._counts = np.zeros((classes, 4))
+
+    def add(
+        self,
+        found: Array,
+        found_class: Sequence[int],
+        truth: Array,
+        truth_class: Sequence[int],
+        crowds: Sequence[int] = (),
+    ) -> None:
+        """One image.
+
+        Args:
+            found: (H, W) integer segment of each pixel, 0 where none is; segment k is of class found_class[k - 1].
+            truth: the same of what is true; 0 is void.
+            crowds: segments of the truth that stand for many objects and need not be found.
+        """
+        across = len(found_class) + 1
+        index = truth.astype(np.int64).ravel() * across + found.ravel()
+        shared = np.bincount(index, minlength=(len(truth_class) + 1) * across).reshape(-1, across)
+        truth_area, found_area = shared.sum(axis=1), shared.sum(axis=0)
+        matched_truth, matched_found = set(), set()
+        for t, f in zip(*(part.tolist() for part in np.nonzero(shared)), strict=True):
+            if t == 0 or f == 0 or t in crowds or truth_class[t - 1] != found_class[f - 1]:
+                continue
+            iou = shared[t, f] / (truth_area[t] + found_area[f] - shared[t, f] - shared[0, f])
+            if iou > 0.5:
+                self._counts[truth_class[t - 1], :2] += iou, 1
+                matched_truth.add(t)
+                matched_found.add(f)
+        for t in range(1, len(truth_class) + 1):
+            if t not in matched_truth and t not in crowds and truth_area[t]:
+                self._counts[truth_class[t - 1], 3] += 1
+        for f in range(1, len(found_class) + 1):
+            if f in matched_found or not found_area[f]:
+                continue
+            void = shared[0, f] + sum(shared[t, f] for t in crowds if truth_class[t - 1] == found_class[f - 1])
+            if void / found_area[f] <= 0.5:
+                self._counts[found_class[f - 1], 2] += 1
+
+    def arrays(self) -> dict[str, Array]:
+        return {"panoptic": self._counts}
+
+    def merge(self, arrays: Mapping[str, Array]) -> None:
+        """Add what another score of the same classes has counted."""
+        self._counts += arrays["panoptic"]
+
+    def class_quality(self) -> Array:
+        """(C, 3) PQ, SQ and RQ; NaN for a class that is nowhere."""
+        iou, hit, wrong, missed = self._counts.T
+        total = hit + 0.5 * wrong + 0.5 * missed
+        nowhere = np.full(len(total), math.nan)
+        recognition = np.divide(hit, total, out=nowhere.copy(), where=total > 0)
+        segmentation = np.divide(iou, hit, out=np.zeros(len(total)), where=hit > 0)
+        return np.stack([recognition * segmentation, np.where(total > 0, segmentation, math.nan), recognition], axis=1)
+
+    def quality(self, classes: Sequence[int] | None = None) -> tuple[float, float, float]:
+        """PQ, SQ and RQ, each the mean over the classes asked for (None: all) that are anywhere."""
+        rows = self.class_quality() if classes is None else self.class_quality()[list(classes)]
+        known = rows[~np.isnan(rows[:, 0])]
+        if not len(known):
+            return math.nan, math.nan, math.nan
+        pq, sq, rq = known.mean(axis=0)
+        return float(pq), float(sq), float(rq)

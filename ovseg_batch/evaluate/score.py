@@ -1,0 +1,201 @@
+"""A finished run against a data set's truth: shard by shard, each kept when it is done, added up at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovseg_batch.datasets import Dataset
+from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.instances import InstanceScore
+from ovseg_batch.evaluate.metrics import SemanticScore, class_iou, confusion
+from ovseg_batch.evaluate.panoptic import PanopticScore
+from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import atomic_path
+
+Array = np.ndarray[Any, Any]
+Line = Mapping[str, Any]
+
+
+class Score:
+    """Everything that is counted of a data set.
+
+    Args:
+        dataset: whose classes they are.
+        reader: where its truth comes from.
+        labels: the classes that the run was asked for.
+
+    Raises:
+        UsageError: none of the labels is a class of the data set.
+    """
+
+    def __init__(self, dataset: Dataset, reader: TruthReader, labels: Sequence[str]) -> None:
+        self._dataset, self._reader = dataset, reader
+        if not set(labels) & set(dataset.classes):
+            raise UsageError(
+                f"The run has none of the classes of {dataset.title}, which are {', '.join(dataset.classes[:5])}, … "
+                f"Run it with --labels dataset:{dataset.name}."
+            )
+        scored = len(dataset.scored)
+        self._semantic = SemanticScore(scored) if reader.has_classes else None
+        self._instances = InstanceScore(dataset.things) if reader.has_instances and dataset.things else None
+        self._panoptic = PanopticScore(scored) if self._semantic and self._instances else None
+        self._images: dict[int, float] = {}  # manifest row → how well the image went
+
+    def add(self, name: str, line: Line) -> None:
+        """One image: its file name and the line of the run's last stage."""
+        truth = self._reader.read(name)
+        size = (line["height"], line["width"])
+        quality = math.nan
+        if self._semantic is not None and truth.classes is not None:
+            if truth.classes.shape != size:
+                tall, wide = truth.classes.shape
+                raise UsageError(f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth.")
+            drawn = paint(line, self._dataset)
+            self._semantic.add(drawn, truth.classes)
+            own = class_iou(confusion(drawn, truth.classes, len(self._dataset.scored)))
+            quality = float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else 1.0
+        if self._instances is not None and truth.instances is not None:
+            things = [one for one in line["annotations"] if one["category"] in self._dataset.things]
+            objects = [one for one in truth.instances if one.category in self._dataset.things]
+            self._instances.add(line["row"], size, things, objects)
+        if self._panoptic is not None:
+            self._add_segments(line, truth)
+        self._images[line["row"]] = quality
+
+    def arrays(self) -> dict[str, Array]:
+        rows = np.array(list(self._images), np.int64)
+        out = {"rows": rows, "quality": np.array(list(self._images.values()), float)}
+        for part in (self._semantic, self._instances, self._panoptic):
+            if part is not None:
+                out |= part.arrays()
+        return out
+
+    def merge(self, arrays: Mapping[str, Array]) -> None:
+        self._images |= dict(zip(arrays["rows"].tolist(), arrays["quality"].tolist(), strict=True))
+        for part in (self._semantic, self._instances, self._panoptic):
+            if part is not None:
+                part.merge(arrays)
+
+    def worst(self, count: int) -> list[int]:
+        """Manifest rows of the images that went worst, the worst first."""
+        known = [(quality, row) for row, quality in self._images.items() if not math.isnan(quality)]
+        return [row for _, row in sorted(known)[:count]]
+
+    def quality(self, row: int) -> float:
+        """The mean IoU of one image over the classes that are in it or were said to be."""
+        return self._images[row]
+
+    def figures(self) -> dict[str, float]:
+        """What was measured by name, shares in [0, 1]; what the truth does not allow is left out."""
+        found: dict[str, float] = {"images": len(self._images)}
+        groups = self._groups()
+        if self._semantic is not None:
+            found["mIoU"] = self._semantic.mean_iou()
+            for name, members in groups.items():
+                found[f"mIoU {name}"] = self._semantic.mean_iou([self._dataset.scored.index(one) for one in members])
+            found["pixel accuracy"] = self._semantic.accuracy()
+            found["mean accuracy"] = self._semantic.mean_accuracy()
+            found["boundary F1"] = self._semantic.boundary_f1()
+        if self._instances is not None:
+            things = {name: [one for one in members if one in self._dataset.things] for name, members in groups.items()}
+            found |= self._instances.figures({n: m for n, m in things.items() if n in ("base", "novel")})
+        if self._panoptic is not None:
+            found |= dict(zip(("PQ", "SQ", "RQ"), self._panoptic.quality(), strict=True))
+        return found
+
+    def classes(self) -> dict[str, dict[str, float]]:
+        """The same class by class."""
+        table: dict[str, dict[str, float]] = {name: {} for name in self._dataset.scored}
+        if self._semantic is not None:
+            for kind, values in (("IoU", self._semantic.class_iou()), ("accuracy", self._semantic.class_accuracy())):
+                for name, value in zip(self._dataset.scored, values.tolist(), strict=True):
+                    table[name][kind] = value
+        if self._instances is not None:
+            for name, value in self._instances.class_ap().items():
+                table[name]["AP"] = value
+        if self._panoptic is not None:
+            for name, row in zip(self._dataset.scored, self._panoptic.class_quality().tolist(), strict=True):
+                table[name]["PQ"] = row[0]
+        return table
+
+    def _groups(self) -> dict[str, list[str]]:
+        """Things against stuff, base against novel, where the data set tells them apart."""
+        classes, things, novel = self._dataset.classes, self._dataset.things, self._dataset.novel
+        stuff = [name for name in classes if name not in things]
+        groups = {"stuff": stuff, "things": list(things)} if stuff and things else {}
+        if novel:
+            groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
+        return groups
+
+    def _add_segments(self, line: Line, truth: Truth) -> None:
+        assert self._panoptic is not None and truth.classes is not None and truth.instances is not None
+        scored, things = self._dataset.scored, self._dataset.things
+        shape = truth.classes.shape
+        found, found_class = np.zeros(shape, np.int32), [0] * bool(self._dataset.background)
+        found[:] = len(found_class)  # what is not claimed is background where that counts
+        stuff: dict[str, int] = {}
+        for one in line["annotations"]:
+            category = one["category"]
+            if category not in scored:
+                continue
+            if category not in stuff:
+                found_class.append(scored.index(category))
+            number = stuff.get(category, len(found_class))
+            if category not in things:
+                stuff[category] = number
+            found[rle.decode(one["rle"], *shape)] = number
+        wanted, wanted_class, crowds = np.zeros(shape, np.int32), list[int](), list[int]()
+        for label in np.unique(truth.classes):
+            if label != IGNORE and scored[label] not in things:
+                wanted_class.append(int(label))
+                wanted[truth.classes == label] = len(wanted_class)
+        for instance in sorted(truth.instances, key=lambda one: -one.area):
+            wanted_class.append(scored.index(instance.category))
+            wanted[rle.decode(instance.rle, *shape)] = len(wanted_class)
+            if instance.crowd:
+                crowds.append(len(wanted_class))
+        self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
+
+
+def paint(line: Line, dataset: Dataset) -> Array:
+    """The class map (H, W) int16 of an image's masks, into `Dataset.scored`.
+
+    Where no mask is: the background where the data set counts it, else -1. Classes that are none of its are nothing.
+    """
+    classes = np.full((line["height"], line["width"]), 0 if dataset.background else -1, np.int16)
+    for annotation in line["annotations"]:
+        if annotation["category"] in dataset.scored:
+            mask = rle.decode(annotation["rle"], *classes.shape)
+            classes[mask] = dataset.scored.index(annotation["category"])
+    return classes
+
+
+def score_shards(
+    make: Callable[[], Score], shards: Iterable[tuple[int, Iterator[tuple[str, Line]]]], folder: Path
+) -> Score:
+    """Add up every shard; those scored before are read from `folder`, the others are scored and kept there.
+
+    Args:
+        make: makes an empty score.
+        shards: number, and (file name, line) of every finished image.
+        folder: of this run's last stage and this truth, and of nothing else.
+    """
+    total = make()
+    for number, lines in shards:
+        kept = folder / f"{number:06d}.npz"
+        if not kept.is_file():
+            part = make()
+            for name, line in lines:
+                part.add(name, line)
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(kept) as temporary, temporary.open("wb") as file:
+                np.savez(file, **part.arrays())  # type: ignore[arg-type]
+        with np.load(kept, allow_pickle=False) as arrays:
+            total.merge(dict(arrays))
+    return total

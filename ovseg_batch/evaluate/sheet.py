@@ -1,0 +1,80 @@
+"""A sheet of pictures: images as they are, as they should be cut, and as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ovseg_batch.evaluate.metrics import IGNORE
+from ovseg_batch.io.atomic import atomic_path
+
+Array = np.ndarray[Any, Any]
+
+HEIGHT = 224  # pixels of a row of pictures
+STRENGTH = 0.75  # of a class's colour over the image
+MARGIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`image` (H, W, 3) uint8, `truth` and `found` (H, W) class maps (negative or 255: none), and what to say of it."""
+
+    image: Array
+    truth: Array
+    found: Array
+    caption: str
+
+
+def write_sheet(path: Path, cases: Sequence[Case]) -> None:
+    """A PNG with one case a row: image, truth, result."""
+    rows = [_row(case) for case in cases]
+    width = max((row.shape[1] for row in rows), default=3 * HEIGHT)
+    sheet = np.full((sum(row.shape[0] + MARGIN for row in rows) + MARGIN, width, 3), 255, np.uint8)
+    top = MARGIN
+    for row in rows:
+        sheet[top : top + row.shape[0], : row.shape[1]] = row
+        top += row.shape[0] + MARGIN
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        Image.fromarray(sheet).save(file, "PNG")
+
+
+def overlay(image: Array, classes: Array) -> Array:
+    """Every class in its own colour over the faded image, with dark edges; what has no class stays grey.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        classes: (H, W) integer, negative or 255 where there is none.
+    """
+    known = (classes >= 0) & (classes != IGNORE)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    mixed = (1 - STRENGTH) * image + STRENGTH * palette(IGNORE)[np.where(known, classes, 0)]
+    mixed = np.where(known[..., None], mixed, grey)
+    edges = cv2.morphologyEx(classes.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    mixed[edges] *= 0.35
+    return mixed.astype(np.uint8)
+
+
+def palette(count: int) -> Array:
+    """(count, 3) uint8 RGB: steps of the golden ratio round the hue circle, in three strengths."""
+    steps = np.arange(count)
+    hsv = np.stack([(steps * 179 * 0.618) % 180, 150 + 60 * (steps % 2), 235 - 60 * (steps % 3 == 2)], axis=1)
+    colours: Array = np.asarray(cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2RGB))[0]
+    return colours
+
+
+def _row(case: Case) -> Array:
+    shape = (max(1, round(case.image.shape[1] * HEIGHT / case.image.shape[0])), HEIGHT)
+    pictures = [case.image, overlay(case.image, case.truth), overlay(case.image, case.found)]
+    small = [cv2.resize(picture, shape, interpolation=cv2.INTER_AREA) for picture in pictures]
+    gap = np.full((HEIGHT, MARGIN, 3), 255, np.uint8)
+    row = np.concatenate([part for picture in small for part in (gap, picture)], axis=1)
+    labelled = Image.new("RGB", (row.shape[1], HEIGHT + 18), "white")
+    ImageDraw.Draw(labelled).text((MARGIN, 3), case.caption, fill="black")
+    labelled.paste(Image.fromarray(row), (0, 18))
+    return np.asarray(labelled)

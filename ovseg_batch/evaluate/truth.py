@@ -1,0 +1,191 @@
+"""What is true of an image: its class map, its instances, read from the layouts in which data sets are published."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ovseg_batch.datasets import ClassMaps, Dataset
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io import rle
+from ovseg_batch.io.sources import Entry, Source
+
+Array = np.ndarray[Any, Any]
+
+IGNORE = 255
+MIN_PIXELS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One object: its class's name, COCO run lengths, pixels, and whether it stands for a crowd."""
+
+    category: str
+    rle: bytes
+    area: float
+    crowd: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """`classes` (H, W) uint8 into `Dataset.scored`, 255 where it does not count; either may be unknown."""
+
+    classes: Array | None
+    instances: list[Instance] | None
+
+
+class TruthReader:
+    """Reads the truth of images by their names.
+
+    Raises:
+        UsageError: the data set is not at `root`, or an image has no truth there.
+    """
+
+    def __init__(self, dataset: Dataset, root: Path) -> None:
+        self._dataset = dataset
+        self._root = dataset.root(root)
+        self._maps = next((maps for maps in dataset.truth if self._some(maps.path)), None)
+        self._coco = self._root / dataset.coco if dataset.coco and (self._root / dataset.coco).is_file() else None
+        self._numbered = dataset.instances if dataset.instances and self._some(dataset.instances) else None
+        if self._maps is None and self._coco is None:
+            wanted = " or ".join([*(maps.path for maps in dataset.truth), *([dataset.coco] if dataset.coco else [])])
+            raise UsageError(f"{self._root} has no truth of {dataset.title}: there is no {wanted}.")
+
+    @property
+    def has_instances(self) -> bool:
+        return self._coco is not None or self._numbered is not None
+
+    @property
+    def has_classes(self) -> bool:
+        return self._maps is not None or (self._coco is not None and bool(self._dataset.background))
+
+    def images(self) -> Iterator[Path]:
+        """The images of the split, by name."""
+        pattern = next(p for p in self._dataset.images if next(iter(self._root.glob(p)), None))
+        if self._dataset.split is None:
+            yield from sorted(self._root.glob(pattern))
+            return
+        listed = self._root / self._dataset.split
+        if not listed.is_file():
+            raise UsageError(f"There is no list of the split, {listed}.")
+        folder, suffix = (self._root / pattern).parent, Path(pattern).suffix
+        for line in listed.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                yield folder / f"{line.strip()}{suffix}"
+
+    def source(self, oracle: bool) -> Source:
+        """The split as the input of a manifest; with `oracle` every image is asked for what is in it alone."""
+        folder = self._root.resolve()
+
+        def entries() -> Iterator[Entry]:
+            for path in self.images():
+                full = path.resolve()
+                extra = {"prompts": ", ".join(self.present(path.name)) or "background"} if oracle else {}
+                yield Entry(str(full), full.relative_to(folder).as_posix(), str(path), None, None, None, extra)
+
+        return Source(self._dataset.name, [("prompts", pa.string())] if oracle else [], entries())
+
+    def present(self, name: str) -> list[str]:
+        """The classes that an image's truth holds, the background not among them."""
+        truth = self.read(name)
+        if truth.classes is not None:
+            found = [self._dataset.scored[k] for k in np.unique(truth.classes) if k != IGNORE]
+        else:
+            found = sorted({instance.category for instance in truth.instances or []})
+        return [one for one in found if one in self._dataset.classes]
+
+    def read(self, name: str) -> Truth:
+        """The truth of the image called `name` (its last part counts)."""
+        name = Path(name).name
+        instances = self._instances(name) if self.has_instances else None
+        if self._maps is not None:
+            return Truth(self._class_map(name, self._maps), instances)
+        if self._dataset.background:
+            return Truth(self._drawn(name), instances)
+        return Truth(None, instances)
+
+    def _some(self, path: str) -> bool:
+        return next(iter(self._root.glob(path.format(stem="*", name="*"))), None) is not None
+
+    def _opened(self, path: str, name: str) -> Array:
+        file = self._root / path.format(stem=Path(name).stem, name=name)
+        if not file.is_file():
+            raise UsageError(f"There is no truth {file} for the image {name}.")
+        with Image.open(file) as opened:
+            values: Array = np.array(opened)
+        if values.ndim != 2:
+            raise UsageError(f"{file} is no map of numbers: it has {values.shape[-1]} channels.")
+        return values
+
+    def _class_map(self, name: str, maps: ClassMaps) -> Array:
+        table = _lookup(len(self._dataset.scored), self._dataset.zero_is_ignored, maps.absent)
+        classes: Array = table[np.minimum(self._opened(maps.path, name), IGNORE)]
+        return classes
+
+    def _instances(self, name: str) -> list[Instance]:
+        if self._coco is not None:
+            height, width, found = self._of_image(name)
+            return [Instance(name, rle.from_coco(s, height, width), area, crowd) for name, s, area, crowd in found]
+        assert self._numbered is not None and self._maps is not None
+        numbers, classes = self._opened(self._numbered, name), self._class_map(name, self._maps)
+        found_here = []
+        for number in np.unique(numbers):
+            mask = numbers == number
+            if number in (0, IGNORE) or mask.sum() < MIN_PIXELS:
+                continue
+            label = int(np.bincount(classes[mask]).argmax())
+            if label != IGNORE:
+                counts = rle.encode(mask)
+                found_here.append(Instance(self._dataset.scored[label], counts, float(mask.sum()), False))
+        return found_here
+
+    def _drawn(self, name: str) -> Array:
+        """The class map that the instances make, smaller ones in front; crowds do not count."""
+        height, width, _ = self._of_image(name)
+        classes = np.zeros((height, width), np.uint8)
+        for instance in sorted(self._instances(name), key=lambda one: -one.area):
+            mask = rle.decode(instance.rle, height, width)
+            classes[mask] = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
+        return classes
+
+    def _of_image(self, name: str) -> tuple[int, int, list[tuple[str, Any, float, bool]]]:
+        assert self._coco is not None
+        index = _coco_index(str(self._coco), self._dataset.classes)
+        if name not in index:
+            raise UsageError(f"{self._coco} does not know the image {name}.")
+        return index[name]
+
+
+@functools.lru_cache(maxsize=16)
+def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Array:
+    """Value of a published map → class, 255 where it does not count."""
+    table = np.full(256, IGNORE, np.uint8)
+    values = [value for value in range(256) if value not in absent][int(zero_is_ignored) :][:classes]
+    table[values] = np.arange(len(values))
+    return table
+
+
+@functools.lru_cache(maxsize=2)
+def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[tuple[str, Any, float, bool]]]]:
+    """File name → height, width and (category, segmentation, area, crowd) of each object of a class that counts."""
+    tree = json.loads(Path(path).read_bytes())
+    names = {category["id"]: category["name"] for category in tree["categories"]}
+    found: dict[int, tuple[int, int, list[tuple[str, Any, float, bool]]]] = {}
+    index = {}
+    for image in tree["images"]:
+        found[image["id"]] = image["height"], image["width"], []
+        index[Path(image["file_name"]).name] = found[image["id"]]
+    for annotation in tree["annotations"]:
+        name = names[annotation["category_id"]]
+        if name in classes:
+            area, crowd = float(annotation["area"]), bool(annotation.get("iscrowd", 0))
+            found[annotation["image_id"]][2].append((name, annotation["segmentation"], area, crowd))
+    return index

@@ -1,0 +1,50 @@
+"""A masked region as a picture of its own, for a CLIP that looks at whole pictures.
+
+Source: thesis 3.2.2.2, direct encoding of the isolated crop at several sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+CONTEXT = 0.1  # of the longer side, seen around the box
+
+
+def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: float) -> Array:
+    """The square around a mask, what lies outside the mask faded to one colour.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool with at least one pixel.
+        fill: RGB of the colour, also of what lies beyond the image.
+        keep: share of the picture that remains outside the mask: 0 isolates it, 1 leaves the picture as it is.
+
+    Returns:
+        (s, s, 3) uint8.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    side = max(y1 - y0, x1 - x0)
+    side += 2 * round(CONTEXT * side)
+    top, left = (y0 + y1 - side) // 2, (x0 + x1 - side) // 2
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = fill
+    a, b = max(top, 0), max(left, 0)
+    c, d = min(top + side, mask.shape[0]), min(left + side, mask.shape[1])
+    inside, part = mask[a:c, b:d, None], image[a:c, b:d]
+    colour = np.array(fill, np.float32)
+    faded = part if keep == 1 else (keep * part + (1 - keep) * colour).astype(np.uint8)
+    square[a - top : c - top, b - left : d - left] = np.where(inside, part, faded)
+    return square
+
+
+def resized_crop(crop: Array, side: int) -> Array:
+    """(side, side, 3) uint8, by areas where it shrinks and cubic where it grows."""
+    shrinks = crop.shape[0] > side
+    out: Array = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return out

@@ -1,0 +1,74 @@
+"""The pieces of open_clip's `VisionTransformer` that dense maps, mask tokens and regions are put together from.
+
+Shapes: B images, N = 1 + patches tokens with the class token first, W the width of the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embed(visual: Any, images: Tensor) -> Tensor:
+    """What goes into the first block: (B, 3, h, w) → (B, N, W). Sides need not be multiples of the patch."""
+    x = visual.conv1(images)
+    grid = x.shape[-2:]
+    x = x.flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    position = resized_position(visual.positional_embedding, visual.grid_size, tuple(grid))
+    embedded: Tensor = visual.ln_pre(torch.cat([first, x], dim=1) + position.to(x.dtype))
+    return embedded
+
+
+def resized_position(position: Tensor, trained: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
+    """Position embedding for another grid: bicubic by scale_factor (g + 0.1) / g0, as SCLIP (and DINO) do."""
+    if tuple(trained) == grid:
+        return position
+    patches = position[1:].view(*trained, -1).permute(2, 0, 1)[None].float()
+    factors = [(new + 0.1) / old for new, old in zip(grid, trained, strict=True)]
+    resized = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    assert tuple(resized.shape[-2:]) == grid
+    return torch.cat([position[:1], resized[0].permute(1, 2, 0).flatten(0, 1).to(position.dtype)])
+
+
+def query_key_value(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a block: (B, heads, N, d) each."""
+    q, k, v = (
+        _heads(part, block.attn.num_heads)
+        for part in F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
+    )
+    return q, k, v
+
+
+def attend_from(
+    block: Any, tokens: Tensor, x: Tensor, allowed: Tensor, query: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """One block for tokens that look at the image's and are not looked at: mask class tokens.
+
+    Args:
+        block: a residual block.
+        tokens: (B, M, W).
+        x: (B, N, W), what comes into the block.
+        allowed: (B, M, N) bool, which of the image's tokens each may attend to.
+        query: in place of the block's own query projection (MasQCLIP's f_Q′).
+
+    Returns:
+        (B, M, W). Source: Ding et al., ICML 2023.
+    """
+    attn, width = block.attn, x.shape[-1]
+    _, k, v = query_key_value(block, x)
+    weight, bias = attn.in_proj_weight[:width], attn.in_proj_bias[:width]
+    normed = block.ln_1(tokens)
+    q = _heads(F.linear(normed, weight, bias) if query is None else query(normed), attn.num_heads)
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None])
+    tokens = tokens + block.ls_1(attn.out_proj(seen.transpose(1, 2).flatten(2)))
+    moved: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return moved
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

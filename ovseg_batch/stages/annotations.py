@@ -1,0 +1,60 @@
+"""How a mask is written into a stage's table, by whichever stage drew it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ovseg_batch.io import rle
+from ovseg_batch.methods.voting import Segment
+from ovseg_batch.types import Annotation
+
+Array = np.ndarray[Any, Any]
+
+#: the fields of `types.Annotation`
+ANNOTATION = pa.struct(
+    [
+        pa.field("category", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("bbox", pa.list_(pa.float64(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("source", pa.string()),
+        pa.field("coverage", pa.float32()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+
+def annotation_line(
+    owner: Array, segment: Segment, category: str, score: float, coverage: float | None
+) -> dict[str, Any]:
+    """One segment of an assembled map as a line of the table.
+
+    Args:
+        owner: (H, W) integer, the segment of each pixel; run-length encoding is quick where it is Fortran-contiguous.
+        segment: which one, and the claim that drew it.
+        score, coverage: as in `Annotation`; the score is brought into [0, 1].
+    """
+    mask = owner == segment.index
+    counts = rle.encode(mask)
+    claim = segment.claim
+    return asdict(
+        Annotation(
+            category=category,
+            score=float(min(max(score, 0.0), 1.0)),
+            bbox=tuple(rle.bounding_box(counts, *owner.shape)),
+            area=rle.area(counts, *owner.shape),
+            rle=counts,
+            source="sam" if claim else "dense",
+            coverage=coverage,
+            predicted_iou=claim.predicted_iou if claim else None,
+            stability=claim.stability if claim else None,
+            reason=claim.reason if claim else None,
+        )
+    )
