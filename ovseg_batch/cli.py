@@ -77,7 +77,13 @@ def main(log_format: str, quiet: bool) -> None:
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="The workdir.")
-@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="Settings, a YAML file.")
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Settings: a YAML file, or a name from `methods`.",
+)
 @click.option("--labels", help='What to look for: "car, road, sky", or "person: person, people; sky".')
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
@@ -291,6 +297,18 @@ def _plain(tree: dict[str, Any]) -> dict[str, Any]:
         key: _plain(value) if isinstance(value, dict) else None if value != value else value
         for key, value in tree.items()
     }
+
+
+@main.command()
+@guarded
+def methods() -> None:
+    """The presets for `run -c`, with what they ask of the models and what they are good at."""
+    from ovseg_batch.stages.registry import describe_presets
+
+    for name, lines in describe_presets():
+        click.echo(name)
+        for line in lines:
+            click.echo(f"    {line}")
 
 
 @main.group()

@@ -41,6 +41,14 @@ class Label(Section):
         return self.synonyms or (self.name,)
 
 
+class About(Section):
+    """What a config is for, in words; decides nothing."""
+
+    what: str = ""
+    source: str = ""
+    good_at: str = ""
+
+
 class ManifestConfig(Section):
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
 
@@ -59,7 +67,7 @@ class DenseConfig(Section):
     attention: str = "csa"
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     window: Annotated[int, Field(ge=16)] | None = None  # None: the model's own image size
-    stride: Annotated[int, Field(ge=8)] | None = None  # None: half a window
+    stride: Annotated[int, Field(ge=8)] | Annotated[float, Field(gt=0, lt=1)] = 0.5  # pixels, or a share of the window
     short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
     long_side: Annotated[int, Field(ge=16)] = 2048  # the longer side is kept at or under it in any case
     views: Literal["plain", "itaclip"] = "plain"
@@ -154,6 +162,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
+    about: About = About()
     method: Literal["dense", "proposals"] = "dense"  # a class for every pixel first, or masks first
     labels: tuple[Label, ...] = ()
     background: tuple[str, ...] | Literal["common"] = ()
@@ -222,7 +231,7 @@ def load_config(
     """Merge every source of settings and check the result.
 
     Args:
-        file: a YAML file, or None.
+        file: a YAML file, or the name of a preset, or None.
         overrides: `section.key=value` strings, the value read as YAML.
         flags: dotted keys → values from the command line; None values are left out.
         environment: defaults to the process's.
@@ -230,6 +239,7 @@ def load_config(
     Raises:
         UsageError: an unreadable file, an unknown key (with the nearest valid one), or a value out of range.
     """
+    file = _preset_or_file(file) if file else None
     tree: dict[str, Any] = _read_yaml(file) if file else {}
     origin = str(file) if file else "config"
     _check_keys(tree, Config, origin)
@@ -268,11 +278,24 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def presets() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    package = Path(__file__).resolve().parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def _preset_or_file(file: Path) -> Path:
+    """A file wins over a preset of its name."""
+    return file if file.exists() else presets().get(str(file), file)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"There is no config file {file}.") from None
+        hint = nearest(str(file), presets())
+        raise UsageError(f"There is no config file {file}, nor a preset of that name.{hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"Cannot read the config file {file}: {error}") from None
     if tree is None:

@@ -4,9 +4,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from ovseg_batch.methods import labelling
-from ovseg_batch.methods.labelling import label_map, upsampled_strips
+from ovseg_batch.methods.labelling import label_map, resampled, upsampled_strips
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import component_points
+from ovseg_batch.methods.tiles import place_views
 from ovseg_batch.methods.vocabulary import (
     TEMPLATES,
     UNLABELLED,
@@ -22,7 +23,9 @@ from ovseg_batch.methods.voting import (
     distinct_by_class,
     low_resolution_coverage,
     mode_labels,
+    soft_labels,
 )
+from ovseg_batch.methods.windows import Stitched, window_boxes
 
 
 def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
@@ -69,6 +72,27 @@ def test_strips_equal_one_bilinear_resize(size, monkeypatch):
     strips = list(upsampled_strips(logits, size))
     whole = interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(torch.cat([strip for _, strip in strips], 1), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (120, 64), (60, 80)])
+def test_stitching_by_strips_equals_stitching_at_once(size, monkeypatch):
+    boxes = window_boxes(60, 80, 32, 12)
+    stitched = Stitched(torch.randn(len(boxes), 3, 4, 4), boxes, (60, 80))
+    torch.testing.assert_close(torch.cat([stitched.rows(k, k + 12) for k in range(0, 60, 12)], 1), stitched.whole())
+    whole = torch.cat([strip for _, strip in upsampled_strips(stitched.whole(), size)], 1)
+    monkeypatch.setattr(labelling, "STRIP_ELEMENTS", 2000)
+    strips = torch.cat([strip for _, strip in upsampled_strips(stitched, size)], 1)
+    torch.testing.assert_close(strips, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_part_of_a_map_at_another_resolution():
+    logits = torch.randn(2, 12, 16)
+    whole = resampled(logits, (0, 0, 160, 120), (120, 160), (30, 50))
+    expected = interpolate(logits[None], (30, 50), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    full = resampled(logits, (0, 0, 160, 120), (120, 160), (120, 160))
+    part = resampled(logits, (40, 20, 100, 80), (120, 160), (60, 60))
+    torch.testing.assert_close(part, full[:, 20:80, 40:100], atol=1e-5, rtol=1e-5)
 
 
 def test_the_area_rule_gives_a_scarce_class_to_the_next_best():
@@ -196,3 +220,28 @@ def test_pixel_adaptive_refinement_stops_at_edges():
     won = pamr(image, scores, 10, dilations=(1, 2)).argmax(dim=0)
     assert (won[:, 10:] == 1).all(), "nothing flows over the edge"
     assert torch.equal(pamr(image, scores, 0), scores)
+
+
+def test_a_soft_vote_takes_the_highest_mean_probability():
+    masks = torch.zeros(1, 2, 2, 4, dtype=torch.bool)
+    masks[0, 0, :, :3] = True
+    probabilities = torch.stack([torch.full((2, 4), 0.4), torch.tensor([[0.9, 0.0, 0.6, 0.0]] * 2)])
+    labels, means = soft_labels(masks, probabilities)
+    assert labels[0, 0] == 1 and means[0, 0] == pytest.approx(0.5)
+    assert means[0, 1] == 0  # an empty mask
+
+
+@pytest.mark.parametrize("tile", [None, 200, 400])
+def test_every_object_is_looked_at_once_and_whole(tile):
+    rng = np.random.default_rng(3)
+    corner = rng.integers(0, 900, (60, 2))
+    boxes = [tuple(box) for box in np.hstack([corner, corner + rng.integers(5, 90, (60, 2))]).tolist()]
+    boxes.append((100, 100, 950, 700))
+    views = place_views(boxes, (1000, 1000), tile)
+    assert sorted(k for view in views for k in view.members) == list(range(len(boxes)))
+    for view in views:
+        for x0, y0, x1, y1 in (boxes[k] for k in view.members):
+            assert view.box[0] <= x0 and view.box[1] <= y0 and view.box[2] >= x1 and view.box[3] >= y1
+        sides = (view.box[2] - view.box[0], view.box[3] - view.box[1])
+        assert sides == (1000, 1000) or sides == (tile, tile)
+    assert (len(views) == 1) == (tile is None)

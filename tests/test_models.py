@@ -24,6 +24,7 @@ from ovseg_batch.methods.windows import Stitched, resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned
 from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.models.weights import read_state_dict
 
@@ -136,6 +137,59 @@ def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
         assert np.abs(logits[k].clamp(-32, 32).numpy() - low).max() < 1e-3
         assert np.abs(rated[k].numpy() - scores).max() < 1e-4
         assert ((Sam.upsample(logits[k], size) > 0).numpy() != (masks > 0)).mean() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(256, 256), (200, 300)])
+@pytest.mark.parametrize("multimask", [False, True])
+def test_boxes_and_rough_masks_equal_its_own_predictor(size: tuple[int, int], multimask: bool) -> None:
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    image = np.resize(scenes.render(7).image, (*size, 3))
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(5, 90, (3, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(30, 90, (3, 2)).astype(np.float32)], axis=1)
+    points = (boxes[:, :2] + boxes[:, 2:]) / 2
+    side = sam.image_size
+    rough = torch.from_numpy(rng.normal(size=(3, side // 4, side // 4)).astype(np.float32))
+    [embedding] = sam.embed([image])
+    logits, rated = sam.predict(embedding, points, boxes, rough, multimask=multimask, chunk=2)
+    predictor = SAM2ImagePredictor(sam.model)
+    predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
+    predictor.set_image(image)
+    for k in range(3):
+        _, scores, low = predictor.predict(
+            points[k][None], np.array([1]), boxes[k], rough[k].numpy()[None], multimask_output=multimask
+        )
+        assert np.abs(logits[k].clamp(-32, 32).numpy() - low).max() < 1e-3
+        assert np.abs(rated[k].numpy() - scores).max() < 1e-4
+
+
+def test_image_features_are_open_clips_own() -> None:
+    for name in ("demo-image", "demo-token"):
+        clip = DenseClip.load(zoo.resolve("clip", name), CPU, "fp32")
+        image = np.resize(scenes.render(5).image, (clip.image_size, clip.image_size, 3))
+        images = clip.normalise(torch.from_numpy(image[None]))
+        own = F.normalize(clip.forward_bare(images), dim=-1)
+        assert torch.allclose(clip.image_features(images), own, atol=1e-5), name
+        larger = clip.normalise(torch.from_numpy(np.resize(image, (clip.image_size * 3 // 2,) * 2 + (3,))[None]))
+        assert clip.image_features(larger).shape == own.shape
+
+
+def test_mask_tokens_need_a_class_token_that_speaks() -> None:
+    with pytest.raises(OvsegError, match=r"averages its patches.*demo-token"):
+        MaskTokens(DenseClip.load(zoo.resolve("clip", "demo"), CPU, "fp32").visual)
+
+
+def test_query_projections_of_another_clip_are_refused(tmp_path: Path) -> None:
+    visual = DenseClip.load(zoo.resolve("clip", "demo-token"), CPU, "fp32").visual
+    state = MaskTokens(visual, tuned=True).published_state()
+    save_file(state, tmp_path / "good.safetensors")
+    load_tuned(visual, str(tmp_path / "good.safetensors"))
+    save_file({k: v[..., :-1].contiguous() for k, v in state.items()}, tmp_path / "narrow.safetensors")
+    with pytest.raises(OvsegError, match="not for this CLIP"):
+        load_tuned(visual, str(tmp_path / "narrow.safetensors"))
+    save_file({"x": torch.zeros(1)}, tmp_path / "none.safetensors")
+    with pytest.raises(OvsegError, match="holds no query projections"):
+        load_tuned(visual, str(tmp_path / "none.safetensors"))
 
 
 def test_chunks_change_nothing() -> None:

@@ -1,4 +1,7 @@
-"""SCLIP's own numbers on equal weights. A mean instead of a sum, another GELU or another resize stand far outside."""
+"""Other people's numbers on equal weights: SCLIP's, and those of every method that has public code.
+
+A mean instead of a sum, another GELU or another resize stand far outside.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from ovseg_batch.evaluate.metrics import SemanticScore
+from ovseg_batch.evaluate.panoptic import PanopticScore
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.maskclip import denoise_prompts, smooth_by_keys
@@ -20,6 +25,7 @@ from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
 from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
 
 DATA = Path(__file__).parent / "data" / "parity"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -180,3 +186,64 @@ def test_a_wrong_variant_stands_far_outside(clip: DenseClip, image: torch.Tensor
     y0, x0, y1, x1 = window["window_yxyx"]
     [tokens] = clip.tokens(clip.normalise(image[None, y0:y1, x0:x1]), VARIANTS[variant])
     assert np.abs(tokens[0].numpy() - window["tokens_csa"]).max() > 100 * TOKENS
+
+
+# ---- mask tokens and regions
+
+
+@pytest.fixture(scope="module")
+def masks() -> torch.Tensor:
+    packed = np.load(DATA / "mask_tokens.npz")["masks"]
+    return torch.from_numpy(np.unpackbits(packed).reshape(-1, 224, 224).astype(bool))
+
+
+@pytest.mark.parametrize("kind", ["ding", "masq"])
+@torch.inference_mode()
+def test_mask_tokens(clip: DenseClip, image: torch.Tensor, masks: torch.Tensor, kind: str) -> None:
+    """Ding's MaskCLIP without its trained parts, and MasQCLIP with projections in its own checkpoint's layout."""
+    tuned = load_tuned(clip.visual, str(DATA / "masqclip_tuned.pth"))
+    tokens = MaskTokens(clip.visual) if kind == "ding" else tuned
+    touched = touched_patches(masks, (14, 14))[None]
+    ours = clip.mask_features(tokens, clip.normalise(image[None, :224, :224]), touched)[0]
+    truth = F.normalize(torch.from_numpy(np.load(DATA / "mask_tokens.npz")[kind]), dim=-1)
+    assert (ours - truth).abs().max() <= LOGITS
+
+
+@pytest.mark.parametrize(("window", "grid"), [("square", "same"), ("wide", "fine")])
+def test_region_limited_attention(deep_clip: DenseClip, image: torch.Tensor, window: str, grid: str) -> None:
+    """CorrCLIP's three branches, its regions merged by scikit-learn's DBSCAN; at CLIP's grid and at a finer one."""
+    y0, x0, y1, x1 = WINDOWS[window]
+    stored = np.load(DATA / "corrclip.npz")
+    features, regions, truth = (
+        torch.from_numpy(stored[f"{window}.{grid}.{k}"]) for k in ("features", "regions", "out")
+    )
+    pixels = deep_clip.normalise(image[None, y0:y1, x0:x1])
+    ours = deep_clip.region_features(pixels, features, regions.long())
+    assert (ours.flatten(0, 1) - F.normalize(truth, dim=-1)).abs().max() <= LOGITS
+
+
+# ---- metrics
+
+
+def test_mean_iou_is_mmsegs() -> None:
+    """Its functions sum and divide in float32: 1e-7 is their own rounding."""
+    stored = np.load(DATA / "metrics.npz")
+    score = SemanticScore(6)
+    for prediction, truth in zip(stored["sem.pred"], stored["sem.truth"], strict=True):
+        score.add(prediction.astype(np.int64), truth)
+    assert np.nanmax(np.abs(score.class_iou() - stored["sem.iou"])) <= 1e-7
+    assert np.array_equal(np.isnan(score.class_iou()), np.isnan(stored["sem.iou"]))
+    assert np.nanmax(np.abs(score.class_accuracy() - stored["sem.acc"])) <= 1e-7
+    assert abs(score.mean_iou() - stored["sem.miou"]) <= 1e-7 and abs(score.accuracy() - stored["sem.aacc"]) <= 1e-7
+
+
+def test_panoptic_quality_is_panopticapis() -> None:
+    stored = np.load(DATA / "metrics.npz")
+    score = PanopticScore(6)
+    names = ("found", "found_class", "truth", "truth_class")
+    for found, found_class, truth, (truth_class, crowd) in zip(*(stored[f"pan.{n}"] for n in names), strict=True):
+        crowds = [int(k) + 1 for k in np.flatnonzero(crowd)]
+        score.add(found, found_class.tolist(), truth, truth_class.tolist(), crowds)
+    assert np.abs(np.array(score.quality()) - stored["pan.all"]).max() <= 1e-9
+    assert np.abs(np.array(score.quality([3, 4, 5])) - stored["pan.things"]).max() <= 1e-9
+    assert np.abs(np.nan_to_num(score.class_quality()[:, 0]) - stored["pan.class"]).max() <= 1e-9

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from ovseg_batch.config import Config
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import FailureCode, RowError, UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
@@ -69,6 +70,9 @@ class ClassifyStage:
         self._vocabulary = vocabulary
         self._templates = tuple(templates)
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        tuned = config.classify.tuned
+        if tuned and not Path(tuned).is_file():
+            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
         confusers = {label.name: label.confusers for label in config.labels}
         self._confusers = [confusers.get(name, ()) for name in vocabulary.names]
 

@@ -61,9 +61,10 @@ class _Pending:
 
 
 def window_and_stride(config: Config) -> tuple[int, int]:
-    """In pixels: as asked for, or the model's own image size and half of it."""
+    """In pixels: as asked for, or the model's own image size, and a share of it."""
     window = config.dense.window or zoo.resolve("clip", config.clip.model, config.clip.weights).window
-    return window, config.dense.stride or window // 2
+    stride = config.dense.stride
+    return window, stride if isinstance(stride, int) else max(1, round(stride * window))
 
 
 class DenseStage:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ovseg_batch.config import Config
+from ovseg_batch.config import Config, load_config, presets
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
+from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.stages.base import Stage
@@ -20,6 +21,34 @@ def stage_names(config: Config) -> tuple[str, ...]:
         return "propose", "classify"
     proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
     return ("propose", "dense", "refine") if proposes else ("dense", "refine")
+
+
+def describe_presets() -> list[tuple[str, list[str]]]:
+    """Every preset and what to say of it: what it does, its stages and cost, what it is good at, its source."""
+    told = []
+    for name, file in presets().items():
+        config = load_config(file, environment={})
+        about = config.about
+        lines = [about.what, f"{' → '.join(stage_names(config))}: {_cost(config)}", f"good at {about.good_at}"]
+        told.append((name, [*lines, f"source: {about.source}"]))
+    return told
+
+
+def _cost(config: Config) -> str:
+    """What one image asks of the models."""
+    names = stage_names(config)
+    parts = []
+    if "dense" in names:
+        views = VIEWS[config.dense.views]
+        parts.append("CLIP once a window" if views == 1 else f"CLIP {views} times a window")
+    if "classify" in names:
+        tokens = config.classify.scorer == "mask-tokens"
+        parts.append("CLIP once" if tokens else f"CLIP {len(config.classify.scales)} × for each mask")
+    if "propose" in names:
+        parts.append(f"SAM2's encoder and {config.propose.points_per_side**2} prompts")
+    if "refine" in names and config.refine.method in ("prompted", "guided", "trident"):
+        parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
+    return ", ".join(parts)
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
