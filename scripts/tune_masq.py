@@ -11,7 +11,6 @@ distillation, proposals that SAM2 rates well and that miss every base mask, as m
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,27 +172,28 @@ def sample(clip: DenseClip, scene: scenes.Scene, extra: list[Array]) -> Sample:
 @click.option("--images", default=200, show_default=True, help="Held-out scenes.")
 @click.option("--first", default=0, show_default=True)
 @click.option("--tuned", type=click.Path(path_type=Path), default=ROOT / "checkpoints" / "demo" / "masq.safetensors")
-def compare(images: int, first: int, tuned: Path) -> None:
+@click.option("--root", type=click.Path(path_type=Path), default=ROOT / ".ablations", help="As of scripts/ablate.py.")
+def compare(images: int, first: int, tuned: Path, root: Path) -> None:
     """Mask AP of things, base and novel apart, all of them in the vocabulary."""
-    dataset = replace(datasets.load("scenes"), novel=NOVEL)
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+    root = root / f"{first}-{images}"
+    if not (root / "images").is_dir():
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
-        for name, file in (("zero-shot", None), ("tuned", str(tuned))):
-            flags = {
-                "labels": "dataset:scenes",
-                "method": "proposals",
-                "clip.model": "demo-token",
-                "propose.predicted_iou": 0.6,
-                "propose.stability": 0.7,
-                "classify.scorer": "mask-tokens",
-                "classify.tuned": file,
-            }
-            workdir = Workdir(root / "run")
-            pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
-            found = pipeline.evaluate(workdir, dataset, root).figures()
-            cells = [f"{key} {found[key]:.3f}" for key in ("mask AP base", "mask AP novel", "mIoU base", "mIoU novel")]
-            click.echo(f"{name:10} " + "  ".join(cells))
+    dataset = replace(datasets.load("scenes"), novel=NOVEL)
+    workdir = Workdir(root / "run")
+    for name, file in (("zero-shot", None), ("tuned", str(tuned))):
+        flags = {
+            "labels": "dataset:scenes",
+            "method": "proposals",
+            "clip.model": "demo-token",
+            "propose.predicted_iou": 0.6,
+            "propose.stability": 0.7,
+            "classify.scorer": "mask-tokens",
+            "classify.tuned": file,
+        }
+        pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
+        found = pipeline.evaluate(workdir, dataset, root).figures()
+        cells = [f"{key} {found[key]:.3f}" for key in ("mask AP base", "mask AP novel", "mIoU base", "mIoU novel")]
+        click.echo(f"{name:10} " + "  ".join(cells))
 
 
 if __name__ == "__main__":

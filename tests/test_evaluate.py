@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch.evaluate.generation import clip_score, frechet_distance
 from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.export.rows import finished_rows
 from ovseg_batch.io.manifest import Manifest
@@ -177,3 +178,19 @@ def test_what_cannot_be_evaluated(finished: Path, few_scenes: Path, tmp_path: Pa
     told = command("eval", finished, "--dataset", "ade20k", "--root", tmp_path / "ade")
     assert told.returncode == 2 and "There is no truth" in told.stderr
     assert command("manifest", few_scenes, "-o", tmp_path / "m.parquet", "--oracle").returncode == 2
+
+
+def test_the_frechet_distance_of_gaussians_that_are_known() -> None:
+    """Diagonal covariances: the distance is the sum of (σ - σ')² and the squared step between the means."""
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(400, 3))
+    white = (raw - raw.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(raw, rowvar=False))).T
+    real, generated = white * [1.0, 2.0, 0.5], white * [3.0, 2.0, 1.0] + [0.0, 1.0, 2.0]
+    assert frechet_distance(real, generated) == pytest.approx((1 - 3) ** 2 + (0.5 - 1) ** 2 + 1 + 4, abs=1e-9)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="two pictures of each"):
+        frechet_distance(real[:1], generated)
+
+
+def test_the_clip_score_is_a_mean_of_cosines() -> None:
+    assert clip_score(np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx(0.9)

@@ -328,6 +328,9 @@ def test_synonyms_background_and_semantic_output(few_scenes: Path, tmp_path: Pat
     "settings",
     [
         ["refine.method=guided"],
+        ["refine.method=trident"],
+        ["refine.vote=soft"],
+        ["dense.attention=corrclip", "refine.method=automatic", "refine.vote=0", "propose.points_per_side=8"],
         ["dense.attention=itaclip", "dense.views=itaclip", "refine.pamr=2"],
         ["dense.attention=maskclip", "dense.key_smoothing=1", "dense.prompt_denoising=0.2"],
         ["dense.attention=naclip", "refine.method=none", "refine.pamr=10"],

@@ -7,7 +7,7 @@ forward. What follows is the same for both: suppression, denoising, temperature,
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,29 +148,36 @@ class ClassifyStage:
         """(scales, M, D) of every mask, and how many pictures went through CLIP."""
         masks = (rle.decode(proposal["rle"], *image.shape[:2]) for proposal in proposals)
         if self._tokens is not None:
-            side = self._clip.image_size
-            small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-            batch = self._clip.normalise(torch.from_numpy(small)[None].to(self._device))
-            grid = (side // self._clip.patch, side // self._clip.patch)
-            touched = torch.cat([touched_patches(torch.from_numpy(mask)[None], grid) for mask in masks])
-            features = self._clip.mask_features(self._tokens, batch, touched[None].to(self._device))
-            return features.cpu().numpy(), 1
-        settings = self._config.classify
-        fill = self._clip.mean_colour
-        crops = [isolated_crop(image, mask, fill, settings.outside) for mask in masks]
-        scales = []
-        for scale in settings.scales:
-            side = max(1, round(scale * self._clip.image_size / self._clip.patch)) * self._clip.patch
-            pictures = [resized_crop(crop, side) for crop in crops]
-            parts = [
-                self._clip.image_features(
-                    self._clip.normalise(torch.from_numpy(np.stack(pictures[k : k + step])).to(self._device))
-                )
-                for step in (self._config.run.batch_size,)
-                for k in range(0, len(pictures), step)
-            ]
-            scales.append(torch.cat(parts).cpu().numpy())
-        return np.stack(scales), len(crops) * len(scales)
+            return self._by_tokens(self._tokens, image, masks), 1
+        features = self._by_crops(image, masks)
+        return features, features.shape[0] * features.shape[1]
+
+    def _by_tokens(self, tokens: MaskTokens, image: Array, masks: Iterable[Array]) -> Array:
+        side = self._clip.image_size
+        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        batch = self._clip.normalise(torch.from_numpy(small)[None].to(self._device))
+        grid = (side // self._clip.patch, side // self._clip.patch)
+        touched = torch.cat([touched_patches(torch.from_numpy(mask)[None], grid) for mask in masks])
+        features: Array = self._clip.mask_features(tokens, batch, touched[None].to(self._device)).cpu().numpy()
+        return features
+
+    def _by_crops(self, image: Array, masks: Iterable[Array]) -> Array:
+        settings, patch = self._config.classify, self._clip.patch
+        sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
+        pictures: list[list[Array]] = [[] for _ in sides]
+        for mask in masks:  # a crop may be as large as the image: one at a time
+            crop = isolated_crop(image, mask, self._clip.mean_colour, settings.outside)
+            for side, of_side in zip(sides, pictures, strict=True):
+                of_side.append(resized_crop(crop, side))
+        return np.stack([self._encoded(of_side) for of_side in pictures])
+
+    def _encoded(self, pictures: Sequence[Array]) -> Array:
+        """(M, D) of pictures of one size."""
+        step = self._config.run.batch_size
+        batches = (torch.from_numpy(np.stack(pictures[k : k + step])) for k in range(0, len(pictures), step))
+        features = [self._clip.image_features(self._clip.normalise(batch.to(self._device))) for batch in batches]
+        encoded: Array = torch.cat(features).cpu().numpy()
+        return encoded
 
     def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Mapping[str, Any]], pixels: int) -> Array:
         """How far each mask is believed to show each class: (M, C) in [0, 1]."""

@@ -1,0 +1,60 @@
+"""The configs that come with the package: each means something, is listed, and is found by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Command
+
+from ovseg_batch.config import load_config, presets
+from ovseg_batch.stages.registry import stage_names
+
+PHOTOGRAPHS = {"clip.weights": "random:0", "sam.weights": "random:0"}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_says_what_it_is_and_can_be_planned(name: str, tmp_path: Path, command: Command) -> None:
+    """With random weights in place of those for photographs, down to the fingerprints of its stages."""
+    config = load_config(Path(name), environment={})
+    about = config.about
+    assert about.what and about.source and about.good_at
+    assert presets()[name].read_text().startswith("# ")
+    if config.classify.tuned:
+        (tmp_path / config.classify.tuned).write_bytes(b"any")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(b"any")
+    options = [f"--set={key}={value}" for key, value in PHOTOGRAPHS.items()]
+    if config.classify.tuned:
+        options.append(f"--set=classify.tuned={tmp_path / config.classify.tuned}")
+    told = command(
+        "run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, "--labels", "dog", "--dry-run", *options
+    )
+    assert told.returncode == 0, told.stderr
+    assert [line.split()[0] for line in told.stdout.splitlines()[1:]] == list(stage_names(config))
+
+
+def test_methods_lists_every_preset_with_its_cost(command: Command) -> None:
+    told = command("methods").stdout
+    for name in presets():
+        assert f"\n{name}\n" in f"\n{told}"
+    assert told.count("CLIP") >= len(presets()) and "1024 prompts" in told
+
+
+def test_a_file_wins_over_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("guided"), environment={}).refine.method == "guided"
+    (tmp_path / "guided").write_text("refine: {method: none}\n")
+    assert load_config(Path("guided"), environment={}).refine.method == "none"
+
+
+def test_a_misspelt_preset_names_the_nearest(command: Command, tmp_path: Path) -> None:
+    told = command("run", tmp_path, "-o", tmp_path / "run", "-c", "gided", "--labels", "sky")
+    assert told.returncode == 2 and "Did you mean 'guided'?" in told.stderr
+
+
+def test_presets_name_models_for_photographs_alone() -> None:
+    for name, file in presets().items():
+        tree = yaml.safe_load(file.read_text())
+        assert "demo" not in tree["clip"]["model"] and "demo" not in tree.get("sam", {}).get("model", ""), name
