@@ -159,20 +159,19 @@ TABLES = {
     ),
     "scales": Table(
         "Crops: scales",
-        "`thesis-proposals` on `demo-token`. Shares of the model's own 128 pixels, weighted.",
+        "`thesis-proposals` on `demo-token`. Sizes as shares of the model's own 128 pixels, and their weights.",
         {
-            "1": {"classify.scales": [1.0], "classify.weights": [1.0]},
-            "1, 1.5, 2.29": {},
-            "five": {
-                "classify.scales": [1.0, 1.2857, 1.5, 1.7143, 2.2857],
-                "classify.weights": [0.15, 0.2, 0.3, 0.2, 0.15],
-            },
+            "1": {"classify.weights": [1.0, 0.0, 0.0]},
+            "1.5": {"classify.weights": [0.0, 1.0, 0.0]},
+            "2.29": {"classify.weights": [0.0, 0.0, 1.0]},
+            "0.2 + 0.5 + 0.3": {},
+            "a third each": {"classify.weights": [0.333, 0.333, 0.333]},
         },
         preset="thesis-proposals",
         clip="demo-token",
         claims=(
-            Claim("three sizes beat one (3.2.2.2)", "1, 1.5, 2.29", "1"),
-            Claim("three sizes beat five (4.3.6.3)", "1, 1.5, 2.29", "five"),
+            Claim("three sizes beat one (3.2.2.2)", "0.2 + 0.5 + 0.3", "1"),
+            Claim("the middle size is the most reliable one (3.2.2.2)", "1.5", "1"),
         ),
     ),
     "denoising": Table(
@@ -216,7 +215,6 @@ TABLES = {
         "Every mask above the threshold is kept, nothing is suppressed.",
         {
             "crops, one size": {},
-            "crops, three sizes": {"classify.scales": [1.0, 1.5, 2.2857], "classify.weights": [0.2, 0.5, 0.3]},
             "crops, one size, half of the surroundings": {"classify.outside": 0.5},
             "mask tokens": {"classify.scorer": "mask-tokens"},
             "mask tokens, tuned": {"preset": "masqclip"},

@@ -108,11 +108,14 @@ def test_masks_first_means_something(few_scenes: Path, tmp_path: Path, command: 
     assert found["mIoU"] > (0.5 if scorer == "crops" else 0.3), found
 
 
-def test_another_vocabulary_asks_sam2_nothing(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+def test_another_vocabulary_shows_no_model_a_picture(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     first = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "car, sky", *PROPOSALS)
     assert first.returncode == 0, first.stderr
     told = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "cat", *PROPOSALS, "--dry-run")
-    assert [line.split()[0] for line in told.stdout.splitlines() if line.endswith(" 0 shards to do")] == ["propose"]
+    assert [line.split()[0] for line in told.stdout.splitlines() if line.endswith(" 0 shards to do")] == [
+        "propose",
+        "embed",
+    ]
 
 
 def test_suppression_denoising_and_the_penalty_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:

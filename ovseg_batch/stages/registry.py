@@ -11,6 +11,7 @@ from ovseg_batch.models import zoo
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage, window_and_stride
+from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import RefineStage
 
@@ -18,7 +19,7 @@ from ovseg_batch.stages.refine import RefineStage
 def stage_names(config: Config) -> tuple[str, ...]:
     """The stages of a run with these settings, in the order they run."""
     if config.method == "proposals":
-        return "propose", "classify"
+        return "propose", "embed", "classify"
     proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
     return ("propose", "dense", "refine") if proposes else ("dense", "refine")
 
@@ -41,7 +42,7 @@ def _cost(config: Config) -> str:
     if "dense" in names:
         views = VIEWS[config.dense.views]
         parts.append("CLIP once a window" if views == 1 else f"CLIP {views} times a window")
-    if "classify" in names:
+    if "embed" in names:
         tokens = config.classify.scorer == "mask-tokens"
         parts.append("CLIP once" if tokens else f"CLIP {len(config.classify.scales)} × for each mask")
     if "propose" in names:
@@ -91,6 +92,8 @@ def make_stage(config: Config, name: str) -> Stage:
             return ProposeStage(config)
         case "dense":
             return DenseStage(config, vocabulary, templates, definitions)
+        case "embed":
+            return EmbedStage(config)
         case "classify":
             return ClassifyStage(config, vocabulary, templates)
         case _:

@@ -1,0 +1,131 @@
+"""Embed: what CLIP sees in every proposal, kept so that another vocabulary or another threshold asks no model again.
+
+Two scorers: crops, each mask's own picture through CLIP at several sizes; and mask tokens, all masks of an image in one
+forward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ovseg_batch.config import Config
+from ovseg_batch.errors import FailureCode, RowError, UsageError
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.remote import shown
+from ovseg_batch.methods.crops import isolated_crop, resized_crop
+from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
+from ovseg_batch.models.weights import file_hash
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+
+class EmbedStage:
+    """CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
+
+    name = "embed"
+    version = 1
+    needs: tuple[str, ...] = ("propose",)
+    resources = Resources()
+    arrays = True
+    columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        tuned = config.classify.tuned
+        if tuned and not Path(tuned).is_file():
+            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
+
+    def inputs(self) -> dict[str, Any]:
+        settings, run = self._config.classify, self._config.run
+        crops = {"scales": list(settings.scales), "outside": settings.outside}
+        tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
+        return {
+            "clip": self._spec.identity(),
+            "precision": precision(run.precision, run.device),
+            "scorer": settings.scorer,
+            **(crops if settings.scorer == "crops" else tokens),
+            "max_pixels": run.max_pixels,
+            "max_file_bytes": run.max_file_bytes,
+        }
+
+    def setup(self, device: str) -> None:
+        settings = self._config.classify
+        self._device = resolve_device(device)
+        self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
+        self._tokens: MaskTokens | None = None
+        if settings.scorer == "mask-tokens":
+            visual = self._clip.visual
+            self._tokens = load_tuned(visual, settings.tuned) if settings.tuned else MaskTokens(visual)
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        run = self._config.run
+        todo, answers = ready(rows, upstream, self.needs)
+        yield from answers
+        for row, image in decode_ahead(todo, run.decode_threads, run.decode_bytes, read_limits(run)):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            values = upstream["propose"].values(row.row)
+            if image.shape[:2] != (values["height"], values["width"]):
+                was, now = f"{values['width']} × {values['height']}", f"{image.shape[1]} × {image.shape[0]}"
+                message = f"{shown(row.path)} was {was} for SAM2 and is now {now}"
+                yield failed(row, FailureCode.CHANGED, message)
+                continue
+            [found] = split_on_failure(functools.partial(self._one, row, values["proposals"]), [image])
+            yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
+
+    @torch.inference_mode()
+    def _one(self, row: ImageRow, proposals: Sequence[Mapping[str, Any]], images: Sequence[Array]) -> list[RowResult]:
+        [image] = images
+        if not proposals:
+            return [RowResult(row.row, row.key, {"masks": 0, "forwards": 0})]
+        masks = (rle.decode(proposal["rle"], *image.shape[:2]) for proposal in proposals)
+        if self._tokens is not None:
+            features, forwards = self._by_tokens(self._tokens, image, masks), 1
+        else:
+            features = self._by_crops(image, masks)
+            forwards = features.shape[0] * features.shape[1]
+        values = {"masks": len(proposals), "forwards": forwards}
+        return [RowResult(row.row, row.key, values, {"features": features.astype(np.float16)})]
+
+    def _by_tokens(self, tokens: MaskTokens, image: Array, masks: Iterable[Array]) -> Array:
+        side = self._clip.image_size
+        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        batch = self._clip.normalise(torch.from_numpy(small)[None].to(self._device))
+        grid = (side // self._clip.patch, side // self._clip.patch)
+        touched = torch.cat([touched_patches(torch.from_numpy(mask)[None], grid) for mask in masks])
+        features: Array = self._clip.mask_features(tokens, batch, touched[None].to(self._device)).cpu().numpy()
+        return features
+
+    def _by_crops(self, image: Array, masks: Iterable[Array]) -> Array:
+        settings, patch = self._config.classify, self._clip.patch
+        sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
+        pictures: list[list[Array]] = [[] for _ in sides]
+        for mask in masks:  # a crop may be as large as the image: one at a time
+            crop = isolated_crop(image, mask, self._clip.mean_colour, settings.outside)
+            for side, of_side in zip(sides, pictures, strict=True):
+                of_side.append(resized_crop(crop, side))
+        return np.stack([self._encoded(of_side) for of_side in pictures])
+
+    def _encoded(self, pictures: Sequence[Array]) -> Array:
+        """(M, D) of pictures of one size."""
+        step = self._config.run.batch_size
+        batches = (torch.from_numpy(np.stack(pictures[k : k + step])) for k in range(0, len(pictures), step))
+        features = [self._clip.image_features(self._clip.normalise(batch.to(self._device))) for batch in batches]
+        encoded: Array = torch.cat(features).cpu().numpy()
+        return encoded
