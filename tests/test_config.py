@@ -75,10 +75,3 @@ def test_the_resolved_config_reads_back_equal(tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
     assert load_config(file, environment={}) == config
-
-
-@pytest.mark.parametrize(
-    "preset", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.name
-)
-def test_presets_are_read(preset: Path) -> None:
-    assert load_config(preset, environment={}).clip.model == "openai-b16"
