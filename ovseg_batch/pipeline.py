@@ -342,7 +342,7 @@ def evaluate(workdir: Workdir, dataset: datasets.Dataset, root: Path, sheet: Pat
     reader = TruthReader(dataset, root)
     make = functools.partial(Score, dataset, reader, workdir.read_plan()["labels"])
     name = fingerprint({"version": SCORE_VERSION, "run": last["folder"], "dataset": repr(dataset), "root": str(root)})
-    folder = workdir.root / "eval" / f"{dataset.name}-{name[:8]}"
+    folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
     score = score_shards(
         make, ((shard, finished_rows_of(manifest, store, shard)) for shard in range(manifest.shards)), folder
     )
