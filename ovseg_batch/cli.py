@@ -280,10 +280,12 @@ def evaluate(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Pat
     from ovseg_batch import pipeline
 
     score = pipeline.evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
-    found = score.figures()
+    found, vocabulary = score.figures(), pipeline.vocabulary_of(Workdir(workdir))
     if as_json:
-        click.echo(json.dumps(_plain({"dataset": dataset, **found, "classes": score.classes()}), indent=2))
+        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "classes": score.classes()}
+        click.echo(json.dumps(_plain(named), indent=2))
         return
+    click.echo(f"{'vocabulary':16} {vocabulary}")
     for name, value in found.items():
         click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
     if by_class:

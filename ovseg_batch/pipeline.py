@@ -351,6 +351,13 @@ def evaluate(workdir: Workdir, dataset: datasets.Dataset, root: Path, sheet: Pat
     return score
 
 
+def vocabulary_of(workdir: Workdir) -> str:
+    """`oracle` when the images of a run were asked for labels of their own, `open` when all were asked for all."""
+    manifest = Manifest.open(workdir.manifest)
+    asked = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
+    return "oracle" if asked else "open"
+
+
 def _cases(
     score: Score, dataset: datasets.Dataset, reader: TruthReader, manifest: Manifest, store: StageStore
 ) -> list[Case]:

@@ -65,7 +65,7 @@ def test_a_copy_of_its_layout_evaluates_without_a_warning(name: str, tmp_path: P
     told = command("eval", workdir, "--dataset", name, "--root", tmp_path / "data", "--json")
     assert told.returncode == 0 and told.stderr == "", told.stderr
     found = json.loads(told.stdout)
-    assert found["images"] == 3
+    assert found["images"] == 3 and found["vocabulary"] == "open"
     if name == "coco-ov":
         assert found["mask AP50"] > 0.3 and "mIoU" not in found
         assert {"mask AP base", "mask AP novel"} <= set(found)
@@ -86,6 +86,8 @@ def test_coco_objects_from_the_json_alone(tmp_path: Path, command: Command) -> N
 
 def test_the_oracle_is_asked_for_what_is_there_alone(tmp_path: Path, command: Command) -> None:
     workdir = evaluated("voc21", tmp_path, command, "--oracle")
+    told = command("eval", workdir, "--dataset", "voc21", "--root", tmp_path / "data", "--json")
+    assert json.loads(told.stdout)["vocabulary"] == "oracle"
     coco = json.loads((workdir / "annotations.json").read_text())
     names = {category["id"]: category["name"] for category in coco["categories"]}
     dataset = datasets.load("voc21")
