@@ -272,15 +272,15 @@ def status(workdir: Path, as_json: bool) -> None:
 @click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
 @guarded
-def evaluate(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
+def eval_run(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
     """Hold a finished run against a data set's truth. What was scored before is not scored again.
 
     The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
     """
-    from ovseg_batch import pipeline
+    from ovseg_batch.evaluate.run import evaluate, vocabulary_of
 
-    score = pipeline.evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
-    found, vocabulary = score.figures(), pipeline.vocabulary_of(Workdir(workdir))
+    score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
+    found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
     if as_json:
         named = {"dataset": dataset, "vocabulary": vocabulary, **found, "classes": score.classes()}
         click.echo(json.dumps(_plain(named), indent=2))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
+from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.store import Workdir
 
@@ -27,7 +28,7 @@ def run_demo(output: Path, images: int) -> list[str]:
     config = load_config(flags={"labels": list(scenes.CLASSES)}, environment={})
     workdir = Workdir(output / "run")
     outcome = pipeline.run([str(output / "images")], workdir, config)
-    found = pipeline.evaluate(workdir, datasets.load("scenes"), output).figures()
+    found = evaluate(workdir, datasets.load("scenes"), output).figures()
     shares = {name: f"{value:.3f}" for name, value in found.items()}
     return [
         f"{outcome.images} images, {outcome.annotations} masks, {outcome.failures} failures",

@@ -15,32 +15,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ovseg_batch import __version__, datasets, failpoints, intake
-from ovseg_batch.config import Config, RunConfig, dump_config, load_config
+from ovseg_batch import __version__, failpoints, intake
+from ovseg_batch.config import Config, dump_config, load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.evaluate.score import Score, paint, score_shards
-from ovseg_batch.evaluate.sheet import Case, write_sheet
-from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.failures import write_failures
-from ovseg_batch.export.rows import failed_rows, finished_rows, finished_rows_of
 from ovseg_batch.io.atomic import write_text
-from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.progress import StageStatus, stage_status, status
+from ovseg_batch.progress import StageStatus, stage_status
+from ovseg_batch.results import failed_rows, finished_rows
 from ovseg_batch.stages.base import TABLE, read_limits
 from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
-
-SCORE_VERSION = 1  # changes when what is counted does
-WORST = 12  # images of a sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,59 +314,6 @@ def _finish(
 
 def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:
     return write_failures(workdir.failures, failed_rows(manifest, [p.job.store for p in stages]))
-
-
-def evaluate(workdir: Workdir, dataset: datasets.Dataset, root: Path, sheet: Path | None = None) -> Score:
-    """A finished run against the truth of a data set. Shards scored before are not scored again.
-
-    Args:
-        root: the data set's folder, or one above it.
-        sheet: where to write pictures of the images that went worst.
-
-    Raises:
-        UsageError: no run there, one that is not finished or of other classes, or images without a truth.
-    """
-    state = status(workdir)
-    if not state["complete"]:
-        raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
-    manifest = Manifest.open(workdir.manifest)
-    last = state["stages"][-1]
-    store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
-    reader = TruthReader(dataset, root)
-    make = functools.partial(Score, dataset, reader, workdir.read_plan()["labels"])
-    name = fingerprint({"version": SCORE_VERSION, "run": last["folder"], "dataset": repr(dataset), "root": str(root)})
-    folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
-    score = score_shards(
-        make, ((shard, finished_rows_of(manifest, store, shard)) for shard in range(manifest.shards)), folder
-    )
-    if sheet is not None:
-        write_sheet(sheet, _cases(score, dataset, reader, manifest, store))
-    return score
-
-
-def vocabulary_of(workdir: Workdir) -> str:
-    """`oracle` when the images of a run were asked for labels of their own, `open` when all were asked for all."""
-    manifest = Manifest.open(workdir.manifest)
-    asked = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
-    return "oracle" if asked else "open"
-
-
-def _cases(
-    score: Score, dataset: datasets.Dataset, reader: TruthReader, manifest: Manifest, store: StageStore
-) -> list[Case]:
-    """The images that went worst, as pictures."""
-    worst, limits = score.worst(WORST), read_limits(RunConfig())
-    found: dict[int, Case] = {}
-    for shard in range(manifest.shards):
-        rows = [row for row in manifest.read_shard(shard) if row.row in worst]
-        lines = {line["row"]: line for _, line in finished_rows_of(manifest, store, shard)} if rows else {}
-        for row in rows:
-            name, line = row.file_name, lines[row.row]
-            truth = reader.read(name).classes
-            if truth is not None:
-                caption = f"{name}: mean IoU {score.quality(row.row):.3f}"
-                found[row.row] = Case(read_image(row.path, limits), truth, paint(line, dataset), caption)
-    return [found[row] for row in worst if row in found]
 
 
 def _write_plan(

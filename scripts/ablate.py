@@ -22,6 +22,7 @@ import click
 
 from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import Config, load_config, presets
+from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
@@ -280,7 +281,7 @@ class Bench:
     def measure(self, config: Config) -> dict[str, float]:
         """The figures of one run; its stages' own seconds, as they were when they were computed."""
         pipeline.run([str(self._root / "images")], self._workdir, config, progress=False)
-        found = pipeline.evaluate(self._workdir, datasets.load("scenes"), self._root).figures()
+        found = evaluate(self._workdir, datasets.load("scenes"), self._root).figures()
         plan = self._workdir.read_plan()
         seconds, prompts, forwards = 0.0, 0, 0
         for stage in plan["stages"]:

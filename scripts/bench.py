@@ -30,7 +30,6 @@ from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.coco import write_coco
-from ovseg_batch.export.rows import finished_rows
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
@@ -39,6 +38,7 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
+from ovseg_batch.results import finished_rows
 from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits, run_shard
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage

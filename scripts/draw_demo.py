@@ -16,8 +16,8 @@ from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.evaluate.score import paint
 from ovseg_batch.evaluate.sheet import overlay
-from ovseg_batch.export.rows import finished_rows
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.results import finished_rows
 from ovseg_batch.store import StageStore, Workdir
 
 Array = np.ndarray[Any, Any]

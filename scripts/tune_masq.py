@@ -27,6 +27,7 @@ from training.clock import Clock
 
 from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
+from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io import rle
 from ovseg_batch.methods.vocabulary import TEMPLATES, query_feature
@@ -191,7 +192,7 @@ def compare(images: int, first: int, tuned: Path, root: Path) -> None:
             "classify.tuned": file,
         }
         pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
-        found = pipeline.evaluate(workdir, dataset, root).figures()
+        found = evaluate(workdir, dataset, root).figures()
         cells = [f"{key} {found[key]:.3f}" for key in ("mask AP base", "mask AP novel", "mIoU base", "mIoU novel")]
         click.echo(f"{name:10} " + "  ".join(cells))
 

@@ -15,11 +15,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.evaluate.generation import clip_score, frechet_distance
 from ovseg_batch.evaluate.instances import InstanceScore
-from ovseg_batch.export.rows import finished_rows
+from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.results import finished_rows
 from ovseg_batch.store import StageStore, Workdir
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
@@ -110,7 +111,7 @@ def test_labels_of_a_data_set_bring_its_thresholds_unless_the_config_has_others(
 def test_mask_ap_is_pycocotools_own(tmp_path: Path, command: Command) -> None:
     """Scored shard by shard, kept as arrays and added up, against COCOeval on everything at once."""
     workdir = Workdir(evaluated("coco-ov", tmp_path, command))
-    ours = pipeline.evaluate(workdir, datasets.load("coco-ov"), tmp_path / "data").figures()
+    ours = evaluate(workdir, datasets.load("coco-ov"), tmp_path / "data").figures()
     record = workdir.read_plan()["stages"][-1]
     store = StageStore(workdir.root / "stages" / record["folder"], record["name"], record["fingerprint"])
     with contextlib.redirect_stdout(io.StringIO()):

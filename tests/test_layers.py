@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},
-    {"engine", "export", "evaluate", "report", "progress", "intake"},
+    {"engine", "export", "evaluate", "report", "progress", "intake", "results"},
     {"pipeline"},
     {"demonstration"},
     {"cli"},

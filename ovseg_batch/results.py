@@ -1,4 +1,4 @@
-"""The rows of a finished run, shard by shard, as the exports want them."""
+"""The rows of a finished run, shard by shard, as exports and evaluation read them."""
 
 from __future__ import annotations
 

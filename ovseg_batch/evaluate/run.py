@@ -1,0 +1,73 @@
+"""A finished run held against a data set: what `ovseg-batch eval` does."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from ovseg_batch.config import RunConfig
+from ovseg_batch.datasets import Dataset
+from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.score import Score, paint, score_shards
+from ovseg_batch.evaluate.sheet import Case, write_sheet
+from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.progress import status
+from ovseg_batch.results import finished_rows_of
+from ovseg_batch.stages.base import read_limits
+from ovseg_batch.store import StageStore, Workdir, fingerprint
+
+SCORE_VERSION = 1  # changes when what is counted does
+WORST = 12  # images of a sheet
+
+
+def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None = None) -> Score:
+    """A finished run against the truth of a data set. Shards scored before are not scored again.
+
+    Args:
+        root: the data set's folder, or one above it.
+        sheet: where to write pictures of the images that went worst.
+
+    Raises:
+        UsageError: no run there, one that is not finished or of other classes, or images without a truth.
+    """
+    state = status(workdir)
+    if not state["complete"]:
+        raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
+    manifest = Manifest.open(workdir.manifest)
+    last = state["stages"][-1]
+    store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
+    reader = TruthReader(dataset, root)
+    make = functools.partial(Score, dataset, reader, workdir.read_plan()["labels"])
+    name = fingerprint({"version": SCORE_VERSION, "run": last["folder"], "dataset": repr(dataset), "root": str(root)})
+    folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
+    score = score_shards(
+        make, ((shard, finished_rows_of(manifest, store, shard)) for shard in range(manifest.shards)), folder
+    )
+    if sheet is not None:
+        write_sheet(sheet, _cases(score, dataset, reader, manifest, store))
+    return score
+
+
+def vocabulary_of(workdir: Workdir) -> str:
+    """`oracle` when the images of a run were asked for labels of their own, `open` when all were asked for all."""
+    manifest = Manifest.open(workdir.manifest)
+    asked = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
+    return "oracle" if asked else "open"
+
+
+def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manifest, store: StageStore) -> list[Case]:
+    """The images that went worst, as pictures."""
+    worst, limits = score.worst(WORST), read_limits(RunConfig())
+    found: dict[int, Case] = {}
+    for shard in range(manifest.shards):
+        rows = [row for row in manifest.read_shard(shard) if row.row in worst]
+        lines = {line["row"]: line for _, line in finished_rows_of(manifest, store, shard)} if rows else {}
+        for row in rows:
+            name, line = row.file_name, lines[row.row]
+            truth = reader.read(name).classes
+            if truth is not None:
+                caption = f"{name}: mean IoU {score.quality(row.row):.3f}"
+                found[row.row] = Case(read_image(row.path, limits), truth, paint(line, dataset), caption)
+    return [found[row] for row in worst if row in found]
