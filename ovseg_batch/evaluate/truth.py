@@ -21,7 +21,6 @@ from ovseg_batch.io.sources import Entry, Source
 Array = np.ndarray[Any, Any]
 
 IGNORE = 255
-MIN_PIXELS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ class TruthReader:
         found_here = []
         for number in np.unique(numbers):
             mask = numbers == number
-            if number in (0, IGNORE) or mask.sum() < MIN_PIXELS:
+            if number in (0, IGNORE):
                 continue
             label = int(np.bincount(classes[mask]).argmax())
             if label != IGNORE:
