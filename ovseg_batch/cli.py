@@ -19,6 +19,7 @@ from ovseg_batch.store import Workdir
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
 
+EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -85,6 +86,9 @@ def main(log_format: str, quiet: bool) -> None:
     help="Settings: a YAML file, or a name from `methods`.",
 )
 @click.option("--labels", help='What to look for: "car, road, sky", or "person: person, people; sky".')
+@click.option("--edit", type=click.Choice(EDITS), help="What to make of the images when their masks are there.")
+@click.option("--keep", help="Labels that stay in edited images, as everything else is changed.")
+@click.option("--drop", help="Labels that are changed in edited images.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
@@ -99,6 +103,9 @@ def run(
     workdir: Path,
     config_file: Path | None,
     labels: str | None,
+    edit: str | None,
+    keep: str | None,
+    drop: str | None,
     overrides: tuple[str, ...],
     device: str | None,
     engine: str | None,
@@ -121,6 +128,9 @@ def run(
         overrides,
         {
             "labels": labels,
+            "edit.mode": edit,
+            "edit.keep": keep,
+            "edit.drop": drop,
             "run.device": device,
             "run.engine": engine,
             "run.workers": workers,
@@ -159,6 +169,8 @@ def _tell(outcome: Outcome, workdir: Workdir) -> int:
         click.echo(f"This part is done. {shards} left to the others; the last one writes the outputs.")
         return EXIT_OK
     click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
+    if outcome.edited is not None:
+        click.echo(f"{outcome.edited} edited images: {workdir.edited}")
     if outcome.failures:
         click.echo(f"{outcome.failures} images failed: {workdir.failures}")
         return EXIT_FAILED_IMAGES
@@ -325,7 +337,7 @@ def list_models() -> None:
     from ovseg_batch.models import zoo
 
     for line in zoo.list_models():
-        widths = {"kind": 5, "name": 18, "state": 9, "architecture": 36, "licence": 0}
+        widths = {"kind": 7, "name": 18, "state": 9, "architecture": 50, "licence": 0}
         click.echo(" ".join(line[column].ljust(width) for column, width in widths.items()))
 
 

@@ -23,6 +23,9 @@ class FailureCode(StrEnum):
     BAD_IMAGE = "bad_image"  # the decoder gave up for another reason
     CHANGED = "changed"  # not the picture any more that an earlier stage saw
     OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
+    NO_EDIT = "no_edit"  # no mask to edit by, no prompt, or nothing left of the picture to go by
+    BLOCKED = "blocked"  # a safety checker kept the picture back
+    UNWRITABLE = "unwritable"  # its edited files cannot have the names they would
     CRASHED = "crashed"  # the worker process died at it, again and again
     UPSTREAM = "upstream"  # an earlier stage failed this row
     MODEL = "model"  # the model raised, or gave numbers that are not finite

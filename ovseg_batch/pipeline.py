@@ -16,19 +16,22 @@ import torch
 from tqdm import tqdm
 
 from ovseg_batch import __version__, failpoints, intake
-from ovseg_batch.config import Config, dump_config, load_config
+from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
+from ovseg_batch.export.edited import publish_edited
 from ovseg_batch.export.failures import write_failures
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status
-from ovseg_batch.results import failed_rows, finished_rows
+from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import TABLE, read_limits
+from ovseg_batch.stages.edit import needs_prompts
 from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 from ovseg_batch.types import Commit
@@ -58,6 +61,7 @@ class Outcome:
     annotations: int = 0
     failures: int = 0
     annotations_path: Path | None = None
+    edited: int | None = None  # edited files; None where nothing was to be edited
     redone: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -92,7 +96,7 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Ma
             existing = Path(folder) / "manifest.parquet"
             build_manifest(inputs, existing, config.manifest.shard_rows, read_limits(config.run).remote)
         manifest = Manifest.open(existing)
-        intake.check_remote(manifest, config.run.allow_remote)
+        _check_manifest(manifest, config)
         return manifest, plan(config, workdir, manifest, workdir.manifest)
 
 
@@ -119,7 +123,7 @@ def run(
     workdir.remove_leftovers()
     intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, read_limits(config.run).remote)
     manifest = Manifest.open(workdir.manifest)
-    intake.check_remote(manifest, config.run.allow_remote)
+    _check_manifest(manifest, config)
     stages = plan(config, workdir, manifest, workdir.manifest)
     write_text(workdir.config, dump_config(config))
     _write_plan(workdir, inputs, manifest, stages, config)
@@ -220,6 +224,16 @@ def _settle(config: Config) -> Config:
     return config.model_copy(update={"run": run.model_copy(update={"device": device, "precision": kind})})
 
 
+def _check_manifest(manifest: Manifest, config: Config) -> None:
+    """See that the list of images has what the settings need of it. Raises UsageError."""
+    intake.check_remote(manifest, config.run.allow_remote)
+    if needs_prompts(config) and "edit_prompt" not in manifest.columns:
+        raise UsageError(
+            f"edit.mode: {config.edit.mode} has no prompt. Say what to paint with edit.prompt (in which {{label}} "
+            "stands for the mask's label), with edit.prompts for single labels, or in a column edit_prompt of the list."
+        )
+
+
 def cautions(config: Config) -> list[str]:
     """What a person should know before these settings run all night."""
     embedded = [s for s in ("clip", "sam") if zoo.is_embedded(s, getattr(config, s).model)]
@@ -285,21 +299,22 @@ def _finish(
     states = [stage_status(planned.job.store, manifest.shards) for planned in stages]
     if not all(state.complete for state in states):
         return Outcome(stages=states, redone=redone)
-    last = stages[-1].job.store
+    last = mask_stage(stages, lambda planned: planned.name).job.store
     vocabulary = make_vocabulary(config)
     first_category = 1 if vocabulary.has_background else 0
     info = {
         "description": "masks by ovseg_batch",
         "version": __version__,
         "manifest": manifest.fingerprint,
-        "stages": {planned.name: planned.job.store.fingerprint for planned in stages},
-        "settings": {planned.name: planned.inputs["settings"] for planned in stages},
+        "stages": {planned.name: planned.job.store.fingerprint for planned in stages if planned.name != EDIT},
+        "settings": {planned.name: planned.inputs["settings"] for planned in stages if planned.name != EDIT},
     }
     path = workdir.annotations
     with failpoints.within("export"):
         images, annotations = write_coco(
             path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
         )
+        edited = publish_edited(workdir, stages[-1].job.store) if stages[-1].name == EDIT else None
         failures = _write_failures(workdir, manifest, stages)
         workdir.seal_outputs([path, workdir.failures, workdir.manifest])
     return Outcome(
@@ -308,6 +323,7 @@ def _finish(
         annotations=annotations,
         failures=failures,
         annotations_path=path,
+        edited=edited,
         redone=redone,
     )
 

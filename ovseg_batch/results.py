@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.stages.base import TABLE
 from ovseg_batch.store import StageStore
+
+T = TypeVar("T")
+
+EDIT = "edit"
+
+
+def mask_stage(stages: Sequence[T], name: Callable[[T], str]) -> T:
+    """The one of a run's stages that drew the masks: the last, but for edits."""
+    return next(stage for stage in reversed(stages) if name(stage) != EDIT)
 
 
 def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:

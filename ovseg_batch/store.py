@@ -15,11 +15,19 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, fsync_folder, owner_is_gone, write_bytes, write_text
+from ovseg_batch.io.atomic import (
+    TEMPORARY_SUFFIX,
+    file_record,
+    fsync_folder,
+    owner_is_gone,
+    write_bytes,
+    write_text,
+)
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.types import Commit, FileRecord
 
@@ -27,6 +35,7 @@ FORMAT_VERSION = 1
 SHARDS_PER_FOLDER = 1000
 LOCK = ".lock"
 OUTPUTS = "outputs.json"
+FILES = "files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +52,6 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     """32 hex digits of BLAKE2b over the canonical JSON of everything that decides a stage's result."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def file_record(path: Path, root: Path) -> FileRecord:
-    """Size and BLAKE2b (16 bytes) of the file as it reads back from the file system."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, digest.hexdigest())
 
 
 def _damage(root: Path, file: FileRecord) -> str:
@@ -86,6 +86,16 @@ class StageStore:
 
     def data_path(self, shard: int, suffix: str) -> Path:
         return self.folder / "data" / f"{shard // SHARDS_PER_FOLDER:03d}" / f"{shard:06d}{suffix}"
+
+    @property
+    def files(self) -> Path:
+        """Where whole files lie that the stage gives, under names of their own."""
+        return self.folder / FILES
+
+    @property
+    def parts(self) -> Path:
+        """Files that are being written and have no name yet."""
+        return self.folder / "parts"
 
     def commit_path(self, shard: int) -> Path:
         return self.folder / "commits" / f"{shard // SHARDS_PER_FOLDER:03d}" / f"{shard:06d}.json"
@@ -148,7 +158,7 @@ class StageStore:
             elif (commit.fingerprint, commit.shard) != (self.fingerprint, shard) or shard >= shards:
                 yield Problem(path, "the commit record is another shard's or another run's", self, shard)
             else:
-                claimed.update(self.folder / file.path for file in commit.files)
+                claimed.update(self.folder / file.path for file in commit.files if file.path.startswith("data/"))
                 for file in commit.files:
                     what = _damage(self.folder, file)
                     if what:
@@ -195,6 +205,10 @@ class Workdir:
         return self.root / "failures.csv"
 
     @property
+    def edited(self) -> Path:
+        return self.root / "edited"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.yaml"
 
@@ -221,9 +235,13 @@ class Workdir:
         Called before a run: a killed one leaves them, and they would fill the disk one crash at a time.
         """
         pattern, removed = f".*{TEMPORARY_SUFFIX}", 0
-        for path in [*self.root.glob(pattern), *(self.root / "stages").rglob(pattern)]:
+        found = [*self.root.glob(pattern), *(self.root / "stages").glob(pattern)]
+        for part in (self.root / "stages").glob("*/*"):
+            if part.name != FILES:  # millions may lie there, and none under a passing name
+                found += part.rglob(pattern) if part.is_dir() else [part] if fnmatch(part.name, pattern) else []
+        for path in found:
             if owner_is_gone(path):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 removed += 1
         return removed
 

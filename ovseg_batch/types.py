@@ -58,13 +58,15 @@ class RowResult:
     """What a stage says of one row: exactly one of these per row and stage.
 
     `values` are the columns the stage adds to its Parquet row; `arrays` go into the shard's NPZ under
-    `<row>/<name>`. A failed row has a code and a message and nothing else.
+    `<row>/<name>`; `files` are whole files by name, relative and `/`-separated, no name twice in a stage. A failed row
+    has a code and a message and nothing else.
     """
 
     row: int
     key: str
     values: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     code: FailureCode | None = None
     message: str = ""
 

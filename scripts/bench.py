@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from ovseg_batch import pipeline, scenes
-from ovseg_batch.config import Config, load_config
+from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.coco import write_coco
+from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
@@ -39,10 +40,11 @@ from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits, run_shard
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
-from ovseg_batch.store import StageStore, Workdir, file_record
+from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import Commit, ImageRow, RowResult
 
 LABELS = list(scenes.CLASSES)

@@ -22,8 +22,8 @@ from pathlib import Path
 import click
 from breaking.job import Job, Running, contents, difference
 
-from ovseg_batch.config import Config
 from ovseg_batch.progress import status
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import stage_names
 from ovseg_batch.store import Workdir
 

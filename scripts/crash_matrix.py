@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 from breaking.job import Job, contents, difference
 
-from ovseg_batch.config import Config
 from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import stage_names
 
 HERE = ("--workers", "0")  # one process, so that the first write is the first of the run

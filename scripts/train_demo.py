@@ -5,6 +5,8 @@
     scripts/train_demo.py clip-region --minutes 12    # goes on from clip-image, with captions of sub-rectangles
     scripts/train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token speaks for the image
     scripts/train_demo.py sam --minutes 40
+    scripts/train_demo.py inpaint-vae --minutes 20    # the inpainting pipeline's autoencoder
+    scripts/train_demo.py inpaint --minutes 60        # its UNet and text model
 
 Each leaves fp16 safetensors in checkpoints/demo/ and its state in --state, and uses --threads cores.
 """
@@ -26,11 +28,12 @@ import torch
 from training import clip
 from training.pool import open_pool
 
+MODELS = ["pool", "clip-image", "clip-region", "clip-token", "sam", "inpaint-vae", "inpaint"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @click.command()
-@click.argument("model", type=click.Choice(["pool", "clip-image", "clip-region", "clip-token", "sam"]))
+@click.argument("model", type=click.Choice(MODELS))
 @click.option("--minutes", type=float, default=40.0, show_default=True)
 @click.option("--state", type=click.Path(path_type=Path), default=ROOT / ".train", show_default=False)
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "checkpoints" / "demo", show_default=False)
@@ -46,6 +49,14 @@ def main(model: str, minutes: float, state: Path, out: Path, scenes: int, thread
         from training import sam
 
         sam.Trainer(pool, out, state, minutes, seed, peak).train()
+    elif model == "inpaint-vae":
+        from training import inpaint
+
+        inpaint.VaeTrainer(pool, state, minutes, seed).train()
+    elif model == "inpaint":
+        from training import inpaint
+
+        inpaint.Trainer(pool, out, state, minutes, seed).train()
     elif model != "pool":
         clip.Trainer(pool, out, state, model.removeprefix("clip-"), minutes, seed).train()
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ovseg_batch"
 
 # Lower layers first; a module may import from its own layer and the ones above it in this list.
 LAYERS = [
-    {"errors", "types", "failpoints", "datasets", "config", ""},
+    {"errors", "types", "failpoints", "datasets", "settings", "config", ""},
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ovseg_batch.config import Config, dump_config, parse_labels
+from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
 from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
+from ovseg_batch.settings import Config, parse_labels
 
 sides = st.integers(1, 300)
 

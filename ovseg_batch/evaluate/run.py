@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ovseg_batch.config import RunConfig
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.score import Score, paint, score_shards
@@ -14,7 +13,8 @@ from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.progress import status
-from ovseg_batch.results import finished_rows_of
+from ovseg_batch.results import finished_rows_of, mask_stage
+from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.store import StageStore, Workdir, fingerprint
 
@@ -36,7 +36,7 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
     if not state["complete"]:
         raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
     manifest = Manifest.open(workdir.manifest)
-    last = state["stages"][-1]
+    last = mask_stage(state["stages"], lambda stage: str(stage["name"]))
     store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
     reader = TruthReader(dataset, root)
     make = functools.partial(Score, dataset, reader, workdir.read_plan()["labels"])

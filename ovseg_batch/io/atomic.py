@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import dataclasses
+import errno
+import hashlib
 import io
 import os
 import socket
+import stat
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from ovseg_batch import failpoints
+from ovseg_batch.types import FileRecord
 
 BUFFER = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
+WRITERS = 4  # threads that wait for the disk
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 
 
 def temporary_path(path: Path) -> Path:
@@ -87,6 +98,90 @@ def publish(temporary: Path, path: Path) -> None:
     temporary.replace(path)
     failpoints.reach("renamed")
     fsync_folder(path.parent)
+
+
+class FileBatch:
+    """Files that appear together: written and made durable by threads under passing names, then renamed at once.
+
+    Args:
+        root: what the files' names are relative to; made when the first is renamed.
+        parts: a folder on the same disk for what is not finished.
+    """
+
+    def __init__(self, root: Path, parts: Path, threads: int = WRITERS) -> None:
+        self._root, self._parts = root, parts
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="write")
+        self._room = threading.BoundedSemaphore(2 * threads)
+        self._begun: list[tuple[str, Path, Future[FileRecord]]] = []
+
+    def can_be(self, name: str) -> bool:
+        """Whether a file can have this name here: it is not too long, and no folder or file is in its way."""
+        path = self._root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return not stat.S_ISDIR(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno in NAME_ERRORS:
+                return False
+            raise
+
+    def add(self, name: str, content: bytes) -> None:
+        """Begin to write a file. Waits while too many are under way."""
+        self._parts.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(self._parts / str(len(self._begun)))
+        self._room.acquire()
+        work = contextvars.copy_context().run
+        future = self._pool.submit(work, self._write, name, temporary, content)
+        future.add_done_callback(lambda _: self._room.release())
+        self._begun.append((name, temporary, future))
+
+    @staticmethod
+    def _write(name: str, temporary: Path, content: bytes) -> FileRecord:
+        with create(temporary) as file:
+            file.write(content)
+        failpoints.reach("fsync")
+        _fsync(temporary, os.O_RDWR)
+        return dataclasses.replace(file_record(temporary, temporary.parent), path=name)
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk. Raises what went wrong."""
+        for _, _, future in self._begun:
+            future.result()
+
+    def publish(self) -> list[FileRecord]:
+        """Give the files their names; their records, in the order they were added."""
+        self.finish()
+        folders = set()
+        for name, temporary, _ in self._begun:
+            path = self._root / name
+            failpoints.reach("rename")
+            temporary.replace(path)
+            failpoints.reach("renamed")
+            folders.add(path.parent)
+        for folder in sorted(folders):
+            fsync_folder(folder)
+        return [future.result() for _, _, future in self._begun]
+
+    def __enter__(self) -> FileBatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _, temporary, _ in self._begun:
+            temporary.unlink(missing_ok=True)
+
+
+def file_record(path: Path, root: Path) -> FileRecord:
+    """Size and BLAKE2b (16 bytes) of the file as it reads back from the file system."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, digest.hexdigest())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,15 +6,16 @@ a folder of panoramas needs no more memory than one of thumbnails.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,9 +27,11 @@ from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
+T = TypeVar("T")
+
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
-PEAK = 3  # bytes a pixel of the finished image; Pillow holds about twice that for a moment
+PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
 Image.MAX_IMAGE_PIXELS = None
@@ -54,8 +57,8 @@ def read_image(path: str | Path, limits: Limits) -> Array:
     Raises:
         RowError: `MISSING`, `UNREADABLE`, `EMPTY`, `NOT_AN_IMAGE`, `TRUNCATED`, `TOO_LARGE` or `BAD_IMAGE`.
     """
-    with _open(str(path), limits) as image:
-        return _decode(image, path)
+    with open_image(str(path), limits) as image:
+        return decode(image, path)
 
 
 def _content(path: str, limits: Limits) -> bytes:
@@ -81,8 +84,12 @@ def _content(path: str, limits: Limits) -> bytes:
     return content
 
 
-def _open(path: str, limits: Limits) -> Image.Image:
-    """Read the file and its header; no pixel is decoded yet."""
+def open_image(path: str, limits: Limits) -> Image.Image:
+    """Read the file and its header; no pixel is decoded yet.
+
+    Raises:
+        RowError: as `read_image`.
+    """
     content, path = _content(path, limits), shown(path)
     try:
         image = Image.open(io.BytesIO(content))
@@ -100,15 +107,22 @@ def _open(path: str, limits: Limits) -> Image.Image:
     return image
 
 
-def _decode(image: Image.Image, path: str | Path) -> Array:
-    try:
+def decode(image: Image.Image, path: str | Path) -> Array:
+    """The pixels of an opened image, (H, W, 3) uint8 RGB, upright. Raises RowError."""
+    with decoding(path):
         image.load()
-        pixels = np.array(_to_rgb(_upright(image)))  # a copy: Pillow's own buffer cannot be written to
+        return np.array(_to_rgb(upright(image)))  # a copy: Pillow's own buffer cannot be written to
+
+
+@contextlib.contextmanager
+def decoding(path: str | Path) -> Iterator[None]:
+    """Whatever a decoder raises in here becomes a RowError: they raise whatever they like, and none may end the run."""
+    try:
+        yield
     except RowError:
         raise
-    except Exception as error:  # decoders raise whatever they like; none of it may end the run
+    except Exception as error:
         raise _bad(path, error) from None
-    return pixels
 
 
 def _bad(path: str | Path, error: Exception) -> RowError:
@@ -119,7 +133,8 @@ def _bad(path: str | Path, error: Exception) -> RowError:
     return RowError(FailureCode.TRUNCATED if torn else FailureCode.BAD_IMAGE, text)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels
@@ -173,44 +188,61 @@ class _Budget:
 def decode_ahead(
     rows: Sequence[ImageRow], threads: int, max_bytes: int, limits: Limits
 ) -> Iterator[tuple[ImageRow, Array | RowError]]:
-    """Decode the rows' images in threads, in order.
+    """Decode the rows' images in threads, in order; each comes with its (H, W, 3) uint8 pixels or its `RowError`.
+
+    Args: as `work_ahead`.
+    """
+    return work_ahead(rows, lambda row, image: decode(image, shown(row.path)), threads, max_bytes, limits)
+
+
+def work_ahead(
+    rows: Sequence[ImageRow],
+    work: Callable[[ImageRow, Image.Image], T],
+    threads: int,
+    max_bytes: int,
+    limits: Limits,
+    peak: int = PEAK,
+) -> Iterator[tuple[ImageRow, T | RowError]]:
+    """Do something with the rows' images in threads, and give what comes of it in order.
 
     Args:
         rows: what to open.
-        threads: decoder threads; more are taken where images are behind URLs.
-        max_bytes: decoded images that wait to be used hold no more than this; one larger image alone may.
+        work: gets the opened image, not decoded yet; may raise RowError.
+        threads: how many do it; more are taken where images are behind URLs.
+        max_bytes: what is held for images that wait to be used is no more than this; one larger image alone may be.
         limits: what may be read.
+        peak: bytes a pixel that `work` leaves.
 
     Yields:
-        each row with its (H, W, 3) uint8 image, or with the `RowError` to charge to it.
+        each row with what `work` made of it, or with the `RowError` to charge to it.
     """
     budget = _Budget(max_bytes)
 
-    def work(index: int, row: ImageRow) -> Array | RowError:
+    def do(index: int, row: ImageRow) -> T | RowError:
         try:
             failpoints.reach(f"decode-{row.row}")
-            with _open(row.path, limits) as image:
-                budget.take(index, image.width * image.height * PEAK)
-                return _decode(image, shown(row.path))
+            with open_image(row.path, limits) as image:
+                budget.take(index, image.width * image.height * peak)
+                return work(row, image)
         except RowError as error:
             return error
 
     if any(is_remote(row.path) for row in rows):
         threads = max(threads, FETCHERS)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[int, ImageRow, Future[Array | RowError]]] = deque()
+    waiting: deque[tuple[int, ImageRow, Future[T | RowError]]] = deque()
     todo = enumerate(rows)
     try:
         while True:
             while len(waiting) < AHEAD and (following := next(todo, None)) is not None:
                 index, row = following
-                waiting.append((index, row, pool.submit(work, index, row)))
+                waiting.append((index, row, pool.submit(do, index, row)))
             if not waiting:
                 return
             index, row, future = waiting.popleft()
-            image = future.result()
-            yield row, image
-            del image, future
+            result = future.result()
+            yield row, result
+            del result, future
             budget.give_back(index)
     finally:
         budget.close()

@@ -89,6 +89,7 @@ class Manifest:
         metadata = file.schema_arrow.metadata or {}
         description = json.loads((file.metadata.metadata or metadata)[FORMAT])
         self.rows: int = file.metadata.num_rows
+        self.columns: list[str] = file.schema_arrow.names
         self.shards: int = file.metadata.num_row_groups
         self.fingerprint: str = description["fingerprint"]
         self.remote: dict[str, int] = description.get("remote", {})  # scheme → images behind such URLs

@@ -23,6 +23,11 @@ def decode(counts: bytes | str, height: int, width: int) -> Array:
     return mask.astype(bool)
 
 
+def union(counts: Sequence[bytes], height: int, width: int) -> Array:
+    """The mask (height, width) of bool of all of them together."""
+    return decode(coco.merge([{"size": [height, width], "counts": one} for one in counts])["counts"], height, width)
+
+
 def bounding_box(counts: bytes | str, height: int, width: int) -> list[float]:
     """x, y, width, height in pixels of the mask behind `counts`."""
     box: list[float] = coco.toBbox({"size": [height, width], "counts": counts}).tolist()

@@ -19,6 +19,7 @@ import open_clip
 import yaml
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.models import pipelines
 from ovseg_batch.models import weights as weights_files
 from ovseg_batch.models.weights import file_hash
 
@@ -294,6 +295,9 @@ def fetch(model: str, say: Callable[[str], None]) -> str:
     Raises:
         UsageError: no such name. OvsegError: the network or the hub refused.
     """
+    if model in pipelines.PIPELINES and model != "demo":
+        say(f"fetching {pipelines.PIPELINES[model].hub}")
+        return pipelines.fetch_pipeline(model)
     hub, names = _hub_source(model)
     problem: Exception | None = None
     for name in names:
@@ -335,7 +339,21 @@ def list_models() -> list[dict[str, str]]:
             architecture = f"{preset.architecture} {preset.tag}".strip()
             line = {"kind": preset.kind, "name": name, "state": state, "architecture": architecture}
             lines.append({**line, "licence": preset.licence})
+    for name, pipeline in pipelines.PIPELINES.items():
+        try:
+            resolve_inpainting(name)
+            state = "here" if pipeline.hub else "embedded"
+        except OvsegError:
+            state = "missing"
+        line = {"kind": "inpaint", "name": name, "state": state, "architecture": pipeline.hub or "demo/inpaint"}
+        lines.append({**line, "licence": pipeline.licence})
     return lines
+
+
+def resolve_inpainting(model: str) -> pipelines.PipelineSpec:
+    """The inpainting pipeline that a config means. Raises as `pipelines.resolve_pipeline`."""
+    embedded = [folder / "demo" / "inpaint" for folder in checkpoint_folders()]
+    return pipelines.resolve_pipeline(model, next((folder for folder in embedded if folder.is_dir()), None))
 
 
 def known_labels(model: str) -> list[str] | None:

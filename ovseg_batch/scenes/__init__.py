@@ -12,8 +12,10 @@ from ovseg_batch.scenes.render import (
     STUFF,
     THING_NAMES,
     TRAIN_SEEDS,
+    Cutout,
     Scene,
     Thing,
+    cut_out,
     render,
 )
 
@@ -24,8 +26,10 @@ __all__ = [
     "STUFF",
     "THING_NAMES",
     "TRAIN_SEEDS",
+    "Cutout",
     "Scene",
     "Thing",
     "caption",
+    "cut_out",
     "render",
 ]

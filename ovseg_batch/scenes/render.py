@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ HOMES = {
     "person": "road",
 }
 AT_HOME = 1 / 3  # the share of things put where they belong; more would let a model guess by place
+SHADOW = 0.38  # of the light that the darkest part of a shadow takes
 MIN_VISIBLE = 30  # pixels; a thing covered more than that is left out of the list
 
 
@@ -62,6 +64,15 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Cutout:
+    """What things contribute to a scene. `alpha` (H, W) float32: their share of each pixel; `colour` (H, W, 3) float32:
+    their light alone, on black, 0 to 255, without the grain."""
+
+    alpha: Array
+    colour: Array
+
+
+@dataclass(frozen=True, slots=True)
 class _Placed:
     name: str
     sprite: Sprite
@@ -76,6 +87,43 @@ def render(seed: int, without: int | None = None) -> Scene:
         seed: any non-negative integer.
         without: leave out the thing with this instance number, and nothing else changes.
     """
+    image, classes, placed = _prepare(seed)
+    instances = np.zeros(classes.shape, np.uint8)
+    for number, thing in enumerate(placed, start=1):
+        if number != without:
+            shadow, opacity = _masks_of(thing, *classes.shape)
+            _paste(thing, shadow, opacity, image)
+            covered = opacity > 0.5
+            classes[covered] = CLASSES.index(thing.name)
+            instances[covered] = number
+    image = _finish(image, np.random.default_rng([seed, 3]))
+    return Scene(seed, image, classes, instances, _visible(placed, instances))
+
+
+def cut_out(seed: int, numbers: Collection[int]) -> Cutout:
+    """The true alpha of some things of a scene, by instance number, soft at edges and under what lies over them."""
+    background, classes, placed = _prepare(seed)
+    alpha, colour = np.zeros(classes.shape, np.float32), np.zeros_like(background)
+    for number, thing in enumerate(placed, start=1):
+        shadow, opacity = _masks_of(thing, *classes.shape)
+        chosen = number in numbers
+        alpha = alpha * (1 - opacity) + (opacity if chosen else 0)
+        colour *= (1 - SHADOW * shadow)[..., None]
+        colour *= (1 - opacity)[..., None]
+        if chosen:
+            sheet = np.zeros_like(colour)
+            _paste(thing, np.zeros_like(shadow), opacity, sheet)
+            colour += sheet
+    rng = np.random.default_rng([seed, 3])
+    light, hue, sigma = _light(classes.shape, rng)
+    parts = [alpha, colour * light * hue]
+    if sigma > 0.3:
+        parts = [cv2.GaussianBlur(part, (0, 0), sigma) for part in parts]
+    return Cutout(*parts)
+
+
+def _prepare(seed: int) -> tuple[Array, Array, list[_Placed]]:
+    """The stuff of a scene, (H, W, 3) float32 and (H, W) uint8, and its things in the order they are laid on."""
     layout = np.random.default_rng([seed, 0])
     h, w = (int(v) for v in layout.integers(192, 257, 2))
     regions, names = _regions(h, w, layout)
@@ -85,13 +133,7 @@ def render(seed: int, without: int | None = None) -> Scene:
         inside = regions == index
         image[inside] = TEXTURES[name](h, w, np.random.default_rng([seed, 1, index]))[inside]
         classes[inside] = STUFF.index(name)
-    instances = np.zeros((h, w), np.uint8)
-    placed = [_place(seed, number, classes.copy(), layout) for number in range(1, _count(layout) + 1)]
-    for number, thing in enumerate(placed, start=1):
-        if number != without:
-            _paste(thing, number, image, classes, instances)
-    image = _finish(image, np.random.default_rng([seed, 3]))
-    return Scene(seed, image, classes, instances, _visible(placed, instances))
+    return image, classes, [_place(seed, n, classes, layout) for n in range(1, _count(layout) + 1)]
 
 
 def _regions(h: int, w: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
@@ -141,29 +183,40 @@ def _window(left: int, top: int, size: int, h: int, w: int) -> tuple[tuple[slice
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def _paste(thing: _Placed, number: int, image: Array, classes: Array, instances: Array) -> None:
+def _masks_of(thing: _Placed, h: int, w: int) -> tuple[Array, Array]:
+    """How dark a thing's shadow is and how much it covers, (H, W) float32 each, in [0, 1]."""
     alpha = thing.sprite.alpha
     size = alpha.shape[0]
-    shadow = cv2.GaussianBlur(alpha, (0, 0), max(1.0, size / 22))
     offset = max(1, size // 18)
-    on_image, on_sprite = _window(thing.left + offset, thing.top + offset, size, *classes.shape)
-    image[on_image] *= 1 - 0.38 * shadow[on_sprite][..., None]
-    on_image, on_sprite = _window(thing.left, thing.top, size, *classes.shape)
-    opacity = alpha[on_sprite][..., None]
-    image[on_image] = image[on_image] * (1 - opacity) + thing.sprite.rgb[on_sprite] * opacity
-    covered = alpha[on_sprite] > 0.5
-    classes[on_image][covered] = CLASSES.index(thing.name)
-    instances[on_image][covered] = number
+    shadow, opacity = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
+    on_image, on_sprite = _window(thing.left + offset, thing.top + offset, size, h, w)
+    shadow[on_image] = cv2.GaussianBlur(alpha, (0, 0), max(1.0, size / 22))[on_sprite]
+    on_image, on_sprite = _window(thing.left, thing.top, size, h, w)
+    opacity[on_image] = alpha[on_sprite]
+    return shadow, opacity
+
+
+def _paste(thing: _Placed, shadow: Array, opacity: Array, image: Array) -> None:
+    image *= (1 - SHADOW * shadow)[..., None]
+    on_image, on_sprite = _window(thing.left, thing.top, thing.sprite.alpha.shape[0], *opacity.shape)
+    share = opacity[on_image][..., None]
+    image[on_image] = image[on_image] * (1 - share) + thing.sprite.rgb[on_sprite] * share
+
+
+def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Array, float]:
+    """What every pixel is multiplied by, (H, W, 1) and (3,) float32, and the sigma of the blur over all."""
+    h, w = shape[:2]
+    angle = rng.uniform(0, 2 * np.pi)
+    ys, xs = np.mgrid[-0.5 : 0.5 : h * 1j, -0.5 : 0.5 : w * 1j].astype(np.float32)
+    light = rng.uniform(0.86, 1.1) + rng.uniform(0, 0.28) * (ys * np.sin(angle) + xs * np.cos(angle))
+    hue = rng.uniform(0.95, 1.05, 3).astype(np.float32)
+    return light[..., None].astype(np.float32), hue, float(rng.uniform(0, 0.9))
 
 
 def _finish(image: Array, rng: np.random.Generator) -> Array:
     """Light, hue, blur and grain over the whole scene."""
-    h, w = image.shape[:2]
-    angle = rng.uniform(0, 2 * np.pi)
-    ys, xs = np.mgrid[-0.5 : 0.5 : h * 1j, -0.5 : 0.5 : w * 1j].astype(np.float32)
-    light = rng.uniform(0.86, 1.1) + rng.uniform(0, 0.28) * (ys * np.sin(angle) + xs * np.cos(angle))
-    image = image * light[..., None].astype(np.float32) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
-    sigma = rng.uniform(0, 0.9)
+    light, hue, sigma = _light(image.shape, rng)
+    image = image * light * hue
     if sigma > 0.3:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 6))

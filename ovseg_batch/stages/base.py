@@ -8,6 +8,7 @@ written beside their names, made durable, renamed; then the commit record.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import socket
@@ -15,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -24,15 +24,15 @@ import pyarrow as pa
 import torch
 
 from ovseg_batch import failpoints
-from ovseg_batch.config import RunConfig
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
-from ovseg_batch.io.atomic import publish, temporary_path
+from ovseg_batch.io.atomic import FileBatch, file_record, publish, temporary_path
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
 from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS, ResultWriter, read_results
-from ovseg_batch.store import StageStore, file_record
-from ovseg_batch.types import Commit, ImageRow, RowResult
+from ovseg_batch.settings import RunConfig
+from ovseg_batch.store import FILES, StageStore
+from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +54,7 @@ class Upstream:
     """The committed shard of an earlier stage, row by row."""
 
     def __init__(self, store: StageStore, shard: int) -> None:
+        self._files = store.files
         table = store.data_path(shard, TABLE)
         self._values = {line["row"]: line for line in read_results(table)}
         arrays = store.data_path(shard, ARRAYS)
@@ -75,7 +76,8 @@ class Upstream:
     def result(self, row: ImageRow) -> RowResult:
         """The row as the stage gave it."""
         values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
-        return RowResult(row.row, row.key, values, self._arrays.read_all(row.row) if self._arrays else {})
+        files = {name: (self._files / name).read_bytes() for name in values.get(FILES) or ()}
+        return RowResult(row.row, row.key, values, self._arrays.read_all(row.row) if self._arrays else {}, files)
 
     def close(self) -> None:
         if self._arrays is not None:
@@ -94,7 +96,8 @@ class Stage(Protocol):
     """One step of the pipeline.
 
     `version` changes when the code changes what it computes; `needs` names the stages it reads; `columns` are the
-    fields it adds to the Parquet row; `arrays` says whether it writes an NPZ.
+    fields it adds to the Parquet row; `arrays` says whether it writes an NPZ. A stage that gives files names them in a
+    column `files`.
     """
 
     name: str
@@ -143,7 +146,7 @@ def run_shard(
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
         kept = stack.enter_context(Upstream(store, shard)) if retry and previous else None
         results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept))
-        tally, paths = _write(stage, store, shard, results)
+        tally, files = _write(stage, store, shard, results)
         commit = Commit(
             stage=stage.name,
             fingerprint=store.fingerprint,
@@ -151,7 +154,7 @@ def run_shard(
             rows=len(rows),
             ok=len(rows) - sum(tally.values()),
             failed=dict(sorted(tally.items())),
-            files=tuple(file_record(path, store.folder) for path in paths),
+            files=files,
             attempt=previous.attempt + 1 if previous else 1,
             seconds=round(time.monotonic() - started, 3),
             host=socket.gethostname(),
@@ -200,32 +203,50 @@ def _results(
 
 def _write(
     stage: Stage, store: StageStore, shard: int, results: Iterable[RowResult]
-) -> tuple[Counter[str], list[Path]]:
+) -> tuple[Counter[str], tuple[FileRecord, ...]]:
     paths = [store.data_path(shard, TABLE)] + ([store.data_path(shard, ARRAYS)] if stage.arrays else [])
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     temporaries = [temporary_path(path) for path in paths]
     tally: Counter[str] = Counter()
-    try:
+    with contextlib.ExitStack() as whole:
+        files = whole.enter_context(FileBatch(store.files, store.parts)) if FILES in stage.columns.names else None
+        for temporary in temporaries:
+            whole.callback(temporary.unlink, missing_ok=True)
         with contextlib.ExitStack() as stack:
             table = stack.enter_context(contextlib.closing(ResultWriter(temporaries[0], stage.columns)))
             arrays = stack.enter_context(contextlib.closing(ArrayWriter(temporaries[1]))) if stage.arrays else None
             for result in results:
+                result = _hand_over(stage, result, arrays, files)
                 if result.code is not None:
                     tally[str(result.code)] += 1
                 table.write(result)
                 failpoints.reach("row")
-                for name, array in sorted(result.arrays.items()):
-                    if arrays is None:
-                        raise OvsegError(f"Stage {stage.name} gave arrays but declares none.")
-                    arrays.write(result.row, name, array)
+            if files is not None:
+                files.finish()
         failpoints.reach("data")
         store.uncommit(shard)
         for temporary, path in zip(temporaries, paths, strict=True):
             publish(temporary, path)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
-    return tally, paths
+        records = [file_record(path, store.folder) for path in paths]
+        for record in files.publish() if files is not None else ():
+            records.append(dataclasses.replace(record, path=f"{FILES}/{record.path}"))
+    return tally, tuple(records)
+
+
+def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, files: FileBatch | None) -> RowResult:
+    """Give a result's arrays and files to those who write them; the result, failed where its files cannot be named."""
+    if (result.arrays and arrays is None) or (result.files and files is None):
+        raise OvsegError(f"Stage {stage.name} gave arrays or files but declares none.")
+    if files is not None:
+        for name in result.files:
+            if not files.can_be(name):
+                return failed(result, FailureCode.UNWRITABLE, f"no file can be called {name} here")
+        for name, content in result.files.items():
+            files.add(name, content)
+    if arrays is not None:
+        for name, array in sorted(result.arrays.items()):
+            arrays.write(result.row, name, array)
+    return result
 
 
 def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult]) -> Iterator[RowResult]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovseg_batch.config import RefineConfig
 from ovseg_batch.io import rle
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.tiles import Box, View, place_views
@@ -27,6 +26,7 @@ from ovseg_batch.methods.voting import (
     soft_labels,
 )
 from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.settings import RefineConfig
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.io import rle
 from ovseg_batch.methods.selection import (
@@ -30,6 +29,7 @@ from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
 from ovseg_batch.stages.base import Resources, Upstream, failed, ready
 from ovseg_batch.stages.text import text_features

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg_batch.config import Config
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
@@ -32,6 +31,7 @@ from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import ImageRow, RowResult

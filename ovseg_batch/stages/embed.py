@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode, RowError, UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
@@ -27,6 +26,7 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
 from ovseg_batch.models.weights import file_hash
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from ovseg_batch.config import Config
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
@@ -24,6 +23,7 @@ from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ovseg_batch.config import Config
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
@@ -30,6 +29,7 @@ from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.sam import Sam
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ovseg_batch.config import Config, load_config, presets
+from ovseg_batch.config import load_config, presets
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage, window_and_stride
+from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import RefineStage
@@ -18,10 +20,11 @@ from ovseg_batch.stages.refine import RefineStage
 
 def stage_names(config: Config) -> tuple[str, ...]:
     """The stages of a run with these settings, in the order they run."""
+    edits = () if config.edit.mode == "none" else ("edit",)
     if config.method == "proposals":
-        return "propose", "embed", "classify"
+        return "propose", "embed", "classify", *edits
     proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
-    return ("propose", "dense", "refine") if proposes else ("dense", "refine")
+    return *(("propose",) if proposes else ()), "dense", "refine", *edits
 
 
 def describe_presets() -> list[tuple[str, list[str]]]:
@@ -96,6 +99,8 @@ def make_stage(config: Config, name: str) -> Stage:
             return EmbedStage(config)
         case "classify":
             return ClassifyStage(config, vocabulary, templates)
+        case "edit":
+            return EditStage(config, "classify" if config.method == "proposals" else "refine")
         case _:
             return RefineStage(config, vocabulary, *window_and_stride(config))
 

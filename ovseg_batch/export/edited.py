@@ -1,0 +1,64 @@
+"""`edited/`: the edited images of the latest run in the tree of the input, and of no other run.
+
+The images lie in the stage's folder, where they were committed. `edited/` is made of hard links to them, beside the
+old one, and takes its place when it is whole: whoever looks sees all of one run. Where the file system has no hard
+links the files are copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from ovseg_batch.io.atomic import fsync_folder, temporary_path, write_text
+from ovseg_batch.store import FILES, StageStore, Workdir
+
+
+def publish_edited(workdir: Workdir, store: StageStore) -> int:
+    """Bring `edited/` up to what the stage has committed; how many images are in it.
+
+    Nothing is done where it is so already.
+    """
+    digest, count = _digest(store)
+    marker = workdir.root / "stages" / "edited.txt"
+    if workdir.edited.is_dir() and marker.is_file() and marker.read_text(encoding="utf-8").strip() == digest:
+        return count
+    fresh = temporary_path(workdir.edited)
+    fresh.mkdir()
+    try:
+        for commit in store.commits():
+            for file in commit.files:
+                if file.path.startswith(f"{FILES}/"):
+                    _link(store.folder / file.path, fresh / file.path.removeprefix(f"{FILES}/"))
+        fsync_folder(fresh)
+        old = temporary_path(workdir.edited)
+        if workdir.edited.is_dir():
+            workdir.edited.rename(old)
+        fresh.rename(workdir.edited)
+        fsync_folder(workdir.root)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    write_text(marker, f"{digest}\n")
+    return count
+
+
+def _digest(store: StageStore) -> tuple[str, int]:
+    """What the committed files are, in one line, and how many there are."""
+    digest, count = hashlib.blake2b(store.fingerprint.encode(), digest_size=16), 0
+    for commit in store.commits():
+        for file in commit.files:
+            if file.path.startswith(f"{FILES}/"):
+                digest.update(f"{file.path}\0{file.blake2b}\n".encode())
+                count += 1
+    return digest.hexdigest(), count
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,207 @@
+"""Images as they are edited and written again: with their depth, transparency, colour profile and EXIF.
+
+`images.py` gives the models eight bits of RGB. Here 16 bits a channel stay 16 (PNG and TIFF), transparency stays beside
+the colours, and the profile and EXIF go into the new file, with the orientation applied once and forgotten.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io.images import decode, decoding, upright
+from ovseg_batch.io.sources import IMAGE_SUFFIXES
+
+Array = np.ndarray[Any, Any]
+
+Format = Literal["png", "webp", "jpeg", "tiff"]
+SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "png": (".png",),
+    "webp": (".webp",),
+    "jpeg": (".jpg", ".jpeg", ".jpe"),
+    "tiff": (".tif", ".tiff"),
+}
+UNKNOWN_SUFFIX = ".file"  # put behind names that are no image's, so that `a` and `a.png` stay two
+KNOWN = IMAGE_SUFFIXES | {UNKNOWN_SUFFIX}
+HOLDS_ALPHA = frozenset({"png", "webp", "tiff"})
+HOLDS_16_BITS = frozenset({"png", "tiff"})
+ORIENTATION = 274
+BITS_PER_SAMPLE = 258
+TURNS: dict[int, Callable[[Any], Any]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, -1)[:, ::-1],
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """`pixels` (H, W, 3) or, grey, (H, W), uint8 or uint16; `alpha` (H, W) of the same depth, or None where opaque.
+
+    `icc` and `exif` are the blocks as files hold them, empty where there are none.
+    """
+
+    pixels: Array
+    alpha: Array | None = None
+    icc: bytes = b""
+    exif: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How pictures are written. `quality` None is lossless where the format can be, and 95 for JPEG."""
+
+    format: Format
+    quality: int | None = None
+    level: int = 6  # of PNG's and TIFF's deflate: 1 quick, 9 small
+    keep: frozenset[str] = field(default_factory=lambda: frozenset({"icc", "exif"}))
+
+
+def read_picture(image: Image.Image, path: str | Path) -> Picture:
+    """Decode an opened image, upright.
+
+    CMYK becomes RGB, by its profile where it has one, which then is dropped. Grey becomes RGB.
+
+    Returns:
+        `pixels` (H, W, 3); where the file has 16 bits a channel, uint16.
+
+    Raises:
+        RowError: `TRUNCATED` or `BAD_IMAGE`.
+    """
+    with decoding(path):
+        opened: Any = image
+        content = opened.fp.getvalue()  # `open_image` opens bytes
+        deep = _is_deep(image)
+        image.load()
+        icc, orientation = image.info.get("icc_profile") or b"", image.getexif().get(ORIENTATION, 1)
+        if deep:
+            pixels, alpha = _deep(content, path, orientation)
+            return Picture(pixels, alpha, icc if pixels.ndim == 3 else b"", _exif(image))
+        if image.mode == "CMYK" and icc:
+            image, icc = _by_profile(image, icc), b""
+        elif image.mode in ("CMYK", "LAB", "YCbCr", "L", "LA", "1"):
+            icc = b""  # of another colour space than what is written
+        if image.has_transparency_data:
+            whole = np.array(upright(image.convert("RGBA") if image.mode != "RGBA" else image).convert("RGBA"))
+            return Picture(np.ascontiguousarray(whole[..., :3]), whole[..., 3].copy(), icc, _exif(image))
+        return Picture(decode(image, path), None, icc, _exif(image))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel, which Pillow cuts to 8 in colour."""
+    opened: Any = image
+    if image.format == "TIFF":
+        return set(opened.tag_v2.get(BITS_PER_SAMPLE, ())) == {16} and image.mode in ("RGB", "RGBA", "I;16", "I;16B")
+    return image.format == "PNG" and bool(opened.tile) and "16" in str(opened.tile[0][3])
+
+
+def _deep(content: bytes, path: str | Path, orientation: int) -> tuple[Array, Array | None]:
+    whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if whole is None or whole.dtype != np.uint16:
+        raise RowError(FailureCode.BAD_IMAGE, f"{path}: its 16 bits a channel cannot be read")
+    if orientation in TURNS:
+        whole = TURNS[orientation](whole)
+    if whole.ndim == 2:
+        return np.repeat(whole[..., None], 3, axis=2), None
+    pixels = np.ascontiguousarray(whole[..., 2::-1])
+    return pixels, np.ascontiguousarray(whole[..., 3]) if whole.shape[2] == 4 else None
+
+
+def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
+    """CMYK to sRGB as the picture's own profile says; as Pillow does without, where that cannot be read."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        turned = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")
+    return turned or image.convert("RGB")
+
+
+def _exif(image: Image.Image) -> bytes:
+    """The EXIF block without orientation, which has been applied, and without the thumbnail, which shows the past."""
+    try:
+        exif = image.getexif()
+        exif.pop(ORIENTATION, None)
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # a broken block says nothing about the pixels
+        return b""
+
+
+def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
+    """The file of a picture.
+
+    Raises:
+        ValueError: transparency, or 16 bits, for a format that holds none.
+    """
+    kind, alpha = encoding.format, picture.alpha
+    if alpha is not None and kind not in HOLDS_ALPHA:
+        raise ValueError(f"{kind} holds no transparency")
+    if picture.pixels.dtype == np.uint16:
+        return _encode_deep(picture, encoding)
+    pixels = picture.pixels if alpha is None else np.dstack([picture.pixels, alpha])
+    options: dict[str, Any] = {}
+    if kind == "png":
+        options = {"compress_level": encoding.level}
+    elif kind == "webp":
+        lossless = encoding.quality is None
+        options = {"lossless": lossless, "quality": 60 if lossless else encoding.quality, "method": 2, "exact": True}
+    elif kind == "jpeg":
+        options = {"quality": encoding.quality or 95, "subsampling": 0}
+    else:
+        options = {"compression": "tiff_adobe_deflate"}
+    blocks = {"icc_profile": picture.icc, "exif": picture.exif}
+    options |= {name: block for name, block in blocks.items() if block and name.split("_")[0] in encoding.keep}
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind.upper(), **options)
+    return file.getvalue()
+
+
+def _encode_deep(picture: Picture, encoding: Encoding) -> bytes:
+    kind, alpha, pixels = encoding.format, picture.alpha, picture.pixels
+    if kind not in HOLDS_16_BITS:
+        raise ValueError(f"{kind} holds no 16 bits a channel")
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1] if alpha is None else np.dstack([pixels[..., ::-1], alpha])
+    blocks = [(cv2.IMAGE_METADATA_EXIF, picture.exif, "exif"), (cv2.IMAGE_METADATA_ICCP, picture.icc, "icc")]
+    kept = [(number, block) for number, block, name in blocks if block and name in encoding.keep and kind == "png"]
+    options = [cv2.IMWRITE_PNG_COMPRESSION, encoding.level] if kind == "png" else []
+    written, content = cv2.imencodeWithMetadata(
+        f".{kind}",
+        np.ascontiguousarray(pixels),
+        [number for number, _ in kept],
+        [np.frombuffer(block.removeprefix(b"Exif\x00\x00"), np.uint8) for _, block in kept],
+        options,
+    )
+    if not written:
+        raise ValueError(f"{kind} cannot be written with 16 bits a channel")
+    return bytes(content)
+
+
+def output_name(file_name: str, format: Format) -> str:
+    """What the edited image is called: its name, with the format's suffix behind it unless it has that already.
+
+    No two names give one: `a.jpg` becomes `a.jpg.png`, `a.png` stays, and an image that was called `a.jpg.png` becomes
+    `a.jpg.png.png`.
+    """
+    stem, suffix = _split(file_name)
+    if suffix.lower() in SUFFIXES[format] and _split(stem)[1].lower() not in KNOWN:
+        return file_name
+    return f"{file_name}{'' if suffix.lower() in KNOWN else UNKNOWN_SUFFIX}{SUFFIXES[format][0]}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, _, last = name.rpartition("/")
+    stem, dot, suffix = last.rpartition(".")
+    return (f"{folder}/{stem}" if folder else stem, f".{suffix}") if dot else (name, "")

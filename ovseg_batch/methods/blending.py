@@ -1,0 +1,113 @@
+"""Where an edit may change a picture, what it is given to look at, and how it is put back: not a bit is changed
+outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A square of a picture, in pixels; it may reach beyond the picture's edges."""
+
+    left: int
+    top: int
+    side: int
+
+    def cut(self, image: Array) -> Array:
+        """The square (side, side, …), mirrored where it lies outside."""
+        h, w = image.shape[:2]
+        y0, x0, y1, x1 = self._clipped(h, w)
+        part = np.ascontiguousarray(image[y0:y1, x0:x1])
+        missing = (y0 - self.top, self.top + self.side - y1, x0 - self.left, self.left + self.side - x1)
+        return part if not any(missing) else np.pad(part, _pads(missing, image.ndim), mode="symmetric")
+
+    def put(self, image: Array, square: Array) -> None:
+        """The square's part that lies in the picture, written into it."""
+        y0, x0, y1, x1 = self._clipped(*image.shape[:2])
+        image[y0:y1, x0:x1] = square[y0 - self.top : y1 - self.top, x0 - self.left : x1 - self.left]
+
+    def _clipped(self, h: int, w: int) -> tuple[int, int, int, int]:
+        return max(self.top, 0), max(self.left, 0), min(self.top + self.side, h), min(self.left + self.side, w)
+
+
+def _pads(missing: tuple[int, int, int, int], dimensions: int) -> list[tuple[int, int]]:
+    pads = [(missing[0], missing[1]), (missing[2], missing[3])]
+    return pads + [(0, 0)] * (dimensions - 2)
+
+
+def frame_around(mask: Array, padding: float, least: int, extra: int = 0) -> Frame:
+    """The square that an edit looks at: the mask's box with a share of its longer side around it.
+
+    It lies inside the picture where there is room. A square wider than the picture reaches over its edges evenly.
+
+    Args:
+        mask: (H, W) bool, not empty.
+        padding: on each side, as a share of the box's longer side.
+        extra: pixels more on each side, for a mask that will be widened.
+        least: pixels, the smallest side; a model is not asked to enlarge a picture that has more to show.
+    """
+    h, w = mask.shape
+    x, y, bw, bh = cv2.boundingRect(mask.view(np.uint8))
+    side = max(round(max(bw, bh) * (1 + 2 * padding)) + 2 * extra, min(least, max(h, w)), 1)
+    return Frame(_placed(x + bw / 2, side, w), _placed(y + bh / 2, side, h), side)
+
+
+def _placed(centre: float, side: int, length: int) -> int:
+    if side >= length:
+        return -((side - length) // 2)
+    return int(np.clip(round(centre - side / 2), 0, length - side))
+
+
+def widened(mask: Array, dilation: int) -> Array:
+    """A mask (h, w) of bool, wider by so many pixels on every side."""
+    if dilation <= 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilation + 1, 2 * dilation + 1))
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), disc)).astype(bool)
+
+
+def boxed(mask: Array, dilation: int) -> Array:
+    """The box around a mask, wider by so many pixels, as a mask."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.zeros(mask.shape, bool)
+    box[max(0, y - dilation) : y + h + dilation, max(0, x - dilation) : x + w + dilation] = True
+    return box
+
+
+def feathered(region: Array, feather: float) -> Array:
+    """How much of the new picture shows at each pixel, (h, w) float32: 0 outside the region, rising to 1 inside it.
+
+    Args:
+        region: (h, w) bool.
+        feather: pixels from the edge inwards over which it rises; edges of the array are no edges of the region.
+    """
+    if feather <= 0:
+        return region.astype(np.float32)
+    padded = np.pad(region.astype(np.uint8), 1, mode="edge")
+    if padded.all():
+        return region.astype(np.float32)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    return np.asarray(np.minimum(depth / np.float32(feather + 1), 1), np.float32)
+
+
+def blend(image: Array, new: Array, weight: Array) -> Array:
+    """The picture with something new laid in; where the weight is 0 its very bits.
+
+    Args:
+        image: (h, w, 3) uint8 or uint16.
+        new: (h, w, 3), the same depth or float in its range.
+        weight: (h, w) float in [0, 1].
+    """
+    out = image.copy()
+    changed = weight > 0
+    share = weight[changed][:, None]
+    mixed = image[changed] * (1 - share) + new[changed].astype(np.float32) * share
+    out[changed] = np.rint(np.clip(mixed, 0, np.iinfo(image.dtype).max)).astype(image.dtype)
+    return out

@@ -1,0 +1,83 @@
+"""What can be put in a region's place without a generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+Colour = tuple[int, int, int]
+LARGEST = 1024  # pixels a side at which holes are closed; a larger picture is closed smaller and the fill enlarged
+TELEA_RADIUS = 5
+
+
+def plain(shape: tuple[int, ...], colour: Colour, dtype: np.dtype[Any]) -> Array:
+    """One colour (8 bits a channel) everywhere, (h, w, 3) of the depth asked for."""
+    return np.broadcast_to(_deep(np.array(colour), dtype), (*shape[:2], 3))
+
+
+def gradient(shape: tuple[int, ...], above: Colour, below: Colour, dtype: np.dtype[Any]) -> Array:
+    """One colour at the top turning into another at the bottom."""
+    share = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
+    column = np.array(above, np.float32) * (1 - share) + np.array(below, np.float32) * share
+    return np.broadcast_to(_deep(column, dtype), (*shape[:2], 3))
+
+
+def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
+    """The picture out of focus; with `only`, nothing but the colours of those pixels is mixed.
+
+    A wide blur is done on a smaller picture, which differs from it by nothing that is seen.
+
+    Args:
+        image: (h, w, 3) uint8 or uint16.
+        sigma: pixels.
+        only: (h, w) bool.
+    """
+    h, w = image.shape[:2]
+    shrink = max(1, int(sigma / 4))
+    size = (-(-w // shrink), -(-h // shrink))
+    weight = np.ones((h, w), np.float32) if only is None else only.astype(np.float32)
+    parts = [image.astype(np.float32) * weight[..., None], weight]
+    small = [cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in parts]
+    total, share = (cv2.GaussianBlur(p, (0, 0), max(sigma / shrink, 0.3), borderType=cv2.BORDER_REFLECT) for p in small)
+    mixed = total / np.maximum(share, 1e-6)[..., None]
+    large = cv2.resize(mixed, (w, h), interpolation=cv2.INTER_LINEAR)
+    return np.rint(np.clip(large, 0, np.iinfo(image.dtype).max)).astype(image.dtype)
+
+
+def covering(picture: Array, height: int, width: int) -> Array:
+    """Another picture, resized until it covers (height, width), the middle of it."""
+    h, w = picture.shape[:2]
+    scale = max(height / h, width / w)
+    size = max(width, round(w * scale)), max(height, round(h * scale))
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    return np.ascontiguousarray(large[top : top + height, left : left + width])
+
+
+def closed(image: Array, hole: Array) -> Array:
+    """The hole closed from its edges by Telea's fast marching (OpenCV).
+
+    Args:
+        image: (h, w, 3) uint8 or uint16; of 16 bits the fill has 8.
+        hole: (h, w) bool.
+    """
+    h, w = image.shape[:2]
+    scale = min(1.0, LARGEST / max(h, w))
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    eight = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    small = cv2.resize(eight, size, interpolation=cv2.INTER_AREA) if scale < 1 else eight
+    mask = cv2.resize(hole.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) if scale < 1 else hole
+    mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) if scale < 1 else mask.astype(np.uint8)
+    filled = cv2.inpaint(small, mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
+    large = cv2.resize(filled, (w, h), interpolation=cv2.INTER_CUBIC) if scale < 1 else filled
+    return _deep(large, image.dtype)
+
+
+def _deep(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values of 8 bits in another depth."""
+    scale = np.iinfo(dtype).max // 255
+    return np.rint(np.asarray(values, np.float32) * scale).astype(dtype)

@@ -1,0 +1,124 @@
+"""An inpainting pipeline of diffusers as one call over a batch of squares."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.models.pipelines import PipelineSpec
+
+Array = np.ndarray[Any, Any]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A square to be painted: `image` (S, S, 3) uint8, `mask` (S, S) bool, what to paint, and the seed of the noise."""
+
+    image: Array
+    mask: Array
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+def seed_of(key: str, seed: int, number: int) -> int:
+    """The seed of an image's `number`-th request: of its key and the run's seed, and of nothing else."""
+    digest = hashlib.blake2b(f"{seed}\0{number}\0{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Inpainter:
+    """A loaded pipeline."""
+
+    def __init__(self, pipeline: Any, spec: PipelineSpec) -> None:
+        self._pipeline = pipeline
+        self._takes = set(inspect.signature(pipeline.__call__).parameters)
+        self.size = spec.size
+
+    @classmethod
+    def load(
+        cls, spec: PipelineSpec, device: torch.device, kind: str, offload: str = "none", slicing: bool = False
+    ) -> Inpainter:
+        """Load the weights (safetensors alone, from this machine alone) in the precision `kind`.
+
+        Args:
+            offload: `none`; `model` or `sequential` keep on the GPU only what is computing, and need accelerate.
+            slicing: attention head by head, slower and in less memory.
+
+        Raises:
+            OvsegError: the folder cannot be loaded.
+        """
+        if offload != "none" and (device.type != "cuda" or importlib.util.find_spec("accelerate") is None):
+            raise UsageError(
+                f"inpaint.offload: {offload} needs a GPU and the package accelerate (pip install ovseg-batch[offload])."
+            )
+        diffusers_logging.set_verbosity_error()
+        diffusers_logging.disable_progress_bar()
+        auto = spec.kind not in ("FluxFillPipeline",)  # which the automatic class does not know
+        loader: Any = diffusers.AutoPipelineForInpainting if auto else diffusers.DiffusionPipeline
+        options: dict[str, Any] = {"dtype": DTYPES[kind], "local_files_only": True, "use_safetensors": True}
+        if _only_half(spec):
+            options["variant"] = "fp16"
+        try:
+            pipeline = loader.from_pretrained(str(spec.folder), **options)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise OvsegError(f"The inpainting pipeline in {spec.folder} does not load: {error}") from None
+        pipeline.set_progress_bar_config(disable=True)
+        if slicing:
+            pipeline.enable_attention_slicing()
+        if offload == "model":
+            pipeline.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipeline.enable_sequential_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+        return cls(pipeline, spec)
+
+    def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Array | None]:
+        """Paint a batch.
+
+        Args:
+            requests: squares of one side, divisible by 8.
+
+        Returns:
+            per request (S, S, 3) float32 in [0, 1]; None where a safety checker kept the picture back.
+        """
+        side = requests[0].image.shape[0]
+        images = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2).float() / 255
+        masks = torch.from_numpy(np.stack([request.mask for request in requests])).float()[:, None]
+        options: dict[str, Any] = {
+            "prompt": [request.prompt for request in requests],
+            "negative_prompt": [request.negative_prompt for request in requests],
+            "image": images,
+            "mask_image": masks,
+            "height": side,
+            "width": side,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "strength": strength,
+            "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+            "output_type": "np",
+        }
+        result = self._pipeline(**{name: value for name, value in options.items() if name in self._takes})
+        flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
+        pictures = [np.asarray(picture, np.float32) for picture in result.images]
+        return [None if bad or not picture.any() else picture for bad, picture in zip(flagged, pictures, strict=True)]
+
+
+def _only_half(spec: PipelineSpec) -> bool:
+    """Whether the folder holds no weights but those called `….fp16.safetensors`."""
+    part = "unet" if (spec.folder / "unet").is_dir() else "transformer"
+    files = list((spec.folder / part).glob("*.safetensors"))
+    return bool(files) and all(".fp16." in file.name for file in files)

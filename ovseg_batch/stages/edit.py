@@ -1,0 +1,207 @@
+"""Edit: what the masks are for. Cut out, fill, mask, crop and erase without a generator; remove, replace and style with
+one. One file for an image (or for each of its masks), in the tree of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ovseg_batch.errors import FailureCode, RowError, UsageError, nearest
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import read_image, work_ahead
+from ovseg_batch.io.pictures import Picture, encode_picture
+from ovseg_batch.models import zoo
+from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.diffusion import Inpainter
+from ovseg_batch.models.weights import file_hash
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready
+from ovseg_batch.stages.generated_edits import STEERED, Canvas, Painter
+from ovseg_batch.stages.opened import Opened, open_row
+from ovseg_batch.stages.plain_edits import KEEPS, MODES, plain_edit
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+PEAK = 24  # bytes a pixel while an image is edited
+
+
+class EditStage:
+    """Edited images. `files` are their names under the stage's own folder, and at the end under `edited/`."""
+
+    name = "edit"
+    version = 1
+    arrays = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("masks", pa.int32()),
+            pa.field("files", pa.list_(pa.string())),
+            pa.field("labels", pa.list_(pa.string())),
+            pa.field("prompts", pa.list_(pa.string())),
+        ]
+    )
+
+    def __init__(self, config: Config, upstream: str) -> None:
+        self._config = config
+        self.needs: tuple[str, ...] = (upstream,)
+        edit = config.edit
+        self.resources = Resources(accelerator=edit.mode not in MODES)
+        self._spec = None if edit.mode in MODES else zoo.resolve_inpainting(config.inpaint.model)
+        self._chosen = self._labels()
+        self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
+        self._background: Array | None = None
+        self._inpainter: Inpainter | None = None
+        _check(config)
+
+    def _labels(self) -> frozenset[str]:
+        """The labels whose masks count. Raises UsageError for a name that is no label."""
+        known = [label.name for label in self._config.labels]
+        edit = self._config.edit
+        for name in (*edit.keep, *edit.drop, *edit.prompts):
+            if name not in known:
+                raise UsageError(f"edit: {name!r} is not among the labels.{nearest(name, known)} They are: {known}.")
+        return frozenset(edit.keep or edit.drop or known)
+
+    def inputs(self) -> dict[str, Any]:
+        config = self._config
+        inputs: dict[str, Any] = {"edit": config.edit.model_dump(mode="json"), "labels": sorted(self._chosen)}
+        if config.edit.fill.kind == "image" and config.edit.fill.image:
+            inputs["background"] = file_hash(config.edit.fill.image)
+        if self._spec is not None:
+            speed = {"offload", "attention_slicing"}
+            inputs["inpaint"] = config.inpaint.model_dump(mode="json", exclude=speed)
+            inputs["pipeline"] = self._spec.identity()
+            inputs["precision"] = precision(config.run.precision, config.run.device)
+        return inputs
+
+    def setup(self, device: str) -> None:
+        config = self._config
+        if config.edit.fill.kind == "image" and config.edit.fill.image:
+            self._background = read_image(config.edit.fill.image, read_limits(config.run))
+        if self._spec is not None:
+            self._inpainter = Inpainter.load(
+                self._spec,
+                resolve_device(device),
+                precision(config.run.precision, device),
+                config.inpaint.offload,
+                config.inpaint.attention_slicing,
+            )
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        todo, answers = ready(rows, upstream, self.needs)
+        yield from answers
+        run, masks = self._config.run, upstream[self.needs[0]]
+        limits = read_limits(run)
+        if self._inpainter is None:
+
+            def edited(row: ImageRow, image: Image.Image) -> RowResult:
+                return self._edited(row, self._open(row, image, masks))
+
+            for row, done in work_ahead(todo, edited, run.decode_threads, run.decode_bytes, limits, PEAK):
+                yield failed(row, done.code, done.message) if isinstance(done, RowError) else done
+        else:
+            opened = work_ahead(
+                todo, lambda row, image: self._open(row, image, masks), run.decode_threads, run.decode_bytes, limits
+            )
+            yield from self._generated(Painter(self._inpainter, self._config, self._keeps), opened)
+
+    def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
+        return open_row(row, image, upstream.values(row.row), self._config.edit, self._chosen)
+
+    def _edited(self, row: ImageRow, opened: Opened) -> RowResult:
+        if not opened.masks:
+            return self._empty(row, opened)
+        edit, picture = self._config.edit, opened.picture
+        groups = [[mask] for mask in opened.masks] if edit.apart else [opened.masks]
+        files: dict[str, bytes] = {}
+        try:
+            for number, group in enumerate(groups, start=1):
+                mask = rle.union([counts for _, counts in group], *picture.pixels.shape[:2])
+                made = plain_edit(picture, mask, self._config, self._keeps, self._background)
+                name = _part_name(opened.name, number, group[0][0]) if edit.apart else opened.name
+                files[name] = encode_picture(made, opened.encoding)
+        except (cv2.error, ValueError, MemoryError) as error:
+            code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
+            raise RowError(code, f"{type(error).__name__}: {error}") from None
+        return self._answer(row, opened, files, [])
+
+    def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
+        """An image that has no mask to go by."""
+        edit = self._config.edit
+        if edit.on_empty == "fail":
+            labels = ", ".join(sorted(self._chosen))
+            return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
+        files = {}
+        if edit.on_empty == "copy" and edit.mode == "mask":
+            nothing = np.full(opened.picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8)
+            files[opened.name] = encode_picture(Picture(nothing), opened.encoding)
+        elif edit.on_empty == "copy":
+            files[opened.name] = encode_picture(opened.picture, opened.encoding)
+        return self._answer(row, opened, files, [])
+
+    def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
+        failures: list[RowResult] = []
+
+        def canvases() -> Iterator[Canvas]:
+            for row, one in opened:
+                if isinstance(one, RowError):
+                    failures.append(failed(row, one.code, one.message))
+                else:
+                    yield painter.canvas(row, one)
+
+        for canvas in painter.run(canvases()):
+            row, failure = canvas.row, canvas.failure
+            if failure is not None:
+                yield failed(row, failure.code, failure.message)
+            elif not canvas.opened.masks:
+                yield self._empty(row, canvas.opened)
+            else:
+                content = encode_picture(canvas.picture, canvas.opened.encoding)
+                yield self._answer(row, canvas.opened, {canvas.opened.name: content}, canvas.prompts)
+        yield from failures
+
+    def _answer(self, row: ImageRow, opened: Opened, files: dict[str, bytes], prompts: list[str]) -> RowResult:
+        height, width = opened.picture.pixels.shape[:2]
+        values = {
+            "height": height,
+            "width": width,
+            "masks": len(opened.masks),
+            "files": list(files),
+            "labels": [label for label, _ in opened.masks],
+            "prompts": prompts,
+        }
+        return RowResult(row.row, row.key, values, files=files)
+
+
+def _check(config: Config) -> None:
+    """Refuse settings that cannot be done on any image."""
+    edit = config.edit
+    if edit.mode == "cutout" and edit.format == "jpeg":
+        raise UsageError("edit.mode: cutout makes transparency, which JPEG cannot hold. Set edit.format: png or webp.")
+    if edit.apart and edit.mode not in ("cutout", "mask", "crop"):
+        raise UsageError(f"edit.apart goes with cutout, mask and crop; {edit.mode} changes one picture in place.")
+    if edit.mode == "fill" and edit.fill.kind == "image" and not Path(edit.fill.image or "").is_file():
+        raise UsageError(f"edit.fill.image: there is no picture {edit.fill.image}.")
+
+
+def needs_prompts(config: Config) -> bool:
+    """Whether the manifest must say what to paint, because the settings do not say it for every label."""
+    edit = config.edit
+    chosen = edit.drop or tuple(label.name for label in config.labels)
+    said = bool(edit.prompt.strip()) or (not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen))
+    return edit.mode in STEERED and not said
+
+
+def _part_name(name: str, number: int, label: str) -> str:
+    """`photos/cat.jpg.png` → `photos/cat.jpg/001-tabby.png`: a folder for each image."""
+    stem, _, suffix = name.rpartition(".")
+    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "mask"
+    return f"{stem}/{number:03d}-{safe}.{suffix}"

@@ -1,0 +1,85 @@
+"""An image as the edit stage takes it up: its picture, the masks that count, and how its file will be written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io.pictures import (
+    HOLDS_16_BITS,
+    HOLDS_ALPHA,
+    Encoding,
+    Format,
+    Picture,
+    output_name,
+    read_picture,
+)
+from ovseg_batch.io.remote import shown
+from ovseg_batch.settings import EditConfig
+from ovseg_batch.types import ImageRow
+
+Array = np.ndarray[Any, Any]
+
+METADATA = {"keep": frozenset({"icc", "exif"}), "colour": frozenset({"icc"}), "none": frozenset[str]()}
+LOSSLESS: dict[str, Format] = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp"}  # formats that `auto` stays with
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """`masks` are (label, RLE counts), in the picture's frame; `name` is what the edited file is called."""
+
+    picture: Picture
+    masks: list[tuple[str, bytes]]
+    encoding: Encoding
+    name: str
+
+
+def open_row(
+    row: ImageRow, image: Image.Image, line: dict[str, Any], edit: EditConfig, labels: Collection[str]
+) -> Opened:
+    """Decode an image and find its masks.
+
+    Args:
+        line: the image's line in the table of the stage that drew the masks.
+        labels: those whose masks count.
+
+    Raises:
+        RowError: the image cannot be decoded, or is not of the size that its masks were drawn for.
+    """
+    name = shown(row.path)
+    encoding = _encoding(edit, image.format or "")
+    picture = _fitting(read_picture(image, name), encoding.format)
+    now, then = picture.pixels.shape[:2], (line["height"], line["width"])
+    if now != then:
+        sizes = f"{then[1]} × {then[0]} for its masks and is now {now[1]} × {now[0]}"
+        raise RowError(FailureCode.CHANGED, f"{name} was {sizes}")
+    masks = [
+        (one["category"], one["rle"])
+        for one in line["annotations"]
+        if one["category"] in labels and one["score"] >= edit.min_score
+    ]
+    return Opened(picture, masks, encoding, output_name(row.file_name, encoding.format))
+
+
+def _encoding(edit: EditConfig, own: str) -> Encoding:
+    """How an image is written whose file is in Pillow's format `own`."""
+    fitting: Format = "png" if edit.mode == "mask" else LOSSLESS.get(own, "png")
+    chosen = fitting if edit.format == "auto" else edit.format
+    return Encoding(chosen, edit.quality, edit.compression, METADATA[edit.metadata])
+
+
+def _fitting(picture: Picture, format: Format) -> Picture:
+    """The picture without the depth and transparency that the format cannot hold."""
+    pixels, alpha = picture.pixels, picture.alpha
+    if pixels.dtype == np.uint16 and (format not in HOLDS_16_BITS or (format == "tiff" and alpha is not None)):
+        pixels, alpha = (pixels >> 8).astype(np.uint8), None if alpha is None else (alpha >> 8).astype(np.uint8)
+    if alpha is not None and format not in HOLDS_ALPHA:
+        top = np.iinfo(pixels.dtype).max
+        share = (alpha.astype(np.float32) / top)[..., None]
+        pixels, alpha = np.rint(pixels * share + top * (1 - share)).astype(pixels.dtype), None
+    return Picture(pixels, alpha, picture.icc, picture.exif)

@@ -1,0 +1,142 @@
+"""Edits that need no generator: one picture and a mask in, one picture out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import ImageColor
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io.pictures import Picture
+from ovseg_batch.methods import fills
+from ovseg_batch.methods.blending import blend, boxed, feathered, frame_around, widened
+from ovseg_batch.methods.matting import band_width, soften
+from ovseg_batch.settings import Config
+
+Array = np.ndarray[Any, Any]
+
+MODES = ("cutout", "fill", "mask", "crop", "erase")
+KEEPS = ("cutout", "fill", "mask", "crop")  # what these are told of stays, unless they are told what goes
+
+
+def plain_edit(picture: Picture, mask: Array, config: Config, keeps: bool, background: Array | None) -> Picture:
+    """What the settings' mode makes of a picture.
+
+    Args:
+        mask: (H, W) bool: what stays when `keeps`, else what goes.
+        background: (h, w, 3) uint8 RGB, for `fill.kind: image`.
+
+    Raises:
+        RowError: nothing is left of the picture to close a hole from.
+    """
+    mode = config.edit.mode
+    if mode == "crop":
+        return _crop(picture, mask if keeps else ~mask, config)
+    if mode in ("cutout", "mask"):
+        alpha, colours = _soft(picture, mask if keeps else ~mask, config)
+        return _mask(alpha) if mode == "mask" else _cutout(picture, alpha, colours)
+    if keeps:
+        alpha, colours = _soft(picture, mask, config)
+        new = _filling(picture.pixels, mask, config, background)
+        share = 1 - alpha.astype(np.float32) / np.iinfo(alpha.dtype).max
+        return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif)
+    return _replaced(picture, mask, config, background)
+
+
+def region_of(mask: Array, config: Config) -> Array:
+    """Where an edit of what goes may change a picture: the mask, widened as the settings say."""
+    edit = config.edit
+    return boxed(mask, edit.dilation) if edit.shape == "box" else widened(mask, edit.dilation)
+
+
+def refuse_everything(region: Array) -> None:
+    """Raises RowError where a region leaves nothing of the picture to go by."""
+    if region.all():
+        raise RowError(FailureCode.NO_EDIT, "the mask, widened, covers the whole image: nothing is left to go by")
+
+
+def _soft(picture: Picture, mask: Array, config: Config) -> tuple[Array, Array]:
+    settings = config.edit.alpha
+    band = (settings.band or band_width(*mask.shape)) if settings.soft else 0
+    alpha, colours = soften(picture.pixels, mask, band)
+    return alpha, colours if settings.decontaminate else picture.pixels
+
+
+def _cutout(picture: Picture, alpha: Array, colours: Array) -> Picture:
+    if picture.alpha is not None:
+        alpha = np.minimum(alpha, picture.alpha)
+    shown = cv2.merge([np.where(alpha > 0, channel, 0) for channel in cv2.split(colours)])
+    return Picture(shown.astype(picture.pixels.dtype), alpha, picture.icc, picture.exif)
+
+
+def _mask(alpha: Array) -> Picture:
+    return Picture(alpha if alpha.dtype == np.uint8 else (alpha >> 8).astype(np.uint8))
+
+
+def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
+    crop = config.edit.crop
+    h, w = mask.shape
+    x, y, bw, bh = cv2.boundingRect(mask.view(np.uint8))
+    margin = round(crop.margin * max(bw, bh))
+    left, top, right, bottom = x - margin, y - margin, x + bw + margin, y + bh + margin
+    if crop.square:
+        side = min(max(right - left, bottom - top), h, w)
+        side = max(side, bw, bh) if max(bw, bh) <= min(h, w) else side
+        left = min(max((left + right - side) // 2, 0), w - side)
+        top = min(max((top + bottom - side) // 2, 0), h - side)
+        right, bottom = left + side, top + side
+    part = slice(max(top, 0), min(bottom, h)), slice(max(left, 0), min(right, w))
+    alpha = None if picture.alpha is None else np.ascontiguousarray(picture.alpha[part])
+    return Picture(np.ascontiguousarray(picture.pixels[part]), alpha, picture.icc, picture.exif)
+
+
+def _replaced(picture: Picture, mask: Array, config: Config, background: Array | None) -> Picture:
+    """The masked regions closed or filled, piece by piece; every other bit as it was."""
+    edit = config.edit
+    region = region_of(mask, config)
+    if edit.mode == "erase":
+        refuse_everything(region)
+    pixels = picture.pixels.copy()
+    around = config.inpaint.context if edit.mode == "erase" or edit.fill.kind == "blur" else 0.0
+    for piece in _pieces(region):
+        frame = frame_around(piece, around, 1)
+        image, hole, others = frame.cut(pixels), frame.cut(piece), frame.cut(region)
+        if edit.mode == "erase":
+            new = fills.closed(image, others)
+        elif edit.fill.kind == "blur":
+            new = fills.blurred(image, max(1.0, edit.fill.blur * frame.side))
+        else:
+            new = frame.cut(_filling(picture.pixels, mask, config, background))
+        frame.put(pixels, blend(image, new, feathered(hole, edit.feather)))
+    return Picture(pixels, picture.alpha, picture.icc, picture.exif)
+
+
+def _filling(pixels: Array, kept: Array, config: Config, background: Array | None) -> Array:
+    """What lies behind what is kept, of the picture's size."""
+    fill = config.edit.fill
+    above, below = (_rgb(colour) for colour in (fill.colour, fill.colour_below))
+    if fill.kind == "colour":
+        return fills.plain(pixels.shape, above, pixels.dtype)
+    if fill.kind == "gradient":
+        return fills.gradient(pixels.shape, above, below, pixels.dtype)
+    if fill.kind == "blur":
+        behind = None if kept.all() else ~kept
+        return fills.blurred(pixels, max(1.0, fill.blur * max(pixels.shape[:2])), behind)
+    assert background is not None
+    fitted = fills.covering(background, *pixels.shape[:2])
+    return fitted if pixels.dtype == np.uint8 else fitted.astype(np.uint16) * 257
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return red, green, blue
+
+
+def _pieces(region: Array) -> Iterator[Array]:
+    """The connected pieces of a region, each (H, W) bool."""
+    count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
+    for number in range(1, count):
+        yield labels == number
