@@ -289,17 +289,21 @@ def eval_run(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Pat
 
     The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
     """
+    from ovseg_batch.evaluate.edits import edit_figures
     from ovseg_batch.evaluate.run import evaluate, vocabulary_of
 
     score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
     found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
+    edits = edit_figures(Workdir(workdir), root)
     if as_json:
-        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "classes": score.classes()}
+        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "edits": edits, "classes": score.classes()}
         click.echo(json.dumps(_plain(named), indent=2))
         return
     click.echo(f"{'vocabulary':16} {vocabulary}")
     for name, value in found.items():
         click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
+    for name, value in edits.items():
+        click.echo(f"edits: {name:32} {value:.4g}")
     if by_class:
         for name, values in score.classes().items():
             click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))

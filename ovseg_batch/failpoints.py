@@ -25,6 +25,7 @@ DELAY = 0.5  # seconds
 
 #: What every file passes that a run leaves behind, and what every shard passes.
 FILE_POINTS = ("write", "fsync", "rename", "renamed")
+EXPORT_POINTS = ("linked", "between")
 SHARD_POINTS = ("row", "write", "data", "fsync", "rename", "renamed", "commit", "committed")
 
 _scope: ContextVar[str] = ContextVar("scope", default="")

@@ -214,7 +214,7 @@ class EditConfig(Section):
     prompts: dict[str, str] = {}  # label → prompt
     negative_prompt: str = ""
     seed: int = 0
-    together: bool = True  # an image's masks at once; False: one after the other, each with its label's prompt
+    together: bool = False  # the generator paints all masks of a label at once, not one after the other
 
     @field_validator("keep", "drop", mode="before")
     @classmethod

@@ -5,11 +5,13 @@ scripts/bench.py speed                    # the stages against the bare forwards
 scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
+scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
 scripts/bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -17,12 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from PIL import Image
 
 from ovseg_batch import pipeline, scenes
 from ovseg_batch.config import load_config
@@ -241,6 +245,64 @@ def manifest_command(rows: int) -> None:
                 click.echo(f"{count:9} rows  status, {state:9} {seconds:3.1f} s   peak {peak:6.0f} MiB")
         click.echo("(each command starts Python and its libraries; `ovseg-batch --version` alone takes", nl=False)
         click.echo(f" {_measured(['--version'])[0]:.1f} s)")
+
+
+@main.command()
+@click.option("--images", default=500, show_default=True)
+@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes.")
+@click.option("-c", "--config", "config_file", default="background-removal", show_default=True)
+@click.option("--set", "overrides", multiple=True)
+@click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
+def edits(images: int, folder: Path | None, config_file: str, overrides: Sequence[str], repeats: int) -> None:
+    """Edits without a generator, committed and all, beside Pillow decoding the inputs and encoding the results.
+
+    Pillow works in as many threads, and is given the decoded results: what is left is reading masks, alpha, colours,
+    blending, fsync and commits.
+    """
+    things = {"labels": LABELS, "edit.keep": list(scenes.THING_NAMES), "clip.model": "demo", "sam.model": "demo"}
+    config = load_config(Path(config_file), overrides, things, environment={})
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        if folder is None:
+            write_scenes(root, scenes.HELD_OUT_SEEDS[6000 : 6000 + images])
+            folder = root / "images"
+        workdir = Workdir(root / "run")
+        without = config.model_copy(update={"edit": config.edit.model_copy(update={"mode": "none"})})
+        pipeline.run([str(folder)], workdir, without, progress=False)
+        manifest = Manifest.open(workdir.manifest)
+        planned = pipeline.plan(config, workdir, manifest, workdir.manifest)[-1]
+        stage: Any = planned.job.make_stage()
+        stage.setup("cpu")
+        _run_all(stage, planned, manifest)
+        rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
+        lines = [line for _, line in finished_rows(manifest, planned.job.store)]
+        results = [Image.open(planned.job.store.files / line["files"][0]).copy() for line in lines]
+        level, threads = config.edit.compression, config.run.decode_threads
+
+        def bare(row: ImageRow, result: Image.Image | None) -> int:
+            """Decode an input and encode it, or the result in its place."""
+            with Image.open(row.path) as image:
+                decoded = image.convert("RGB")
+            file = io.BytesIO()
+            (result or decoded).save(file, "PNG", compress_level=level)
+            return file.tell()
+
+        def pillow(encoded: Sequence[Image.Image | None]) -> None:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(bare, rows, encoded))
+
+        sides: list[Callable[[], None]] = [
+            lambda: _run_all(stage, planned, manifest),
+            lambda: pillow([None] * len(rows)),
+            lambda: pillow(results),
+        ]
+        cpu = torch.device("cpu")
+        counts = [[_seconds(side, cpu) for side in sides] for _ in range(repeats)]
+        ours, inputs, outputs = (min(side) for side in zip(*counts, strict=True))
+        pixels = sum(line["height"] * line["width"] for line in lines) / 1e6
+        click.echo(f"{len(rows)} images, {pixels:.0f} megapixels, {threads} threads: {len(rows) / ours:.1f} images/s")
+        for name, theirs in (("inputs encoded again", inputs), ("results encoded", outputs)):
+            click.echo(f"  Pillow, {name:21} {len(rows) / theirs:7.1f} images/s   ratio {theirs / ours:.2f}")
 
 
 class TrivialStage:

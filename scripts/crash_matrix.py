@@ -15,17 +15,20 @@ from pathlib import Path
 import click
 from breaking.job import Job, contents, difference
 
-from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
-from ovseg_batch.settings import Config
+from ovseg_batch.failpoints import EXPORT_POINTS, FILE_POINTS, SHARD_POINTS
+from ovseg_batch.settings import Config, EditConfig
 from ovseg_batch.stages.registry import stage_names
 
 HERE = ("--workers", "0")  # one process, so that the first write is the first of the run
 SECOND = {"write": 6, "fsync": 5, "rename": 5, "renamed": 5, "row": 4, "data": 2, "commit": 2, "committed": 2}
 
+STAGES = stage_names(Config(edit=EditConfig(mode="cutout")))  # as `Job` runs them
+
 #: (scope, point, which time it is reached): in the second shard of each stage, and in every other file of a run.
-CELLS = [(stage, point, SECOND[point]) for stage in stage_names(Config()) for point in SHARD_POINTS] + [
+CELLS = [(stage, point, SECOND[point]) for stage in STAGES for point in SHARD_POINTS] + [
     (scope, point, 1) for scope in ("manifest", "export") for point in FILE_POINTS
 ]
+CELLS += [("export", point, 1) for point in EXPORT_POINTS]
 
 
 def try_cell(job: Job, workdir: Path, cell: tuple[str, str, int], wanted: dict[str, str]) -> list[str]:
@@ -54,7 +57,7 @@ def main() -> None:
     scopes = list(dict.fromkeys(scope for scope, _, _ in CELLS))
     click.echo("| killed at | " + " | ".join(scopes) + " |")
     click.echo("|---|" + "---|" * len(scopes))
-    for point in SHARD_POINTS:
+    for point in (*SHARD_POINTS, *EXPORT_POINTS):
         click.echo(f"| {point} | " + " | ".join(results.get((scope, point), "") for scope in scopes) + " |")
     shutil.rmtree(root)
     sys.exit("differs" in results.values())

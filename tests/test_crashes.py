@@ -11,7 +11,7 @@ from crash_loop import Loop
 from crash_matrix import CELLS, try_cell
 from fault_sweep import ERRORS, HERE, POINTS, REAL, try_fault
 
-from ovseg_batch.failpoints import FILE_POINTS, SHARD_POINTS
+from ovseg_batch.failpoints import EXPORT_POINTS, FILE_POINTS, SHARD_POINTS
 
 SEED = 3
 
@@ -31,8 +31,9 @@ def wanted(job: Job) -> dict[str, str]:
 
 def test_the_matrix_has_every_point_of_every_scope() -> None:
     assert {(scope, point) for scope, point, _ in CELLS} == {
-        *((stage, point) for stage in ("dense", "refine") for point in SHARD_POINTS),
+        *((stage, point) for stage in ("dense", "refine", "edit") for point in SHARD_POINTS),
         *((scope, point) for scope in ("manifest", "export") for point in FILE_POINTS),
+        *(("export", point) for point in EXPORT_POINTS),
     }
 
 

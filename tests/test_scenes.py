@@ -39,7 +39,7 @@ def test_truth_belongs_to_the_picture(seed: int) -> None:
 def test_leaving_a_thing_out_changes_nothing_else() -> None:
     scene = next(s for s in map(scenes.render, range(50)) if len(s.things) >= 2)
     thing = scene.things[-1]
-    without = scenes.render(scene.seed, without=thing.instance)
+    without = scenes.render(scene.seed, without=[thing.instance])
     assert thing.instance not in without.instances
     far = scene.instances != thing.instance
     assert np.array_equal(scene.classes[far], without.classes[far])

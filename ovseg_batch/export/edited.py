@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ovseg_batch import failpoints
 from ovseg_batch.io.atomic import fsync_folder, temporary_path, write_text
 from ovseg_batch.store import FILES, StageStore, Workdir
 
@@ -33,9 +34,11 @@ def publish_edited(workdir: Workdir, store: StageStore) -> int:
                 if file.path.startswith(f"{FILES}/"):
                     _link(store.folder / file.path, fresh / file.path.removeprefix(f"{FILES}/"))
         fsync_folder(fresh)
+        failpoints.reach("linked")
         old = temporary_path(workdir.edited)
         if workdir.edited.is_dir():
             workdir.edited.rename(old)
+        failpoints.reach("between")
         fresh.rename(workdir.edited)
         fsync_folder(workdir.root)
         shutil.rmtree(old, ignore_errors=True)

@@ -150,7 +150,7 @@ def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
         raise ValueError(f"{kind} holds no transparency")
     if picture.pixels.dtype == np.uint16:
         return _encode_deep(picture, encoding)
-    pixels = picture.pixels if alpha is None else np.dstack([picture.pixels, alpha])
+    pixels = picture.pixels if alpha is None else _with_alpha(picture.pixels, alpha)
     options: dict[str, Any] = {}
     if kind == "png":
         options = {"compress_level": encoding.level}
@@ -173,7 +173,7 @@ def _encode_deep(picture: Picture, encoding: Encoding) -> bytes:
     if kind not in HOLDS_16_BITS:
         raise ValueError(f"{kind} holds no 16 bits a channel")
     if pixels.ndim == 3:
-        pixels = pixels[..., ::-1] if alpha is None else np.dstack([pixels[..., ::-1], alpha])
+        pixels = pixels[..., ::-1] if alpha is None else _with_alpha(pixels[..., ::-1], alpha)
     blocks = [(cv2.IMAGE_METADATA_EXIF, picture.exif, "exif"), (cv2.IMAGE_METADATA_ICCP, picture.icc, "icc")]
     kept = [(number, block) for number, block, name in blocks if block and name in encoding.keep and kind == "png"]
     options = [cv2.IMWRITE_PNG_COMPRESSION, encoding.level] if kind == "png" else []
@@ -189,6 +189,12 @@ def _encode_deep(picture: Picture, encoding: Encoding) -> bytes:
     return bytes(content)
 
 
+def _with_alpha(pixels: Array, alpha: Array) -> Array:
+    whole = np.empty((*alpha.shape, 4), pixels.dtype)
+    whole[..., :3], whole[..., 3] = pixels, alpha
+    return whole
+
+
 def output_name(file_name: str, format: Format) -> str:
     """What the edited image is called: its name, with the format's suffix behind it unless it has that already.
 
@@ -198,7 +204,7 @@ def output_name(file_name: str, format: Format) -> str:
     stem, suffix = _split(file_name)
     if suffix.lower() in SUFFIXES[format] and _split(stem)[1].lower() not in KNOWN:
         return file_name
-    return f"{file_name}{'' if suffix.lower() in KNOWN else UNKNOWN_SUFFIX}{SUFFIXES[format][0]}"
+    return f"{file_name}{'' if suffix.lower() in IMAGE_SUFFIXES else UNKNOWN_SUFFIX}{SUFFIXES[format][0]}"
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ def _pads(missing: tuple[int, int, int, int], dimensions: int) -> list[tuple[int
     return pads + [(0, 0)] * (dimensions - 2)
 
 
-def frame_around(mask: Array, padding: float, least: int, extra: int = 0) -> Frame:
+def frame_around(mask: Array, padding: float, least: int) -> Frame:
     """The square that an edit looks at: the mask's box with a share of its longer side around it.
 
     It lies inside the picture where there is room. A square wider than the picture reaches over its edges evenly.
@@ -50,12 +50,11 @@ def frame_around(mask: Array, padding: float, least: int, extra: int = 0) -> Fra
     Args:
         mask: (H, W) bool, not empty.
         padding: on each side, as a share of the box's longer side.
-        extra: pixels more on each side, for a mask that will be widened.
         least: pixels, the smallest side; a model is not asked to enlarge a picture that has more to show.
     """
     h, w = mask.shape
     x, y, bw, bh = cv2.boundingRect(mask.view(np.uint8))
-    side = max(round(max(bw, bh) * (1 + 2 * padding)) + 2 * extra, min(least, max(h, w)), 1)
+    side = max(round(max(bw, bh) * (1 + 2 * padding)), min(least, max(h, w)), 1)
     return Frame(_placed(x + bw / 2, side, w), _placed(y + bh / 2, side, h), side)
 
 
@@ -71,14 +70,6 @@ def widened(mask: Array, dilation: int) -> Array:
         return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilation + 1, 2 * dilation + 1))
     return np.asarray(cv2.dilate(mask.astype(np.uint8), disc)).astype(bool)
-
-
-def boxed(mask: Array, dilation: int) -> Array:
-    """The box around a mask, wider by so many pixels, as a mask."""
-    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    box = np.zeros(mask.shape, bool)
-    box[max(0, y - dilation) : y + h + dilation, max(0, x - dilation) : x + w + dilation] = True
-    return box
 
 
 def feathered(region: Array, feather: float) -> Array:

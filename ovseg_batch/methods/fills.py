@@ -70,8 +70,10 @@ def closed(image: Array, hole: Array) -> Array:
     size = max(1, round(w * scale)), max(1, round(h * scale))
     eight = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     small = cv2.resize(eight, size, interpolation=cv2.INTER_AREA) if scale < 1 else eight
-    mask = cv2.resize(hole.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) if scale < 1 else hole
-    mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) if scale < 1 else mask.astype(np.uint8)
+    mask = hole.astype(np.uint8)
+    if scale < 1:  # a pixel that the hole touches is part of it
+        touched = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+        mask = cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8))
     filled = cv2.inpaint(small, mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
     large = cv2.resize(filled, (w, h), interpolation=cv2.INTER_CUBIC) if scale < 1 else filled
     return _deep(large, image.dtype)

@@ -22,8 +22,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-PRIOR = 5000.0  # λ, in squared steps of 1/255: from |F - B| of about 70 on, colours decide rather than the mask
-REACH = 3  # colours are taken from so many bands around
+PRIOR = 10000.0  # λ, in squared steps of 1/255: where |F - B| is over 100, colours count for more than the mask
+REACH = 2  # colours are taken from so many bands around
 TILE = 512
 MIN_BAND = 2
 
@@ -44,65 +44,69 @@ def soften(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
     Returns:
         alpha (H, W) of the image's depth, and colours (H, W, 3): the image's own wherever alpha is full or none.
     """
-    top = np.iinfo(image.dtype).max
-    alpha = mask.astype(image.dtype) * image.dtype.type(top)
+    alpha = mask.astype(image.dtype) * image.dtype.type(np.iinfo(image.dtype).max)
     colours = image
     if band > 0:
         colours = image.copy()
         for core, around in _tiles(mask, band):
-            inside = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around, strict=True))
-            found, colour = _two_colours(image[around], mask[around], band)
-            alpha[core] = np.rint(found[inside] * top).astype(image.dtype)
-            mixed = (alpha[core] > 0) & (alpha[core] < top)
-            colours[core][mixed] = np.rint(colour[inside][mixed]).astype(image.dtype)
+            _soften_tile(image[around], mask[around], band, core, alpha[around], colours[around])
     return alpha, colours
 
 
 def _tiles(mask: Array, band: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """The tiles that an edge passes or comes near, each as (its pixels, these and what its pixels depend on)."""
-    h, w = mask.shape
+    """The tiles that an edge passes or comes near, each as (its pixels within the next, what its pixels depend on)."""
     margin = (REACH + 1) * band + 1
     bits = mask.view(np.uint8)
-    for top in range(0, h, TILE):
-        for left in range(0, w, TILE):
-            core = slice(top, min(top + TILE, h)), slice(left, min(left + TILE, w))
+    x, y, w, h = cv2.boundingRect(bits)
+    if w == 0:
+        return
+    first = max(0, y - band), max(0, x - band)
+    last = min(mask.shape[0], y + h + band), min(mask.shape[1], x + w + band)
+    for top in range(first[0], last[0], TILE):
+        for left in range(first[1], last[1], TILE):
+            core = slice(top, min(top + TILE, last[0])), slice(left, min(left + TILE, last[1]))
             around = tuple(
                 slice(max(0, part.start - margin), min(part.stop + margin, side))
-                for part, side in zip(core, (h, w), strict=True)
+                for part, side in zip(core, mask.shape, strict=True)
             )
             if cv2.minMaxLoc(bits[around])[:2] == (0.0, 1.0):
-                yield core, (around[0], around[1])
+                inside = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around, strict=True))
+                yield (inside[0], inside[1]), (around[0], around[1])
 
 
-def _two_colours(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
-    """Alpha (h, w) in [0, 1] and colours (h, w, 3), both float32, of one tile."""
-    scale = np.iinfo(image.dtype).max / 255
-    pixels = image.astype(np.float32)
-    bits = mask.view(np.uint8)
+def _soften_tile(image: Array, mask: Array, band: int, core: tuple[slice, slice], alpha: Array, colours: Array) -> None:
+    """Write alpha and colours of the band's pixels within `core`."""
+    top = np.iinfo(image.dtype).max
+    bits = np.ascontiguousarray(mask).view(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * band + 1, 2 * band + 1))
     inside, touched = cv2.erode(bits, disc), cv2.dilate(bits, disc)
-    front, has_front = _local_mean(pixels, inside, REACH * band)
-    back, has_back = _local_mean(pixels, 1 - touched, REACH * band)
+    in_core = np.zeros_like(bits)
+    in_core[core] = inside[core] != touched[core]
+    where = np.nonzero(in_core)
+    if not len(where[0]):
+        return
+    front, has_front = _local_mean(image, inside, REACH * band, where)
+    back, has_back = _local_mean(image, 1 - touched, REACH * band, where)
+    prior = cv2.GaussianBlur(bits.astype(np.float32), (0, 0), 0.4 * band)[where]
+    pixels = image[where].astype(np.float32)
     apart, from_back = front - back, pixels - back
-    prior = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.4 * band)
-    weight = np.float32(PRIOR * scale * scale)
-    share = (_dot(from_back, apart) + weight * prior) / (_dot(apart, apart) + weight)
+    weight = np.float32(PRIOR * (top / 255) ** 2)
+    share = ((from_back * apart).sum(1) + weight * prior) / ((apart * apart).sum(1) + weight)
     share = np.clip(np.where(has_front & has_back, share, prior), 0, 1)
-    alpha = np.where(inside != touched, share, mask).astype(np.float32)
-    unexplained = pixels - back - alpha[..., None] * apart
-    colour = np.where(has_front[..., None], front + alpha[..., None] * unexplained, pixels)
-    return alpha, np.clip(colour, 0, np.iinfo(image.dtype).max)
+    found = np.rint(share * top).astype(image.dtype)
+    unexplained = from_back - share[:, None] * apart
+    own = np.rint(np.clip(front + share[:, None] * unexplained, 0, top)).astype(image.dtype)
+    mixed = (has_front & (found > 0) & (found < top))[:, None]
+    alpha[where] = found
+    colours[where] = np.where(mixed, own, image[where])
 
 
-def _local_mean(pixels: Array, where: Array, radius: int) -> tuple[Array, Array]:
-    """Mean colour (h, w, 3) over the chosen pixels of each one's surroundings, and (h, w) bool: whether it has any."""
+def _local_mean(image: Array, chosen: Array, radius: int, where: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Mean colour (n, 3) of the chosen pixels around each of n pixels, and (n,) bool: whether there are any."""
     side = (2 * radius + 1, 2 * radius + 1)
-    chosen = where.astype(np.float32)
-    weight = cv2.boxFilter(chosen, -1, side, borderType=cv2.BORDER_CONSTANT)
-    total = cv2.boxFilter(pixels * chosen[..., None], -1, side, borderType=cv2.BORDER_CONSTANT)
-    return total / np.maximum(weight, 1e-6)[..., None], weight > 0.5 / (side[0] * side[1])
-
-
-def _dot(a: Array, b: Array) -> Array:
-    product: Array = np.einsum("hwc,hwc->hw", a, b)
-    return product
+    shown = cv2.bitwise_and(image, image, mask=chosen)
+    weight, total = (
+        cv2.boxFilter(part, cv2.CV_32F, side, normalize=False, borderType=cv2.BORDER_CONSTANT)[where]
+        for part in (chosen, shown)
+    )
+    return total / np.maximum(weight, 1)[:, None], weight > 0

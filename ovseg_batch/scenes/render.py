@@ -80,17 +80,17 @@ class _Placed:
     top: int
 
 
-def render(seed: int, without: int | None = None) -> Scene:
+def render(seed: int, without: Collection[int] = ()) -> Scene:
     """Render the scene of a seed; about 10 ms.
 
     Args:
         seed: any non-negative integer.
-        without: leave out the thing with this instance number, and nothing else changes.
+        without: leave out the things with these instance numbers, and nothing else changes.
     """
     image, classes, placed = _prepare(seed)
     instances = np.zeros(classes.shape, np.uint8)
     for number, thing in enumerate(placed, start=1):
-        if number != without:
+        if number not in without:
             shadow, opacity = _masks_of(thing, *classes.shape)
             _paste(thing, shadow, opacity, image)
             covered = opacity > 0.5

@@ -13,9 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError, UsageError, nearest
-from ovseg_batch.io import rle
 from ovseg_batch.io.images import read_image, work_ahead
-from ovseg_batch.io.pictures import Picture, encode_picture
+from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.diffusion import Inpainter
@@ -121,12 +120,13 @@ class EditStage:
             return self._empty(row, opened)
         edit, picture = self._config.edit, opened.picture
         groups = [[mask] for mask in opened.masks] if edit.apart else [opened.masks]
+        suffix = SUFFIXES[opened.encoding.format][0]
         files: dict[str, bytes] = {}
         try:
             for number, group in enumerate(groups, start=1):
-                mask = rle.union([counts for _, counts in group], *picture.pixels.shape[:2])
-                made = plain_edit(picture, mask, self._config, self._keeps, self._background)
-                name = _part_name(opened.name, number, group[0][0]) if edit.apart else opened.name
+                counts = [counts for _, counts in group]
+                made = plain_edit(picture, counts, self._config, self._keeps, self._background)
+                name = _part_name(row, number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
         except (cv2.error, ValueError, MemoryError) as error:
             code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
@@ -200,8 +200,7 @@ def needs_prompts(config: Config) -> bool:
     return edit.mode in STEERED and not said
 
 
-def _part_name(name: str, number: int, label: str) -> str:
-    """`photos/cat.jpg.png` → `photos/cat.jpg/001-tabby.png`: a folder for each image."""
-    stem, _, suffix = name.rpartition(".")
+def _part_name(row: ImageRow, number: int, label: str, suffix: str) -> str:
+    """`photos/cat.jpg/001-tabby.png`: a folder for each image."""
     safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "mask"
-    return f"{stem}/{number:03d}-{safe}.{suffix}"
+    return f"{row.file_name}/{number:03d}-{safe}{suffix}"

@@ -104,18 +104,18 @@ class Painter:
         edit = self._config.edit
         prompt = self._prompt(canvas.row, label)
         shape = canvas.pixels.shape[:2]
-        mask = rle.union(counts, *shape)
-        mask = ~mask if self._keeps else mask
-        if not mask.any():
+        region = region_of(counts, shape, edit)
+        if self._keeps:
+            region = ~rle.union(counts, *shape)
+        if not region.any():
             raise RowError(FailureCode.NO_EDIT, "what is kept covers the whole image: nothing is left to change")
-        frame = frame_around(mask, self._config.inpaint.context, self._size, edit.dilation)
-        square, region = frame.cut(canvas.pixels), region_of(frame.cut(mask), self._config)
+        frame = frame_around(region, self._config.inpaint.context, self._size)
         if edit.mode != "style":
-            refuse_everything(region)
+            refuse_everything(frame.cut(region))
         hidden = region
         if edit.mode == "remove" and canvas.todo:  # what will go as well is nothing to go by
-            others = rle.union([one for _, group in canvas.todo for one in group], *shape)
-            hidden = region | region_of(frame.cut(others), self._config) if others.any() else region
+            hidden = region | region_of([one for _, group in canvas.todo for one in group], shape, edit)
+        square, region, hidden = (frame.cut(part) for part in (canvas.pixels, region, hidden))
         canvas.prompts.append(prompt)
         seed = canvas.row.extra.get("seed")
         request = Request(

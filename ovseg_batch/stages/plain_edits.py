@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -10,11 +10,12 @@ import numpy as np
 from PIL import ImageColor
 
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods import fills
-from ovseg_batch.methods.blending import blend, boxed, feathered, frame_around, widened
+from ovseg_batch.methods.blending import blend, feathered, frame_around, widened
 from ovseg_batch.methods.matting import band_width, soften
-from ovseg_batch.settings import Config
+from ovseg_batch.settings import Config, EditConfig
 
 Array = np.ndarray[Any, Any]
 
@@ -22,17 +23,20 @@ MODES = ("cutout", "fill", "mask", "crop", "erase")
 KEEPS = ("cutout", "fill", "mask", "crop")  # what these are told of stays, unless they are told what goes
 
 
-def plain_edit(picture: Picture, mask: Array, config: Config, keeps: bool, background: Array | None) -> Picture:
+def plain_edit(
+    picture: Picture, counts: Sequence[bytes], config: Config, keeps: bool, background: Array | None
+) -> Picture:
     """What the settings' mode makes of a picture.
 
     Args:
-        mask: (H, W) bool: what stays when `keeps`, else what goes.
+        counts: RLE of the masks of what stays when `keeps`, else of what goes.
         background: (h, w, 3) uint8 RGB, for `fill.kind: image`.
 
     Raises:
         RowError: nothing is left of the picture to close a hole from.
     """
-    mode = config.edit.mode
+    mode, (h, w) = config.edit.mode, picture.pixels.shape[:2]
+    mask = rle.union(counts, h, w)
     if mode == "crop":
         return _crop(picture, mask if keeps else ~mask, config)
     if mode in ("cutout", "mask"):
@@ -43,13 +47,19 @@ def plain_edit(picture: Picture, mask: Array, config: Config, keeps: bool, backg
         new = _filling(picture.pixels, mask, config, background)
         share = 1 - alpha.astype(np.float32) / np.iinfo(alpha.dtype).max
         return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif)
-    return _replaced(picture, mask, config, background)
+    return _replaced(picture, region_of(counts, (h, w), config.edit), config, background)
 
 
-def region_of(mask: Array, config: Config) -> Array:
-    """Where an edit of what goes may change a picture: the mask, widened as the settings say."""
-    edit = config.edit
-    return boxed(mask, edit.dilation) if edit.shape == "box" else widened(mask, edit.dilation)
+def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig) -> Array:
+    """Where an edit of what goes may change a picture: its masks, or the boxes around them, widened; (H, W) bool."""
+    if edit.shape == "mask":
+        return widened(rle.union(counts, *shape), edit.dilation)
+    region = np.zeros(shape, bool)
+    for one in counts:
+        x, y, w, h = (int(side) for side in rle.bounding_box(one, *shape))
+        top, left = max(0, y - edit.dilation), max(0, x - edit.dilation)
+        region[top : y + h + edit.dilation, left : x + w + edit.dilation] = True
+    return region
 
 
 def refuse_everything(region: Array) -> None:
@@ -68,8 +78,8 @@ def _soft(picture: Picture, mask: Array, config: Config) -> tuple[Array, Array]:
 def _cutout(picture: Picture, alpha: Array, colours: Array) -> Picture:
     if picture.alpha is not None:
         alpha = np.minimum(alpha, picture.alpha)
-    shown = cv2.merge([np.where(alpha > 0, channel, 0) for channel in cv2.split(colours)])
-    return Picture(shown.astype(picture.pixels.dtype), alpha, picture.icc, picture.exif)
+    shown = cv2.bitwise_and(colours, colours, mask=(alpha > 0).view(np.uint8))
+    return Picture(shown, alpha, picture.icc, picture.exif)
 
 
 def _mask(alpha: Array) -> Picture:
@@ -93,10 +103,9 @@ def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
     return Picture(np.ascontiguousarray(picture.pixels[part]), alpha, picture.icc, picture.exif)
 
 
-def _replaced(picture: Picture, mask: Array, config: Config, background: Array | None) -> Picture:
-    """The masked regions closed or filled, piece by piece; every other bit as it was."""
+def _replaced(picture: Picture, region: Array, config: Config, background: Array | None) -> Picture:
+    """The region closed or filled, piece by piece; every other bit as it was."""
     edit = config.edit
-    region = region_of(mask, config)
     if edit.mode == "erase":
         refuse_everything(region)
     pixels = picture.pixels.copy()
@@ -109,7 +118,7 @@ def _replaced(picture: Picture, mask: Array, config: Config, background: Array |
         elif edit.fill.kind == "blur":
             new = fills.blurred(image, max(1.0, edit.fill.blur * frame.side))
         else:
-            new = frame.cut(_filling(picture.pixels, mask, config, background))
+            new = frame.cut(_filling(picture.pixels, region, config, background))
         frame.put(pixels, blend(image, new, feathered(hole, edit.feather)))
     return Picture(pixels, picture.alpha, picture.icc, picture.exif)
 

@@ -73,6 +73,7 @@ class Job:
         log = self.root / f"command-{self._commands}.log"
         labels = ", ".join(scenes.CLASSES)
         command = ["run", str(self.root / "images"), "-o", str(workdir), "--labels", labels]
+        command += ["--edit", "cutout", "--keep", ", ".join(scenes.THING_NAMES)]
         command += ["--set", f"manifest.shard_rows={self._shard_rows}", *more]
         settings = {"OVSEG_CACHE": str(self.root / "cache"), **environment}
         return start_command(command, settings, log, file_bytes)
@@ -109,6 +110,7 @@ def _command(arguments: list[str], environment: Mapping[str, str], log: Path, fi
 def contents(workdir: Path) -> dict[str, str]:
     """Digest of every file that must not depend on what happened on the way; commit records may."""
     files = [p for p in (workdir / "stages").glob("*/data/*/*") if p.is_file()]
+    files += [p for p in (workdir / "edited").rglob("*") if p.is_file()]
     files += [workdir / name for name in OUTPUTS if (workdir / name).exists()]
     return {p.relative_to(workdir).as_posix(): hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
 

@@ -1,0 +1,196 @@
+"""Edited images held against the truth that rendered scenes have: the scene without a thing, and a thing's alpha.
+
+What needs no truth is measured on any images: how far edited pictures show their words, and how far they are from the
+originals as a set. Features are those of a CLIP, so the Fréchet distance is one of CLIP features and is called so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from ovseg_batch import scenes
+from ovseg_batch.config import load_config
+from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.generation import clip_score, frechet_distance
+from ovseg_batch.evaluate.matting import alpha_errors, composite_error, psnr, ssim
+from ovseg_batch.evaluate.scenes import read_seeds
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.methods.blending import widened
+from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.progress import status
+from ovseg_batch.results import EDIT, finished_rows_of, mask_stage
+from ovseg_batch.settings import Config, RunConfig
+from ovseg_batch.stages.base import read_limits
+from ovseg_batch.stages.text import text_features
+from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.types import ImageRow
+
+Array = np.ndarray[Any, Any]
+
+AROUND = 8  # pixels around a thing in which taking it away is judged
+MARGIN = 0.15  # of a mask's box, around what CLIP is shown of it
+LEAST = 12  # pixels a side: smaller crops say nothing to CLIP
+BATCH = 64
+TAKEN = ("erase", "remove")
+PAINTED = ("replace", "style")
+TEMPLATE = "a photo of a {}."
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been measured, by the name of the figure, and the crops that CLIP is to look at."""
+
+    values: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    before: list[Array] = field(default_factory=list)
+    after: list[Array] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+
+def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
+    """The figures of a finished run's edits; nothing where it edited nothing.
+
+    Args:
+        root: the folder of the images; of scenes, the one that `write_scenes` filled, whose truth is used then.
+
+    Returns:
+        cutout, mask: SAD, MSE, gradient of alpha; cutout also the composite's error. erase, remove: PSNR and SSIM
+        around what was taken away, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
+        score, share of crops that CLIP names as asked, and the distance to the originals.
+
+    Raises:
+        UsageError: no run there, or one that is not finished.
+    """
+    state = status(workdir)
+    if not state["complete"]:
+        raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
+    if state["stages"][-1]["name"] != EDIT:
+        return {}
+    config = load_config(workdir.config, environment={})
+    seeds, tally = read_seeds(root), _Tally()
+    for row, masks, edits in _rows(workdir, state):
+        seed = seeds.get(Path(row.file_name).name)
+        files = [workdir.edited / name for name in edits["files"]]
+        if edits["masks"] and files and not config.edit.apart:
+            _measure(config, row, masks, edits, files[0], seed, tally)
+    return {**{name: float(np.mean(values)) for name, values in tally.values.items()}, **_by_clip(config, tally)}
+
+
+def _rows(workdir: Workdir, state: dict[str, Any]) -> Iterator[tuple[ImageRow, dict[str, Any], dict[str, Any]]]:
+    """(manifest row, line of masks, line of edits) of every image that was edited."""
+    manifest = Manifest.open(workdir.manifest)
+    named = [mask_stage(state["stages"], lambda stage: str(stage["name"])), state["stages"][-1]]
+    stores = [StageStore(workdir.root / "stages" / stage["folder"], stage["name"], "") for stage in named]
+    for shard in range(manifest.shards):
+        masks, edits = ({line["row"]: line for _, line in finished_rows_of(manifest, s, shard)} for s in stores)
+        for row in manifest.read_shard(shard):
+            if row.row in edits:
+                yield row, masks[row.row], edits[row.row]
+
+
+def _measure(
+    config: Config,
+    row: ImageRow,
+    masks: Mapping[str, Any],
+    edits: Mapping[str, Any],
+    file: Path,
+    seed: int | None,
+    tally: _Tally,
+) -> None:
+    edit = config.edit
+    chosen = set(edit.keep or edit.drop or [label.name for label in config.labels])
+    with Image.open(file) as opened:
+        made = np.asarray(opened)
+    numbers = [] if seed is None else [t.instance for t in scenes.render(seed).things if t.name in chosen]
+    if edit.mode in ("cutout", "mask") and seed is not None and edit.keep and chosen <= set(scenes.THING_NAMES):
+        truth = scenes.cut_out(seed, numbers)
+        alpha = (made if made.ndim == 2 else made[..., 3]) / 255
+        for name, value in alpha_errors(alpha, truth.alpha).items():
+            tally.values[name].append(value)
+        if made.ndim == 3:
+            error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
+            tally.values["composite"].append(error)
+    elif edit.mode in TAKEN and seed is not None and numbers:
+        scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
+        region = widened(np.isin(scene.instances, numbers), AROUND)
+        for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
+            tally.values[name].append(measure(made[..., :3], without.image, region))
+        tally.before.append(_for_clip(without.image, region))
+        tally.after.append(_for_clip(made[..., :3], region))
+    elif edit.mode in PAINTED:
+        original = read_image(row.path, read_limits(RunConfig()))
+        boxes = [m["bbox"] for m in masks["annotations"] if m["category"] in chosen and m["score"] >= edit.min_score]
+        for box, prompt in zip(boxes, edits["prompts"], strict=False):
+            region = _box(box, original.shape)
+            tally.before.append(_for_clip(original, region))
+            tally.after.append(_for_clip(made[..., :3], region))
+            tally.prompts.append(prompt)
+
+
+def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
+    x, y, w, h = bbox
+    margin = MARGIN * max(w, h) + max(0.0, (LEAST - max(w, h)) / 2)
+    region = np.zeros(shape[:2], bool)
+    region[max(0, int(y - margin)) : int(y + h + margin) + 1, max(0, int(x - margin)) : int(x + w + margin) + 1] = True
+    return region
+
+
+def _for_clip(image: Array, region: Array) -> Array:
+    """The square around a region, as small as a CLIP may want to see it."""
+    x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
+    side = min(max(w, h, LEAST), *image.shape[:2])
+    left = min(max(0, x + w // 2 - side // 2), image.shape[1] - side)
+    top = min(max(0, y + h // 2 - side // 2), image.shape[0] - side)
+    part = np.ascontiguousarray(image[top : top + side, left : left + side])
+    return np.asarray(cv2.resize(part, (224, 224), interpolation=cv2.INTER_CUBIC if side < 224 else cv2.INTER_AREA))
+
+
+@torch.inference_mode()
+def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
+    """The figures that a CLIP gives: the run's own, or the embedded one whose class token speaks for a picture."""
+    if not tally.after:
+        return {}
+    name = "demo-token" if zoo.is_embedded("clip", config.clip.model) else config.clip.model
+    spec = zoo.resolve("clip", name, config.clip.weights if name == config.clip.model else None)
+    clip = DenseClip.load(spec, resolve_device(config.run.device), "fp32")
+    before, after = (_features(clip, pictures) for pictures in (tally.before, tally.after))
+    figures = {"pictures": float(len(after))}
+    if len(after) > 1:
+        figures["Fréchet distance (CLIP)"] = frechet_distance(before, after)
+    if tally.prompts:
+        words = text_features(clip, spec, tally.prompts, ["{}"]).numpy()
+        figures["CLIP score"] = clip_score(after, words)
+        labels = [label.name for label in config.labels]
+        known = text_features(clip, spec, labels, [TEMPLATE]).numpy()
+        asked = [_asked(prompt, labels) for prompt in tally.prompts]
+        right = [labels[int(k)] == a for k, a in zip((after @ known.T).argmax(1), asked, strict=True) if a]
+        if right:
+            figures["named as asked"] = float(np.mean(right))
+    return figures
+
+
+def _asked(prompt: str, labels: Sequence[str]) -> str | None:
+    """The label that a prompt speaks of, the longest if it speaks of several."""
+    words = f" {''.join(c if c.isalnum() else ' ' for c in prompt.lower())} "
+    found = [label for label in labels if f" {label.lower()} " in words]
+    return max(found, key=len) if found else None
+
+
+def _features(clip: DenseClip, pictures: Sequence[Array]) -> Array:
+    side = clip.image_size
+    resized = [cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures]
+    batches = (np.stack(resized[k : k + BATCH]) for k in range(0, len(resized), BATCH))
+    device = next(clip.model.parameters()).device
+    found = [clip.image_features(clip.normalise(torch.from_numpy(batch).to(device))).cpu() for batch in batches]
+    return torch.cat(found).numpy()

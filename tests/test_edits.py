@@ -1,0 +1,600 @@
+"""The edit stage: what each mode makes, not a bit outside, the same picture whatever the shard, files that are kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Command, run_arguments
+from PIL import Image, ImageCms
+from skimage import data as photographs
+
+from ovseg_batch import scenes
+from ovseg_batch.config import load_config
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.evaluate.matting import alpha_errors, composite_error
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import Limits, open_image
+from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name, read_picture
+from ovseg_batch.methods.blending import blend, feathered, frame_around, widened
+from ovseg_batch.methods.fills import blurred, closed
+from ovseg_batch.methods.matting import soften
+from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
+from ovseg_batch.models.pipelines import resolve_pipeline
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+THINGS = ", ".join(scenes.THING_NAMES)
+LIMITS = Limits(200_000_000, 1 << 30)
+
+
+class Masks:
+    """An upstream whose masks are given."""
+
+    def __init__(self, masks: dict[int, list[tuple[str, Array]]]) -> None:
+        self._masks = masks
+
+    def failure(self, row: int) -> str | None:
+        return None
+
+    def values(self, row: int) -> dict[str, Any]:
+        masks = self._masks[row]
+        height, width = masks[0][1].shape
+        annotations = [
+            {"category": label, "rle": rle.encode(mask), "score": 0.9} for label, mask in masks if mask.any()
+        ]
+        return {"height": height, "width": width, "annotations": annotations}
+
+
+def settings(mode: str, *overrides: str, **flags: Any) -> Config:
+    return load_config(None, overrides, {"labels": "cat, sky", "edit.mode": mode, **flags}, environment={})
+
+
+def edited(config: Config, files: list[Path], masks: list[list[tuple[str, Array]]]) -> list[RowResult]:
+    """What the stage says of image files, in order."""
+    stage = EditStage(config, "refine")
+    stage.setup("cpu")
+    rows = [ImageRow(k, file.name, file.name, str(file)) for k, file in enumerate(files)]
+    upstream: Any = {"refine": Masks(dict(enumerate(masks)))}
+    return sorted(stage.process(rows, upstream), key=lambda result: result.row)
+
+
+def pixels_of(content: bytes) -> Array:
+    """Every channel of an image file, in its own depth, RGB(A)."""
+    whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert whole is not None
+    return whole if whole.ndim == 2 else whole[..., [2, 1, 0, 3][: whole.shape[2]]]
+
+
+def disc(height: int, width: int, y: float = 0.5, x: float = 0.5, radius: float = 0.25) -> Array:
+    ys, xs = np.mgrid[:height, :width]
+    return np.asarray(np.hypot(ys - y * height, xs - x * width) < radius * min(height, width))
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_images_have_one_output() -> None:
+    stems = ["a", "b/a", "a.jpg", "a.png", "a.jpg.png", "a.png.png", "a.JPG", "a.PNG", "a.file", "a.file.png", "a.tif"]
+    names = [*stems, *(f"{stem}.webp" for stem in stems), *(f"{stem}.jpeg" for stem in stems)]
+    outputs = [output_name(name, form) for name in names for form in ("png",)]
+    assert len(set(outputs)) == len(names)
+    for form in ("png", "webp", "jpeg", "tiff"):
+        assert len({output_name(name, form) for name in names}) == len(names)  # type: ignore[arg-type]
+    assert output_name("photos/cat.jpg", "png") == "photos/cat.jpg.png"
+    assert output_name("photos/cat.png", "png") == "photos/cat.png"
+
+
+# --- alpha -----------------------------------------------------------------------------------------------------------
+
+
+def test_soft_alpha_and_clean_colours_are_nearer_to_the_truth() -> None:
+    """On rendered things with the mask exact to the pixel: hard, soft, soft with clean colours."""
+    found: dict[str, list[float]] = {"hard": [], "soft": [], "clean": []}
+    sums: dict[str, list[float]] = {"hard": [], "soft": []}
+    for seed in scenes.HELD_OUT_SEEDS[3100:3120]:
+        scene = scenes.render(seed)
+        if not scene.things:
+            continue
+        truth = scenes.cut_out(seed, range(1, 9))
+        hard, _ = soften(scene.image, scene.instances > 0, 0)
+        soft, clean = soften(scene.image, scene.instances > 0, 2)
+        for name, alpha, colours in (("hard", hard, scene.image), ("soft", soft, scene.image), ("clean", soft, clean)):
+            error = composite_error(colours / 255, alpha / 255, truth.colour / 255, truth.alpha)
+            found[name].append(error)
+        for name, alpha in (("hard", hard), ("soft", soft)):
+            sums[name].append(alpha_errors(alpha / 255, truth.alpha)["SAD"])
+    assert np.mean(sums["soft"]) < np.mean(sums["hard"])
+    assert np.mean(found["clean"]) < np.mean(found["soft"]) < np.mean(found["hard"])
+
+
+def test_alpha_of_two_flat_colours_is_their_mixture() -> None:
+    share = cv2.GaussianBlur(disc(120, 160).astype(np.float32), (0, 0), 1.2)
+    front, back = np.array([220, 40, 30.0]), np.array([20, 90, 200.0])
+    image = np.rint(share[..., None] * front + (1 - share[..., None]) * back).astype(np.uint8)
+    alpha, colours = soften(image, disc(120, 160), 4)
+    assert np.abs(alpha / 255 - share).max() < 0.06
+    mixed = (alpha > 20) & (alpha < 255)
+    assert np.abs(colours[mixed].astype(float) - front).max() < 12  # none of the blue is left
+    assert np.array_equal(colours[~((alpha > 0) & (alpha < 255))], image[~((alpha > 0) & (alpha < 255))])
+
+
+def test_alpha_does_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, mask = photographs.astronaut(), disc(512, 512, radius=0.3)
+    whole = soften(image, mask, 3)
+    monkeypatch.setattr("ovseg_batch.methods.matting.TILE", 100)
+    for one, other in zip(whole, soften(image, mask, 3), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_sixteen_bits_give_the_same_alpha() -> None:
+    image, mask = photographs.astronaut(), disc(512, 512)
+    eight, _ = soften(image, mask, 3)
+    sixteen, _ = soften(image.astype(np.uint16) * 257, mask, 3)
+    assert np.abs(sixteen / 257 - eight.astype(float)).max() <= 1
+
+
+def test_the_true_alpha_of_a_scene_is_what_was_rendered() -> None:
+    """Things on black plus the rest of their share of another scene is the scene, but for grain."""
+    scene = scenes.render(scenes.HELD_OUT_SEEDS[3001])
+    cut = scenes.cut_out(scene.seed, range(1, 9))
+    assert ((cut.alpha > 0.5) == (scene.instances > 0)).mean() > 0.995
+    inside = cut.alpha > 0.999
+    assert np.abs(cut.colour[inside].clip(0, 255) - scene.image[inside]).mean() < 6  # σ of the grain is 6 at most
+
+
+# --- laying in -------------------------------------------------------------------------------------------------------
+
+
+def test_blending_changes_no_bit_outside() -> None:
+    image = photographs.astronaut()
+    region = widened(disc(512, 512), 7)
+    out = blend(image, 255 - image, feathered(region, 4))
+    assert np.array_equal(out[~region], image[~region])
+    assert np.array_equal(out[disc(512, 512)], (255 - image)[disc(512, 512)])
+    assert not np.array_equal(out, image)
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (97, 101)])
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (30, 30, 40, 40), (0, 0, 40, 40)])
+def test_a_frame_puts_back_what_it_took(shape: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[box[0] : box[2], box[1] : box[3]] = True
+    for padding in (0.0, 0.5, 3.0):
+        frame = frame_around(mask, padding, 64)
+        square = frame.cut(image)
+        assert square.shape == (frame.side, frame.side, 3)
+        assert frame.cut(mask).sum() >= mask.sum()
+        copy = np.zeros_like(image)
+        frame.put(copy, square)
+        assert np.array_equal(copy[mask], image[mask])
+
+
+def test_a_blur_takes_no_colour_from_what_is_kept() -> None:
+    image = np.full((100, 100, 3), 200, np.uint8)
+    image[40:60, 40:60] = (255, 0, 0)
+    only = np.ones((100, 100), bool)
+    only[35:65, 35:65] = False
+    assert np.array_equal(blurred(image, 9.0, only), np.full((100, 100, 3), 200, np.uint8))
+    assert blurred(image, 9.0)[50, 50, 1] < 200
+
+
+def test_a_hole_is_closed_from_its_edges() -> None:
+    image = np.full((2000, 1200, 3), 90, np.uint8)
+    hole = disc(2000, 1200, radius=0.1)
+    image[hole] = 255
+    assert np.abs(closed(image, hole)[hole].astype(int) - 90).max() <= 2
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One picture in every guise."""
+    folder = tmp_path_factory.mktemp("guises")
+    picture = Image.fromarray(photographs.astronaut()).resize((320, 240))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = picture.getexif()
+    exif[274], exif[0x010E] = 6, "a picture"
+    picture.save(folder / "turned.jpg", exif=exif, quality=90)
+    picture.save(folder / "plain.png", icc_profile=profile, exif=exif.tobytes())
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    picture.convert("L").save(folder / "grey.png")
+    picture.quantize(32).save(folder / "palette.png")
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 320).astype(np.uint8), (240, 1))))
+    clear.save(folder / "clear.png")
+    picture.save(folder / "lossy.webp")
+    picture.save(folder / "plain.tiff")
+    deep = np.asarray(picture).astype(np.uint16) * 251 + 77
+    cv2.imwrite(str(folder / "deep.png"), deep[..., ::-1])
+    cv2.imwrite(str(folder / "deep.tiff"), deep[..., ::-1])
+    Image.fromarray(deep[..., 0]).save(folder / "deepgrey.png")
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def decoded(path: Path) -> Picture:
+    with open_image(str(path), LIMITS) as image:
+        return read_picture(image, path)
+
+
+IN_PLACE = [
+    ("erase", ()),
+    ("fill", ("edit.fill.kind=blur", "edit.fill.blur=0.3")),
+    ("fill", ("edit.fill.colour=red",)),
+    ("fill", ("edit.fill.kind=gradient",)),
+    ("fill", ("edit.shape=box",)),
+    ("remove", ("inpaint.steps=2", "inpaint.guidance=1")),
+    ("replace", ("inpaint.steps=2", "edit.prompt=a ball", "edit.shape=box")),
+    ("style", ("inpaint.steps=4", "edit.prompt=snow", "edit.together=true")),
+]
+
+
+@pytest.mark.parametrize(("mode", "overrides"), IN_PLACE, ids=lambda value: value if isinstance(value, str) else None)
+def test_not_a_bit_changes_outside(mode: str, overrides: tuple[str, ...], zoo: dict[str, Path]) -> None:
+    """Turned by EXIF, CMYK, grey, palette, transparent, 16 bits: outside the widened masks all is as it was."""
+    config = settings(mode, *overrides, **{"edit.drop": "cat"})
+    pictures = [decoded(path) for path in zoo.values()]
+    masks = []
+    for picture in pictures:
+        h, w = picture.pixels.shape[:2]
+        masks.append(
+            [("cat", disc(h, w, 0.4, 0.3, 0.2)), ("cat", disc(h, w, 0.9, 0.95, 0.15)), ("sky", disc(h, w, 0.1))]
+        )
+    for result, picture, chosen in zip(edited(config, list(zoo.values()), masks), pictures, masks, strict=True):
+        assert result.ok, result.message
+        [(name, content)] = result.files.items()
+        made, h_w = pixels_of(content), picture.pixels.shape[:2]
+        assert made.dtype == picture.pixels.dtype, name
+        region = np.zeros(h_w, bool)
+        for _, mask in chosen[:2]:
+            box = np.zeros(h_w, bool)
+            x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
+            box[max(0, y - 8) : y + h + 8, max(0, x - 8) : x + w + 8] = True
+            region |= box if config.edit.shape == "box" else widened(mask, config.edit.dilation)
+        assert np.array_equal(made[..., :3][~region], picture.pixels[~region]), name
+        assert (made[..., :3][region] != picture.pixels[region]).any(), name
+        if picture.alpha is not None:
+            assert np.array_equal(made[..., 3], picture.alpha)
+
+
+@pytest.mark.parametrize("overrides", [(), ("edit.alpha.soft=false",), ("edit.alpha.decontaminate=false",)])
+def test_a_cutout_keeps_its_inside_and_shows_nothing_outside(overrides: tuple[str, ...], zoo: dict[str, Path]) -> None:
+    config = settings("cutout", *overrides, **{"edit.keep": "cat"})
+    pictures = [decoded(path) for path in zoo.values()]
+    masks = [[("cat", disc(*picture.pixels.shape[:2]))] for picture in pictures]
+    for result, picture, chosen in zip(edited(config, list(zoo.values()), masks), pictures, masks, strict=True):
+        [(name, content)] = result.files.items()
+        made, mask = pixels_of(content), chosen[0][1]
+        top = np.iinfo(made.dtype).max
+        inner, outer = ~widened(~mask, 3), ~widened(mask, 3)
+        assert np.array_equal(made[..., :3][inner & (made[..., 3] > 0)], picture.pixels[inner & (made[..., 3] > 0)]), (
+            name
+        )
+        assert not made[outer].any(), name  # neither alpha nor colour
+        if picture.alpha is None:
+            assert (made[..., 3][inner] == top).all()
+        else:
+            assert (made[..., 3] <= picture.alpha).all()
+
+
+def test_profile_and_exif_are_kept_or_not(zoo: dict[str, Path]) -> None:
+    mask = [("cat", disc(240, 320))]
+    for keep, wanted in (("keep", (True, True)), ("colour", (True, False)), ("none", (False, False))):
+        config = settings("cutout", f"edit.metadata={keep}")
+        [result] = edited(config, [zoo["plain.png"]], [[("cat", disc(320, 240))]])
+        with Image.open(io.BytesIO(next(iter(result.files.values())))) as made:
+            assert (bool(made.info.get("icc_profile")), 0x010E in made.getexif()) == wanted
+            assert 274 not in made.getexif()  # turned already
+    [result] = edited(settings("fill", "edit.format=jpeg"), [zoo["grey.png"]], [mask])
+    assert list(result.files) == ["grey.png.jpg"]
+
+
+def test_every_format_is_written(zoo: dict[str, Path]) -> None:
+    for form, suffix in (("png", "png"), ("webp", "webp"), ("tiff", "tif"), ("jpeg", "jpg")):
+        for name in ("plain.png", "clear.png", "deep.png"):
+            path = zoo[name]
+            h, w = decoded(path).pixels.shape[:2]
+            [result] = edited(settings("fill", f"edit.format={form}"), [path], [[("cat", disc(h, w))]])
+            assert result.ok, result.message
+            [(output, content)] = result.files.items()
+            assert output.endswith(suffix)
+            with Image.open(io.BytesIO(content)) as made:
+                assert made.size == (w, h)
+                assert made.format == form.upper()
+
+
+def test_webp_and_tiff_lose_nothing() -> None:
+    pixels = photographs.astronaut()[:100, :130]
+    alpha = np.ascontiguousarray(pixels[..., 0])
+    for form in ("png", "webp", "tiff"):
+        content = encode_picture(Picture(pixels, alpha), Encoding(form))  # type: ignore[arg-type]
+        with Image.open(io.BytesIO(content)) as made:
+            assert np.array_equal(np.asarray(made), np.dstack([pixels, alpha])), form
+    with pytest.raises(ValueError, match="transparency"):
+        encode_picture(Picture(pixels, alpha), Encoding("jpeg"))
+
+
+def test_crops_are_tight_padded_square_and_for_each_instance(zoo: dict[str, Path]) -> None:
+    h, w = 240, 320
+    mask = np.zeros((h, w), bool)
+    mask[100:140, 200:300] = True
+    other = np.zeros((h, w), bool)
+    other[10:20, 10:20] = True
+    path = zoo["palette.png"]
+    original = decoded(path).pixels
+
+    def crop(*overrides: str) -> dict[str, Array]:
+        [result] = edited(settings("crop", *overrides), [path], [[("cat", mask), ("sky", other)]])
+        return {name: pixels_of(content) for name, content in result.files.items()}
+
+    assert np.array_equal(crop("edit.keep=cat")["palette.png"], original[100:140, 200:300])
+    assert crop("edit.keep=cat", "edit.crop.margin=0.1")["palette.png"].shape == (60, 120, 3)
+    assert crop("edit.keep=cat", "edit.crop.square=true")["palette.png"].shape == (100, 100, 3)
+    apart = crop("edit.apart=true")
+    assert {name: part.shape[:2] for name, part in apart.items()} == {
+        "palette.png/001-cat.png": (40, 100),
+        "palette.png/002-sky.png": (10, 10),
+    }
+
+
+def test_masks_alone(zoo: dict[str, Path]) -> None:
+    mask = disc(240, 320)
+    [kept] = edited(settings("mask", "edit.alpha.soft=false", "edit.keep=cat"), [zoo["grey.png"]], [[("cat", mask)]])
+    [dropped] = edited(settings("mask", "edit.alpha.soft=false", "edit.drop=cat"), [zoo["grey.png"]], [[("cat", mask)]])
+    assert np.array_equal(pixels_of(kept.files["grey.png"]), mask * np.uint8(255))
+    assert np.array_equal(pixels_of(dropped.files["grey.png"]), ~mask * np.uint8(255))
+
+
+def test_another_picture_behind(zoo: dict[str, Path]) -> None:
+    config = settings("fill", f"edit.fill.image={zoo['lossy.webp']}", "edit.fill.kind=image", "edit.keep=cat")
+    [result] = edited(config, [zoo["deep.png"]], [[("cat", disc(240, 320))]])
+    made, behind = pixels_of(result.files["deep.png"]), decoded(zoo["lossy.webp"]).pixels
+    outside = ~widened(disc(240, 320), 4)
+    assert np.array_equal(made[outside], behind[outside].astype(np.uint16) * 257)
+
+
+# --- what cannot be edited -------------------------------------------------------------------------------------------
+
+
+def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
+    nothing = [[("sky", disc(240, 320))]]
+    for mode in ("cutout", "erase", "remove"):
+        for choice, files in (("copy", 1), ("skip", 0)):
+            config = settings(
+                mode, f"edit.on_empty={choice}", **{"edit.keep" if mode == "cutout" else "edit.drop": "cat"}
+            )
+            [result] = edited(config, [zoo["grey.png"]], nothing)
+            assert result.ok and len(result.files) == files
+            for content in result.files.values():
+                assert np.array_equal(pixels_of(content), decoded(zoo["grey.png"]).pixels)
+        config = settings(mode, "edit.on_empty=fail", "edit.keep=cat" if mode == "cutout" else "edit.drop=cat")
+        [result] = edited(config, [zoo["grey.png"]], nothing)
+        assert (result.code, "cat" in result.message) == ("no_edit", True)
+
+
+def test_a_mask_over_everything_fails_the_row(zoo: dict[str, Path]) -> None:
+    everything = [[("cat", np.ones((240, 320), bool))]]
+    for mode in ("erase", "remove"):
+        [result] = edited(settings(mode, "edit.drop=cat"), [zoo["grey.png"]], everything)
+        assert result.code == "no_edit" and "whole image" in result.message
+    [result] = edited(settings("cutout", "edit.keep=cat"), [zoo["grey.png"]], everything)
+    assert result.ok
+
+
+def test_a_changed_image_fails_the_row(zoo: dict[str, Path]) -> None:
+    [result] = edited(settings("erase"), [zoo["grey.png"]], [[("cat", disc(100, 100))]])
+    assert (result.code, result.message) == (
+        "changed",
+        f"{zoo['grey.png']} was 100 × 100 for its masks and is now 320 × 240",
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("edit.mode=cutout", "edit.format=jpeg"), "transparency"),
+        (("edit.mode=erase", "edit.drop=[kat]"), "Did you mean 'cat'"),
+        (("edit.mode=erase", "edit.drop=[cat]", "edit.keep=[sky]"), "either what stays or what goes"),
+        (("edit.mode=fill", "edit.fill.kind=image"), "fill.image"),
+        (("edit.mode=fill", "edit.fill.kind=image", "edit.fill.image=nowhere.png"), "no picture nowhere.png"),
+        (("edit.mode=fill", "edit.fill.colour=colourless"), "colourless"),
+        (("edit.mode=erase", "edit.apart=true"), "edit.apart"),
+        (("edit.mode=remove", "inpaint.model=nowhere"), "no pipeline 'nowhere'"),
+        (("edit.mode=remove", "inpaint.model=sdxl-inpainting"), "models fetch sdxl-inpainting"),
+    ],
+)
+def test_settings_that_cannot_be_done_are_refused(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(OvsegError, match=said):
+        EditStage(load_config(None, overrides, {"labels": "cat, sky"}, environment={}), "refine")
+
+
+def test_a_checkpoint_that_is_not_for_inpainting_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    for kind, channels in (
+        ("StableDiffusionPipeline", 4),
+        ("StableDiffusionInpaintPipeline", 4),
+        ("AudioLDMPipeline", 9),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        (tmp_path / "unet" / "config.json").write_text(json.dumps({"in_channels": channels}))
+        with pytest.raises(UsageError, match="not for inpainting"):
+            resolve_pipeline(str(tmp_path), None)
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(UsageError, match="no diffusers pipeline"):
+        resolve_pipeline(str(tmp_path), None)
+
+
+def test_words_are_asked_for_before_the_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--edit", "replace", "--drop", "cat"))
+    assert done.returncode == 2
+    assert "edit.prompt" in done.stderr and "edit_prompt" in done.stderr
+
+
+# --- the generator ---------------------------------------------------------------------------------------------------
+
+
+class Spy(Inpainter):
+    """A loaded pipeline that remembers what it was asked."""
+
+    requests: list[list[Request]]
+
+    def paint(self, requests: Any, steps: int, guidance: float, strength: float) -> list[Array | None]:
+        self.requests.append(list(requests))
+        return [
+            np.zeros((*r.image.shape[:2], 3), np.float32) + 0.5 if "bad" not in r.prompt else None for r in requests
+        ]
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+    one = Spy.__new__(Spy)
+    one.size, one.requests = 96, []
+    monkeypatch.setattr(Inpainter, "load", lambda *args: one)
+    yield one
+
+
+def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], spy: Spy) -> None:
+    config = settings("replace", "edit.prompt=a {label} of gold", "edit.prompts={sky: night}", "inpaint.batch_size=3")
+    stage = EditStage(config, "refine")
+    stage.setup("cpu")
+    masks = {k: [("cat", disc(240, 320)), ("sky", disc(240, 320, 0.1, 0.1, 0.05))] for k in range(3)}
+    rows = [ImageRow(k, f"k{k}", f"{k}.png", str(zoo["grey.png"])) for k in range(3)]
+    rows[1].extra["edit_prompt"] = "a bad thing"
+    rows[2].extra["seed"] = 7
+    results = sorted(stage.process(rows, {"refine": Masks(masks)}), key=lambda r: r.row)  # type: ignore[dict-item]
+    assert results[0].values["prompts"] == ["a cat of gold", "night"]
+    assert (results[1].code, "safety checker" in results[1].message) == ("blocked", True)
+    assert all(len(batch) == 3 for batch in spy.requests)  # always full
+    assert spy.requests[0][2].seed == seed_of("k2", 7, 1) != seed_of("k2", 0, 1)
+
+
+def test_what_goes_as_well_is_nothing_to_go_by(zoo: dict[str, Path], spy: Spy) -> None:
+    """Two people side by side: the first is removed with the second hidden, but only the first's place is filled."""
+    left, right = disc(240, 320, 0.5, 0.4, 0.12), disc(240, 320, 0.5, 0.6, 0.12)
+    [result] = edited(settings("remove", "edit.drop=cat"), [zoo["grey.png"]], [[("cat", left), ("cat", right)]])
+    first, second = (batch[0].mask.mean() for batch in spy.requests)
+    assert first > 1.2 * second  # alone they are alike
+    assert result.ok
+
+
+def test_the_demo_pipeline_gives_the_same_bits_in_any_batch() -> None:
+    """A row's picture depends on its own key, whoever its neighbours are; the pipeline as diffusers runs it."""
+    from ovseg_batch.models import zoo as models
+
+    spec = models.resolve_inpainting("demo")
+    import torch
+
+    loaded = Inpainter.load(spec, torch.device("cpu"), "fp32")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for _ in range(3)]
+    requests = [Request(image, disc(96, 96), "a cat", "", k) for k, image in enumerate(images)]
+    together = loaded.paint(requests, 2, 2.0, 1.0)
+    turned = loaded.paint([requests[2], requests[0], requests[0]], 2, 2.0, 1.0)
+    assert together[0] is not None and together[0].shape == (96, 96, 3)
+    assert np.array_equal(turned[0], together[2])  # type: ignore[arg-type]
+    assert np.array_equal(turned[1], together[0]) and np.array_equal(turned[2], together[0])  # type: ignore[arg-type]
+    assert not np.array_equal(together[0], together[1])  # type: ignore[arg-type]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cut_out(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    workdir = tmp_path_factory.mktemp("cut") / "run"
+    done = command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS))
+    assert done.returncode == 0, done.stderr
+    assert f"6 edited images: {workdir / 'edited'}" in done.stdout
+    return workdir
+
+
+REMOVE = ("--edit", "remove", "--drop", THINGS, "--set", "inpaint.steps=2", "--set", "inpaint.batch_size=2")
+
+
+def test_the_same_files_whatever_the_shard(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    for name, edit in (("cutout", ("--edit", "cutout", "--keep", THINGS)), ("remove", REMOVE)):
+        runs = []
+        for rows in (2, 6):
+            arguments = run_arguments(few_scenes / "images", tmp_path / f"{name}{rows}", *edit)
+            done = command(*arguments, "--set", f"manifest.shard_rows={rows}")
+            assert done.returncode == 0, done.stderr
+            runs.append(tree(tmp_path / f"{name}{rows}" / "edited"))
+        assert len(runs[0]) == 6
+        assert runs[0] == runs[1], name
+        if name == "cutout":
+            assert runs[0] == tree(cut_out / "edited")
+
+
+def test_edited_is_of_one_configuration(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(cut_out, workdir)
+    before = tree(workdir / "edited")
+    arguments = run_arguments(few_scenes / "images", workdir, "--edit", "mask", "--keep", THINGS)
+    assert command(*arguments).returncode == 0
+    masks = tree(workdir / "edited")
+    assert masks.keys() == before.keys() and masks != before
+    assert command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS)).returncode == 0
+    assert tree(workdir / "edited") == before
+    assert not list(workdir.glob(".edited*"))
+
+
+def test_verify_finds_a_changed_edited_image(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(cut_out, workdir)
+    assert command("verify", workdir).returncode == 0
+    [victim] = (workdir / "stages").glob("edit-*/files/scene-00003.png")
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = command("verify", workdir)
+    assert done.returncode == 1 and "scene-00003.png: its bytes have changed" in done.stdout
+    command("verify", workdir, "--repair")
+    assert command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS)).returncode == 0
+    assert tree(workdir / "edited") == tree(cut_out / "edited")
+
+
+def test_names_that_cannot_be_cost_one_row(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    source = few_scenes / "images" / "scene-00002.jpg"
+    shutil.copy(source, images / "fine.jpg")
+    shutil.copy(source, images / f"{'x' * 250}.jpg")  # its PNG would have 258 bytes
+    workdir = tmp_path / "run"
+    done = command(*run_arguments(images, workdir, "--edit", "cutout"))
+    assert done.returncode == 3, done.stderr
+    assert list(tree(workdir / "edited")) == ["fine.jpg.png"]
+    assert "unwritable" in (workdir / "failures.csv").read_text()
+    assert (
+        len(json.loads((workdir / "annotations.json").read_text())["images"]) == 2
+    )  # its masks are there all the same
+
+
+def test_scenes_are_judged_by_eval(cut_out: Path, few_scenes: Path, command: Command) -> None:
+    done = command("eval", cut_out, "--dataset", "scenes", "--root", few_scenes, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["edits"]
+    assert set(found) == {"SAD", "MSE", "gradient", "composite"}
+    assert 0 < found["SAD"] < 3
+
+
+def test_labels_are_taken_apart_at_commas(command: Command, few_scenes: Path, tmp_path: Path) -> None:
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--edit", "cutout", "--keep", "cat, dogg"))
+    assert done.returncode == 2
+    assert "'dogg' is not among the labels" in done.stderr
