@@ -32,6 +32,7 @@ from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import TABLE, read_limits
 from ovseg_batch.stages.edit import needs_prompts
+from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
 from ovseg_batch.types import Commit
@@ -237,11 +238,13 @@ def _check_manifest(manifest: Manifest, config: Config) -> None:
 def cautions(config: Config) -> list[str]:
     """What a person should know before these settings run all night."""
     embedded = [s for s in ("clip", "sam") if zoo.is_embedded(s, getattr(config, s).model)]
+    if config.edit.mode in GENERATED and config.inpaint.model == "demo":
+        embedded.append("inpaint")
     if not embedded:
         return []
     return [
         f"{' and '.join(f'{s}.model' for s in embedded)} is the embedded one, which knows rendered scenes only: on "
-        "photographs its masks mean nothing. `ovseg-batch models list` names models for photographs."
+        "photographs it means nothing. `ovseg-batch models list` names models for photographs."
     ]
 
 

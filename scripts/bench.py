@@ -6,27 +6,25 @@ scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam s
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
 scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
+scripts/bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
+scripts/bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
 scripts/bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from PIL import Image
+from benching.edits import edit_memory, edits, generator, run_edits
+from benching.measure import measured, measured_process, run_all, seconds_of
 
 from ovseg_batch import pipeline, scenes
 from ovseg_batch.config import load_config
@@ -45,7 +43,7 @@ from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits, run_shard
+from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
 from ovseg_batch.store import StageStore, Workdir
@@ -57,19 +55,6 @@ LABELS = list(scenes.CLASSES)
 @click.group()
 def main() -> None:
     """Measure; see the module's first lines."""
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    _finish(device)
-    started = time.perf_counter()
-    work()
-    _finish(device)
-    return time.perf_counter() - started
 
 
 @main.command()
@@ -121,8 +106,8 @@ def speed(
             forward = bare(stage, config, rows, stages)
             ours, theirs = [], []
             for _ in range(repeats + 1):  # the first one warms up
-                ours.append(_seconds(lambda: _run_all(stage, planned, manifest), device))  # noqa: B023
-                theirs.append(_seconds(forward, device))
+                ours.append(seconds_of(lambda: run_all(stage, planned, manifest), device))  # noqa: B023
+                theirs.append(seconds_of(forward, device))
             fastest = min(ours[1:]), min(theirs[1:])
             totals = [total + part for total, part in zip(totals, fastest, strict=True)]
             _report(planned.name, len(rows), *fastest)
@@ -134,11 +119,6 @@ def _report(name: str, images: int, ours: float, bare: float) -> None:
         f"{name:10}  {images / ours:7.2f} images/s   bare forwards {images / bare:7.2f} images/s   "
         f"ratio {bare / ours:.2f}   overhead {(ours - bare) / images * 1000:.0f} ms an image"
     )
-
-
-def _run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
-    for shard in range(manifest.shards):
-        run_shard(stage, planned.job.store, shard, manifest.read_shard(shard), planned.job.upstream)
 
 
 def _decoded(config: Config, rows: Sequence[ImageRow]) -> list[Any]:
@@ -179,7 +159,7 @@ def _bare_sam(
     batches = [sam.preprocess(image)[None] for image in _decoded(config, rows)]
     shapes = [(image.shape[0], image.shape[1]) for image in _decoded(config, rows)]
     manifest = Manifest.open(stages[1].job.manifest)
-    _run_all(stage, stages[1], manifest)
+    run_all(stage, stages[1], manifest)
     store = stages[1].job.store
     counts = [line["points"] for k in range(manifest.shards) for line in read_results(store.data_path(k, TABLE))]
     rng = np.random.default_rng(0)
@@ -207,7 +187,7 @@ def memory(small: int, large: int) -> None:
             arguments = ["run", str(root / str(count) / "images"), "-o", str(root / f"run{count}")]
             # One window in four, so that many images take minutes; what a window or an image holds is the same.
             arguments += ["--labels", ", ".join(LABELS), "--set", "dense.stride=64", "--workers", "0"]
-            seconds, peak = _measured(arguments)  # no workers: all in the one process that is measured
+            seconds, peak = measured(arguments)  # no workers: all in the one process that is measured
             click.echo(f"{count:7} images  {seconds:7.1f} s   peak {peak:7.0f} MiB")
             peaks.append(peak)
         click.echo(f"ratio {peaks[1] / peaks[0]:.3f}")
@@ -232,77 +212,19 @@ def manifest_command(rows: int) -> None:
                 ("manifest", ["manifest", str(listing), "-o", str(out)]),
                 ("run --dry-run", ["run", str(out), "-o", str(workdir), *labels, "--dry-run"]),
             ):
-                seconds, peak = _measured(arguments)
+                seconds, peak = measured(arguments)
                 click.echo(f"{count:9} rows  {name:14} {seconds:6.1f} s   peak {peak:6.0f} MiB")
             # A run that has just begun, then one whose every shard is committed.
-            _measured(
+            measured(
                 ["run", str(out), "-o", str(workdir), *labels, "--workers", "0"], {"OVSEG_FAILPOINTS": "dense.row"}, -9
             )
             for state in ("begun", "committed"):
                 if state == "committed":
                     _commit_everything(workdir, count)
-                seconds, peak = _measured(["status", str(workdir)])
+                seconds, peak = measured(["status", str(workdir)])
                 click.echo(f"{count:9} rows  status, {state:9} {seconds:3.1f} s   peak {peak:6.0f} MiB")
         click.echo("(each command starts Python and its libraries; `ovseg-batch --version` alone takes", nl=False)
-        click.echo(f" {_measured(['--version'])[0]:.1f} s)")
-
-
-@main.command()
-@click.option("--images", default=500, show_default=True)
-@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes.")
-@click.option("-c", "--config", "config_file", default="background-removal", show_default=True)
-@click.option("--set", "overrides", multiple=True)
-@click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
-def edits(images: int, folder: Path | None, config_file: str, overrides: Sequence[str], repeats: int) -> None:
-    """Edits without a generator, committed and all, beside Pillow decoding the inputs and encoding the results.
-
-    Pillow works in as many threads, and is given the decoded results: what is left is reading masks, alpha, colours,
-    blending, fsync and commits.
-    """
-    things = {"labels": LABELS, "edit.keep": list(scenes.THING_NAMES), "clip.model": "demo", "sam.model": "demo"}
-    config = load_config(Path(config_file), overrides, things, environment={})
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        if folder is None:
-            write_scenes(root, scenes.HELD_OUT_SEEDS[6000 : 6000 + images])
-            folder = root / "images"
-        workdir = Workdir(root / "run")
-        without = config.model_copy(update={"edit": config.edit.model_copy(update={"mode": "none"})})
-        pipeline.run([str(folder)], workdir, without, progress=False)
-        manifest = Manifest.open(workdir.manifest)
-        planned = pipeline.plan(config, workdir, manifest, workdir.manifest)[-1]
-        stage: Any = planned.job.make_stage()
-        stage.setup("cpu")
-        _run_all(stage, planned, manifest)
-        rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
-        lines = [line for _, line in finished_rows(manifest, planned.job.store)]
-        results = [Image.open(planned.job.store.files / line["files"][0]).copy() for line in lines]
-        level, threads = config.edit.compression, config.run.decode_threads
-
-        def bare(row: ImageRow, result: Image.Image | None) -> int:
-            """Decode an input and encode it, or the result in its place."""
-            with Image.open(row.path) as image:
-                decoded = image.convert("RGB")
-            file = io.BytesIO()
-            (result or decoded).save(file, "PNG", compress_level=level)
-            return file.tell()
-
-        def pillow(encoded: Sequence[Image.Image | None]) -> None:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(bare, rows, encoded))
-
-        sides: list[Callable[[], None]] = [
-            lambda: _run_all(stage, planned, manifest),
-            lambda: pillow([None] * len(rows)),
-            lambda: pillow(results),
-        ]
-        cpu = torch.device("cpu")
-        counts = [[_seconds(side, cpu) for side in sides] for _ in range(repeats)]
-        ours, inputs, outputs = (min(side) for side in zip(*counts, strict=True))
-        pixels = sum(line["height"] * line["width"] for line in lines) / 1e6
-        click.echo(f"{len(rows)} images, {pixels:.0f} megapixels, {threads} threads: {len(rows) / ours:.1f} images/s")
-        for name, theirs in (("inputs encoded again", inputs), ("results encoded", outputs)):
-            click.echo(f"  Pillow, {name:21} {len(rows) / theirs:7.1f} images/s   ratio {theirs / ours:.2f}")
+        click.echo(f" {measured(['--version'])[0]:.1f} s)")
 
 
 class TrivialStage:
@@ -344,7 +266,7 @@ def rows(small: int, large: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for count in (small, large):
             command = [sys.executable, __file__, "run-rows", str(Path(temporary) / str(count)), str(count)]
-            seconds, peak = _measured_process(command)
+            seconds, peak = measured_process(command)
             click.echo(f"{count:9} rows  {seconds:7.1f} s   peak {peak:7.0f} MiB")
             peaks.append(peak)
     click.echo(f"ratio {peaks[1] / peaks[0]:.3f}")
@@ -388,39 +310,8 @@ def _commit_everything(workdir: Path, rows: int) -> None:
             store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
 
 
-def _measured(
-    arguments: Sequence[str], environment: dict[str, str] | None = None, code: int = 0
-) -> tuple[float, float]:
-    """Seconds and peak resident MiB of one `ovseg-batch` command."""
-    return _measured_process([sys.executable, "-m", "ovseg_batch", *arguments], environment, code)
-
-
-def _measured_process(
-    command: Sequence[str], environment: dict[str, str] | None = None, code: int = 0
-) -> tuple[float, float]:
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, _high_water(process.pid))
-        time.sleep(0.02)
-    if process.returncode != code:
-        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - started, peak
-
-
-def _high_water(pid: int) -> float:
-    """MiB that the process has held at most so far. (wait4's figure would count this process's memory at the fork.)"""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+for command in (edits, edit_memory, run_edits, generator):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

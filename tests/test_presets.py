@@ -11,7 +11,7 @@ from conftest import Command
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
 
-PHOTOGRAPHS = {"clip.weights": "random:0", "sam.weights": "random:0"}
+PHOTOGRAPHS = {"clip.weights": "random:0", "sam.weights": "random:0", "inpaint.model": "demo"}
 
 
 @pytest.mark.parametrize("name", presets())
@@ -28,9 +28,8 @@ def test_every_preset_says_what_it_is_and_can_be_planned(name: str, tmp_path: Pa
     options = [f"--set={key}={value}" for key, value in PHOTOGRAPHS.items()]
     if config.classify.tuned:
         options.append(f"--set=classify.tuned={tmp_path / config.classify.tuned}")
-    told = command(
-        "run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, "--labels", "dog", "--dry-run", *options
-    )
+    labels = [] if config.labels else ["--labels", "dog"]
+    told = command("run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, *labels, "--dry-run", *options)
     assert told.returncode == 0, told.stderr
     assert [line.split()[0] for line in told.stdout.splitlines()[1:]] == list(stage_names(config))
 

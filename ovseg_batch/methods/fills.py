@@ -70,7 +70,7 @@ def closed(image: Array, hole: Array) -> Array:
     size = max(1, round(w * scale)), max(1, round(h * scale))
     eight = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     small = cv2.resize(eight, size, interpolation=cv2.INTER_AREA) if scale < 1 else eight
-    mask = hole.astype(np.uint8)
+    mask: Array = hole.astype(np.uint8)
     if scale < 1:  # a pixel that the hole touches is part of it
         touched = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
         mask = cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8))

@@ -21,9 +21,9 @@ from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.weights import file_hash
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready
-from ovseg_batch.stages.generated_edits import STEERED, Canvas, Painter
+from ovseg_batch.stages.generated_edits import GENERATED, STEERED, Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
-from ovseg_batch.stages.plain_edits import KEEPS, MODES, plain_edit
+from ovseg_batch.stages.plain_edits import KEEPS, plain_edit
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -52,8 +52,8 @@ class EditStage:
         self._config = config
         self.needs: tuple[str, ...] = (upstream,)
         edit = config.edit
-        self.resources = Resources(accelerator=edit.mode not in MODES)
-        self._spec = None if edit.mode in MODES else zoo.resolve_inpainting(config.inpaint.model)
+        self.resources = Resources(accelerator=edit.mode in GENERATED)
+        self._spec = None if edit.mode not in GENERATED else zoo.resolve_inpainting(config.inpaint.model)
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
         self._background: Array | None = None

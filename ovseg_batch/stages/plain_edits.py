@@ -19,7 +19,6 @@ from ovseg_batch.settings import Config, EditConfig
 
 Array = np.ndarray[Any, Any]
 
-MODES = ("cutout", "fill", "mask", "crop", "erase")
 KEEPS = ("cutout", "fill", "mask", "crop")  # what these are told of stays, unless they are told what goes
 
 

@@ -14,6 +14,7 @@ from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage, window_and_stride
 from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.embed import EmbedStage
+from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import RefineStage
 
@@ -52,6 +53,8 @@ def _cost(config: Config) -> str:
         parts.append(f"SAM2's encoder and {config.propose.points_per_side**2} prompts")
     if "refine" in names and config.refine.method in ("prompted", "guided", "trident"):
         parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
+    if config.edit.mode in GENERATED:
+        parts.append(f"{config.inpaint.steps} steps of the generator for each mask")
     return ", ".join(parts)
 
 
