@@ -237,7 +237,7 @@ class InpaintConfig(Section):
     strength: Annotated[float, Field(gt=0, le=1)] | None = None  # None: 1, and 0.6 for style
     size: Annotated[int, Field(ge=64, multiple_of=8)] | None = None  # None: what the model was trained at
     context: Annotated[float, Field(ge=0, le=4)] = 0.3  # around the mask's box, as a share of its longer side
-    batch_size: Annotated[int, Field(ge=1)] = 1  # always full, so that a picture does not depend on its neighbours
+    batch_size: Annotated[int, Field(ge=1)] = 1  # above 1 the last bits of a picture may depend on its neighbours
     offload: Literal["none", "model", "sequential"] = "none"  # for GPUs that do not hold the whole model
     attention_slicing: bool = False
 

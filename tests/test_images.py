@@ -132,7 +132,7 @@ def test_decode_ahead_holds_no_more_than_its_budget(
 ) -> None:
     """However many threads, the images that wait are within the budget, or one alone."""
     alive, peak, lock = 0, 0, threading.Lock()
-    decode = images._decode
+    decode = images.decode
 
     def counted(image: Image.Image, path: str) -> np.ndarray:
         nonlocal alive, peak
@@ -141,7 +141,7 @@ def test_decode_ahead_holds_no_more_than_its_budget(
             peak = max(peak, alive)
         return decode(image, path)
 
-    monkeypatch.setattr(images, "_decode", counted)
+    monkeypatch.setattr(images, "decode", counted)
     for _ in decode_ahead(rows_of(tmp_path, 30), 8, budget, LIMITS):
         with lock:
             alive -= 1

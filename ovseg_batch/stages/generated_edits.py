@@ -1,7 +1,8 @@
 """Edits by a generator: every mask is a square that the generator looks at, and what it paints is laid back in.
 
-Squares of different images share a batch, and a batch is always full (the last one is filled up with repetitions), so
-that what an image becomes depends on its own row alone and not on who its neighbours are.
+By default a square is painted alone, and what an image becomes depends on its own row. Where squares of different
+images share a batch, it is always full (the last one is filled up with repetitions), so that every square goes through
+the same kernels; on a CPU with several threads its place in the batch still shows in the last bits.
 """
 
 from __future__ import annotations

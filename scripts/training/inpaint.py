@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from open_clip.tokenizer import bytes_to_unicode
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -36,7 +37,7 @@ LATENT = SIDE // 4
 CONTEXT = 24  # tokens
 EMA = 0.999
 VAE_BATCH, VAE_CROP = 12, 64
-BATCH = 16
+SCHEDULE = ((0.7, 64, 32), (1.0, SIDE, 16))  # until this share of the time: pixels a side, images a step
 CODE_NOISE = 0.2  # laid on the codes in training the autoencoder
 EMPTY = 0.1  # share of examples without words, for guidance
 TIMESTEPS = 1000
@@ -77,9 +78,10 @@ class Examples:
 
     def __init__(self, pool: Pool, pairs: tuple[Array, Array], chosen: range) -> None:
         self._pool, (self._without, self._taken) = pool, pairs
-        self._chosen = chosen
+        self._chosen, self._side = chosen, SIDE
 
-    def draw(self, rng: np.random.Generator) -> Example:
+    def draw(self, rng: np.random.Generator, side: int = SIDE) -> Example:
+        self._side = side
         while True:
             k = int(rng.integers(self._chosen.start, self._chosen.stop))
             asked = rng.random()
@@ -149,9 +151,10 @@ class Examples:
         left = int(np.clip(x + bw / 2 - side / 2 + rng.uniform(-0.1, 0.1) * side, 0, w - side))
         top = int(np.clip(y + bh / 2 - side / 2 + rng.uniform(-0.1, 0.1) * side, 0, h - side))
         parts = [part[top : top + side, left : left + side] for part in (image, seen, mask)]
-        how = cv2.INTER_AREA if side > SIDE else cv2.INTER_CUBIC
-        a, b = (cv2.resize(np.ascontiguousarray(part), (SIDE, SIDE), interpolation=how) for part in parts[:2])
-        m = cv2.resize(parts[2], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+        how = cv2.INTER_AREA if side > self._side else cv2.INTER_CUBIC
+        size = (self._side, self._side)
+        a, b = (cv2.resize(np.ascontiguousarray(part), size, interpolation=how) for part in parts[:2])
+        m = cv2.resize(parts[2], size, interpolation=cv2.INTER_NEAREST)
         if rng.random() < 0.5:
             a, b, m = a[:, ::-1], b[:, ::-1], m[:, ::-1]
         return Example(a, b, m, "" if rng.random() < EMPTY else words)
@@ -287,10 +290,14 @@ class Trainer:
         pairs = open_pairs(state, pool)
         self.examples = Examples(pool, pairs, range(pool.train))
         self.dev = Examples(pool, pairs, range(pool.train, len(pool.sizes)))
-        trained = torch.load(state / "inpaint-vae.pt", weights_only=True)
-        self.vae = make_vae()
-        self.vae.load_state_dict(trained["model"])
-        self.vae.register_to_config(scaling_factor=trained["scale"])
+        shipped = out / "inpaint"
+        if (state / "inpaint-vae.pt").exists():
+            trained = torch.load(state / "inpaint-vae.pt", weights_only=True)
+            self.vae = make_vae()
+            self.vae.load_state_dict(trained["model"])
+            self.vae.register_to_config(scaling_factor=trained["scale"])
+        else:
+            self.vae = library.AutoencoderKL.from_pretrained(str(shipped / "vae"), dtype=torch.float32)
         self.vae = self.vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.text = CLIPTextModel(
             CLIPTextConfig(
@@ -337,6 +344,9 @@ class Trainer:
         if saved is not None:
             self.models.load_state_dict(saved["models"])
             self.optimiser.load_state_dict(saved["optimiser"])
+        elif (shipped / "unet").is_dir():  # from the weights that are there; delete the folder to begin anew
+            self.text.load_state_dict(load_file(shipped / "text_encoder" / "model.safetensors"))
+            self.unet.load_state_dict(load_file(shipped / "unet" / "diffusion_pytorch_model.safetensors"))
         self.ema = {k: v.clone() for k, v in (saved["ema"] if saved else self.models.state_dict()).items()}
         self.rng = np.random.default_rng([seed, self.clock.step])
         self.loss = 0.0
@@ -349,7 +359,8 @@ class Trainer:
         for step in self.clock.steps(lambda: f"loss {self.loss:.4f}  {self._dev()}"):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.clock.rate(1e-3)
-            loss = self._loss([self.examples.draw(self.rng) for _ in range(BATCH)])
+            side, count = next(size for until, *size in SCHEDULE if self.clock.fraction <= until)
+            loss = self._loss([self.examples.draw(self.rng, side) for _ in range(count)])
             self.optimiser.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
@@ -369,7 +380,7 @@ class Trainer:
             both = _tensor([e.image for e in batch]), _tensor([e.seen for e in batch]) * (mask < 0.5)
             latents = self.vae.encode(torch.cat(both).contiguous(memory_format=torch.channels_last)).latent_dist.mean
         wanted, shown = (latents.float() * self.vae.config.scaling_factor).chunk(2)
-        small = F.interpolate(mask, size=(LATENT, LATENT))
+        small = F.interpolate(mask, size=wanted.shape[-2:])
         noise = torch.randn_like(wanted)
         share = (torch.arange(len(batch)) + torch.rand(1)) / len(batch)
         share = 1 - (1 - share) ** 3  # a third above 95 % of noise, where few steps spend most

@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Does any edit change a bit outside its masks? Photographs in every guise, with masks at random; ends with 1 if so.
+
+scripts/edit_identity.py --images 100
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import skimage.data
+from breaking.guises import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_guises
+from PIL import Image
+
+PHOTOGRAPHS = "astronaut chelsea coffee rocket retina immunohistochemistry colorwheel cat".split()
+LARGE = (6000, 4000)  # 24 megapixels
+
+
+def make_pictures(folder: Path, images: int) -> list[Path]:
+    """So many files: a large one in five guises, and photographs of other sizes in all of them."""
+    library: Any = skimage.data
+    (folder / "large").mkdir()
+    large = Image.fromarray(library.astronaut()).resize(LARGE, Image.Resampling.BICUBIC)
+    whole = write_guises(folder / "large", large)
+    files = [whole[name] for name in ("turned.jpg", "cmyk.jpg", "deep.png", "plain.tiff", "clear.png")]
+    for number, name in enumerate(PHOTOGRAPHS * 9):
+        if len(files) >= images:
+            break
+        try:
+            pixels = getattr(library, name)()
+        except Exception:  # not every photograph comes with the package
+            continue
+        inside = folder / str(number)
+        inside.mkdir()
+        side = 97 + 61 * (number % 11)
+        picture = Image.fromarray(pixels[..., :3]).resize((side, side * 3 // 4 + 1))
+        files += write_guises(inside, picture, f"{name}-{side}-").values()
+    return files[:images]
+
+
+@click.command()
+@click.option("--images", default=100, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(images: int, seed: int) -> None:
+    """Run every mode over every picture."""
+    rng = np.random.default_rng(seed)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        files = make_pictures(Path(temporary), images)
+        sizes = [decoded(file).pixels.shape[:2] for file in files]
+        for mode, overrides in IN_PLACE:
+            config = settings(mode, "edit.drop=cat", *overrides)
+            outside = changed = failed = differing = 0
+            for file, (h, w) in zip(files, sizes, strict=True):
+                radius = 0.004 if h * w > 10_000_000 and rng.random() < 0.5 else 0.15  # tiny masks too
+                places = rng.uniform((0.05, 0.05, 0.5 * radius), (0.95, 0.95, 1.5 * radius), (2, 3))
+                cats = [disc(h, w, *(float(value) for value in place)) for place in places]
+                [result] = edited(config, [file], [[*(("cat", cat) for cat in cats), ("sky", disc(h, w))]])
+                if not result.ok:
+                    failed += 1
+                    click.echo(f"{mode} {file.name}: {result.message}")
+                    continue
+                before, made = decoded(file), pixels_of(next(iter(result.files.values())))
+                region = allowed(cats, config)
+                same = np.array_equal(made[..., :3][~region], before.pixels[~region])
+                if before.alpha is not None:
+                    same = same and np.array_equal(made[..., 3], before.alpha)
+                differing += not same
+                outside += int((~region).sum())
+                changed += bool((made[..., :3][region] != before.pixels[region]).any())
+            wrong += differing + failed
+            click.echo(f"{mode:8} {' '.join(overrides)}")
+            click.echo(
+                f"         {len(files)} images, {changed} changed inside, {failed} failed, {differing} differ outside; "
+                f"{outside / 1e6:.0f} megapixels compared"
+            )
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()
