@@ -7,7 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import Command
+
+from ovseg_batch.io.atomic import FileBatch
 
 
 def everything(root: Path) -> dict[str, bytes | None]:
@@ -33,15 +36,24 @@ def test_nothing_is_written_outside_of_the_workdir(few_scenes: Path, tmp_path: P
     with (inner / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "key"), *lines])
     before = everything(tmp_path)
-    done = command("run", inner / "list.csv", "-o", tmp_path / "run", "--labels", "sky; grass")
+    done = command("run", inner / "list.csv", "-o", tmp_path / "run", "--labels", "sky; grass", "--edit", "cutout")
     assert done.returncode == 0, done.stderr
     after = {name: content for name, content in everything(tmp_path).items() if not name.startswith("run")}
     assert after == before
     assert not Path("/etc/ovseg-batch-was-here").exists()
     top = {path.name for path in (tmp_path / "run").iterdir()}
-    assert top == {"annotations.json", "failures.csv", "config.yaml", "manifest.parquet", "stages"}
+    assert top == {"annotations.json", "edited", "failures.csv", "config.yaml", "manifest.parquet", "stages"}
+    assert len([path for path in (tmp_path / "run" / "edited").rglob("*") if path.is_file()]) == 3
     names = [image["file_name"] for image in json.loads((tmp_path / "run" / "annotations.json").read_text())["images"]]
     assert not any(name.startswith("/") or ".." in Path(name).parts for name in names), names
+
+
+@pytest.mark.parametrize("name", ["../up.png", "/etc/up.png", "a/../../up.png", "a//b.png", "", ".", "a/", "a\0b.png"])
+def test_a_forged_manifest_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
+    """Our own manifests hold no such names; somebody else's file may say it is one of ours."""
+    with FileBatch(tmp_path / "stage" / "files", tmp_path / "stage" / "parts") as files:
+        assert not files.can_be(name)
+        assert files.can_be("a/b.png")
 
 
 def test_names_and_labels_stay_text(few_scenes: Path, tmp_path: Path, command: Command) -> None:

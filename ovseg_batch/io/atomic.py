@@ -115,7 +115,9 @@ class FileBatch:
         self._begun: list[tuple[str, Path, Future[FileRecord]]] = []
 
     def can_be(self, name: str) -> bool:
-        """Whether a file can have this name here: it is not too long, and no folder or file is in its way."""
+        """Whether a file can have this name here: it leads nowhere else, is not too long, and nothing is in its way."""
+        if name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            return False
         path = self._root / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
