@@ -158,6 +158,8 @@ class EditStage:
                     yield painter.canvas(row, one)
 
         for canvas in painter.run(canvases()):
+            while failures:  # in time: results that come out of order wait in memory
+                yield failures.pop(0)
             row, failure = canvas.row, canvas.failure
             if failure is not None:
                 yield failed(row, failure.code, failure.message)

@@ -31,6 +31,7 @@ GENERATED = ("remove", "replace", "style")
 STEERED = ("replace", "style")  # these need words
 BEHIND = "background"  # what `remove` asks for unless the settings say
 STRENGTH = {"style": 0.6}
+AHEAD = 4  # batches that images may run ahead of one with many masks; finished ones wait for it in memory
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Canvas:
     opened: Opened
     pixels: Array
     todo: list[tuple[str, list[bytes]]]
+    number: int
     prompts: list[str] = field(default_factory=list)
     failure: RowError | None = None
 
@@ -67,6 +69,7 @@ class Painter:
     def __init__(self, inpainter: Inpainter, config: Config, keeps: bool) -> None:
         self._inpainter, self._config, self._keeps = inpainter, config, keeps
         self._size = config.inpaint.size or inpainter.size
+        self._canvases = 0
 
     def canvas(self, row: ImageRow, opened: Opened) -> Canvas:
         """An image that is to be painted."""
@@ -78,13 +81,18 @@ class Painter:
             todo = [(label, [counts for name, counts in masks if name == label]) for label in labels]
         else:
             todo = [(label, [counts]) for label, counts in masks]
-        return Canvas(row, opened, opened.picture.pixels.copy(), todo)
+        self._canvases += 1
+        return Canvas(row, opened, opened.picture.pixels.copy(), todo, self._canvases)
 
     def run(self, canvases: Iterator[Canvas]) -> Iterator[Canvas]:
         """Paint them; each is given back when nothing waits in it, or with its failure."""
         active: list[Canvas] = []
+        together = self._config.inpaint.batch_size
         while True:
-            while len(active) < self._config.inpaint.batch_size and (new := next(canvases, None)) is not None:
+            while len(active) < together and (not active or active[-1].number - active[0].number < AHEAD * together):
+                new = next(canvases, None)
+                if new is None:
+                    break
                 active.append(new)
             if not active:
                 return
