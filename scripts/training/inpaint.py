@@ -195,7 +195,7 @@ def write_tokenizer(folder: Path, merges: Path) -> Any:
 
 
 def make_vae() -> Any:
-    return library.AutoencoderKL(
+    vae = library.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 48, 96),
@@ -205,6 +205,15 @@ def make_vae() -> Any:
         norm_num_groups=16,
         sample_size=SIDE,
     )
+    certain(vae)
+    return vae
+
+
+def certain(vae: Any) -> None:
+    """A code without spread: the pipeline draws its codes, and the spread is not trained; as it comes it is large."""
+    with torch.no_grad():
+        vae.quant_conv.weight[vae.config.latent_channels :] = 0
+        vae.quant_conv.bias[vae.config.latent_channels :] = -30
 
 
 class VaeTrainer:
@@ -307,6 +316,7 @@ class Trainer:
             self.vae.register_to_config(scaling_factor=trained["scale"])
         else:
             self.vae = library.AutoencoderKL.from_pretrained(str(shipped / "vae"), dtype=torch.float32)
+        certain(self.vae)
         self.vae = self.vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.text = CLIPTextModel(
             CLIPTextConfig(
