@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from benching.edits import edit_memory, edits, generator, run_edits
+from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
 from benching.measure import measured, measured_process, run_all, seconds_of
 
 from ovseg_batch import pipeline, scenes
@@ -43,7 +43,7 @@ from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import TABLE, Resources, Upstream, read_limits
+from ovseg_batch.stages.base import TABLE, Upstream, read_limits
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
 from ovseg_batch.store import StageStore, Workdir
@@ -227,21 +227,10 @@ def manifest_command(rows: int) -> None:
         click.echo(f" {measured(['--version'])[0]:.1f} s)")
 
 
-class TrivialStage:
+class TrivialStage(GivenMasks):
     """Says of every image that it has one small mask, without looking."""
 
     name = "trivial"
-    version = 1
-    needs: tuple[str, ...] = ()
-    resources = Resources(accelerator=False)
-    columns = RefineStage.columns
-    arrays = False
-
-    def inputs(self) -> dict[str, Any]:
-        return {}
-
-    def setup(self, device: str) -> None:
-        pass
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         mask = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def test_no_two_images_have_one_output() -> None:
     outputs = [output_name(name, form) for name in names for form in ("png",)]
     assert len(set(outputs)) == len(names)
     for form in ("png", "webp", "jpeg", "tiff"):
-        assert len({output_name(name, form) for name in names}) == len(names)  # type: ignore[arg-type]
+        assert len({output_name(name, form) for name in names}) == len(names)
     assert output_name("photos/cat.jpg", "png") == "photos/cat.jpg.png"
     assert output_name("photos/cat.png", "png") == "photos/cat.png"
 
@@ -218,6 +219,26 @@ def test_profile_and_exif_are_kept_or_not(zoo: dict[str, Path]) -> None:
     assert list(result.files) == ["grey.png.jpg"]
 
 
+def test_the_thumbnail_of_the_old_picture_goes(tmp_path: Path) -> None:
+    """EXIF with a second directory, in which cameras put a small JPEG."""
+    small = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(small, "JPEG")
+    thumbnail = small.getvalue()
+    first = struct.pack("<HHHI4sI", 1, 0x010E, 2, 4, b"old\0", 26)
+    second = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + second + thumbnail
+    Image.fromarray(photographs.astronaut()).save(tmp_path / "camera.jpg", exif=exif)
+    assert thumbnail in (tmp_path / "camera.jpg").read_bytes()
+    for form in ("png", "jpeg", "webp"):
+        [result] = edited(
+            settings("fill", f"edit.format={form}"), [tmp_path / "camera.jpg"], [[("cat", disc(512, 512))]]
+        )
+        [content] = result.files.values()
+        with Image.open(io.BytesIO(content)) as made:
+            assert made.getexif()[0x010E] == "old"
+            assert thumbnail not in made.info["exif"] and thumbnail not in content
+
+
 def test_every_format_is_written(zoo: dict[str, Path]) -> None:
     for form, suffix in (("png", "png"), ("webp", "webp"), ("tiff", "tif"), ("jpeg", "jpg")):
         for name in ("plain.png", "clear.png", "deep.png"):
@@ -236,7 +257,7 @@ def test_webp_and_tiff_lose_nothing() -> None:
     pixels = photographs.astronaut()[:100, :130]
     alpha = np.ascontiguousarray(pixels[..., 0])
     for form in ("png", "webp", "tiff"):
-        content = encode_picture(Picture(pixels, alpha), Encoding(form))  # type: ignore[arg-type]
+        content = encode_picture(Picture(pixels, alpha), Encoding(form))
         with Image.open(io.BytesIO(content)) as made:
             assert np.array_equal(np.asarray(made), np.dstack([pixels, alpha])), form
     with pytest.raises(ValueError, match="transparency"):
@@ -389,7 +410,7 @@ def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], sp
     rows = [ImageRow(k, f"k{k}", f"{k}.png", str(zoo["grey.png"])) for k in range(3)]
     rows[1].extra["edit_prompt"] = "a bad thing"
     rows[2].extra["seed"] = 7
-    results = sorted(stage.process(rows, {"refine": GivenMasks(masks)}), key=lambda r: r.row)  # type: ignore[dict-item]
+    results = sorted(stage.process(rows, {"refine": GivenMasks(masks)}), key=lambda r: r.row)
     assert results[0].values["prompts"] == ["a cat of gold", "night"]
     assert (results[1].code, "safety checker" in results[1].message) == ("blocked", True)
     assert all(len(batch) == 3 for batch in spy.requests)  # always full
@@ -425,8 +446,8 @@ def test_the_demo_pipeline_gives_the_same_bits_in_any_full_batch() -> None:
     turned = loaded.paint([requests[2], requests[0], requests[0]], 2, 2.0, 1.0)
     assert first is not None and first.shape == (96, 96, 3)
     for one, other in zip(turned, (third, first, first), strict=True):
-        assert np.array_equal(one, other)  # type: ignore[arg-type]
-    assert not np.array_equal(first, second)  # type: ignore[arg-type]
+        assert np.array_equal(one, other)
+    assert not np.array_equal(first, second)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
