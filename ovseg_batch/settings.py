@@ -232,8 +232,8 @@ class InpaintConfig(Section):
     """The generator of remove, replace and style: a pipeline of diffusers."""
 
     model: str = "demo"  # a name from `models list`, a folder, or a hub id that has been fetched
-    steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    guidance: Annotated[float, Field(ge=0)] = 7.5
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None  # None, here and below: what goes with the model
+    guidance: Annotated[float, Field(ge=0)] | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None  # None: 1, and 0.6 for style
     size: Annotated[int, Field(ge=64, multiple_of=8)] | None = None  # None: what the model was trained at
     context: Annotated[float, Field(ge=0, le=4)] = 0.3  # around the mask's box, as a share of its longer side

@@ -17,8 +17,15 @@ import skimage.data
 from breaking.guises import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_guises
 from PIL import Image
 
+from ovseg_batch.io.pictures import Picture
+from ovseg_batch.methods.blending import widened
+from ovseg_batch.settings import Config
+
+Array = np.ndarray[Any, Any]
+
 PHOTOGRAPHS = "astronaut chelsea coffee rocket retina immunohistochemistry colorwheel cat".split()
 LARGE = (6000, 4000)  # 24 megapixels
+BAND = 0.005  # of the longer side, the width in which alpha is estimated
 
 
 def make_pictures(folder: Path, images: int) -> list[Path]:
@@ -43,6 +50,36 @@ def make_pictures(folder: Path, images: int) -> list[Path]:
     return files[:images]
 
 
+def in_place(made: Array, before: Picture, cats: list[Array], config: Config) -> tuple[bool, int, bool]:
+    """Are the pixels outside the masks the old ones? How many are they, and did any inside change?"""
+    region = allowed(cats, config)
+    same = np.array_equal(made[..., :3][~region], before.pixels[~region])
+    if before.alpha is not None:
+        same = same and np.array_equal(made[..., 3], before.alpha)
+    return same, int((~region).sum()), bool((made[..., :3][region] != before.pixels[region]).any())
+
+
+def cut_out(made: Array, before: Picture, cats: list[Array], config: Config) -> tuple[bool, int, bool]:
+    """Are the colours inside, but for the band along the edge, the old ones, and is nothing left outside of it?"""
+    mask = np.any(cats, axis=0)
+    band = max(3, int(np.ceil(BAND * max(mask.shape))) + 1)
+    inner, outer = ~widened(~mask, band) & (made[..., 3] > 0), ~widened(mask, band)
+    same = np.array_equal(made[..., :3][inner], before.pixels[inner]) and not made[outer].any()
+    return same, int(inner.sum() + outer.sum()), True
+
+
+def cropped(made: Array, before: Picture, cats: list[Array], config: Config) -> tuple[bool, int, bool]:
+    """Is it the masks' box of the old picture?"""
+    ys, xs = np.nonzero(np.any(cats, axis=0))
+    box = before.pixels[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    return np.array_equal(made[..., :3], box), box.shape[0] * box.shape[1], True
+
+
+#: Modes whose picture is not the old one with something changed, and how they are looked at.
+ELSEWHERE: list[tuple[str, tuple[str, ...]]] = [("cutout", ()), ("crop", ("edit.crop.margin=0",))]
+CHECKS = {"cutout": cut_out, "crop": cropped}
+
+
 @click.command()
 @click.option("--images", default=100, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -53,8 +90,8 @@ def main(images: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         files = make_pictures(Path(temporary), images)
         sizes = [decoded(file).pixels.shape[:2] for file in files]
-        for mode, overrides in IN_PLACE:
-            config = settings(mode, "edit.drop=cat", *overrides)
+        for mode, overrides in (*IN_PLACE, *ELSEWHERE):
+            config = settings(mode, f"edit.{'drop' if (mode, overrides) in IN_PLACE else 'keep'}=cat", *overrides)
             outside = changed = failed = differing = 0
             for file, (h, w) in zip(files, sizes, strict=True):
                 radius = 0.004 if h * w > 10_000_000 and rng.random() < 0.5 else 0.15  # tiny masks too
@@ -66,18 +103,15 @@ def main(images: int, seed: int) -> None:
                     click.echo(f"{mode} {file.name}: {result.message}")
                     continue
                 before, made = decoded(file), pixels_of(next(iter(result.files.values())))
-                region = allowed(cats, config)
-                same = np.array_equal(made[..., :3][~region], before.pixels[~region])
-                if before.alpha is not None:
-                    same = same and np.array_equal(made[..., 3], before.alpha)
+                same, compared, change = CHECKS.get(mode, in_place)(made, before, cats, config)
                 differing += not same
-                outside += int((~region).sum())
-                changed += bool((made[..., :3][region] != before.pixels[region]).any())
+                outside += compared
+                changed += change
             wrong += differing + failed
             click.echo(f"{mode:8} {' '.join(overrides)}")
             click.echo(
-                f"         {len(files)} images, {changed} changed inside, {failed} failed, {differing} differ outside; "
-                f"{outside / 1e6:.0f} megapixels compared"
+                f"         {len(files)} images, {changed} changed, {failed} failed, {differing} differ where they must "
+                f"not; {outside / 1e6:.0f} megapixels compared"
             )
     sys.exit(wrong > 0)
 

@@ -50,9 +50,9 @@ def main(model: str, minutes: float, state: Path, out: Path, scenes: int, thread
 
         sam.Trainer(pool, out, state, minutes, seed, peak).train()
     elif model == "inpaint-vae":
-        from training import inpaint
+        from training import autoencoder
 
-        inpaint.VaeTrainer(pool, state, minutes, seed).train()
+        autoencoder.Trainer(pool, state, minutes, seed).train()
     elif model == "inpaint":
         from training import inpaint
 

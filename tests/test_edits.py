@@ -31,6 +31,7 @@ from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import resolve_inpainting
 from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.stages.generated_edits import Brush
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
@@ -397,7 +398,7 @@ class Spy(Inpainter):
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     one = Spy.__new__(Spy)
-    one.size, one.requests = 96, []
+    one.requests = []
     monkeypatch.setattr(Inpainter, "load", lambda *args: one)
     yield one
 
@@ -415,6 +416,18 @@ def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], sp
     assert (results[1].code, "safety checker" in results[1].message) == ("blocked", True)
     assert all(len(batch) == 3 for batch in spy.requests)  # always full
     assert spy.requests[0][2].seed == seed_of("k2", 7, 1) != seed_of("k2", 0, 1)
+
+
+def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
+    spec = resolve_inpainting("demo")
+    assert Brush.of(settings("remove", "edit.drop=cat"), spec) == Brush(96, spec.steps, spec.guidance, 1.0)
+    said = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
+    assert Brush.of(settings("style", "edit.prompt=x", *said), spec) == Brush(64, 3, 0.0, 0.5)
+    usual, named = (
+        EditStage(settings("remove", "edit.drop=cat", *sets), "refine").inputs()
+        for sets in ((), (f"inpaint.steps={spec.steps}",))
+    )
+    assert usual == named  # one stage folder for one picture
 
 
 def test_what_goes_as_well_is_nothing_to_go_by(zoo: dict[str, Path], spy: Spy) -> None:

@@ -5,6 +5,7 @@ A mean instead of a sum, another GELU or another resize stand far outside.
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
 from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.inception import WEIGHTS, Inception, inception_weights
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
 
 DATA = Path(__file__).parent / "data" / "parity"
@@ -247,3 +249,29 @@ def test_panoptic_quality_is_panopticapis() -> None:
     assert np.abs(np.array(score.quality()) - stored["pan.all"]).max() <= 1e-9
     assert np.abs(np.array(score.quality([3, 4, 5])) - stored["pan.things"]).max() <= 1e-9
     assert np.abs(np.nan_to_num(score.class_quality()[:, 0]) - stored["pan.class"]).max() <= 1e-9
+
+
+def test_fid_is_over_the_features_of_pytorch_fid(
+    image: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVSEG_CHECKPOINTS", str(tmp_path))
+    assert inception_weights() is None
+    shapes = {name: value.shape for name, value in Inception.network().state_dict().items()}
+    torch.save({name: drawn(name, shape) for name, shape in shapes.items()}, tmp_path / WEIGHTS)
+    found = inception_weights()
+    assert found == tmp_path / WEIGHTS
+    crops = np.stack([image[:224, :224], image[100:324, 200:424]])
+    wanted = np.load(DATA / "inception.npz")["features"]
+    assert np.abs(Inception(found, torch.device("cpu")).features(crops) - wanted).max() < 1e-4
+    assert np.abs(wanted[0] - wanted[1]).max() > 1
+
+
+def drawn(name: str, shape: torch.Size) -> torch.Tensor:
+    """Weights that follow from their name."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith(("running_var", "bn.weight")):
+        return torch.from_numpy(rng.uniform(0.5, 1.5, shape).astype(np.float32))
+    gain = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * np.float32(gain))

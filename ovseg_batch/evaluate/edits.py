@@ -1,7 +1,8 @@
 """Edited images held against the truth that rendered scenes have: the scene without a thing, and a thing's alpha.
 
 What needs no truth is measured on any images: how far edited pictures show their words, and how far they are from the
-originals as a set. Features are those of a CLIP, so the Fréchet distance is one of CLIP features and is called so.
+originals as a set. The distance of Inception's features, FID, needs weights that have to be brought; that of a CLIP's
+features is always there, and called so.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ovseg_batch.methods.blending import widened
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.inception import Inception, inception_weights
 from ovseg_batch.progress import status
 from ovseg_batch.results import EDIT, finished_rows_of, mask_stage
 from ovseg_batch.settings import Config, RunConfig
@@ -67,7 +69,8 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
     Returns:
         cutout, mask: SAD, MSE, gradient of alpha; cutout also the composite's error. erase, remove: PSNR and SSIM
         around what was taken away, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
-        score, share of crops that CLIP names as asked, and the distance to the originals.
+        score, share of crops that CLIP names as asked, and the distance to the originals. FID beside CLIP's Fréchet
+        distance where Inception's weights are found.
 
     Raises:
         UsageError: no run there, or one that is not finished.
@@ -168,6 +171,10 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
     figures = {"pictures": float(len(after))}
     if len(after) > 1:
         figures["Fréchet distance (CLIP)"] = frechet_distance(before, after)
+        if (weights := inception_weights()) is not None:
+            network = Inception(weights, resolve_device(config.run.device))
+            seen = (np.concatenate([network.features(b) for b in _batches(p)]) for p in (tally.before, tally.after))
+            figures["FID"] = frechet_distance(*seen)
     if tally.prompts:
         words = text_features(clip, spec, tally.prompts, ["{}"]).numpy()
         figures["CLIP score"] = clip_score(after, words)
@@ -190,7 +197,10 @@ def _asked(prompt: str, labels: Sequence[str]) -> str | None:
 def _features(clip: DenseClip, pictures: Sequence[Array]) -> Array:
     side = clip.image_size
     resized = [cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures]
-    batches = (np.stack(resized[k : k + BATCH]) for k in range(0, len(resized), BATCH))
     device = next(clip.model.parameters()).device
-    found = [clip.image_features(clip.normalise(torch.from_numpy(batch).to(device))).cpu() for batch in batches]
-    return torch.cat(found).numpy()
+    batches = (torch.from_numpy(batch).to(device) for batch in _batches(resized))
+    return torch.cat([clip.image_features(clip.normalise(batch)).cpu() for batch in batches]).numpy()
+
+
+def _batches(pictures: Sequence[Array]) -> Iterator[Array]:
+    yield from (np.stack(pictures[k : k + BATCH]) for k in range(0, len(pictures), BATCH))

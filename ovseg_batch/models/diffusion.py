@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models.pipelines import PipelineSpec
@@ -42,10 +43,9 @@ def seed_of(key: str, seed: int, number: int) -> int:
 class Inpainter:
     """A loaded pipeline."""
 
-    def __init__(self, pipeline: Any, spec: PipelineSpec) -> None:
+    def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._takes = set(inspect.signature(pipeline.__call__).parameters)
-        self.size = spec.size
 
     @classmethod
     def load(
@@ -66,6 +66,7 @@ class Inpainter:
             )
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         auto = spec.kind not in ("FluxFillPipeline",)  # which the automatic class does not know
         loader: Any = diffusers.AutoPipelineForInpainting if auto else diffusers.DiffusionPipeline
         options: dict[str, Any] = {"dtype": DTYPES[kind], "local_files_only": True, "use_safetensors": True}
@@ -84,7 +85,7 @@ class Inpainter:
             pipeline.enable_sequential_cpu_offload(device=device)
         else:
             pipeline.to(device)
-        return cls(pipeline, spec)
+        return cls(pipeline)
 
     def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Array | None]:
         """Paint a batch.

@@ -15,14 +15,18 @@ from ovseg_batch.models.weights import file_hash
 INDEX = "model_index.json"
 USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # what loading reads; pickled weights are never loaded
 FLUX_SIZE = 1024
+STEPS, GUIDANCE = 50, 7.5  # of Stable Diffusion, and what a pipeline without a name is taken to want
+FILL_GUIDANCE = 30.0  # a distilled one, as FLUX Fill's card says
 
 
 @dataclass(frozen=True, slots=True)
 class PipelinePreset:
-    """A pipeline with a name: where it lies on the hub, and under which licence."""
+    """A pipeline with a name: where it lies on the hub, under which licence, and how its makers use it."""
 
     hub: str
     licence: str
+    steps: int = STEPS
+    guidance: float = GUIDANCE
 
 
 PIPELINES: dict[str, PipelinePreset] = {
@@ -30,19 +34,24 @@ PIPELINES: dict[str, PipelinePreset] = {
     "sd15-inpainting": PipelinePreset("stable-diffusion-v1-5/stable-diffusion-inpainting", "CreativeML OpenRAIL-M"),
     "sd2-inpainting": PipelinePreset("sd2-community/stable-diffusion-2-inpainting", "CreativeML OpenRAIL++-M"),
     "sdxl-inpainting": PipelinePreset("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "CreativeML OpenRAIL++-M"),
-    "flux-fill": PipelinePreset("black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial"),
+    "flux-fill": PipelinePreset(
+        "black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", guidance=FILL_GUIDANCE
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """A pipeline that can be loaded: its folder, its class in diffusers, and the side of the squares it works at."""
+    """A pipeline that can be loaded: its folder, its class in diffusers, the side of the squares it works at, and the
+    steps and guidance that go with it."""
 
     name: str
     folder: Path
     kind: str
     size: int
     licence: str
+    steps: int
+    guidance: float
 
     def identity(self) -> dict[str, str]:
         """What a result depends on, for fingerprints: every file that is loaded, by its BLAKE2b."""
@@ -67,7 +76,10 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
         raise OvsegError(f"The inpainting pipeline {model!r} has no {INDEX} in {folder}; install or fetch it again.")
     kind = str(_read(folder / INDEX).get("_class_name", ""))
     _refuse_others(model, folder, kind)
-    return PipelineSpec(model, folder, kind, _size(folder), preset.licence if preset else "see the model's own card")
+    if preset is None:
+        guidance = FILL_GUIDANCE if "Fill" in kind else GUIDANCE
+        preset = PipelinePreset(model, "see the model's own card", guidance=guidance)
+    return PipelineSpec(model, folder, kind, _size(folder), preset.licence, preset.steps, preset.guidance)
 
 
 def _folder(model: str, preset: PipelinePreset | None) -> Path:

@@ -4,6 +4,7 @@ one. One file for an image (or for each of its masks), in the tree of the input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.weights import file_hash
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready
-from ovseg_batch.stages.generated_edits import GENERATED, STEERED, Canvas, Painter
+from ovseg_batch.stages.generated_edits import GENERATED, STEERED, Brush, Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
 from ovseg_batch.stages.plain_edits import KEEPS, plain_edit
 from ovseg_batch.types import ImageRow, RowResult
@@ -54,6 +55,7 @@ class EditStage:
         edit = config.edit
         self.resources = Resources(accelerator=edit.mode in GENERATED)
         self._spec = None if edit.mode not in GENERATED else zoo.resolve_inpainting(config.inpaint.model)
+        self._brush = None if self._spec is None else Brush.of(config, self._spec)
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
         self._background: Array | None = None
@@ -74,9 +76,9 @@ class EditStage:
         inputs: dict[str, Any] = {"edit": config.edit.model_dump(mode="json"), "labels": sorted(self._chosen)}
         if config.edit.fill.kind == "image" and config.edit.fill.image:
             inputs["background"] = file_hash(config.edit.fill.image)
-        if self._spec is not None:
-            speed = {"offload", "attention_slicing"}
-            inputs["inpaint"] = config.inpaint.model_dump(mode="json", exclude=speed)
+        if self._spec is not None and self._brush is not None:
+            own = config.inpaint.model_dump(mode="json", include={"context", "batch_size"})
+            inputs["inpaint"] = {**own, **asdict(self._brush)}
             inputs["pipeline"] = self._spec.identity()
             inputs["precision"] = precision(config.run.precision, config.run.device)
         return inputs
@@ -99,7 +101,7 @@ class EditStage:
         yield from answers
         run, masks = self._config.run, upstream[self.needs[0]]
         limits = read_limits(run)
-        if self._inpainter is None:
+        if self._inpainter is None or self._brush is None:
 
             def edited(row: ImageRow, image: Image.Image) -> RowResult:
                 return self._edited(row, self._open(row, image, masks))
@@ -110,7 +112,8 @@ class EditStage:
             opened = work_ahead(
                 todo, lambda row, image: self._open(row, image, masks), run.decode_threads, run.decode_bytes, limits
             )
-            yield from self._generated(Painter(self._inpainter, self._config, self._keeps), opened)
+            painter = Painter(self._inpainter, self._brush, self._config, self._keeps)
+            yield from self._generated(painter, opened)
 
     def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
         return open_row(row, image, upstream.values(row.row), self._config.edit, self._chosen)

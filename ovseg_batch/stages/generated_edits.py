@@ -19,6 +19,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
+from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import split_on_failure
 from ovseg_batch.stages.opened import Opened
@@ -32,6 +33,26 @@ STEERED = ("replace", "style")  # these need words
 BEHIND = "background"  # what `remove` asks for unless the settings say
 STRENGTH = {"style": 0.6}
 AHEAD = 4  # batches that images may run ahead of one with many masks; finished ones wait for it in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Brush:
+    """How the generator paints: what the settings say, and what goes with the model where they say nothing."""
+
+    size: int  # pixels a side of a square
+    steps: int
+    guidance: float
+    strength: float
+
+    @classmethod
+    def of(cls, config: Config, spec: PipelineSpec) -> Brush:
+        said = config.inpaint
+        return cls(
+            said.size or spec.size,
+            said.steps or spec.steps,
+            spec.guidance if said.guidance is None else said.guidance,
+            said.strength or STRENGTH.get(config.edit.mode, 1.0),
+        )
 
 
 @dataclass(slots=True)
@@ -66,9 +87,9 @@ class _Task:
 class Painter:
     """Paints canvases with a loaded pipeline, several at a time."""
 
-    def __init__(self, inpainter: Inpainter, config: Config, keeps: bool) -> None:
-        self._inpainter, self._config, self._keeps = inpainter, config, keeps
-        self._size = config.inpaint.size or inpainter.size
+    def __init__(self, inpainter: Inpainter, brush: Brush, config: Config, keeps: bool) -> None:
+        self._inpainter, self._brush, self._config, self._keeps = inpainter, brush, config, keeps
+        self._size = brush.size
         self._canvases = 0
 
     def canvas(self, row: ImageRow, opened: Opened) -> Canvas:
@@ -164,11 +185,10 @@ class Painter:
 
     def _ask(self, part: Sequence[_Task], begun: int) -> list[Array | None]:
         """What the generator paints. The half of a batch of `begun` that did not fit is not filled up again."""
-        settings = self._config.inpaint
-        requests = [task.request for task in part]
-        missing = settings.batch_size - len(requests) if len(requests) == begun else 0
-        strength = settings.strength or STRENGTH.get(self._config.edit.mode, 1.0)
-        painted = self._inpainter.paint(requests + requests[-1:] * missing, settings.steps, settings.guidance, strength)
+        brush, requests = self._brush, [task.request for task in part]
+        missing = self._config.inpaint.batch_size - len(requests) if len(requests) == begun else 0
+        filled = requests + requests[-1:] * missing
+        painted = self._inpainter.paint(filled, brush.steps, brush.guidance, brush.strength)
         return painted[: len(requests)]
 
     def _lay_in(self, task: _Task, painted: Array) -> None:

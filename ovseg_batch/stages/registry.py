@@ -8,6 +8,7 @@ from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
+from ovseg_batch.models.pipelines import PIPELINES
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.classify import ClassifyStage
@@ -54,7 +55,8 @@ def _cost(config: Config) -> str:
     if "refine" in names and config.refine.method in ("prompted", "guided", "trident"):
         parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
     if config.edit.mode in GENERATED:
-        parts.append(f"{config.inpaint.steps} steps of the generator for each mask")
+        steps = config.inpaint.steps or PIPELINES[config.inpaint.model].steps
+        parts.append(f"{steps} steps of the generator for each mask")
     return ", ".join(parts)
 
 
