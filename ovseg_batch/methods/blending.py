@@ -88,6 +88,36 @@ def feathered(region: Array, feather: float) -> Array:
     return np.asarray(np.minimum(depth / np.float32(feather + 1), 1), np.float32)
 
 
+def seamless(image: Array, painted: Array, known: Array) -> Array:
+    """What was painted, its colours moved so that they meet those around it.
+
+    Where the picture is known, what it differs by from the painting is known too; the difference is carried on smoothly
+    into the rest and added (the membrane of Pérez et al. 2003, Poisson image editing, by push-pull instead of a solver).
+
+    Args:
+        image: (h, w, 3) uint8 or uint16.
+        painted: (h, w, 3) float32 in the image's range, `known` too.
+        known: (h, w) bool, the pixels of the image that say something.
+    """
+    if not known.any():
+        return painted
+    differs = np.where(known[..., None], image.astype(np.float32) - painted, 0)
+    return painted + _carried_on(differs, known.astype(np.float32))
+
+
+def _carried_on(values: Array, weight: Array) -> Array:
+    """Values (h, w, 3) where the weight (h, w) is 1, and smooth between them: averages of halves of halves of them."""
+    h, w = weight.shape
+    if weight.min() > 0:
+        return values
+    half = -(-w // 2), -(-h // 2)
+    share = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+    summed = cv2.resize(values * weight[..., None], half, interpolation=cv2.INTER_AREA)
+    coarse = summed / np.maximum(share, 1e-6)[..., None]
+    wide = cv2.resize(_carried_on(coarse, (share > 0).astype(np.float32)), (w, h), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(np.where(weight[..., None] > 0, values, wide))
+
+
 def blend(image: Array, new: Array, weight: Array) -> Array:
     """The picture with something new laid in; where the weight is 0 its very bits.
 

@@ -17,7 +17,7 @@ import numpy as np
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import Picture
-from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around
+from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around, seamless
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.settings import Config
@@ -75,12 +75,13 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One square of a canvas, and where in it the painting may show."""
+    """One square of a canvas, where in it the painting may show, and the pixels that are not hidden from it."""
 
     canvas: Canvas
     frame: Frame
     square: Array
     region: Array
+    known: Array
     request: Request
 
 
@@ -155,7 +156,7 @@ class Painter:
             edit.negative_prompt.replace("{label}", label),
             seed_of(canvas.row.key, edit.seed if seed is None else int(seed), len(canvas.prompts)),
         )
-        return _Task(canvas, frame, square, region, request)
+        return _Task(canvas, frame, square, region, ~hidden, request)
 
     def _prompt(self, row: ImageRow, label: str) -> str:
         """What to paint: the row's own words, the label's, the run's, or what the mode means."""
@@ -195,5 +196,7 @@ class Painter:
         side = task.frame.side
         how = cv2.INTER_AREA if side < self._size else cv2.INTER_CUBIC
         large = cv2.resize(painted, (side, side), interpolation=how) * np.iinfo(task.square.dtype).max
+        if self._config.edit.mode == "remove":
+            large = seamless(task.square, large, task.known)
         weight = feathered(task.region, self._config.edit.feather)
         task.frame.put(task.canvas.pixels, blend(task.square, large, weight))
