@@ -58,6 +58,7 @@ class _Tally:
     before: list[Array] = field(default_factory=list)
     after: list[Array] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # of what was there before
 
 
 def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
@@ -69,8 +70,8 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
     Returns:
         cutout, mask: SAD, MSE, gradient of alpha; cutout also the composite's error. erase, remove: PSNR and SSIM
         around what was taken away, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
-        score, share of crops that CLIP names as asked, and the distance to the originals. FID beside CLIP's Fréchet
-        distance where Inception's weights are found.
+        score, the shares of crops that CLIP names as the label was before and as asked now, and the distance to the
+        originals. FID beside CLIP's Fréchet distance where Inception's weights are found.
 
     Raises:
         UsageError: no run there, or one that is not finished.
@@ -133,9 +134,14 @@ def _measure(
         tally.after.append(_for_clip(made[..., :3], region))
     elif edit.mode in PAINTED:
         original = read_image(row.path, read_limits(RunConfig()))
-        boxes = [m["bbox"] for m in masks["annotations"] if m["category"] in chosen and m["score"] >= edit.min_score]
-        for box, prompt in zip(boxes, edits["prompts"], strict=False):
+        boxes = [
+            (m["bbox"], m["category"])
+            for m in masks["annotations"]
+            if m["category"] in chosen and m["score"] >= edit.min_score
+        ]
+        for (box, label), prompt in zip(boxes, edits["prompts"], strict=False):
             region = _box(box, original.shape)
+            tally.labels.append(label)
             tally.before.append(_for_clip(original, region))
             tally.after.append(_for_clip(made[..., :3], region))
             tally.prompts.append(prompt)
@@ -161,11 +167,10 @@ def _for_clip(image: Array, region: Array) -> Array:
 
 @torch.inference_mode()
 def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
-    """The figures that a CLIP gives: the run's own, or the embedded one whose class token speaks for a picture."""
+    """The figures that the run's CLIP gives, and FID."""
     if not tally.after:
         return {}
-    name = "demo-token" if zoo.is_embedded("clip", config.clip.model) else config.clip.model
-    spec = zoo.resolve("clip", name, config.clip.weights if name == config.clip.model else None)
+    spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
     clip = DenseClip.load(spec, resolve_device(config.run.device), "fp32")
     before, after = (_features(clip, pictures) for pictures in (tally.before, tally.after))
     figures = {"pictures": float(len(after))}
@@ -178,12 +183,15 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
     if tally.prompts:
         words = text_features(clip, spec, tally.prompts, ["{}"]).numpy()
         figures["CLIP score"] = clip_score(after, words)
-        labels = [label.name for label in config.labels]
-        known = text_features(clip, spec, labels, [TEMPLATE]).numpy()
-        asked = [_asked(prompt, labels) for prompt in tally.prompts]
-        right = [labels[int(k)] == a for k, a in zip((after @ known.T).argmax(1), asked, strict=True) if a]
-        if right:
-            figures["named as asked"] = float(np.mean(right))
+        asked = [_asked(prompt, [label.name for label in config.labels]) for prompt in tally.prompts]
+        # A crop shows what is around a thing as well: it can be named as what was there or as what was asked for.
+        names = sorted({*tally.labels, *(name for name in asked if name)})
+        known = text_features(clip, spec, names, [TEMPLATE]).numpy()
+        for title, features, wanted in (("named before", before, tally.labels), ("named as asked", after, asked)):
+            named = (features @ known.T).argmax(1)
+            right = [names[int(k)] == name for k, name in zip(named, wanted, strict=True) if name]
+            if right:
+                figures[title] = float(np.mean(right))
     return figures
 
 

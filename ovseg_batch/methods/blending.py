@@ -92,7 +92,7 @@ def seamless(image: Array, painted: Array, known: Array) -> Array:
     """What was painted, its colours moved so that they meet those around it.
 
     Where the picture is known, what it differs by from the painting is known too; the difference is carried on smoothly
-    into the rest and added (the membrane of Pérez et al. 2003, Poisson image editing, by push-pull instead of a solver).
+    into the rest and added (the membrane of Pérez et al. 2003, Poisson image editing, by push-pull, without a solver).
 
     Args:
         image: (h, w, 3) uint8 or uint16.

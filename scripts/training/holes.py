@@ -1,12 +1,13 @@
 """What the inpainting pipeline's UNet is asked, drawn from the pool of scenes.
 
 Three things, each under words that say so. What was behind a thing, or behind all of them: the scene is rendered again
-without, and the pixels outside the mask stay those with the things' shadows. The thing itself, behind a mask that is
-wider than it. And a stretch of stuff. Crops are cut around a mask as the edit stage cuts them.
+without, and the pixels outside the mask stay those with the things' shadows. A thing, upright and as large as the mask
+allows. And a stretch of stuff. Crops are cut around a mask as the edit stage cuts them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ import cv2
 import numpy as np
 
 from ovseg_batch import scenes
+from ovseg_batch.scenes.things import Sprite, draw
 from training.pool import Pool
 
 Array = np.ndarray[Any, Any]
 
 SIDE = 96  # pixels the pipeline works at
+SPRITE = 60.0  # pixels, the radius at which things are drawn
+LEAST = 8  # pixels a side of a thing that is still one
 EMPTY = 0.1  # share of examples without words, for guidance
 BEHIND = "background"  # what the edit stage asks for when a thing is to go
 
@@ -81,7 +85,8 @@ class Examples:
     def __init__(self, pool: Pool, behind: Behind, chosen: range) -> None:
         self._pool, self._behind = pool, behind
         self.chosen, self._side = chosen, SIDE
-        self._asked = ((0.2, self.behind), (0.5, self.bare), (0.88, self._thing), (1.0, self._stuff))
+        self._sprites = draw_sprites()
+        self._asked = ((0.15, self.behind), (0.42, self.bare), (0.92, self._thing), (1.0, self._stuff))
 
     def draw(self, rng: np.random.Generator, side: int = SIDE) -> Example:
         self._side = side
@@ -121,21 +126,20 @@ class Examples:
         return np.where(mask[..., None] > 0, behind[:h, :w], image)
 
     def _thing(self, k: int, rng: np.random.Generator) -> Example | None:
-        """A thing in the place it has."""
-        image, classes, instances = self._scene(k)
-        present = np.unique(instances)[1:]
-        if not len(present):
-            return None
-        silhouette = instances == rng.choice(present)
-        if silhouette.sum() < 150:
-            return None
-        name = scenes.CLASSES[int(np.bincount(classes[silhouette]).argmax())]
-        colour = self._pool.colours[k].get(name, "")
-        if colour and rng.random() < 0.3:
-            name = f"{colour} {name}"
-        words = ("{}", "a {}", "a photo of a {}")[int(rng.integers(3))].format(name)
-        mask = _widened(silhouette, rng, boxes=0.6)
-        return self._cut(image, image, mask, mask, words, rng)
+        """A thing where there is none, or another: upright, whole, as large as the mask's box has room for."""
+        image, _, instances = self._scene(k)
+        one = _any_of(instances, rng)
+        mask = _box(image.shape, rng)
+        if one and rng.random() < 0.6:
+            mask = _widened(instances == one, rng, boxes=0.7)
+        name = scenes.THING_NAMES[int(rng.integers(len(scenes.THING_NAMES)))]
+        colours = list(self._sprites[name])
+        said = rng.random() < 0.3
+        colour = colours[int(rng.integers(len(colours)))] if said else colours[0]
+        words = ("{}", "a {}", "a photo of a {}")[int(rng.integers(3))].format(f"{colour} {name}" if said else name)
+        ground = self._laid_in(image, mask, self._behind.bare[k])
+        wanted = _with_sprite(ground, mask, self._sprites[name][colour], int(rng.integers(4, 9)))
+        return None if wanted is None else self._cut(wanted, image, mask, mask, words, rng)
 
     def _stuff(self, k: int, rng: np.random.Generator) -> Example | None:
         """A stretch of stuff, all of it or a piece."""
@@ -176,6 +180,46 @@ class Examples:
         if rng.random() < 0.5:
             a, b, m = a[:, ::-1], b[:, ::-1], m[:, ::-1]
         return Example(a, b, m, "" if rng.random() < EMPTY else words)
+
+
+def draw_sprites() -> dict[str, dict[str, Sprite]]:
+    """Name → colour → the thing upright, its common colour first. What is always alike is learnt in minutes."""
+    drawn: dict[str, dict[str, Sprite]] = {}
+    for name in scenes.THING_NAMES:
+        found = [draw(name, SPRITE, 0.0, np.random.default_rng(seed)) for seed in range(60)]
+        common = Counter(sprite.colour for sprite in found).most_common()
+        drawn[name] = {colour: next(s for s in found if s.colour == colour) for colour, _ in common}
+    return drawn
+
+
+def _with_sprite(image: Array, mask: Array, sprite: Sprite, margin: int) -> Array | None:
+    """The image with a sprite in the middle of the mask's box; None where the box is too small for one."""
+    left, top, width, height = cv2.boundingRect((sprite.alpha > 0).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect(mask)
+    scale = min((w - 2 * margin) / width, (h - 2 * margin) / height)
+    sw, sh = round(width * scale), round(height * scale)
+    if min(sw, sh) < LEAST:
+        return None
+    part = slice(top, top + height), slice(left, left + width)
+    light = sprite.rgb * sprite.alpha[..., None]
+    alpha, light = (cv2.resize(a[part], (sw, sh), interpolation=cv2.INTER_AREA) for a in (sprite.alpha, light))
+    y, x = y + (h - sh) // 2, x + (w - sw) // 2
+    at = slice(y, y + sh), slice(x, x + sw)
+    inside = mask[at][..., None] > 0
+    out = image.copy()
+    out[at] = np.where(inside, np.rint(image[at] * (1 - alpha[..., None]) + light), image[at])
+    return out
+
+
+def _box(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A box somewhere in a picture, of the sizes that things have."""
+    h, w = shape[:2]
+    radius = np.exp(rng.uniform(np.log(14), np.log(42)))
+    bh, bw = (int(2 * radius * rng.uniform(0.6, 1) + 16) for _ in range(2))
+    top, left = (int(rng.integers(-extent // 4, length - 3 * extent // 4)) for extent, length in ((bh, h), (bw, w)))
+    mask = np.zeros((h, w), np.uint8)
+    mask[max(0, top) : top + bh, max(0, left) : left + bw] = 1
+    return mask
 
 
 def _widened(silhouette: Array, rng: np.random.Generator, boxes: float) -> Array:
