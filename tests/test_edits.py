@@ -21,6 +21,7 @@ from skimage import data as photographs
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.evaluate import edits as judged
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
@@ -28,6 +29,7 @@ from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import resolve_inpainting
 from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.generated_edits import Brush
+from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
@@ -439,6 +441,32 @@ def test_scenes_are_judged_by_eval(cut_out: Path, few_scenes: Path, command: Com
     found = json.loads(done.stdout)["edits"]
     assert set(found) == {"SAD", "MSE", "gradient", "composite"}
     assert 0 < found["SAD"] < 3
+
+
+def test_paintings_are_judged_by_eval(
+    cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Inception, whose features tests/test_parity.py holds against pytorch-fid's."""
+
+    class MeanColours:
+        def __init__(self, *_: object) -> None: ...
+
+        def features(self, images: Array) -> Array:
+            return images.mean(axis=(1, 2))
+
+    monkeypatch.setattr(judged, "Inception", MeanColours)
+    monkeypatch.setattr(judged, "inception_weights", lambda: Path("weights"))
+    workdir = tmp_path / "run"
+    shutil.copytree(cut_out, workdir)
+    assert command(*run_arguments(few_scenes / "images", workdir, *REMOVE)).returncode == 0
+    found = judged.edit_figures(Workdir(workdir), few_scenes)
+    assert set(found) == {"PSNR", "SSIM", "pictures", "Fréchet distance (CLIP)", "FID"}
+    assert found["PSNR"] > 12 and 0 < found["SSIM"] < 1 and found["FID"] > 0
+    words = ("--edit", "replace", "--drop", THINGS, "--set", "edit.prompt=a cat", "--set", "inpaint.steps=1")
+    assert command(*run_arguments(few_scenes / "images", workdir, *words)).returncode == 0
+    found = judged.edit_figures(Workdir(workdir), few_scenes)
+    assert {"named before", "named as asked", "CLIP score", "FID"} < set(found)
+    assert found["named before"] > 0.6  # the pictures as they were
 
 
 def test_labels_are_taken_apart_at_commas(command: Command, few_scenes: Path, tmp_path: Path) -> None:
