@@ -16,7 +16,7 @@ INDEX = "model_index.json"
 USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # what loading reads; pickled weights are never loaded
 FLUX_SIZE = 1024
 STEPS, GUIDANCE = 50, 7.5  # of Stable Diffusion, and what a pipeline without a name is taken to want
-FILL_GUIDANCE = 30.0  # a distilled one, as FLUX Fill's card says
+FLUX_GUIDANCE, FILL_GUIDANCE = 3.5, 30.0  # these are told how far to go by a number, not by a second picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
     kind = str(_read(folder / INDEX).get("_class_name", ""))
     _refuse_others(model, folder, kind)
     if preset is None:
-        guidance = FILL_GUIDANCE if "Fill" in kind else GUIDANCE
+        distilled = FILL_GUIDANCE if "Fill" in kind else FLUX_GUIDANCE
+        guidance = distilled if kind.startswith("Flux") else GUIDANCE
         preset = PipelinePreset(model, "see the model's own card", guidance=guidance)
     return PipelineSpec(model, folder, kind, _size(folder), preset.licence, preset.steps, preset.guidance)
 

@@ -64,7 +64,7 @@ def open_behind(folder: Path, pool: Pool) -> Behind:
 
 def _any_of(instances: Array, rng: np.random.Generator) -> int:
     """One of the things that are seen, 0 where there is none."""
-    present = np.unique(instances)[1:]
+    present = np.flatnonzero(np.bincount(instances.ravel())[1:]) + 1
     return int(rng.choice(present)) if len(present) else 0
 
 
@@ -86,7 +86,7 @@ class Examples:
         self._pool, self._behind = pool, behind
         self.chosen, self._side = chosen, SIDE
         self._sprites = draw_sprites()
-        self._asked = ((0.15, self.behind), (0.42, self.bare), (0.92, self._thing), (1.0, self._stuff))
+        self._asked = ((0.1, self.behind), (0.35, self.bare), (0.94, self._thing), (1.0, self._stuff))
 
     def draw(self, rng: np.random.Generator, side: int = SIDE) -> Example:
         self._side = side
@@ -105,7 +105,7 @@ class Examples:
         if not self._behind.taken[k] or silhouette.sum() < 30:
             return None
         mask = _widened(silhouette, rng, boxes=0.2)
-        around = np.unique(classes[cv2.dilate(mask, np.ones((15, 15), np.uint8)) - mask > 0])
+        around = np.unique(classes[_wider(mask, 7) > mask])
         stuff = [scenes.CLASSES[c] for c in around if c < len(scenes.STUFF)]
         words = BEHIND if rng.random() < 0.7 or not stuff else " and ".join(stuff)
         wanted = self._laid_in(image, mask, self._behind.without[k])
@@ -144,7 +144,7 @@ class Examples:
     def _stuff(self, k: int, rng: np.random.Generator) -> Example | None:
         """A stretch of stuff, all of it or a piece."""
         image, classes, instances = self._scene(k)
-        here = np.unique(classes[instances == 0])
+        here = np.flatnonzero(np.bincount(classes[instances == 0]))
         kind = int(rng.choice(here))
         mask = (classes == kind).astype(np.uint8)
         if rng.random() < 0.6:
@@ -222,12 +222,17 @@ def _box(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     return mask
 
 
+def _wider(mask: Array, margin: int) -> Array:
+    away = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_3)
+    return np.asarray(away <= margin).astype(np.uint8)
+
+
 def _widened(silhouette: Array, rng: np.random.Generator, boxes: float) -> Array:
     """A mask around a thing: its silhouette 4 to 12 pixels wider, or a box or an ellipse around it."""
     mask = silhouette.astype(np.uint8)
     margin = int(rng.integers(4, 13))
     if rng.random() >= boxes:
-        return np.asarray(cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1,) * 2)))
+        return _wider(mask, margin)
     x, y, w, h = cv2.boundingRect(mask)
     wide = np.zeros_like(mask)
     if rng.random() < 0.7:

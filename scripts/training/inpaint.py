@@ -148,7 +148,7 @@ class Trainer:
         small = F.interpolate(mask, size=wanted.shape[-2:])
         noise = torch.randn_like(wanted)
         share = (torch.arange(len(batch)) + torch.rand(1)) / len(batch)
-        share = 1 - (1 - share) ** 3  # a third above 95 % of noise, where few steps spend most
+        share = 1 - (1 - share) ** 5  # half of them above 95 % of noise, where few steps spend most
         when = ((share * TIMESTEPS).long().clamp(max=TIMESTEPS - 1))[torch.randperm(len(batch))]
         noisy = self.scheduler.add_noise(wanted, noise, when)
         target = self.scheduler.get_velocity(wanted, noise, when)
