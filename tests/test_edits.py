@@ -315,12 +315,13 @@ def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], sp
 
 def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
     spec = resolve_inpainting("demo")
-    assert Brush.of(settings("remove", "edit.drop=cat"), spec) == Brush(96, spec.steps, spec.guidance, 1.0)
+    assert Brush.of(settings("remove", "edit.drop=cat"), spec) == Brush(96, *spec.removing, 1.0)
+    assert Brush.of(settings("style", "edit.prompt=x"), spec) == Brush(96, *spec.usual, 0.6)
     said = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
     assert Brush.of(settings("style", "edit.prompt=x", *said), spec) == Brush(64, 3, 0.0, 0.5)
     usual, named = (
         EditStage(settings("remove", "edit.drop=cat", *sets), "refine").inputs()
-        for sets in ((), (f"inpaint.steps={spec.steps}",))
+        for sets in ((), (f"inpaint.steps={spec.removing.steps}",))
     )
     assert usual == named  # one stage folder for one picture
 

@@ -127,7 +127,7 @@ def test_other_families_load_and_paint(write: Any, guidance: float, tmp_path: Pa
     torch.manual_seed(0)
     write(tmp_path, words)
     spec = resolve_pipeline(str(tmp_path), None)
-    assert spec.guidance == guidance
+    assert spec.usual == spec.removing == (50, guidance)
     painter = Inpainter.load(spec, torch.device("cpu"), "fp32")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     requests = [Request(image, disc(64, 64), "a cat", "a dog", seed) for seed in (1, 1, 2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 
@@ -15,8 +15,17 @@ from ovseg_batch.models.weights import file_hash
 INDEX = "model_index.json"
 USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # what loading reads; pickled weights are never loaded
 FLUX_SIZE = 1024
-STEPS, GUIDANCE = 50, 7.5  # of Stable Diffusion, and what a pipeline without a name is taken to want
-FLUX_GUIDANCE, FILL_GUIDANCE = 3.5, 30.0  # these are told how far to go by a number, not by a second picture
+
+
+class Usual(NamedTuple):
+    """How a pipeline is used unless the settings say: steps, and how far its words are followed."""
+
+    steps: int
+    guidance: float
+
+
+DIFFUSION = Usual(50, 7.5)  # Stable Diffusion, and what a pipeline without a name is taken to be
+FLUX, FLUX_FILL = Usual(50, 3.5), Usual(50, 30.0)  # these are told their guidance, and paint no second picture for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +34,31 @@ class PipelinePreset:
 
     hub: str
     licence: str
-    steps: int = STEPS
-    guidance: float = GUIDANCE
+    usual: Usual = DIFFUSION
+    removing: Usual | None = None  # where something is only to go; None: as ever
 
 
 PIPELINES: dict[str, PipelinePreset] = {
-    "demo": PipelinePreset("", "Apache-2.0"),
+    "demo": PipelinePreset("", "Apache-2.0", Usual(4, 2.0), removing=Usual(1, 1.0)),
     "sd15-inpainting": PipelinePreset("stable-diffusion-v1-5/stable-diffusion-inpainting", "CreativeML OpenRAIL-M"),
     "sd2-inpainting": PipelinePreset("sd2-community/stable-diffusion-2-inpainting", "CreativeML OpenRAIL++-M"),
     "sdxl-inpainting": PipelinePreset("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "CreativeML OpenRAIL++-M"),
-    "flux-fill": PipelinePreset(
-        "black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", guidance=FILL_GUIDANCE
-    ),
+    "flux-fill": PipelinePreset("black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", FLUX_FILL),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """A pipeline that can be loaded: its folder, its class in diffusers, the side of the squares it works at, and the
-    steps and guidance that go with it."""
+    """A pipeline that can be loaded: its folder, its class in diffusers, the side of the squares it works at, and how
+    it is used: in general, and where something is only to go."""
 
     name: str
     folder: Path
     kind: str
     size: int
     licence: str
-    steps: int
-    guidance: float
+    usual: Usual
+    removing: Usual
 
     def identity(self) -> dict[str, str]:
         """What a result depends on, for fingerprints: every file that is loaded, by its BLAKE2b."""
@@ -77,10 +84,10 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
     kind = str(_read(folder / INDEX).get("_class_name", ""))
     _refuse_others(model, folder, kind)
     if preset is None:
-        distilled = FILL_GUIDANCE if "Fill" in kind else FLUX_GUIDANCE
-        guidance = distilled if kind.startswith("Flux") else GUIDANCE
-        preset = PipelinePreset(model, "see the model's own card", guidance=guidance)
-    return PipelineSpec(model, folder, kind, _size(folder), preset.licence, preset.steps, preset.guidance)
+        usual = (FLUX_FILL if "Fill" in kind else FLUX) if kind.startswith("Flux") else DIFFUSION
+        preset = PipelinePreset(model, "see the model's own card", usual)
+    removing = preset.removing or preset.usual
+    return PipelineSpec(model, folder, kind, _size(folder), preset.licence, preset.usual, removing)
 
 
 def _folder(model: str, preset: PipelinePreset | None) -> Path:

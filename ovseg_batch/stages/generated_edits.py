@@ -47,10 +47,11 @@ class Brush:
     @classmethod
     def of(cls, config: Config, spec: PipelineSpec) -> Brush:
         said = config.inpaint
+        usual = spec.removing if config.edit.mode == "remove" else spec.usual
         return cls(
             said.size or spec.size,
-            said.steps or spec.steps,
-            spec.guidance if said.guidance is None else said.guidance,
+            said.steps or usual.steps,
+            usual.guidance if said.guidance is None else said.guidance,
             said.strength or STRENGTH.get(config.edit.mode, 1.0),
         )
 

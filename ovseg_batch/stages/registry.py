@@ -55,7 +55,7 @@ def _cost(config: Config) -> str:
     if "refine" in names and config.refine.method in ("prompted", "guided", "trident"):
         parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
     if config.edit.mode in GENERATED:
-        steps = config.inpaint.steps or PIPELINES[config.inpaint.model].steps
+        steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
         parts.append(f"{steps} steps of the generator for each mask")
     return ", ".join(parts)
 
