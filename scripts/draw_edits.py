@@ -26,7 +26,7 @@ from ovseg_batch.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
-EMBEDDED = {"clip.model": "demo", "sam.model": "demo", "inpaint.model": "demo", "inpaint.steps": None}
+EMBEDDED = {"clip.model": "demo", "sam.model": "demo", "inpaint.model": "demo"}
 GAP, SIDE = 6, 192  # pixels
 
 
