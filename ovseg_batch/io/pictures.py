@@ -35,6 +35,9 @@ HOLDS_ALPHA = frozenset({"png", "webp", "tiff"})
 HOLDS_16_BITS = frozenset({"png", "tiff"})
 ORIENTATION = 274
 BITS_PER_SAMPLE = 258
+#: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
+LAYOUT = frozenset((*range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 297, 317, *range(320, 326)))
+LAYOUT |= {330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 532, 34675}
 TURNS: dict[int, Callable[[Any], Any]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -133,7 +136,8 @@ def _exif(image: Image.Image) -> bytes:
     """The EXIF block without orientation, which has been applied, and without the thumbnail, which shows the past."""
     try:
         exif = image.getexif()
-        exif.pop(ORIENTATION, None)
+        for tag in (ORIENTATION, *(LAYOUT if image.format == "TIFF" else ())):
+            exif.pop(tag, None)
         return exif.tobytes() if len(exif) else b""
     except Exception:  # a broken block says nothing about the pixels
         return b""

@@ -30,6 +30,8 @@ from ovseg_batch.types import ImageRow, RowResult
 Array = np.ndarray[Any, Any]
 
 PEAK = 24  # bytes a pixel while an image is edited
+#: What encoders raise, in memory: an OSError here is libtiff's or the like, and no disk's.
+ENCODING_ERRORS = (cv2.error, ValueError, OSError, MemoryError)
 
 
 class EditStage:
@@ -131,9 +133,8 @@ class EditStage:
                 made = plain_edit(picture, counts, self._config, self._keeps, self._background)
                 name = _part_name(row, number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
-        except (cv2.error, ValueError, MemoryError) as error:
-            code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
-            raise RowError(code, f"{type(error).__name__}: {error}") from None
+        except ENCODING_ERRORS as error:
+            raise _row_error(error) from None
         return self._answer(row, opened, files, [])
 
     def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
@@ -142,12 +143,13 @@ class EditStage:
         if edit.on_empty == "fail":
             labels = ", ".join(sorted(self._chosen))
             return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
-        files = {}
-        if edit.on_empty == "copy" and edit.mode == "mask":
-            nothing = np.full(opened.picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8)
-            files[opened.name] = encode_picture(Picture(nothing), opened.encoding)
-        elif edit.on_empty == "copy":
-            files[opened.name] = encode_picture(opened.picture, opened.encoding)
+        picture = opened.picture
+        if edit.mode == "mask":
+            picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
+        try:
+            files = {opened.name: encode_picture(picture, opened.encoding)} if edit.on_empty == "copy" else {}
+        except ENCODING_ERRORS as error:
+            raise _row_error(error) from None
         return self._answer(row, opened, files, [])
 
     def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
@@ -163,15 +165,24 @@ class EditStage:
         for canvas in painter.run(canvases()):
             while failures:  # in time: results that come out of order wait in memory
                 yield failures.pop(0)
-            row, failure = canvas.row, canvas.failure
-            if failure is not None:
-                yield failed(row, failure.code, failure.message)
-            elif not canvas.opened.masks:
-                yield self._empty(row, canvas.opened)
-            else:
-                content = encode_picture(canvas.picture, canvas.opened.encoding)
-                yield self._answer(row, canvas.opened, {canvas.opened.name: content}, canvas.prompts)
+            try:
+                yield self._painted(canvas)
+            except RowError as error:
+                yield failed(canvas.row, error.code, error.message)
         yield from failures
+
+    def _painted(self, canvas: Canvas) -> RowResult:
+        """What became of a canvas; its failure, where it has one, is raised."""
+        if canvas.failure is not None:
+            raise canvas.failure
+        opened = canvas.opened
+        if not opened.masks:
+            return self._empty(canvas.row, opened)
+        try:
+            content = encode_picture(canvas.picture, opened.encoding)
+        except ENCODING_ERRORS as error:
+            raise _row_error(error) from None
+        return self._answer(canvas.row, opened, {opened.name: content}, canvas.prompts)
 
     def _answer(self, row: ImageRow, opened: Opened, files: dict[str, bytes], prompts: list[str]) -> RowResult:
         height, width = opened.picture.pixels.shape[:2]
@@ -184,6 +195,12 @@ class EditStage:
             "prompts": prompts,
         }
         return RowResult(row.row, row.key, values, files=files)
+
+
+def _row_error(error: Exception) -> RowError:
+    """The failure of the one image that cannot be edited or written."""
+    code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
+    return RowError(code, f"{type(error).__name__}: {error}")
 
 
 def _check(config: Config) -> None:
