@@ -27,6 +27,7 @@ from ovseg_batch.methods.blending import widened
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import resolve_inpainting
+from ovseg_batch.stages import edit as edit_stage
 from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.generated_edits import Brush
 from ovseg_batch.store import Workdir
@@ -113,6 +114,32 @@ def test_profile_and_exif_are_kept_or_not(zoo: dict[str, Path]) -> None:
             assert 274 not in made.getexif()  # turned already
     [result] = edited(settings("fill", "edit.format=jpeg"), [zoo["grey.png"]], [mask])
     assert list(result.files) == ["grey.png.jpg"]
+
+
+def test_the_layout_of_a_tiff_is_not_kept(tmp_path: Path) -> None:
+    """Its tags say how the old pixels lie in the old file; libtiff would take them for the new one's."""
+    Image.fromarray(photographs.astronaut()).save(tmp_path / "a.tiff", compression="tiff_lzw", description="kept")
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert {258, 270, 273, 278} < set(image.getexif())
+    exif = Image.Exif()
+    exif.load(decoded(tmp_path / "a.tiff").exif)
+    assert dict(exif) == {270: "kept"}
+
+
+@pytest.mark.parametrize("mode", ["cutout", "erase", "remove"])
+@pytest.mark.parametrize("found", [True, False])
+def test_what_an_encoder_refuses_costs_its_row(
+    mode: str, found: bool, zoo: dict[str, Path], spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(picture: Picture, encoding: Encoding) -> bytes:
+        raise OSError("encoder error -8 when writing image file")
+
+    monkeypatch.setattr(edit_stage, "encode_picture", refuse)
+    masks = [[("cat" if found else "sky", disc(240, 320))]] * 2
+    results = edited(
+        settings(mode, "edit.keep=cat" if mode == "cutout" else "edit.drop=cat"), [zoo["grey.png"]] * 2, masks
+    )
+    assert [(result.code, "encoder error" in result.message) for result in results] == [("internal", True)] * 2
 
 
 def test_the_thumbnail_of_the_old_picture_goes(tmp_path: Path) -> None:
