@@ -131,10 +131,10 @@ def test_other_families_load_and_paint(write: Any, guidance: float, tmp_path: Pa
     painter = Inpainter.load(spec, torch.device("cpu"), "fp32")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     requests = [Request(image, disc(64, 64), "a cat", "a dog", seed) for seed in (1, 1, 2)]
-    first, again, other = painter.paint(requests, 2, 3.0, 1.0)
-    assert first is not None and first.shape == (64, 64, 3) and np.isfinite(first).all()
-    assert np.array_equal(first, again)  # the noise is the seed's
-    assert not np.array_equal(first, other)
+    first, again, other = (np.asarray(picture) for picture in painter.paint(requests, 2, 3.0, 1.0))
+    assert first.shape == (64, 64, 3) and np.isfinite(first).all()
+    assert np.abs(first - again).max() < 1e-4  # the noise is the seed's; the place in the batch shows in the last bits
+    assert np.abs(first - other).max() > 1e-2
 
 
 def test_a_text_to_image_sdxl_is_refused(tmp_path: Path, words: Any) -> None:
