@@ -62,8 +62,7 @@ def in_place(made: Array, before: Picture, cats: list[Array], config: Config) ->
 def cut_out(made: Array, before: Picture, cats: list[Array], config: Config) -> tuple[bool, int, bool]:
     """Are the colours inside, but for the band along the edge, the old ones, and is nothing left outside of it?"""
     mask = np.any(cats, axis=0)
-    band = max(3, int(np.ceil(BAND * max(mask.shape))) + 1)
-    inner, outer = ~widened(~mask, band) & (made[..., 3] > 0), ~widened(mask, band)
+    inner, outer = ~widened(~mask, _band(mask)) & (made[..., 3] > 0), ~widened(mask, _band(mask))
     same = np.array_equal(made[..., :3][inner], before.pixels[inner]) and not made[outer].any()
     return same, int(inner.sum() + outer.sum()), True
 
@@ -75,9 +74,20 @@ def cropped(made: Array, before: Picture, cats: list[Array], config: Config) -> 
     return np.array_equal(made[..., :3], box), box.shape[0] * box.shape[1], True
 
 
+def masked(made: Array, before: Picture, cats: list[Array], config: Config) -> tuple[bool, int, bool]:
+    """Is it white inside, black outside, but for the band along the edge?"""
+    mask = np.any(cats, axis=0)
+    inner, outer = (~widened(part, _band(mask)) for part in (~mask, mask))
+    return bool((made[inner] == 255).all() and not made[outer].any()), int(inner.sum() + outer.sum()), True
+
+
+def _band(mask: Array) -> int:
+    return max(3, int(np.ceil(BAND * max(mask.shape))) + 1)
+
+
 #: Modes whose picture is not the old one with something changed, and how they are looked at.
-ELSEWHERE: list[tuple[str, tuple[str, ...]]] = [("cutout", ()), ("crop", ("edit.crop.margin=0",))]
-CHECKS = {"cutout": cut_out, "crop": cropped}
+ELSEWHERE: list[tuple[str, tuple[str, ...]]] = [("cutout", ()), ("crop", ()), ("mask", ())]
+CHECKS = {"cutout": cut_out, "crop": cropped, "mask": masked}
 
 
 @click.command()

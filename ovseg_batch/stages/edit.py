@@ -3,6 +3,7 @@ one. One file for an image (or for each of its masks), in the tree of the input.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,8 +31,6 @@ from ovseg_batch.types import ImageRow, RowResult
 Array = np.ndarray[Any, Any]
 
 PEAK = 24  # bytes a pixel while an image is edited
-#: What encoders raise, in memory: an OSError here is libtiff's or the like, and no disk's.
-ENCODING_ERRORS = (cv2.error, ValueError, OSError, MemoryError)
 
 
 class EditStage:
@@ -61,7 +60,7 @@ class EditStage:
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
         self._background: Array | None = None
-        self._inpainter: Inpainter | None = None
+        self._painter: Painter | None = None
         _check(config)
 
     def _labels(self) -> frozenset[str]:
@@ -89,21 +88,22 @@ class EditStage:
         config = self._config
         if config.edit.fill.kind == "image" and config.edit.fill.image:
             self._background = read_image(config.edit.fill.image, read_limits(config.run))
-        if self._spec is not None:
-            self._inpainter = Inpainter.load(
+        if self._spec is not None and self._brush is not None:
+            inpainter = Inpainter.load(
                 self._spec,
                 resolve_device(device),
                 precision(config.run.precision, device),
                 config.inpaint.offload,
                 config.inpaint.attention_slicing,
             )
+            self._painter = Painter(inpainter, self._brush, config, self._keeps)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
         run, masks = self._config.run, upstream[self.needs[0]]
         limits = read_limits(run)
-        if self._inpainter is None or self._brush is None:
+        if self._painter is None:
 
             def edited(row: ImageRow, image: Image.Image) -> RowResult:
                 return self._edited(row, self._open(row, image, masks))
@@ -114,8 +114,7 @@ class EditStage:
             opened = work_ahead(
                 todo, lambda row, image: self._open(row, image, masks), run.decode_threads, run.decode_bytes, limits
             )
-            painter = Painter(self._inpainter, self._brush, self._config, self._keeps)
-            yield from self._generated(painter, opened)
+            yield from self._generated(self._painter, opened)
 
     def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
         return open_row(row, image, upstream.values(row.row), self._config.edit, self._chosen)
@@ -127,14 +126,12 @@ class EditStage:
         groups = [[mask] for mask in opened.masks] if edit.apart else [opened.masks]
         suffix = SUFFIXES[opened.encoding.format][0]
         files: dict[str, bytes] = {}
-        try:
+        with costing_a_row():
             for number, group in enumerate(groups, start=1):
                 counts = [counts for _, counts in group]
                 made = plain_edit(picture, counts, self._config, self._keeps, self._background)
                 name = _part_name(row, number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
-        except ENCODING_ERRORS as error:
-            raise _row_error(error) from None
         return self._answer(row, opened, files, [])
 
     def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
@@ -146,10 +143,8 @@ class EditStage:
         picture = opened.picture
         if edit.mode == "mask":
             picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
-        try:
+        with costing_a_row():
             files = {opened.name: encode_picture(picture, opened.encoding)} if edit.on_empty == "copy" else {}
-        except ENCODING_ERRORS as error:
-            raise _row_error(error) from None
         return self._answer(row, opened, files, [])
 
     def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
@@ -178,10 +173,8 @@ class EditStage:
         opened = canvas.opened
         if not opened.masks:
             return self._empty(canvas.row, opened)
-        try:
+        with costing_a_row():
             content = encode_picture(canvas.picture, opened.encoding)
-        except ENCODING_ERRORS as error:
-            raise _row_error(error) from None
         return self._answer(canvas.row, opened, {opened.name: content}, canvas.prompts)
 
     def _answer(self, row: ImageRow, opened: Opened, files: dict[str, bytes], prompts: list[str]) -> RowResult:
@@ -197,10 +190,14 @@ class EditStage:
         return RowResult(row.row, row.key, values, files=files)
 
 
-def _row_error(error: Exception) -> RowError:
-    """The failure of the one image that cannot be edited or written."""
-    code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
-    return RowError(code, f"{type(error).__name__}: {error}")
+@contextlib.contextmanager
+def costing_a_row() -> Iterator[None]:
+    """What cannot be edited or encoded fails its row. An OSError in here is libtiff's or the like, and no disk's."""
+    try:
+        yield
+    except (cv2.error, ValueError, OSError, MemoryError) as error:
+        code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
+        raise RowError(code, f"{type(error).__name__}: {error}") from None
 
 
 def _check(config: Config) -> None:
