@@ -34,9 +34,9 @@ def try_fault(job: Job, workdir: Path, fault: str, wanted: dict[str, str]) -> li
     return stopped_cleanly(hurt, workdir) + resumed_well(job, workdir, wanted)
 
 
-def stopped_cleanly(ended: Ended, workdir: Path) -> list[str]:
-    """What is wrong with the way a run gave up."""
-    wrong = [f"{name}: left over" for name in (leftovers(workdir) if workdir.exists() else [])]
+def stopped_cleanly(ended: Ended, workdir: Path, removable: bool = True) -> list[str]:
+    """What is wrong with the way a run gave up; where nothing is `removable`, drafts may lie until it is resumed."""
+    wrong = [f"{name}: left over" for name in (leftovers(workdir) if removable and workdir.exists() else [])]
     wrong += [f"{name}: torn" for name in (torn(workdir) if workdir.exists() else [])]
     if ended.code != 1 or "Traceback" in ended.stderr or "mend the cause" not in ended.stderr:
         wrong.append(f"ended with {ended.code}: {ended.stderr}")
@@ -72,9 +72,9 @@ def try_read_only_disk(job: Job, folder: Path, wanted: dict[str, str]) -> list[s
         while running.process.is_alive() and not list(folder.glob("run/stages/dense-*/commits/*/*.json")):
             running.process.join(0.005)
         disk.turn_read_only(patience=60)
-        wrong = stopped_cleanly(running.wait(), folder / "run")
+        wrong = stopped_cleanly(running.wait(), folder / "run", removable=False)
         again = job.run(folder / "run", *HERE)
-        wrong += stopped_cleanly(again, folder / "run")
+        wrong += stopped_cleanly(again, folder / "run", removable=False)
         disk.turn_writable()
         return wrong + resumed_well(job, folder / "run", wanted)
 

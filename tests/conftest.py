@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from breaking.guises import write_guises
 from breaking.job import Running, start_command
 from click.testing import CliRunner
+from PIL import Image
+from skimage import data as photographs
 
 from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
 
 LABELS = ", ".join(scenes.CLASSES)
+THINGS = ", ".join(scenes.THING_NAMES)
+REMOVE = ("--edit", "remove", "--drop", THINGS, "--set", "inpaint.steps=2")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,12 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, scenes.HELD_OUT_SEEDS[1000:1006])
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One picture in every guise."""
+    return write_guises(tmp_path_factory.mktemp("guises"), Image.fromarray(photographs.astronaut()).resize((320, 240)))
 
 
 @pytest.fixture(scope="session")
