@@ -25,12 +25,13 @@ from ovseg_batch.export.edited import publish_edited
 from ovseg_batch.export.failures import write_failures
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.tables import TABLE
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status
 from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import TABLE, read_limits
+from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.edit import needs_prompts
 from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
@@ -344,6 +345,7 @@ def _write_plan(
         "rows": manifest.rows,
         "shards": manifest.shards,
         "labels": [label.name for label in config.labels],
+        "background": make_vocabulary(config).has_background,
         "stages": [
             {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
         ],

@@ -1,14 +1,16 @@
-"""The rows of a finished run, shard by shard, as exports and evaluation read them."""
+"""The rows of a run, shard by shard, as exports, reports and evaluation read them; no model is imported for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.io.tables import read_results
-from ovseg_batch.stages.base import TABLE
-from ovseg_batch.store import StageStore
+from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.types import ImageRow
 
 T = TypeVar("T")
 
@@ -20,6 +22,57 @@ def mask_stage(stages: Sequence[T], name: Callable[[T], str]) -> T:
     return next(stage for stage in reversed(stages) if name(stage) != EDIT)
 
 
+@dataclass(frozen=True)
+class Results:
+    """What the latest run of a workdir has committed so far: finished or not.
+
+    Attributes:
+        labels: the classes in order, without the background.
+        has_background: whether what no mask covers was said to be background.
+        stores: the stages' folders, in order.
+    """
+
+    workdir: Workdir
+    labels: tuple[str, ...]
+    has_background: bool
+    stores: tuple[StageStore, ...]
+
+    @classmethod
+    def open(cls, workdir: Workdir) -> Results:
+        """Raises UsageError where there is no run."""
+        plan = workdir.read_plan()
+        stores = [
+            StageStore(workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
+            for stage in plan["stages"]
+        ]
+        return cls(workdir, tuple(plan["labels"]), bool(plan.get("background")), tuple(stores))
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest.open(self.workdir.manifest)
+
+    @property
+    def masks(self) -> StageStore:
+        """The stage that drew the masks."""
+        return mask_stage(self.stores, lambda store: store.stage)
+
+    @property
+    def edits(self) -> StageStore | None:
+        return self.stores[-1] if self.stores[-1].stage == EDIT else None
+
+    def shard(self, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
+        """(row of the manifest, line of the mask stage's table) of every image of a committed shard that has masks."""
+        yield from finished_lines(self.manifest, self.masks, shard)
+
+
+def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
+    """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order."""
+    rows = {row.row: row for row in manifest.read_shard(shard)}
+    for line in read_results(store.data_path(shard, TABLE)):
+        if line["status"] == "ok":
+            yield rows[line["row"]], line
+
+
 def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, line of the stage's table) of every image that the stage has finished, in manifest order."""
     for shard in range(manifest.shards):
@@ -28,10 +81,8 @@ def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, 
 
 def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The same of one shard; it is read when the first is asked for."""
-    names = {row.row: row.file_name for row in manifest.read_shard(shard)}
-    for line in read_results(store.data_path(shard, TABLE)):
-        if line["status"] == "ok":
-            yield names[line["row"]], line
+    for row, line in finished_lines(manifest, store, shard):
+        yield row.file_name, line
 
 
 def failed_rows(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:

@@ -35,10 +35,11 @@ class ImageRow:
 class Annotation:
     """One mask of one image, in the frame after EXIF rotation and at the original size.
 
-    `rle` is COCO's compressed run-length counts; `bbox` is x, y, width, height in pixels; `area` is pixels.
-    `score`, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are None where SAM2 had no part,
-    `coverage` where there is no dense map. `source` says what drew the outline: `sam` or `dense`. `reason` says why
-    this mask was chosen, where that was a decision.
+    `rle` is COCO's compressed run-length counts; `bbox` is x, y, width, height in pixels; `area` is pixels. `score`
+    ranks the masks of a class; `confidence` says how far a mask can be believed; `margin` is the lead of the best class
+    over the next in it. They, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are None where
+    SAM2 had no part, `coverage` where there is no dense map. `source` says what drew the outline: `sam` or `dense`.
+    `reason` says why this mask was chosen, where that was a decision.
     """
 
     category: str
@@ -47,6 +48,8 @@ class Annotation:
     area: int
     rle: bytes
     source: str
+    confidence: float
+    margin: float
     coverage: float | None = None
     predicted_iou: float | None = None
     stability: float | None = None

@@ -24,11 +24,10 @@ from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.io.tables import read_results
+from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import TABLE
 from ovseg_batch.store import StageStore, Workdir
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,7 @@ from ovseg_batch.export.coco import write_coco
 from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.io.tables import read_results
+from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
@@ -43,7 +43,7 @@ from ovseg_batch.pipeline import PlannedStage
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import TABLE, Upstream, read_limits
+from ovseg_batch.stages.base import Upstream, read_limits
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine import RefineStage
 from ovseg_batch.store import StageStore, Workdir

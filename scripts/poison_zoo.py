@@ -18,8 +18,7 @@ from breaking.job import start_command
 from ovseg_batch import scenes
 from ovseg_batch.io.images import Limits, read_image
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.io.tables import read_results
-from ovseg_batch.stages.base import TABLE
+from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import StageStore, Workdir
 
 

@@ -53,9 +53,9 @@ def test_softmax_runs_over_all_synonyms_and_a_class_takes_its_best():
 
 def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody():
     probabilities = torch.tensor([[0.3, 0.1], [0.35, 0.9]])
-    labels, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=True)
+    labels, _, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=True)
     assert labels.tolist() == [0, 1]
-    labels, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=False)
+    labels, _, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=False)
     assert labels.tolist() == [UNLABELLED, 1]
 
 
@@ -99,9 +99,9 @@ def test_the_area_rule_gives_a_scarce_class_to_the_next_best():
     vocabulary = Vocabulary.build([("a", ("a",), 0), ("b", ("b",), 0), ("c", ("c",), 0)])
     logits = torch.zeros(3, 10, 10)
     logits[0], logits[1, :, :2], logits[2] = 0.2, 0.3, 0.1
-    labels, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.0)
+    labels, _, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.0)
     assert np.bincount(labels.ravel()).tolist() == [80, 20]
-    labels, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.25)
+    labels, _, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.25)
     assert np.bincount(labels.ravel()).tolist() == [100]
 
 

@@ -1,15 +1,20 @@
-"""COCO `annotations.json`: compressed RLE counts as text, iscrowd 0, one entry per mask, streamed shard by shard."""
+"""COCO instances: RLE counts as text or polygons, iscrowd 0, one entry per mask, streamed shard by shard."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from ovseg_batch import failpoints
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.parts import ShardLines, of_split, split_path
+from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.methods.polygons import edge_rings
 
 Line = Mapping[str, Any]
 
@@ -32,57 +37,126 @@ def write_coco(
     Returns:
         how many images and annotations were written.
     """
-    identity = {name: index for index, name in enumerate(categories, start=1)}
+    ids = {name: index for index, name in enumerate(categories, start=1)}
+    images = (dumps(_image(name, line["row"], line["height"], line["width"])) for name, line in lines())
+    annotations = (
+        dumps(_annotation(one, line["row"], ids, _counts(one, line["height"], line["width"])))
+        for _, line in lines()
+        for one in line["annotations"]
+    )
+    return _write(path, info, _categories(ids), images, annotations)
+
+
+class CocoWriter:
+    """One file, or one a split: `-o masks.json`, `masks-train.json`, `masks-val.json`."""
+
+    polygons = False
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        lines = ShardLines(("images", "annotations"), self._plan.splits)
+        for image in images:
+            number, size = image.row.row, (image.height, image.width)
+            entry = _image(image.row.file_name, number, *size)
+            entry["confidence"] = round(image.confidence, 6)
+            lines.add("images", image.split, dumps(entry))
+            for one in image.annotations:
+                outline = self._polygons(one["rle"], *size) if self.polygons else _counts(one, *size)
+                line = _annotation(one, number, self._plan.ids, outline)
+                lines.add("annotations", image.split, dumps(line))
+            tally.update(images=1, masks=len(image.annotations))
+        lines.write(self._plan.parts, shard)
+        return tally
+
+    def _polygons(self, counts: bytes, height: int, width: int) -> list[list[float]]:
+        rings = edge_rings(rle.decode(counts, height, width), self._plan.options.tolerance)
+        return [[int(v) if v == int(v) else round(v, 2) for v in ring.ravel().tolist()] for ring in rings]
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        plan, paths = self._plan, []
+        for split in plan.splits or ("",):
+            path = split_path(plan.path, split)
+            images = plan.parts.read(shards, of_split("images", split))
+            annotations = plan.parts.read(shards, of_split("annotations", split))
+            info = {"description": "masks by ovseg_batch", **plan.info}
+            _write(path, info, _categories(plan.ids), images, annotations)
+            paths.append(path)
+        return paths
+
+
+class CocoPolygonWriter(CocoWriter):
+    """The same with polygons, for readers that know no RLE or take it for crowds."""
+
+    polygons = True
+
+
+def _image(file_name: str, row: int, height: int, width: int) -> dict[str, Any]:
+    return {"id": row + 1, "file_name": file_name, "width": width, "height": height}
+
+
+def _annotation(one: Line, row: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
+    """An entry but for its id, which counts over the whole file."""
+    return {
+        "image_id": row + 1,
+        "category_id": ids[one["category"]],
+        "bbox": one["bbox"],
+        "area": one["area"],
+        "iscrowd": 0,
+        "segmentation": outline,
+        "score": _rounded(one["score"]),
+        "confidence": _rounded(one["confidence"]),
+        "margin": _rounded(one["margin"]),
+        "source": one["source"],
+        "coverage": _rounded(one["coverage"]),
+        "predicted_iou": _rounded(one["predicted_iou"]),
+        "stability": _rounded(one["stability"]),
+        **({"reason": one["reason"]} if one["reason"] else {}),
+    }
+
+
+def _counts(one: Line, height: int, width: int) -> dict[str, Any]:
+    return {"size": [height, width], "counts": one["rle"].decode("ascii")}
+
+
+def _categories(ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name, "supercategory": ""} for name, number in ids.items()]
+
+
+def _write(
+    path: Path,
+    info: Mapping[str, Any],
+    categories: Sequence[Mapping[str, Any]],
+    images: Iterable[str],
+    annotations: Iterable[str],
+) -> tuple[int, int]:
+    """Put a file together from entries that are JSON already; annotations are numbered from 1."""
     with atomic_path(path) as temporary, create_text(temporary) as file:
-        file.write(f'{{"info": {_json(info)},\n"licenses": [],\n"categories": ')
-        file.write(_json([{"id": i, "name": name, "supercategory": ""} for name, i in identity.items()]))
-        file.write(',\n"images": [')
-        images = _write_list(file, (_image(name, line) for name, line in lines()))
+        file.write(f'{{"info": {dumps(info)},\n"licenses": [],\n"categories": {dumps(categories)},\n"images": [')
+        written = write_list(file, images)
         failpoints.reach("images")
         file.write('],\n"annotations": [')
-        annotations = _write_list(file, _annotations(lines(), identity))
+        numbered = (f'{{"id": {number}, {entry[1:]}' for number, entry in enumerate(annotations, start=1))
+        count = write_list(file, numbered)
         file.write("]}\n")
-    return images, annotations
+    return written, count
 
 
-def _image(file_name: str, line: Line) -> dict[str, Any]:
-    return {"id": line["row"] + 1, "file_name": file_name, "width": line["width"], "height": line["height"]}
-
-
-def _annotations(lines: Iterator[tuple[str, Line]], identity: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    number = 0
-    for _, line in lines:
-        for annotation in line["annotations"]:
-            number += 1
-            yield {
-                "id": number,
-                "image_id": line["row"] + 1,
-                "category_id": identity[annotation["category"]],
-                "bbox": annotation["bbox"],
-                "area": annotation["area"],
-                "iscrowd": 0,
-                "segmentation": {"size": [line["height"], line["width"]], "counts": annotation["rle"].decode("ascii")},
-                "score": _rounded(annotation["score"]),
-                "source": annotation["source"],
-                "coverage": _rounded(annotation["coverage"]),
-                "predicted_iou": _rounded(annotation["predicted_iou"]),
-                "stability": _rounded(annotation["stability"]),
-                **({"reason": annotation["reason"]} if annotation["reason"] else {}),
-            }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 6)
-
-
-def _write_list(file: TextIO, entries: Iterable[Mapping[str, Any]]) -> int:
+def write_list(file: TextIO, entries: Iterable[str]) -> int:
+    """The elements of a JSON array, a line each; how many there were."""
     count = 0
     for entry in entries:
         file.write("\n" if count == 0 else ",\n")
-        file.write(_json(entry))
+        file.write(entry)
         count += 1
     return count
 
 
-def _json(value: Any) -> str:
+def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 6)

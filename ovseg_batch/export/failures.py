@@ -18,12 +18,12 @@ def write_failures(path: Path, failures: Iterable[tuple[int, str, str, str, str]
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for failure in failures:
-            writer.writerow([_plain(str(field)) for field in failure])
+            writer.writerow([plain(str(field)) for field in failure])
             count += 1
     return count
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keep a spreadsheet from taking a file name for a formula, and a newline from breaking the line."""
     text = text.replace("\r", " ").replace("\n", " ")
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

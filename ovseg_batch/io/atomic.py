@@ -158,10 +158,12 @@ class FileBatch:
         folders = set()
         for name, temporary, _ in self._begun:
             path = self._root / name
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
             failpoints.reach("rename")
             temporary.replace(path)
             failpoints.reach("renamed")
-            folders.add(path.parent)
         for folder in sorted(folders):
             fsync_folder(folder)
         return [future.result() for _, _, future in self._begun]

@@ -112,6 +112,11 @@ class Manifest:
         except (OSError, pa.ArrowInvalid):
             return False
 
+    def read_column(self, name: str) -> Iterator[Any]:
+        """One column of all rows, a shard at a time."""
+        for group in range(self.shards):
+            yield from self._file.read_row_group(group, columns=[name]).column(0).to_pylist()
+
     def read_shard(self, shard: int) -> list[ImageRow]:
         """The rows of one shard, without reading any other."""
         lines = self._file.read_row_group(shard).to_pylist()

@@ -211,6 +211,12 @@ def output_name(file_name: str, format: Format) -> str:
     return f"{file_name}{'' if suffix.lower() in IMAGE_SUFFIXES else UNKNOWN_SUFFIX}{SUFFIXES[format][0]}"
 
 
+def part_name(folder: str, number: int, label: str, suffix: str) -> str:
+    """`photos/cat.jpg/001-tabby.png`: what is made of one mask of an image, in a folder for the image."""
+    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "mask"
+    return f"{folder}/{number:03d}-{safe}{suffix}"
+
+
 def _split(name: str) -> tuple[str, str]:
     folder, _, last = name.rpartition("/")
     stem, dot, suffix = last.rpartition(".")

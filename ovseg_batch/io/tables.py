@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from ovseg_batch.io.atomic import create
 from ovseg_batch.types import RowResult
 
+TABLE = ".parquet"  # suffix of a shard's table
+
 RESULT_COLUMNS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),

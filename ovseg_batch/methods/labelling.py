@@ -29,8 +29,8 @@ def label_map(
     logit_scale: float,
     prob_threshold: float,
     area_threshold: float,
-) -> tuple[Array, Array]:
-    """The dense prediction: class and probability of every pixel.
+) -> tuple[Array, Array, Array]:
+    """The dense prediction: class and probability of every pixel, and the probability's lead over the next class's.
 
     Args:
         logits: (Q, h, w) float32 cosine similarities at the size CLIP saw, or what they are stitched from.
@@ -39,21 +39,22 @@ def label_map(
         logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
 
     Returns:
-        labels (H, W) int16 (`UNLABELLED` = -1) and probability (H, W) float16.
+        labels (H, W) int16 (`UNLABELLED` = -1), probability and lead (H, W) float16.
     """
     classes = len(vocabulary.names)
     thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
     labels = np.empty(size, np.int16)
-    confidence = np.empty(size, np.float16)
+    confidence, margin = np.empty(size, np.float16), np.empty(size, np.float16)
 
     def run(scarce: Tensor | None) -> Array:
         counts = np.zeros(classes, np.int64)
         for top, strip in upsampled_strips(logits, size):
             probabilities = class_probabilities(strip, vocabulary.query_class, classes, logit_scale)
-            won, best = decide(probabilities, thresholds, vocabulary.has_background, scarce)
+            won, best, lead = decide(probabilities, thresholds, vocabulary.has_background, scarce)
             rows = slice(top, top + won.shape[0])
             labels[rows] = won.cpu().numpy()
             confidence[rows] = best.half().cpu().numpy()
+            margin[rows] = lead.half().cpu().numpy()
             counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
         return counts
 
@@ -61,7 +62,7 @@ def label_map(
     scarce = scarce_classes(counts, area_threshold, vocabulary.has_background)
     if (counts[scarce] > 0).any():
         run(torch.from_numpy(scarce).to(logits.device))
-    return labels, confidence
+    return labels, confidence, margin
 
 
 def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:

@@ -155,8 +155,8 @@ def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -
 
 def decide(
     probabilities: Tensor, thresholds: Tensor, has_background: bool, scarce: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The winning class per pixel and its probability.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The winning class per pixel, its probability, and by how much it won.
 
     Args:
         probabilities: (C, …) as `class_probabilities` gives them.
@@ -165,11 +165,12 @@ def decide(
         scarce: (C,) bool, classes to zero before the decision.
 
     Returns:
-        labels (…) int16 and probability (…) float32.
+        labels (…) int16, probability and its lead over the next class's (…) float32.
     """
     if scarce is not None and bool(scarce.any()):
         probabilities = probabilities * (~scarce).view(-1, *[1] * (probabilities.dim() - 1))
     best, labels = probabilities.max(dim=0)
+    lead = best - probabilities.scatter(0, labels[None], 0.0).amax(dim=0)
     rejected = best < thresholds[labels]
     labels = torch.where(rejected, torch.full_like(labels, 0 if has_background else UNLABELLED), labels)
-    return labels.to(torch.int16), best
+    return labels.to(torch.int16), best, lead

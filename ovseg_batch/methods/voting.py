@@ -28,7 +28,8 @@ SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its
 class Claim:
     """A mask that passed the vote. `area` counts its pixels at SAM2's resolution; the others lie in [0, 1].
 
-    `trust` is how far it is believed against other masks, by whatever measure its method has.
+    `trust` is how far it is believed against other masks, by whatever measure its method has; `margin` by how much its
+    class won, where the mask and not its pixels were classified.
     """
 
     label: int
@@ -38,6 +39,7 @@ class Claim:
     stability: float
     trust: float
     reason: str | None = None
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ovseg_batch.io import rle
+from ovseg_batch.methods.confidence import mask_confidence
 from ovseg_batch.methods.voting import Segment
 from ovseg_batch.types import Annotation
 
@@ -23,6 +24,8 @@ ANNOTATION = pa.struct(
         pa.field("area", pa.int64()),
         pa.field("rle", pa.binary()),
         pa.field("source", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("margin", pa.float32()),
         pa.field("coverage", pa.float32()),
         pa.field("predicted_iou", pa.float32()),
         pa.field("stability", pa.float32()),
@@ -32,14 +35,21 @@ ANNOTATION = pa.struct(
 
 
 def annotation_line(
-    owner: Array, segment: Segment, category: str, score: float, coverage: float | None
+    owner: Array,
+    segment: Segment,
+    category: str,
+    score: float,
+    coverage: float | None,
+    margin: float,
+    asked: bool,
 ) -> dict[str, Any]:
     """One segment of an assembled map as a line of the table.
 
     Args:
         owner: (H, W) integer, the segment of each pixel; run-length encoding is quick where it is Fortran-contiguous.
         segment: which one, and the claim that drew it.
-        score, coverage: as in `Annotation`; the score is brought into [0, 1].
+        score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
+        asked: whether SAM2 was asked for masks.
     """
     mask = owner == segment.index
     counts = rle.encode(mask)
@@ -52,6 +62,8 @@ def annotation_line(
             area=rle.area(counts, *owner.shape),
             rle=counts,
             source="sam" if claim else "dense",
+            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, asked),
+            margin=margin,
             coverage=coverage,
             predicted_iou=claim.predicted_iou if claim else None,
             stability=claim.stability if claim else None,

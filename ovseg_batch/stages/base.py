@@ -29,7 +29,7 @@ from ovseg_batch.io.atomic import FileBatch, file_record, publish, temporary_pat
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
 from ovseg_batch.io.remote import Remote
-from ovseg_batch.io.tables import RESULT_COLUMNS, ResultWriter, read_results
+from ovseg_batch.io.tables import RESULT_COLUMNS, TABLE, ResultWriter, read_results
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
@@ -39,7 +39,6 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
-TABLE = ".parquet"
 ARRAYS = ".npz"
 
 

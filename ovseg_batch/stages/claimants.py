@@ -45,13 +45,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class DenseMap:
-    """The dense prediction: `labels` (H, W) int16, `confidence` (H, W), and class probabilities where wanted.
+    """The dense prediction: `labels` (H, W) int16, their probability, its lead over the next, and all where wanted.
 
     `probabilities` takes a box (x0, y0, x1, y1) in pixels and a size (h, w) and gives (C, h, w) float32.
     """
 
     labels: Array
     confidence: Array
+    margin: Array
     probabilities: Callable[[Box, tuple[int, int]], Tensor]
     ignore: tuple[int, ...]  # classes that get no mask
 

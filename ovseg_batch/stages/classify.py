@@ -44,7 +44,7 @@ class ClassifyStage:
     """Annotations of every image from its proposals, at its original size in the frame after EXIF rotation."""
 
     name = "classify"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False
@@ -146,7 +146,8 @@ class ClassifyStage:
         rated = np.clip([proposal["predicted_iou"] for proposal in proposals], 0, 1)
         large = np.array([proposal["area"] for proposal in proposals]) >= settings.large * size[0] * size[1]
         floor = np.where(large, settings.threshold_large, settings.threshold_small)
-        won = believed.argmax(axis=1)
+        won, ordered = believed.argmax(axis=1), np.sort(believed, axis=1)
+        lead = ordered[:, -1] - (ordered[:, -2] if ordered.shape[1] > 1 else 0.0)
         counts = [proposal["rle"] for proposal in proposals]
         overlap, inside = rle.overlaps(counts, *size)
         claims: list[Claim] = []
@@ -160,7 +161,7 @@ class ClassifyStage:
             for k in choice.indices:
                 steady = float(proposals[k]["stability"])
                 area, trust = int(proposals[k]["area"]), float(score[k])
-                claims.append(Claim(label, area, None, float(rated[k]), steady, trust, choice.reason))
+                claims.append(Claim(label, area, None, float(rated[k]), steady, trust, choice.reason, float(lead[k])))
                 masks.append(counts[k])
         nothing = np.full(size, UNLABELLED, np.int16)
         least_area = max(1, round(settings.min_area * size[0] * size[1]))
@@ -169,7 +170,9 @@ class ClassifyStage:
         )
         fortran = np.asfortranarray(owner)
         return [
-            annotation_line(fortran, segment, vocabulary.names[segment.label], segment.claim.trust, None)
+            annotation_line(
+                fortran, segment, vocabulary.names[segment.label], segment.claim.trust, None, segment.claim.margin, True
+            )
             for segment in segments
             if segment.claim and not (segment.label == 0 and vocabulary.has_background)
         ]

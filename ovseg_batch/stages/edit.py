@@ -16,7 +16,7 @@ from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError, UsageError, nearest
 from ovseg_batch.io.images import read_image, work_ahead
-from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture
+from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.diffusion import Inpainter
@@ -130,7 +130,7 @@ class EditStage:
             for number, group in enumerate(groups, start=1):
                 counts = [counts for _, counts in group]
                 made = plain_edit(picture, counts, self._config, self._keeps, self._background)
-                name = _part_name(row, number, group[0][0], suffix) if edit.apart else opened.name
+                name = part_name(row.file_name, number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
         return self._answer(row, opened, files, [])
 
@@ -217,9 +217,3 @@ def needs_prompts(config: Config) -> bool:
     chosen = edit.drop or tuple(label.name for label in config.labels)
     said = bool(edit.prompt.strip()) or (not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen))
     return edit.mode in STEERED and not said
-
-
-def _part_name(row: ImageRow, number: int, label: str, suffix: str) -> str:
-    """`photos/cat.jpg/001-tabby.png`: a folder for each image."""
-    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "mask"
-    return f"{row.file_name}/{number:03d}-{safe}{suffix}"

@@ -44,7 +44,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 3
+    version = 4
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -140,7 +140,7 @@ class RefineStage:
     def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
         scores = self._scores(upstream, row, image)
         dense, vocabulary = self._config.dense, self._vocabulary
-        labels, confidence = label_map(
+        labels, confidence, margin = label_map(
             scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold
         )
 
@@ -149,7 +149,7 @@ class RefineStage:
                 resampled(scores, box, size, at), vocabulary.query_class, len(vocabulary.names), dense.logit_scale
             )
 
-        return DenseMap(labels, confidence, probabilities, (0,) if vocabulary.has_background else ())
+        return DenseMap(labels, confidence, margin, probabilities, (0,) if vocabulary.has_background else ())
 
     def _scores(self, upstream: Upstream, row: ImageRow, image: Array | None) -> Tensor | Stitched:
         """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
@@ -191,7 +191,7 @@ class RefineStage:
         if not segments:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
-        area, agreeing, trust = _tally(owner, dense.labels, dense.confidence, label_of)
+        area, agreeing, trust, margin = _tally(owner, dense, label_of)
         fortran = np.asfortranarray(owner)
         annotations = []
         for segment in segments:
@@ -200,22 +200,25 @@ class RefineStage:
                 continue
             score = trust[k] / max(agreeing[k], 1) * (claim.predicted_iou if claim else 1.0)
             name = self._vocabulary.names[segment.label]
-            annotations.append(annotation_line(fortran, segment, name, score, float(agreeing[k] / area[k])))
+            coverage, lead = float(agreeing[k] / area[k]), float(margin[k] / area[k])
+            annotations.append(annotation_line(fortran, segment, name, score, coverage, lead, self._spec is not None))
         return annotations
 
 
-def _tally(owner: Array, labels: Array, confidence: Array, label_of: Array) -> tuple[Array, Array, Array]:
-    """Per segment: pixels, pixels whose dense class is the segment's, and the dense probability summed over these."""
+def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array]:
+    """Per segment: pixels, those whose dense class is its own, the probability summed over these, the lead over all."""
     ids = len(label_of)
-    area, agreeing, trust = np.zeros(ids, np.int64), np.zeros(ids, np.int64), np.zeros(ids)
+    area, agreeing, trust, margin = np.zeros(ids, np.int64), np.zeros(ids, np.int64), np.zeros(ids), np.zeros(ids)
     step = max(1, STRIP_PIXELS // owner.shape[1])
     for top in range(0, owner.shape[0], step):
-        part = owner[top : top + step]
-        own = labels[top : top + step] == label_of[part]
+        rows = slice(top, top + step)
+        part = owner[rows]
+        own = dense.labels[rows] == label_of[part]
         area += np.bincount(part.ravel(), minlength=ids)
         agreeing += np.bincount(part[own], minlength=ids)
-        trust += np.bincount(part[own], weights=confidence[top : top + step][own], minlength=ids)
-    return area, agreeing, trust
+        trust += np.bincount(part[own], weights=dense.confidence[rows][own], minlength=ids)
+        margin += np.bincount(part.ravel(), weights=dense.margin[rows].ravel(), minlength=ids)
+    return area, agreeing, trust, margin
 
 
 def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:

@@ -122,7 +122,8 @@ class GivenMasks:
             scene = scenes.render(int(row.extra["scene"]))
             owner = np.asfortranarray(scene.instances)
             masks = [
-                annotation_line(owner, Segment(thing.instance, 1, None), thing.name, 1.0, 1.0) for thing in scene.things
+                annotation_line(owner, Segment(thing.instance, 1, None), thing.name, 1.0, 1.0, 1.0, False)
+                for thing in scene.things
             ]
             height, width = scene.classes.shape
             yield RowResult(row.row, row.key, {"height": height, "width": width, "points": 0, "annotations": masks})

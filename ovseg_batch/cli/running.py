@@ -1,81 +1,25 @@
-"""The command line: options in, sentences and exit codes out. No logic lives here."""
+"""Commands that start a run, look at it, and keep its workdir in order."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovseg_batch import __version__, datasets
-from ovseg_batch.errors import Interrupted, OvsegError, UsageError
+from ovseg_batch import datasets
+from ovseg_batch.cli.base import EXIT_ERROR, EXIT_FAILED_IMAGES, EXIT_OK, guarded
+from ovseg_batch.errors import UsageError
 from ovseg_batch.store import Workdir
 
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(
-            {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()},
-            ensure_ascii=False,
-        )
-
-
-def _set_up_logging(log_format: str, quiet: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(message)s"))
-    logger = logging.getLogger("ovseg_batch")
-    logger.handlers = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False
-
-
-def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
-    """Turn what went wrong into a sentence on stderr and an exit code."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except OvsegError as error:
-            click.echo(f"ovseg-batch: {error}", err=True)
-            code = error.exit_code
-        except (KeyboardInterrupt, Interrupted):
-            click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
-            code = EXIT_INTERRUPTED
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            click.echo(
-                f"ovseg-batch: {error.strerror or error}{where}. What is committed stays; "
-                "mend the cause and give the same command again.",
-                err=True,
-            )
-            code = EXIT_ERROR
-        sys.exit(code or EXIT_OK)
-
-    return run
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="ovseg-batch")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines look on stderr.")
-@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
-def main(log_format: str, quiet: bool) -> None:
-    """Masks for a list of words, for every image of a folder. Stop it any time; the same command resumes."""
-    _set_up_logging(log_format, quiet)
-
-
-@main.command()
+@click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="The workdir.")
 @click.option(
@@ -177,7 +121,7 @@ def _tell(outcome: Outcome, workdir: Workdir) -> int:
     return EXIT_OK
 
 
-@main.command()
+@click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @guarded
 def retry(workdir: Path) -> int:
@@ -187,7 +131,7 @@ def retry(workdir: Path) -> int:
     return _tell(pipeline.retry(Workdir(workdir)), Workdir(workdir))
 
 
-@main.command()
+@click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--repair", is_flag=True, help="Let the next run redo what is damaged.")
@@ -209,7 +153,7 @@ def verify(workdir: Path, as_json: bool, repair: bool) -> int:
     return EXIT_ERROR if problems else EXIT_OK
 
 
-@main.command()
+@click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--yes", is_flag=True, help="Delete them; otherwise they are only named.")
 @guarded
@@ -226,7 +170,7 @@ def gc(workdir: Path, yes: bool) -> None:
         click.echo("`gc --yes` deletes them.", err=True)
 
 
-@main.command()
+@click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
@@ -254,7 +198,7 @@ def manifest(
     click.echo(f"{summary.rows} images in {summary.shards} shards: {output}")
 
 
-@main.command()
+@click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @guarded
@@ -276,112 +220,7 @@ def status(workdir: Path, as_json: bool) -> None:
         click.echo(state["annotations"])
 
 
-@main.command("eval")
-@click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="Whose truth it is.")
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
-@click.option("--classes", "by_class", is_flag=True, help="Also class by class.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
-@click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
-@guarded
-def eval_run(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
-    """Hold a finished run against a data set's truth. What was scored before is not scored again.
-
-    The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
-    """
-    from ovseg_batch.evaluate.edits import edit_figures
-    from ovseg_batch.evaluate.run import evaluate, vocabulary_of
-
-    score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
-    found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
-    edits = edit_figures(Workdir(workdir), root)
-    if as_json:
-        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "edits": edits, "classes": score.classes()}
-        click.echo(json.dumps(_plain(named), indent=2))
-        return
-    click.echo(f"{'vocabulary':16} {vocabulary}")
-    for name, value in found.items():
-        click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
-    for name, value in edits.items():
-        click.echo(f"edits: {name:32} {value:.4g}")
-    if by_class:
-        for name, values in score.classes().items():
-            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
-
-
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that are none as null."""
-    return {
-        key: _plain(value) if isinstance(value, dict) else None if value != value else value
-        for key, value in tree.items()
-    }
-
-
-@main.command()
-@guarded
-def methods() -> None:
-    """The presets for `run -c`, with what they ask of the models and what they are good at."""
-    from ovseg_batch.stages.registry import describe_presets
-
-    for name, lines in describe_presets():
-        click.echo(name)
-        for line in lines:
-            click.echo(f"    {line}")
-
-
-@main.group()
-def models() -> None:
-    """The CLIP and SAM2 weights this machine has or could have."""
-
-
-@models.command("list")
-@guarded
-def list_models() -> None:
-    """Every named model, where its weights come from, and whether they are here."""
-    from ovseg_batch.models import zoo
-
-    for line in zoo.list_models():
-        widths = {"kind": 7, "name": 18, "state": 9, "architecture": 50, "licence": 0}
-        click.echo(" ".join(line[column].ljust(width) for column, width in widths.items()))
-
-
-@models.command("fetch")
-@click.argument("model")
-@guarded
-def fetch_model(model: str) -> None:
-    """Download the weights of a named model into the hub's cache."""
-    from ovseg_batch.models import zoo
-
-    click.echo(zoo.fetch(model, lambda text: click.echo(text, err=True)))
-
-
-@models.command("check")
-@click.option("--clip", "clip_model", help="A name from `models list`, or an open_clip architecture.")
-@click.option("--clip-weights", help="A file, a pretrained tag, or a hub id.")
-@click.option("--sam", "sam_model", help="A name from `models list`, or a Hydra config of sam2.")
-@click.option("--sam-weights", help="A .pt as Meta ships it, or safetensors.")
-@click.option("--device", default="auto", show_default=True)
-@guarded
-def check_models(
-    clip_model: str | None, clip_weights: str | None, sam_model: str | None, sam_weights: str | None, device: str
-) -> None:
-    """Load the models, run each once, and say what they are."""
-    from ovseg_batch.models import zoo
-    from ovseg_batch.models.check import check_model
-
-    chosen: list[tuple[zoo.Kind, str | None, str | None]] = [
-        ("clip", clip_model, clip_weights),
-        ("sam", sam_model, sam_weights),
-    ]
-    if clip_model is None and sam_model is None:
-        chosen = [("clip", "demo", None), ("sam", "demo", None)]
-    for kind, name, weights in chosen:
-        if name is not None:
-            for key, value in check_model(zoo.resolve(kind, name, weights), device).items():
-                click.echo(f"{kind:5} {key:16} {value}")
-
-
-@main.command()
+@click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("ovseg-demo"), show_default=True)
 @click.option("--images", type=click.IntRange(min=1), default=24, show_default=True, help="Scenes to render.")
 @guarded

@@ -1,0 +1,24 @@
+"""The command line: options in, sentences and exit codes out. No logic lives here."""
+
+from __future__ import annotations
+
+import click
+
+from ovseg_batch import __version__
+from ovseg_batch.cli.base import set_up_logging
+from ovseg_batch.cli.models import methods, models
+from ovseg_batch.cli.outputs import eval_run, export
+from ovseg_batch.cli.running import demo, gc, manifest, retry, run, status, verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ovseg-batch")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines look on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+def main(log_format: str, quiet: bool) -> None:
+    """Masks for a list of words, for every image of a folder. Stop it any time; the same command resumes."""
+    set_up_logging(log_format, quiet)
+
+
+for command in (run, status, retry, verify, gc, manifest, export, eval_run, models, methods, demo):
+    main.add_command(command)

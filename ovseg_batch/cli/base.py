@@ -1,0 +1,59 @@
+"""What every command shares: exit codes, logs, and sentences for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from ovseg_batch.errors import Interrupted, OvsegError
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(
+            {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()},
+            ensure_ascii=False,
+        )
+
+
+def set_up_logging(log_format: str, quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(message)s"))
+    logger = logging.getLogger("ovseg_batch")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+
+
+def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn what went wrong into a sentence on stderr and an exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except OvsegError as error:
+            click.echo(f"ovseg-batch: {error}", err=True)
+            code = error.exit_code
+        except (KeyboardInterrupt, Interrupted):
+            click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
+            code = EXIT_INTERRUPTED
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            click.echo(
+                f"ovseg-batch: {error.strerror or error}{where}. What is committed stays; "
+                "mend the cause and give the same command again.",
+                err=True,
+            )
+            code = EXIT_ERROR
+        sys.exit(code or EXIT_OK)
+
+    return run

@@ -1,0 +1,106 @@
+"""Commands that make something of a run: other tools' formats, and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from ovseg_batch import datasets
+from ovseg_batch.cli.base import EXIT_OK, guarded
+from ovseg_batch.export import FORMATS
+from ovseg_batch.store import Workdir
+
+
+@click.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("-f", "--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file or folder to write.")
+@click.option("--labels", help="Only masks of these labels.")
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Only masks of at least this confidence.")
+@click.option("--min-area", type=click.IntRange(min=0), default=0, help="Only masks of at least so many pixels.")
+@click.option("--val", "val_share", type=click.FloatRange(0, 1), default=0.0, help="Share of the images that is val.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this part of the images.")
+@click.option("--images", type=click.Choice(["link", "copy", "none"]), default="link", help="Image files in exports.")
+@click.option("--palette", type=click.Choice(["none", "voc"]), default="none", help="Colours of semantic PNGs.")
+@click.option("--ignore-below", type=click.FloatRange(0, 1), default=0.0, help="semantic: less sure masks are 255.")
+@click.option("--stuff", help="panoptic: labels that are one segment an image.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Pixels to simplify polygons by.")
+@click.option("--image-url", default="/data/local-files/?d=", show_default=True, help="label-studio: before the path.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none of their own.")
+@guarded
+def export(workdir: Path, kind: str, output: Path, workers: int | None, **options: Any) -> int:
+    """Write the masks of WORKDIR, as far as they are there, in another tool's format. Stopped, it goes on."""
+    from ovseg_batch.export import exporting, formats
+    from ovseg_batch.export.choosing import Selection
+
+    selection = Selection(
+        labels=_names(options["labels"]),
+        min_score=options["min_score"],
+        min_area=options["min_area"],
+        split=options["split"],
+        val_share=options["val_share"],
+    )
+    chosen = exporting.Options(
+        images=options["images"],
+        palette=options["palette"],
+        ignore_below=options["ignore_below"],
+        stuff=_names(options["stuff"]),
+        tolerance=options["tolerance"],
+        image_url=options["image_url"],
+    )
+    with tqdm(desc=kind, unit="img", disable=None) as bar:
+        done = exporting.export(Workdir(workdir), formats.WRITERS[kind], output, selection, chosen, workers, bar.update)
+    click.echo(f"{done.tally['images']} images, {done.tally['masks']} masks: {', '.join(map(str, done.paths[:3]))}")
+    if not done.complete:
+        left = done.of_shards - done.shards
+        click.echo(f"The run is not finished: {left} of {done.of_shards} shards are not in it.", err=True)
+    return EXIT_OK
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+@click.command("eval")
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="Whose truth it is.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
+@click.option("--classes", "by_class", is_flag=True, help="Also class by class.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
+@guarded
+def eval_run(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
+    """Hold a finished run against a data set's truth. What was scored before is not scored again.
+
+    The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
+    """
+    from ovseg_batch.evaluate.edits import edit_figures
+    from ovseg_batch.evaluate.run import evaluate, vocabulary_of
+
+    score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
+    found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
+    edits = edit_figures(Workdir(workdir), root)
+    if as_json:
+        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "edits": edits, "classes": score.classes()}
+        click.echo(json.dumps(_plain(named), indent=2))
+        return
+    click.echo(f"{'vocabulary':16} {vocabulary}")
+    for name, value in found.items():
+        click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
+    for name, value in edits.items():
+        click.echo(f"edits: {name:32} {value:.4g}")
+    if by_class:
+        for name, values in score.classes().items():
+            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are none as null."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else None if value != value else value
+        for key, value in tree.items()
+    }

@@ -1,0 +1,83 @@
+"""CVAT's own XML ("CVAT for images 1.1"), with masks as it keeps them: run lengths inside their box."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.parts import ShardLines, of_split, split_path
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import atomic_path, create_text
+
+Array = np.ndarray[Any, Any]
+
+ATTRIBUTES = ("confidence", "score")
+
+
+class CvatWriter:
+    """One XML file, or one a split. CVAT takes it for a task whose images have these names."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        lines = ShardLines(("images",), self._plan.splits)
+        for image in images:
+            masks = "".join(_mask(one, image.height, image.width) for one in image.annotations)
+            name = quoteattr(image.row.file_name).replace("\n", "&#10;")
+            attributes = f'id="{image.row.row}" name={name} width="{image.width}" height="{image.height}"'
+            lines.add("images", image.split, f"<image {attributes}>{masks}</image>")
+            tally.update(images=1, masks=len(image.annotations))
+        lines.write(self._plan.parts, shard)
+        return tally
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        plan, paths = self._plan, []
+        labels = "".join(_label(name, index, len(plan.labels)) for index, name in enumerate(plan.labels))
+        for split in plan.splits or ("",):
+            path = split_path(plan.path, split)
+            with atomic_path(path) as temporary, create_text(temporary) as file:
+                file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+                file.write(f"<meta><task><labels>{labels}</labels></task></meta>\n")
+                for line in plan.parts.read(shards, of_split("images", split)):
+                    file.write(f"{line}\n")
+                file.write("</annotations>\n")
+            paths.append(path)
+        return paths
+
+
+def _mask(one: dict[str, Any], height: int, width: int) -> str:
+    x, y, wide, tall = (int(side) for side in one["bbox"])
+    counts = row_counts(rle.decode(one["rle"], height, width)[y : y + tall, x : x + wide])
+    place = f'left="{x}" top="{y}" width="{wide}" height="{tall}"'
+    values = "".join(f'<attribute name="{name}">{one[name]:.4f}</attribute>' for name in ATTRIBUTES)
+    label = quoteattr(one["category"])
+    return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
+
+
+def row_counts(mask: Array) -> str:
+    """Lengths of the runs of a mask (H, W), row by row, beginning with those outside it (0 where there are none)."""
+    flat = mask.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    lengths = np.diff([0, *changes.tolist(), len(flat)])
+    return ", ".join(map(str, [0, *lengths] if flat[0] else lengths))
+
+
+def _label(name: str, index: int, count: int) -> str:
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(index / count, 0.7, 0.95))
+    attributes = "".join(
+        f"<attribute><name>{attribute}</name><mutable>True</mutable><input_type>number</input_type>"
+        "<default_value>0</default_value><values>0\n1\n0.0001</values></attribute>"
+        for attribute in ATTRIBUTES
+    )
+    colour = f"#{red:02x}{green:02x}{blue:02x}"
+    head = f"<name>{escape(name)}</name><color>{colour}</color><type>mask</type>"
+    return f"<label>{head}<attributes>{attributes}</attributes></label>"

@@ -1,0 +1,289 @@
+"""Bring a run into another tool's format: shard by shard, in bounded memory, going on where it was stopped.
+
+What a shard gives is written first and its mark last; a shard whose mark is there, and names the commit it was made of,
+is not done again. Formats that are folders write their files where they belong. Formats that are single files keep a
+part per shard beside their name and are put together at the end.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ovseg_batch import failpoints
+from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.export.choosing import Chooser, ChosenImage, Selection, shared_stems
+from ovseg_batch.export.parts import Parts
+from ovseg_batch.io.atomic import write_text
+from ovseg_batch.results import Results
+from ovseg_batch.store import Workdir, fingerprint
+from ovseg_batch.types import Commit
+
+VERSION = 1  # of what is written: another one is another export
+RECORD = "export.json"
+KEPT = ".ovseg-export"  # in a folder that was exported: what it is, and how far
+FEW = 2_000  # images that are not worth starting processes for
+
+Tally = Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What single formats want to know.
+
+    Attributes:
+        images: how image files come into formats that want them: a symbolic link, a copy, or not at all.
+        palette: colours of the classes in semantic PNGs: `none` (grey levels) or VOC's.
+        ignore_below: pixels of masks with less confidence are 255 in semantic PNGs.
+        thresholds: the same for single labels.
+        stuff: labels whose masks are one segment an image in panoptic files.
+        tolerance: pixels by which polygons may leave the outline; 0 is exact.
+        image_url: what Label Studio finds the images under.
+    """
+
+    images: Literal["link", "copy", "none"] = "link"
+    palette: Literal["none", "voc"] = "none"
+    ignore_below: float = 0.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    stuff: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    image_url: str = "/data/local-files/?d="
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raises UsageError where it names a label that is not exported."""
+        for label in (*self.stuff, *self.thresholds):
+            if label not in labels:
+                raise UsageError(f"{label!r} is not exported.{nearest(label, labels)} Labels: {', '.join(labels)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a writer is told. `labels` are the classes of the export in order; `ids` their places in the run's."""
+
+    labels: tuple[str, ...]
+    ids: Mapping[str, int]
+    has_background: bool
+    splits: tuple[str, ...]
+    options: Options
+    path: Path
+    parts: Parts
+    info: Mapping[str, object]
+
+
+class Writer(Protocol):
+    """One format."""
+
+    def __init__(self, plan: Plan) -> None: ...
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        """Write what a shard gives; again, if it was begun before. Counts are summed over all shards."""
+        ...
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        """Write what speaks of all shards; the files or folders a person should know of."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A name for `-f`, its writer, and whether what it writes is a folder or a file."""
+
+    name: str
+    make: type[Writer]
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export holds, and of how many of the run's shards."""
+
+    paths: list[Path]
+    tally: Tally
+    shards: int
+    of_shards: int
+
+    @property
+    def complete(self) -> bool:
+        return self.shards == self.of_shards
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An export as it travels to another process."""
+
+    workdir: Path
+    format: Format
+    path: Path
+    selection: Selection
+    options: Options
+    shared: frozenset[int]
+
+    @property
+    def kept(self) -> Path:
+        """Where the marks and parts lie."""
+        return self.path / KEPT if self.format.is_folder else self.path.with_name(f".{self.path.name}.parts")
+
+    def writer(self, results: Results) -> Writer:
+        names = self.selection.names(results)
+        plan = Plan(
+            labels=names,
+            ids={name: results.labels.index(name) + 1 for name in names},
+            has_background=results.has_background,
+            splits=self.selection.splits(results.manifest),
+            options=self.options,
+            path=self.path,
+            parts=Parts(self.kept),
+            info={"run": results.masks.fingerprint, "manifest": results.manifest.fingerprint},
+        )
+        return self.format.make(plan)
+
+    def do(self, results: Results, writer: Writer, shard: int) -> Tally:
+        """One committed shard, unless its mark says that it is done."""
+        commit = results.masks.read_commit(shard)
+        if commit is None:
+            raise OvsegError(f"Shard {shard} of {self.workdir} has lost its commit while it was exported; try again.")
+        mark, made_of = self.kept / f"{shard:06d}.json", _digest([commit])
+        done = _read(mark)
+        if done.get("made_of") == made_of:
+            return Tally(done["tally"])
+        with failpoints.within("export"):
+            tally = writer.shard(shard, Chooser(results, self.selection, self.shared).shard(shard))
+            write_text(mark, json.dumps({"made_of": made_of, "tally": tally}))
+            failpoints.reach("marked")
+        return tally
+
+
+def export(
+    workdir: Workdir,
+    format: Format,
+    path: Path,
+    selection: Selection,
+    options: Options,
+    workers: int | None = None,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> Exported:
+    """Write what a run has committed so far into `path`.
+
+    Args:
+        path: a file, or a folder that is empty or holds the same export, which then goes on.
+        workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
+        advance: told how many rows of the manifest have been gone through.
+
+    Raises:
+        UsageError: the selection or the options do not fit the run, or `path` holds something else.
+        OvsegError: nothing is committed yet.
+    """
+    results = Results.open(workdir)
+    selection.check(results)
+    options.check(selection.names(results))
+    commits = list(results.masks.commits())
+    if not commits:
+        raise OvsegError(f"The run in {workdir.root} has not committed any masks yet; there is nothing to export.")
+    job = Job(workdir.root, format, path, selection, options, shared_stems(results.manifest))
+    state = {"version": VERSION, "format": format.name, "run": results.masks.fingerprint}
+    state |= {"selection": asdict(selection), "options": asdict(options)}
+    shards, made_of = [commit.shard for commit in commits], _digest(commits)
+    known = _enter(job, fingerprint(state))
+    if known.get("made_of") == made_of:
+        advance(sum(commit.rows for commit in commits))
+        return Exported([path / name for name in known["paths"]], Tally(known["tally"]), len(shards), len(shards))
+    tally, rows = Tally(), {commit.shard: commit.rows for commit in commits}
+    if workers is None:
+        workers = (os.cpu_count() or 1) if sum(rows.values()) > FEW else 0
+    for shard, counted in _all_shards(job, results, shards, workers):
+        tally += counted
+        advance(rows[shard])
+    with failpoints.within("export"):
+        paths = job.writer(results).finish(shards)
+    if len(shards) == results.manifest.shards:
+        _leave(job, {"fingerprint": fingerprint(state), "made_of": made_of, "tally": tally}, paths)
+    return Exported(paths, tally, len(shards), results.manifest.shards)
+
+
+def _enter(job: Job, state: str) -> dict[str, Any]:
+    """See that the place is free or holds this very export; what is known of it."""
+    record = job.kept / RECORD
+    known = _read(record)
+    if known.get("fingerprint") == state:
+        return known
+    if job.format.is_folder:
+        if job.path.exists() and (not job.path.is_dir() or any(job.path.iterdir())):
+            what = "an export with other settings or of another run" if known else "something else"
+            raise UsageError(f"{job.path} holds {what}. Give another -o, or delete it.")
+    else:
+        if job.path.is_dir():
+            raise UsageError(f"{job.path} is a folder; {job.format.name} is a file. Give -o a file's name.")
+        shutil.rmtree(job.kept, ignore_errors=True)
+    write_text(record, json.dumps({"fingerprint": state}))
+    return {}
+
+
+def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
+    """All is there: forget the steps. A folder remembers what it holds."""
+    if job.format.is_folder:
+        named = [path.relative_to(job.path).as_posix() for path in paths]
+        write_text(job.kept / RECORD, json.dumps({**record, "paths": named}))
+        for entry in job.kept.iterdir():
+            if entry.name != RECORD:
+                entry.unlink()
+    else:
+        shutil.rmtree(job.kept)
+
+
+def _all_shards(job: Job, results: Results, shards: Sequence[int], workers: int) -> Iterator[tuple[int, Tally]]:
+    """(shard, its counts) as they come to an end."""
+    if workers == 0:
+        writer = job.writer(results)
+        yield from ((shard, job.do(results, writer, shard)) for shard in shards)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _open, (job,)) as pool:
+        try:
+            futures = {pool.submit(_do, shard): shard for shard in shards}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures.pop(future), future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_at_work: tuple[Job, Results, Writer]
+
+
+def _open(job: Job) -> None:
+    """What a process does once."""
+    global _at_work
+    results = Results.open(Workdir(job.workdir))
+    _at_work = job, results, job.writer(results)
+
+
+def _do(shard: int) -> Tally:
+    job, results, writer = _at_work
+    return job.do(results, writer, shard)
+
+
+def _digest(commits: Iterable[Commit]) -> str:
+    """What shards were made of: other data files, another digest."""
+    digest = hashlib.blake2b(digest_size=16)
+    for commit in commits:
+        for file in commit.files:
+            digest.update(f"{file.path}\0{file.blake2b}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content

@@ -1,0 +1,158 @@
+"""Data sets as Hugging Face's `datasets` loads them: Parquet with images inside, or a folder of images and a list."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.coco import dumps
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.export.pictures import class_map, png
+from ovseg_batch.export.placing import local_path, place_image
+from ovseg_batch.io.atomic import FileBatch, atomic_path, create, create_text
+
+ALL = "train"  # the split of images that are not parted
+ROWS = 16  # images in a row group, so that a group fits into memory
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+OBJECT = pa.struct(
+    [
+        ("category", pa.int64()),
+        ("bbox", pa.list_(pa.float32())),
+        ("area", pa.int64()),
+        ("confidence", pa.float32()),
+        ("score", pa.float32()),
+        ("counts", pa.string()),
+    ]
+)
+
+
+class ParquetWriter:
+    """`data/<split>-<shard>.parquet`: image, mask (a semantic PNG), and every object with its RLE."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._with_images = plan.options.images != "none"
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally, schema = Tally(), self._schema()
+        with contextlib.ExitStack() as stack:
+            adders: dict[str, Callable[[dict[str, Any]], None]] = {}
+            for image in images:
+                split = image.split or ALL
+                if split not in adders:
+                    path = self._plan.path / f"data/{split}-{shard:06d}.parquet"
+                    adders[split] = stack.enter_context(_parquet(path, schema))
+                adders[split](self._row(image))
+                tally.update(images=1, masks=len(image.annotations))
+        return tally
+
+    def _row(self, image: ChosenImage) -> dict[str, Any]:
+        labels = self._plan.labels
+        row: dict[str, Any] = {
+            "mask": {"bytes": png(class_map(image, self._plan)), "path": None},
+            "key": image.row.key,
+            "file_name": image.row.file_name,
+            "width": image.width,
+            "height": image.height,
+            "confidence": image.confidence,
+            "objects": [
+                {**one, "category": labels.index(one["category"]), "counts": one["rle"].decode("ascii")}
+                for one in image.annotations
+            ],
+        }
+        if self._with_images:
+            row["image"] = {"bytes": local_path(image.row).read_bytes(), "path": image.row.file_name}
+        return row
+
+    def _schema(self) -> pa.Schema:
+        """Columns, and what `datasets` makes of them."""
+        fields = [("mask", PICTURE), ("key", pa.string()), ("file_name", pa.string()), ("width", pa.int32())]
+        fields += [("height", pa.int32()), ("confidence", pa.float32()), ("objects", pa.list_(OBJECT))]
+        if self._with_images:
+            fields.insert(0, ("image", PICTURE))
+        label = {"names": list(self._plan.labels), "_type": "ClassLabel"}
+        members = {part.name: _feature(part.type) for part in OBJECT} | {"category": label}
+        features = {name: _feature(kind) for name, kind in fields} | {"objects": [members]}
+        return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        return [self._plan.path]
+
+
+class ImageFolderWriter:
+    """A folder a split: `images/`, `masks/` (semantic PNGs) and `metadata.jsonl`, which names both."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally, plan = Tally(), self._plan
+        lines = ShardLines(("lines",), plan.splits)
+        with FileBatch(plan.path, plan.parts.folder) as files:
+            for image in images:
+                folder = image.split or ALL
+                files.add(f"{folder}/masks/{image.name}.png", png(class_map(image, plan)))
+                place_image(image.row, plan.path / f"{folder}/images/{image.name}{image.suffix}", plan.options.images)
+                lines.add("lines", image.split, dumps(self._line(image)))
+                tally.update(images=1, masks=len(image.annotations))
+            files.publish()
+        lines.write(plan.parts, shard)
+        return tally
+
+    def _line(self, image: ChosenImage) -> dict[str, Any]:
+        masks = image.annotations
+        objects: dict[str, list[Any]] = {name: [one[name] for one in masks] for name in ("bbox", "area", "confidence")}
+        objects["category"] = [self._plan.labels.index(one["category"]) for one in masks]
+        objects["counts"] = [one["rle"].decode("ascii") for one in masks]
+        return {
+            "file_name": f"images/{image.name}{image.suffix}",
+            "mask_file_name": f"masks/{image.name}.png",
+            "key": image.row.key,
+            "confidence": image.confidence,
+            "objects": objects,
+        }
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        for split in self._plan.splits or ("",):
+            path = self._plan.path / (split or ALL) / "metadata.jsonl"
+            with atomic_path(path) as temporary, create_text(temporary) as file:
+                for line in self._plan.parts.read(shards, of_split("lines", split)):
+                    file.write(f"{line}\n")
+        return [self._plan.path]
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A Parquet file that takes row after row, and appears when all are in it."""
+    rows: list[dict[str, Any]] = []
+    with atomic_path(path) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+            rows.clear()
+
+        def add(row: dict[str, Any]) -> None:
+            rows.append(row)
+            if len(rows) == ROWS:
+                flush()
+
+        yield add
+        if rows:
+            flush()
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """What `datasets` calls a column of an Arrow type."""
+    if kind == PICTURE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return [_feature(kind.value_type)]
+    return {"dtype": {"float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}

@@ -1,0 +1,154 @@
+"""Label Studio: tasks with brush predictions, the least certain first, and the labelling config that shows them."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.coco import dumps, write_list
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import atomic_path, create_text, write_text
+from ovseg_batch.io.remote import is_remote
+
+Array = np.ndarray[Any, Any]
+
+FROM_NAME, TO_NAME = "masks", "image"
+TASKS_PER_FILE = 500  # Label Studio takes a file into memory
+RUN_BITS = 16  # of a run's length in its brush format
+LONGEST = 1 << RUN_BITS
+
+
+class LabelStudioWriter:
+    """`tasks-00001.json` … in the order to review them, and `label-config.xml`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        lines = ShardLines(("tasks", "order"), self._plan.splits)
+        for image in images:
+            lines.add("tasks", image.split, dumps(self._task(image)))
+            lines.add("order", image.split, f"{image.confidence:.9f}")
+            tally.update(images=1, masks=len(image.annotations))
+        lines.write(self._plan.parts, shard)
+        return tally
+
+    def _task(self, image: ChosenImage) -> dict[str, Any]:
+        results = [
+            {
+                "id": f"{image.row.row}-{number}",
+                "type": "brushlabels",
+                "from_name": FROM_NAME,
+                "to_name": TO_NAME,
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "score": round(one["confidence"], 6),
+                "meta": {"text": [f"{one['source']}, confidence {one['confidence']:.2f}"]},
+                "value": {
+                    "format": "rle",
+                    "rle": list(brush_counts(rle.decode(one["rle"], image.height, image.width))),
+                    "brushlabels": [one["category"]],
+                },
+            }
+            for number, one in enumerate(image.annotations, start=1)
+        ]
+        prediction = {"model_version": "ovseg_batch", "score": round(image.confidence, 6), "result": results}
+        data = {"image": self._url(image), "key": image.row.key, "confidence": round(image.confidence, 6)}
+        return {"data": data, "predictions": [prediction]}
+
+    def _url(self, image: ChosenImage) -> str:
+        path = image.row.path
+        if is_remote(path):
+            return path
+        return self._plan.options.image_url + quote(str(Path(path).absolute()).lstrip("/"))
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        plan, paths = self._plan, [self._plan.path / "label-config.xml"]
+        write_text(paths[0], label_config(plan.labels))
+        for split in plan.splits or ("",):
+            tasks = self._in_order(shards, split)
+            number = 0
+            while (batch := _take(tasks, TASKS_PER_FILE)) is not None:
+                number += 1
+                paths.append(plan.path / f"{of_split('tasks', split)}-{number:05d}.json")
+                with atomic_path(paths[-1]) as temporary, create_text(temporary) as file:
+                    file.write("[")
+                    write_list(file, batch)
+                    file.write("]\n")
+        return paths
+
+    def _in_order(self, shards: Sequence[int], split: str) -> Iterator[str]:
+        """The tasks, least certain first; of those in the files no more is held than 16 bytes each."""
+        parts, kind = self._plan.parts, of_split("tasks", split)
+        places = []
+        for shard in shards:
+            order = np.array([float(line) for line in parts.read([shard], of_split("order", split))])
+            if len(order):
+                with parts.path(shard, kind).open("rb") as file:
+                    starts = np.cumsum([0, *(len(line) for line in file)])[:-1]
+                places.append(np.rec.fromarrays([order, np.full(len(order), shard, np.int32), starts]))
+        if not places:
+            return
+        together = np.concatenate(places)
+        for _, shard, start in together[np.argsort(together["f0"], kind="stable")].tolist():
+            with parts.path(shard, kind).open("rb") as file:
+                file.seek(start)
+                yield file.readline().decode().removesuffix("\n")
+
+
+def _take(lines: Iterator[str], count: int) -> list[str] | None:
+    """The next lines, at most `count`; None when there are no more."""
+    taken = [line for _, line in zip(range(count), lines, strict=False)]
+    return taken or None
+
+
+def label_config(labels: Sequence[str]) -> str:
+    """The XML to give a project, without which its masks would not show."""
+    lines = []
+    for index, label in enumerate(labels):
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(index / len(labels), 0.7, 0.95))
+        lines.append(f'    <Label value={quoteattr(label)} background="#{red:02x}{green:02x}{blue:02x}"/>')
+    return "\n".join(
+        [
+            "<View>",
+            f'  <Image name="{TO_NAME}" value="$image" zoom="true"/>',
+            f'  <BrushLabels name="{FROM_NAME}" toName="{TO_NAME}">',
+            *lines,
+            "  </BrushLabels>",
+            "</View>\n",
+        ]
+    )
+
+
+def brush_counts(mask: Array) -> bytes:
+    """A mask (H, W) of bool in Label Studio's brush format: the runs of its RGBA bytes, packed in bits.
+
+    The format is that of thi.ng's rle-pack: 32 bits for how many values there are, 5 for the bits of a value less 1,
+    four times 4 for the bits of a run's length less 1; then for each run a 1, two bits that choose the size of the
+    length, the length less 1, and the value. Here every size is 16 bits and values are 0 and 255.
+    """
+    flat = mask.ravel()
+    bounds = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
+    lengths = np.diff(bounds) * 4  # each pixel is four equal bytes
+    inside = np.arange(len(lengths)) % 2 == (0 if flat[0] else 1)
+    pieces = -(-lengths // LONGEST)
+    values = np.repeat(inside, pieces)
+    sizes = np.full(pieces.sum(), LONGEST)
+    sizes[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST
+    runs = np.zeros((len(sizes), 1 + 2 + RUN_BITS + 8), np.uint8)
+    runs[:, 0] = 1
+    runs[:, 3 : 3 + RUN_BITS] = (sizes[:, None] - 1) >> np.arange(RUN_BITS - 1, -1, -1) & 1
+    runs[:, 3 + RUN_BITS :] = values[:, None]
+    head = [int(bit) for bit in f"{mask.size * 4:032b}{8 - 1:05b}" + f"{RUN_BITS - 1:04b}" * 4]
+    return np.packbits(np.concatenate([np.array(head, np.uint8), runs.ravel()])).tobytes()

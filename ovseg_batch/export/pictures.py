@@ -1,0 +1,193 @@
+"""Formats that are PNGs: one map of classes an image, one of segments, or one file a mask."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.coco import dumps, write_list
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text, write_text
+from ovseg_batch.io.pictures import part_name
+
+Array = np.ndarray[Any, Any]
+
+IGNORE = 255
+MANY = 254  # classes (with the background) that fit into 8 bits beside `IGNORE`
+IGNORE_16 = 65535
+
+
+def class_map(image: ChosenImage, plan: Plan) -> Array:
+    """(H, W) uint8, or uint16 beyond 254 classes: what a semantic PNG holds.
+
+    0 is the background where the run had one, and the classes follow in order; 255 (65535 in 16 bits) is what no mask
+    covers otherwise, and masks whose confidence is under `ignore_below` or their label's own threshold.
+    """
+    first = int(plan.has_background)
+    deep = len(plan.labels) + first > MANY
+    ignore = IGNORE_16 if deep else IGNORE
+    empty = 0 if plan.has_background else ignore
+    classes = np.full((image.height, image.width), empty, np.uint16 if deep else np.uint8)
+    for one in image.annotations:
+        mask = rle.decode(one["rle"], *classes.shape)
+        classes[mask] = plan.labels.index(one["category"]) + first if _is_sure(one, plan) else ignore
+    return classes
+
+
+def _is_sure(annotation: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether a mask's pixels are labelled, and not left out of training."""
+    options = plan.options
+    return bool(annotation["confidence"] >= options.thresholds.get(annotation["category"], options.ignore_below))
+
+
+def png(pixels: Array, palette: Sequence[int] | None = None) -> bytes:
+    """The PNG of a map; indices into `palette` (r, g, b, r, g, b, …) where there is one and 8 bits are enough."""
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    if palette is not None and pixels.dtype == np.uint8:
+        picture.putpalette(palette)
+    picture.save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def voc_palette() -> list[int]:
+    """VOC's 256 colours, each three bits of its index spread over red, green and blue."""
+    colours = []
+    for index in range(256):
+        for channel in range(3):
+            bits = [(index >> (3 * k + channel)) & 1 for k in range(3)]
+            colours.append(sum(bit << (7 - k) for k, bit in enumerate(bits)))
+    return colours
+
+
+class SemanticWriter:
+    """`<name>.png` an image, a folder for each split, and `classes.json`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._palette = voc_palette() if plan.options.palette == "voc" else None
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+            for image in images:
+                classes = class_map(image, self._plan)
+                files.add(f"{image.under}.png", png(classes, self._palette))
+                tally.update(images=1, masks=len(image.annotations), pixels=classes.size)
+                for one in image.annotations:
+                    kept = _is_sure(one, self._plan)
+                    tally.update({f"{'kept' if kept else 'ignored'} {one['category']}": one["area"]})
+            files.publish()
+        return tally
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        first = int(self._plan.has_background)
+        names = [*(["background"] if first else []), *self._plan.labels]
+        ignore = IGNORE_16 if len(names) > MANY else IGNORE
+        described = {"classes": dict(enumerate(names)), "ignore": ignore, **self._plan.info}
+        write_text(self._plan.path / "classes.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        return [self._plan.path]
+
+
+class PanopticWriter:
+    """`panoptic.json` and a folder `panoptic/` of PNGs in which R + 256 G + 65536 B is a segment's id; one a split."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        lines = ShardLines(("images", "annotations"), self._plan.splits)
+        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+            for image in images:
+                segments, entries = self._segments(image)
+                files.add(f"{of_split('panoptic', image.split)}/{image.name}.png", png(_id_colours(segments)))
+                number = image.row.row + 1
+                described = {"id": number, "file_name": image.row.file_name}
+                described |= {"width": image.width, "height": image.height, "confidence": round(image.confidence, 6)}
+                lines.add("images", image.split, dumps(described))
+                entry = {"image_id": number, "file_name": f"{image.name}.png", "segments_info": entries}
+                lines.add("annotations", image.split, dumps(entry))
+                tally.update(images=1, masks=len(image.annotations), segments=len(entries))
+            files.publish()
+        lines.write(self._plan.parts, shard)
+        return tally
+
+    def _segments(self, image: ChosenImage) -> tuple[Array, list[dict[str, Any]]]:
+        """(H, W) uint32 segment of each pixel (0: none), and an entry for each segment."""
+        owner = np.zeros((image.height, image.width), np.uint32)
+        entries: list[dict[str, Any]] = []
+        stuff: dict[str, dict[str, Any]] = {}
+        for one in image.annotations:
+            name, mask = one["category"], rle.decode(one["rle"], image.height, image.width)
+            entry = stuff.get(name)
+            if entry is None:
+                entry = {"id": len(entries) + 1, "category_id": self._plan.ids[name], "iscrowd": 0, "area": 0}
+                entry |= {"bbox": [int(side) for side in one["bbox"]], "confidence": round(one["confidence"], 6)}
+                entries.append(entry)
+                if name in self._plan.options.stuff:
+                    stuff[name] = entry
+            else:
+                entry["bbox"] = _around(entry["bbox"], one["bbox"])
+                entry["confidence"] = min(entry["confidence"], round(one["confidence"], 6))
+            owner[mask] = entry["id"]
+            entry["area"] += one["area"]
+        return owner, entries
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        plan, paths = self._plan, []
+        categories = [
+            {"id": number, "name": name, "supercategory": "", "isthing": int(name not in plan.options.stuff)}
+            for name, number in plan.ids.items()
+        ]
+        for split in plan.splits or ("",):
+            path = plan.path / f"{of_split('panoptic', split)}.json"
+            with atomic_path(path) as temporary, create_text(temporary) as file:
+                file.write(f'{{"info": {dumps(plan.info)},\n"categories": {dumps(categories)},\n"images": [')
+                write_list(file, plan.parts.read(shards, of_split("images", split)))
+                file.write('],\n"annotations": [')
+                write_list(file, plan.parts.read(shards, of_split("annotations", split)))
+                file.write("]}\n")
+            paths.append(path)
+        return paths
+
+
+class MasksWriter:
+    """A folder for each image, a PNG for each mask: 255 inside."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+            for image in images:
+                for number, one in enumerate(image.annotations, start=1):
+                    mask = rle.decode(one["rle"], image.height, image.width)
+                    files.add(part_name(image.under, number, one["category"], ".png"), png(mask.astype(np.uint8) * 255))
+                tally.update(images=1, masks=len(image.annotations))
+            files.publish()
+        return tally
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        return [self._plan.path]
+
+
+def _id_colours(segments: Array) -> Array:
+    """Ids (H, W) as panoptic PNGs hold them: (H, W, 3) uint8."""
+    return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
+
+
+def _around(one: Sequence[float], other: Sequence[float]) -> list[int]:
+    """The box (x, y, width, height) around both."""
+    x, y = min(one[0], other[0]), min(one[1], other[1])
+    right, bottom = max(one[0] + one[2], other[0] + other[2]), max(one[1] + one[3], other[1] + other[3])
+    return [int(x), int(y), int(right - x), int(bottom - y)]

@@ -1,0 +1,57 @@
+"""One line a mask, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.failures import plain
+from ovseg_batch.export.parts import ShardLines, of_split, split_path
+from ovseg_batch.io.atomic import atomic_path, create_text
+
+MEASURED = ("confidence", "score", "margin", "coverage", "predicted_iou", "stability")
+ABOUT = ("key", "file_name", "split", "width", "height", "label")
+COLUMNS = (*ABOUT, *MEASURED, "x", "y", "box_width", "box_height", "area", "source", "reason", "rle")
+
+
+class CsvWriter:
+    """A file, or one a split. `rle` holds COCO's compressed counts; an image without masks has no line."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally = Tally()
+        lines = ShardLines(("lines",), self._plan.splits)
+        for image in images:
+            for one in image.annotations:
+                lines.add("lines", image.split, _line(image, one))
+            tally.update(images=1, masks=len(image.annotations))
+        lines.write(self._plan.parts, shard)
+        return tally
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        paths = []
+        for split in self._plan.splits or ("",):
+            path = split_path(self._plan.path, split)
+            with atomic_path(path) as temporary, create_text(temporary) as file:
+                file.write(",".join(COLUMNS) + "\n")
+                for line in self._plan.parts.read(shards, of_split("lines", split)):
+                    file.write(f"{line}\n")
+            paths.append(path)
+        return paths
+
+
+def _line(image: ChosenImage, one: Mapping[str, Any]) -> str:
+    numbers = ["" if one[name] is None else f"{one[name]:.6g}" for name in MEASURED]
+    box = [f"{side:g}" for side in one["bbox"]]
+    row = [image.row.key, image.row.file_name, image.split, image.width, image.height, one["category"], *numbers, *box]
+    row += [one["area"], one["source"], one["reason"] or ""]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow([*(plain(str(field)) for field in row), one["rle"].decode("ascii")])
+    return out.getvalue()

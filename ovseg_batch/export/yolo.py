@@ -1,0 +1,58 @@
+"""Ultralytics' segmentation data sets: a polygon a line, a text file an image, `data.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.placing import place_image
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import FileBatch, write_text
+from ovseg_batch.methods.polygons import centre_ring
+
+ALL = "train"  # the folder of images that are not parted
+
+
+class YoloWriter:
+    """`images/<split>/`, `labels/<split>/<name>.txt`, `data.yaml`. An image without masks has an empty file."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
+        tally, plan = Tally(), self._plan
+        with FileBatch(plan.path, plan.parts.folder) as files:
+            for image in images:
+                name = f"{image.split or ALL}/{image.name}"
+                lines = [self._line(image, one["category"], one["rle"]) for one in image.annotations]
+                files.add(f"labels/{name}.txt", "".join(lines).encode())
+                place_image(image.row, plan.path / f"images/{name}{image.suffix}", plan.options.images)
+                tally.update(images=1, masks=len(lines))
+            files.publish()
+        return tally
+
+    def _line(self, image: ChosenImage, label: str, counts: bytes) -> str:
+        """`class x y x y …` in shares of the width and height."""
+        mask = rle.decode(counts, image.height, image.width)
+        ring = centre_ring(mask, self._plan.options.tolerance) / (image.width, image.height)
+        if len(ring) < 3:  # a point or a line of pixels; readers want three corners
+            ring = np.resize(ring, (3, 2))
+        return f"{self._plan.labels.index(label)} {' '.join(f'{value:.6f}' for value in ring.ravel().tolist())}\n"
+
+    def finish(self, shards: Sequence[int]) -> list[Path]:
+        plan = self._plan
+        splits = plan.splits or (ALL,)
+        described = {
+            "path": str(plan.path.resolve()),
+            **{split: f"images/{split}" for split in splits},
+            **({} if "val" in splits else {"val": f"images/{ALL}"}),  # ultralytics wants one
+            "names": dict(enumerate(plan.labels)),
+        }
+        path = plan.path / "data.yaml"
+        write_text(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+        return [path]
