@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_OK, guarded
+from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
 from ovseg_batch.store import Workdir
 
@@ -27,6 +29,15 @@ from ovseg_batch.store import Workdir
 @click.option("--images", type=click.Choice(["link", "copy", "none"]), default="link", help="Image files in exports.")
 @click.option("--palette", type=click.Choice(["none", "voc"]), default="none", help="Colours of semantic PNGs.")
 @click.option("--ignore-below", type=click.FloatRange(0, 1), default=0.0, help="semantic: less sure masks are 255.")
+@click.option(
+    "--keep",
+    "share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="semantic: keep this share of every label's pixels, the surest; the others are 255.",
+)
+@click.option(
+    "--thresholds", type=click.Path(path_type=Path), help="semantic: least confidence label by label, a file."
+)
 @click.option("--stuff", help="panoptic: labels that are one segment an image.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Pixels to simplify polygons by.")
 @click.option("--image-url", default="/data/local-files/?d=", show_default=True, help="label-studio: before the path.")
@@ -36,7 +47,12 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
     """Write the masks of WORKDIR, as far as they are there, in another tool's format. Stopped, it goes on."""
     from ovseg_batch.export import exporting, formats
     from ovseg_batch.export.choosing import Selection
+    from ovseg_batch.export.thresholds import keep_share, read_thresholds
+    from ovseg_batch.results import Results
 
+    thresholds = read_thresholds(options["thresholds"]) if options["thresholds"] else {}
+    if options["share"] is not None:
+        thresholds = keep_share(Results.open(Workdir(workdir)), options["share"]) | thresholds
     selection = Selection(
         labels=_names(options["labels"]),
         min_score=options["min_score"],
@@ -48,6 +64,7 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
         images=options["images"],
         palette=options["palette"],
         ignore_below=options["ignore_below"],
+        thresholds=thresholds,
         stuff=_names(options["stuff"]),
         tolerance=options["tolerance"],
         image_url=options["image_url"],
@@ -55,10 +72,23 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
     with tqdm(desc=kind, unit="img", disable=None) as bar:
         done = exporting.export(Workdir(workdir), formats.WRITERS[kind], output, selection, chosen, workers, bar.update)
     click.echo(f"{done.tally['images']} images, {done.tally['masks']} masks: {', '.join(map(str, done.paths[:3]))}")
+    if kind == "semantic":
+        _tell_balance(done.tally)
     if not done.complete:
         left = done.of_shards - done.shards
         click.echo(f"The run is not finished: {left} of {done.of_shards} shards are not in it.", err=True)
     return EXIT_OK
+
+
+def _tell_balance(tally: Counter[str]) -> None:
+    """Pixels of every label that are in the maps, and how many were left out as unsure."""
+    kept = {key.removeprefix("kept "): count for key, count in tally.items() if key.startswith("kept ")}
+    left = {key.removeprefix("ignored "): count for key, count in tally.items() if key.startswith("ignored ")}
+    total = max(sum(kept.values()), 1)
+    click.echo(f"{sum(kept.values()) / tally['pixels']:.1%} of all pixels are labelled")
+    for label in sorted({*kept, *left}, key=lambda label: -kept.get(label, 0)):
+        own = kept.get(label, 0) + left.get(label, 0)
+        click.echo(f"  {label:24} {kept.get(label, 0) / total:6.1%} of these; {kept.get(label, 0) / own:6.1%} kept")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -71,17 +101,33 @@ def _names(text: str | None) -> tuple[str, ...]:
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
 @click.option("--classes", "by_class", is_flag=True, help="Also class by class.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
+@click.option("--precision", type=click.FloatRange(0, 1), help="With --thresholds: how often a kept pixel is right.")
+@click.option("--thresholds", type=click.Path(path_type=Path), help="A file to write, for `export -f semantic`.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
 @guarded
-def eval_run(workdir: Path, dataset: str, root: Path, by_class: bool, sheet: Path | None, as_json: bool) -> None:
+def eval_run(
+    workdir: Path,
+    dataset: str,
+    root: Path,
+    by_class: bool,
+    sheet: Path | None,
+    precision: float | None,
+    thresholds: Path | None,
+    as_json: bool,
+) -> None:
     """Hold a finished run against a data set's truth. What was scored before is not scored again.
 
     The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
     """
     from ovseg_batch.evaluate.edits import edit_figures
     from ovseg_batch.evaluate.run import evaluate, vocabulary_of
+    from ovseg_batch.export.thresholds import write_thresholds
 
+    if (thresholds is None) != (precision is None):
+        raise UsageError("--precision and --thresholds go together: how often a kept pixel is right, and the file.")
     score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
+    if thresholds is not None and precision is not None:
+        write_thresholds(thresholds, score.thresholds(precision))
     found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
     edits = edit_figures(Workdir(workdir), root)
     if as_json:

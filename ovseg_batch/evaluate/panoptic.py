@@ -28,15 +28,15 @@ class PanopticScore:
         truth: Array,
         truth_class: Sequence[int],
         crowds: Sequence[int] = (),
-    ) -> None:
-        """One image.
+    ) -> int:
+        """One image; how many segments are wrong or missed.
 
         Args:
             found: (H, W) integer segment of each pixel, 0 where none is; segment k is of class found_class[k - 1].
             truth: the same of what is true; 0 is void.
             crowds: segments of the truth that stand for many objects and need not be found.
         """
-        across = len(found_class) + 1
+        across, errors = len(found_class) + 1, 0
         index = truth.astype(np.int64).ravel() * across + found.ravel()
         shared = np.bincount(index, minlength=(len(truth_class) + 1) * across).reshape(-1, across)
         truth_area, found_area = shared.sum(axis=1), shared.sum(axis=0)
@@ -52,12 +52,15 @@ class PanopticScore:
         for t in range(1, len(truth_class) + 1):
             if t not in matched_truth and t not in crowds and truth_area[t]:
                 self._counts[truth_class[t - 1], 3] += 1
+                errors += 1
         for f in range(1, len(found_class) + 1):
             if f in matched_found or not found_area[f]:
                 continue
             void = shared[0, f] + sum(shared[t, f] for t in crowds if truth_class[t - 1] == found_class[f - 1])
             if void / found_area[f] <= 0.5:
                 self._counts[found_class[f - 1], 2] += 1
+                errors += 1
+        return errors
 
     def arrays(self) -> dict[str, Array]:
         return {"panoptic": self._counts}

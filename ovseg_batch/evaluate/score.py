@@ -11,12 +11,14 @@ import numpy as np
 
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.calibration import CalibrationScore
 from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.evaluate.metrics import SemanticScore, class_iou, confusion
 from ovseg_batch.evaluate.panoptic import PanopticScore
 from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.methods.confidence import image_confidence
 
 Array = np.ndarray[Any, Any]
 Line = Mapping[str, Any]
@@ -45,6 +47,7 @@ class Score:
         self._semantic = SemanticScore(scored) if reader.has_classes else None
         self._instances = InstanceScore(dataset.things) if reader.has_instances and dataset.things else None
         self._panoptic = PanopticScore(scored) if self._semantic and self._instances else None
+        self._calibration = CalibrationScore(scored) if self._semantic is not None else None
         self._images: dict[int, float] = {}  # manifest row → how well the image went
 
     def add(self, name: str, line: Line) -> None:
@@ -58,29 +61,34 @@ class Score:
                 raise UsageError(f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth.")
             drawn = paint(line, self._dataset)
             self._semantic.add(drawn, truth.classes)
+            self._add_masks(line, truth.classes)
             own = class_iou(confusion(drawn, truth.classes, len(self._dataset.scored)))
             quality = float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else 1.0
         if self._instances is not None and truth.instances is not None:
             things = [one for one in line["annotations"] if one["category"] in self._dataset.things]
             objects = [one for one in truth.instances if one.category in self._dataset.things]
             self._instances.add(line["row"], size, things, objects)
-        if self._panoptic is not None:
-            self._add_segments(line, truth)
+        errors = self._add_segments(line, truth) if self._panoptic is not None else math.nan
+        if self._calibration is not None:
+            sure = image_confidence(one["confidence"] for one in line["annotations"])
+            self._calibration.add_image(line["row"], sure, errors)
         self._images[line["row"]] = quality
 
     def arrays(self) -> dict[str, Array]:
         rows = np.array(list(self._images), np.int64)
         out = {"rows": rows, "quality": np.array(list(self._images.values()), float)}
-        for part in (self._semantic, self._instances, self._panoptic):
-            if part is not None:
-                out |= part.arrays()
+        for part in self._parts():
+            out |= part.arrays()
         return out
 
     def merge(self, arrays: Mapping[str, Array]) -> None:
         self._images |= dict(zip(arrays["rows"].tolist(), arrays["quality"].tolist(), strict=True))
-        for part in (self._semantic, self._instances, self._panoptic):
-            if part is not None:
-                part.merge(arrays)
+        for part in self._parts():
+            part.merge(arrays)
+
+    def _parts(self) -> list[SemanticScore | InstanceScore | PanopticScore | CalibrationScore]:
+        parts = (self._semantic, self._instances, self._panoptic, self._calibration)
+        return [part for part in parts if part is not None]
 
     def worst(self, count: int) -> list[int]:
         """Manifest rows of the images that went worst, the worst first."""
@@ -107,7 +115,25 @@ class Score:
             found |= self._instances.figures({n: m for n, m in things.items() if n in ("base", "novel")})
         if self._panoptic is not None:
             found |= dict(zip(("PQ", "SQ", "RQ"), self._panoptic.quality(), strict=True))
+            assert self._calibration is not None
+            found["errors in tenth"] = self._calibration.worst_share()
         return found
+
+    def thresholds(self, precision: float) -> dict[str, float]:
+        """The least confidence with which each class's pixels are right at least so often.
+
+        Raises:
+            UsageError: the truth does not say what a pixel is.
+        """
+        if self._calibration is None:
+            raise UsageError(f"The truth of {self._dataset.title} has no classes of pixels to hold thresholds against.")
+        found = self._calibration.thresholds(self._dataset.scored, precision)
+        return {name: value for name, value in found.items() if name != "background"}
+
+    @property
+    def calibration(self) -> CalibrationScore | None:
+        """What confidence is worth; None where the truth has no classes of pixels."""
+        return self._calibration
 
     def classes(self) -> dict[str, dict[str, float]]:
         """The same class by class."""
@@ -133,7 +159,19 @@ class Score:
             groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
         return groups
 
-    def _add_segments(self, line: Line, truth: Truth) -> None:
+    def _add_masks(self, line: Line, truth: Array) -> None:
+        """How many pixels of every mask are right, of those where the truth says anything."""
+        assert self._calibration is not None
+        for one in line["annotations"]:
+            if one["category"] in self._dataset.scored:
+                label = self._dataset.scored.index(one["category"])
+                under = truth[rle.decode(one["rle"], *truth.shape)]
+                self._calibration.add_mask(
+                    label, one["confidence"], int((under != IGNORE).sum()), int((under == label).sum())
+                )
+
+    def _add_segments(self, line: Line, truth: Truth) -> int:
+        """How many segments are wrong or missed."""
         assert self._panoptic is not None and truth.classes is not None and truth.instances is not None
         scored, things = self._dataset.scored, self._dataset.things
         shape = truth.classes.shape
@@ -160,7 +198,7 @@ class Score:
             wanted[rle.decode(instance.rle, *shape)] = len(wanted_class)
             if instance.crowd:
                 crowds.append(len(wanted_class))
-        self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
+        return self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
 
 
 def paint(line: Line, dataset: Dataset) -> Array:

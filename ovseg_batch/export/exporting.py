@@ -59,10 +59,10 @@ class Options:
     image_url: str = "/data/local-files/?d="
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raises UsageError where it names a label that is not exported."""
+        """Raises UsageError where it names a label that the run does not have."""
         for label in (*self.stuff, *self.thresholds):
             if label not in labels:
-                raise UsageError(f"{label!r} is not exported.{nearest(label, labels)} Labels: {', '.join(labels)}.")
+                raise UsageError(f"The run has no label {label!r}.{nearest(label, labels)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def export(
     """
     results = Results.open(workdir)
     selection.check(results)
-    options.check(selection.names(results))
+    options.check(results.labels)
     commits = list(results.masks.commits())
     if not commits:
         raise OvsegError(f"The run in {workdir.root} has not committed any masks yet; there is nothing to export.")

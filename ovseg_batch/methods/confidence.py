@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 #: What is left of a mask's margin where SAM2 was asked and drew no mask that agreed with the dense map.
 ALONE = 0.25
+STEPS = 1000  # of confidence, where masks are counted by it
 
 
 def mask_confidence(margin: float, predicted_iou: float | None, asked: bool) -> float:
@@ -35,6 +36,11 @@ def image_confidence(confidences: Iterable[float]) -> float:
     """
     wrong = [1.0 - confidence for confidence in confidences]
     return math.exp(-sum(wrong)) if wrong else 0.0
+
+
+def step_of(confidence: float) -> int:
+    """0 … 1000: the confidence in steps, rounded down, so that a threshold of so many steps keeps the mask."""
+    return min(int(confidence * STEPS), STEPS)
 
 
 def _share(value: float) -> float:

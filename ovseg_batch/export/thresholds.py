@@ -1,0 +1,55 @@
+"""Least confidences label by label, so that training on the masks is not governed by the labels that come easily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.atomic import write_text
+from ovseg_batch.methods.confidence import STEPS, step_of
+from ovseg_batch.results import Results
+
+Array = np.ndarray[Any, Any]
+
+
+def keep_share(results: Results, share: float) -> dict[str, float]:
+    """The highest threshold for each label that keeps at least this share of its pixels.
+
+    Args:
+        share: in (0, 1].
+
+    Returns:
+        label → threshold in steps of 1/1000, for labels that have masks.
+    """
+    pixels = {label: np.zeros(STEPS + 1) for label in results.labels}
+    for commit in results.masks.commits():
+        for _, line in results.shard(commit.shard):
+            for one in line["annotations"]:
+                pixels[one["category"]][step_of(one["confidence"])] += one["area"]
+    return {label: _highest(counts, share) for label, counts in pixels.items() if counts.any()}
+
+
+def _highest(counts: Array, share: float) -> float:
+    above = np.cumsum(counts[::-1])[::-1]  # pixels kept by each bin as the threshold
+    return float(np.flatnonzero(above >= share * above[0] - 1e-9)[-1]) / STEPS
+
+
+def write_thresholds(path: Path, thresholds: Mapping[str, float]) -> None:
+    write_text(path, json.dumps(thresholds, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_thresholds(path: Path) -> dict[str, float]:
+    """Raises UsageError where the file is none of ours."""
+    try:
+        content = json.loads(path.read_bytes())
+        found = {str(label): float(value) for label, value in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{path} is no file of thresholds, as `eval --thresholds` writes them: {error}") from None
+    if not all(0 <= value <= 1 for value in found.values()):
+        raise UsageError(f"{path} holds thresholds outside 0 … 1.")
+    return found
