@@ -104,3 +104,11 @@ def data_files(workdir: Path) -> dict[str, bytes]:
     files = [p for p in (workdir / "stages").rglob("data/**/*") if p.is_file()]
     files += [workdir / name for name in ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")]
     return {p.relative_to(workdir).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="session")
+def run_of_six(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """Six scenes in three shards, one mask a label: several parts, and holes."""
+    workdir = tmp_path_factory.mktemp("exported") / "run"
+    assert command(*run_arguments(few_scenes / "images", workdir, "--set", "refine.output=semantic")).returncode == 0
+    return workdir

@@ -27,7 +27,7 @@ class Selection:
         labels: only masks of these; empty: of all.
         min_score: least confidence of a mask, in [0, 1].
         min_area: least pixels of a mask.
-        split: only images of this part.
+        split: only images of this part, which then is not kept apart from any other.
         val_share: share of the images that is `val`, by a hash of their keys, where the manifest has no column `split`.
     """
 
@@ -45,14 +45,17 @@ class Selection:
                     f"The run has no label {label!r}.{nearest(label, results.labels)} "
                     f"Its labels: {', '.join(results.labels)}."
                 )
-        if self.split is not None and self.split not in self.splits(results.manifest):
+        if self.split is not None and self.split not in self._parts(results.manifest):
             raise UsageError(
                 f"There is no split {self.split!r}: the list of images has no column `split`, and no share of them "
                 "was asked to be val (--val 0.1)."
             )
 
     def splits(self, manifest: Manifest) -> tuple[str, ...]:
-        """The parts there can be; empty where the images are not parted."""
+        """The parts that the export keeps apart; empty where the images are not parted, or one part is asked for."""
+        return () if self.split is not None else self._parts(manifest)
+
+    def _parts(self, manifest: Manifest) -> tuple[str, ...]:
         if "split" in manifest.columns:
             return SPLITS
         return ("train", "val") if self.val_share > 0 else ()
@@ -111,7 +114,8 @@ class Chooser:
             masks = line["annotations"]
             chosen = [one for one in masks if self._is_wanted(one)]
             sure = image_confidence(one["confidence"] for one in masks)
-            yield ChosenImage(row, self._name(row), line["height"], line["width"], chosen, sure, split)
+            apart = "" if wanted.split is not None else split
+            yield ChosenImage(row, self._name(row), line["height"], line["width"], chosen, sure, apart)
 
     def _is_wanted(self, annotation: Mapping[str, Any]) -> bool:
         wanted = self.selection
