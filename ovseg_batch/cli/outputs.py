@@ -80,6 +80,25 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
     return EXIT_OK
 
 
+@click.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="Images in the gallery.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none of their own.")
+@guarded
+def report(workdir: Path, output: Path, limit: int, workers: int | None) -> int:
+    """Write a page that shows how the run in WORKDIR went: numbers, charts, failures, and the images with their masks.
+
+    It is a folder of plain files, opened from the disk. Given again, it is brought up to date.
+    """
+    from ovseg_batch.report.building import build_report
+
+    with tqdm(desc="report", unit="img", disable=None) as bar:
+        done = build_report(Workdir(workdir), output, limit, workers, bar.update)
+    click.echo(f"{done.images} images, {done.shown} of them shown: {done.page}")
+    return EXIT_OK
+
+
 def _tell_balance(tally: Counter[str]) -> None:
     """Pixels of every label that are in the maps, and how many were left out as unsure."""
     kept = {key.removeprefix("kept "): count for key, count in tally.items() if key.startswith("kept ")}

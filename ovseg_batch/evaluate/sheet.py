@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.methods.colours import palette
 
 Array = np.ndarray[Any, Any]
 
@@ -58,14 +59,6 @@ def overlay(image: Array, classes: Array) -> Array:
     edges = cv2.morphologyEx(classes.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     mixed[edges] *= 0.35
     return mixed.astype(np.uint8)
-
-
-def palette(count: int) -> Array:
-    """(count, 3) uint8 RGB: steps of the golden ratio round the hue circle, in three strengths."""
-    steps = np.arange(count)
-    hsv = np.stack([(steps * 179 * 0.618) % 180, 150 + 60 * (steps % 2), 235 - 60 * (steps % 3 == 2)], axis=1)
-    colours: Array = np.asarray(cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2RGB))[0]
-    return colours
 
 
 def _row(case: Case) -> Array:

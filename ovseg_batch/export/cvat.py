@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.methods.colours import hex_palette
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +41,7 @@ class CvatWriter:
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
         plan, paths = self._plan, []
-        labels = "".join(_label(name, index, len(plan.labels)) for index, name in enumerate(plan.labels))
+        labels = "".join(map(_label, plan.labels, hex_palette(len(plan.labels))))
         for split in plan.splits or ("",):
             path = split_path(plan.path, split)
             with atomic_path(path) as temporary, create_text(temporary) as file:
@@ -71,13 +71,11 @@ def row_counts(mask: Array) -> str:
     return ", ".join(map(str, [0, *lengths] if flat[0] else lengths))
 
 
-def _label(name: str, index: int, count: int) -> str:
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(index / count, 0.7, 0.95))
+def _label(name: str, colour: str) -> str:
     attributes = "".join(
         f"<attribute><name>{attribute}</name><mutable>True</mutable><input_type>number</input_type>"
         "<default_value>0</default_value><values>0\n1\n0.0001</values></attribute>"
         for attribute in ATTRIBUTES
     )
-    colour = f"#{red:02x}{green:02x}{blue:02x}"
     head = f"<name>{escape(name)}</name><color>{colour}</color><type>mask</type>"
     return f"<label>{head}<attributes>{attributes}</attributes></label>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ovseg_batch.export.parts import ShardLines, of_split
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.remote import is_remote
+from ovseg_batch.methods.colours import hex_palette
 
 Array = np.ndarray[Any, Any]
 
@@ -116,9 +116,8 @@ def _take(lines: Iterator[str], count: int) -> list[str] | None:
 def label_config(labels: Sequence[str]) -> str:
     """The XML to give a project, without which its masks would not show."""
     lines = []
-    for index, label in enumerate(labels):
-        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(index / len(labels), 0.7, 0.95))
-        lines.append(f'    <Label value={quoteattr(label)} background="#{red:02x}{green:02x}{blue:02x}"/>')
+    for label, colour in zip(labels, hex_palette(len(labels)), strict=True):
+        lines.append(f'    <Label value={quoteattr(label)} background="{colour}"/>')
     return "\n".join(
         [
             "<View>",

@@ -91,6 +91,7 @@ class Manifest:
         self.rows: int = file.metadata.num_rows
         self.columns: list[str] = file.schema_arrow.names
         self.shards: int = file.metadata.num_row_groups
+        self._shard_rows: int = description["shard_rows"]
         self.fingerprint: str = description["fingerprint"]
         self.remote: dict[str, int] = description.get("remote", {})  # scheme → images behind such URLs
 
@@ -111,6 +112,10 @@ class Manifest:
             return FORMAT in (pq.read_metadata(path).metadata or {})
         except (OSError, pa.ArrowInvalid):
             return False
+
+    def shard_of(self, row: int) -> int:
+        """The shard in which a row is."""
+        return row // self._shard_rows
 
     def read_column(self, name: str) -> Iterator[Any]:
         """One column of all rows, a shard at a time."""

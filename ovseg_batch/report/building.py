@@ -1,0 +1,219 @@
+"""`ovseg-batch report`: the numbers of a run, charts, and a gallery that holds a hundred thousand images."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.atomic import atomic_path, create_text, write_text
+from ovseg_batch.io.images import Limits
+from ovseg_batch.io.remote import is_remote, shown
+from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.methods.confidence import image_confidence
+from ovseg_batch.report.gathering import gather, worth_showing
+from ovseg_batch.report.page import write_page
+from ovseg_batch.report.thumbnails import CLOSED, Album
+from ovseg_batch.results import Results
+from ovseg_batch.settings import RunConfig
+from ovseg_batch.store import Workdir
+from ovseg_batch.types import ImageRow
+
+LIMIT = 10_000  # images in the gallery, unless more are asked for
+CHUNK = 5_000  # entries in a file of the index
+PAGE = 500  # images in a file of details
+LISTED = 2_000  # failures in the gallery
+RECORD = "assets/run.txt"
+IMAGE, LAYER, EDITED = 1, 2, 4
+FEW = 500  # images that are not worth starting processes for
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Where the page is, and what is on it."""
+
+    page: Path
+    shown: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process needs to know to make the small pictures and entries of a shard."""
+
+    workdir: Path
+    output: Path
+    rows: dict[int, list[int]]  # shard → rows wanted
+    failures: dict[int, tuple[str, str, str]]
+    codes: tuple[str, ...]
+    limits: Limits
+
+
+def build_report(
+    workdir: Workdir,
+    output: Path,
+    limit: int = LIMIT,
+    workers: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> Reported:
+    """Write, or bring up to date, the report of what a run has committed so far.
+
+    Args:
+        output: a folder that is empty, or holds a report.
+        limit: images in the gallery.
+        workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
+        advance: told how many images have been gone through.
+
+    Raises:
+        UsageError: no run there, or the folder holds something else.
+    """
+    results = Results.open(workdir)
+    _enter(output, results)
+    found = gather(results, min(LISTED, limit))
+    wanted = worth_showing(found, limit)
+    of_shard: dict[int, list[int]] = {}
+    for row in wanted.tolist():
+        of_shard.setdefault(results.manifest.shard_of(row), []).append(row)
+    limits = RunConfig()
+    job = Job(
+        workdir.root,
+        output,
+        of_shard,
+        found.failures,
+        tuple(sorted(found.codes)),
+        Limits(limits.max_pixels, limits.max_file_bytes),
+    )
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(wanted) > FEW else 0
+    _write_gallery(output, _entries(job, workers, advance))
+    write_page(results, output, found, {"entries": len(wanted), "chunks": -(-len(wanted) // CHUNK), "page": PAGE})
+    return Reported(output / "index.html", len(wanted), found.images)
+
+
+def _enter(output: Path, results: Results) -> None:
+    """See that the folder is free or holds a report; small pictures of another run go."""
+    record, run = output / RECORD, results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
+    if output.exists() and any(output.iterdir()):
+        if not record.is_file():
+            raise UsageError(f"{output} holds something else than a report. Give another -o.")
+        shutil.rmtree(output / "data", ignore_errors=True)
+        if record.read_text(encoding="utf-8") != run:
+            for kind in ("images", "masks", "edited"):
+                shutil.rmtree(output / kind, ignore_errors=True)
+    write_text(record, run)
+
+
+# --- the gallery ---
+
+
+def _entries(job: Job, workers: int, advance: Callable[[int], object]) -> Iterator[tuple[list[Any], list[Any]]]:
+    """(entry, details) of every image wanted, in manifest order; their small pictures are made on the way."""
+    if workers == 0:
+        for shard, rows in job.rows.items():
+            yield from _shard(job, shard)
+            advance(len(rows))
+        return
+    context = multiprocessing.get_context("forkserver")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _open, (job,)) as pool:
+        for (_, rows), made in zip(job.rows.items(), pool.map(_do, job.rows), strict=True):
+            yield from made
+            advance(len(rows))
+
+
+_at_work: Job
+
+
+def _open(job: Job) -> None:
+    global _at_work
+    _at_work = job
+
+
+def _do(shard: int) -> list[tuple[list[Any], list[Any]]]:
+    return _shard(_at_work, shard)
+
+
+def _shard(job: Job, shard: int) -> list[tuple[list[Any], list[Any]]]:
+    results, album = Results.open(Workdir(job.workdir)), Album(job.output)
+    committed = results.masks.read_commit(shard) is not None
+    lines = {row.row: line for row, line in results.shard(shard)} if committed else {}
+    edited = _edited_files(results, shard)
+    rows = {row.row: row for row in results.manifest.read_shard(shard)}
+    wanted = job.rows[shard]
+    return [_entry(job, results, album, rows[number], lines.get(number), edited.get(number)) for number in wanted]
+
+
+def _edited_files(results: Results, shard: int) -> dict[int, Path]:
+    """The first file that the edit stage made of each image."""
+    store = results.edits
+    if store is None or store.read_commit(shard) is None:
+        return {}
+    lines = read_results(store.data_path(shard, TABLE), ["row", "status", "files"])
+    return {line["row"]: store.files / line["files"][0] for line in lines if line["status"] == "ok" and line["files"]}
+
+
+def _entry(
+    job: Job, results: Results, album: Album, row: ImageRow, line: dict[str, Any] | None, edited: Path | None
+) -> tuple[list[Any], list[Any]]:
+    """What the page is told of an image (report.js says in which order), and what when it is opened."""
+    _, code, message = job.failures.get(row.row, ("", "", ""))
+    pictures = 0
+    if not is_remote(row.path) and code not in CLOSED:
+        pictures |= IMAGE * album.add_image(row.row, row.path, job.limits)
+    masks: list[list[Any]] = []
+    sure = 0
+    if line is not None:
+        if line["annotations"]:
+            album.add_layer(row.row, line, results.labels)
+            pictures |= LAYER
+        size = line["height"] * line["width"]
+        for one in sorted(line["annotations"], key=lambda one: one["confidence"]):
+            label = results.labels.index(one["category"])
+            masks.append([label, round(one["confidence"], 3), round(one["area"] / size, 6), one["source"]])
+        sure = round(1000 * image_confidence(mask["confidence"] for mask in line["annotations"]))
+    if edited is not None:
+        pictures |= EDITED * album.add_edited(row.row, edited)
+    place = shown(row.path) if is_remote(row.path) else Path(row.path).absolute().as_uri()
+    labels = sorted({mask[0] for mask in masks})
+    number = job.codes.index(code) if code else -1
+    return [row.row, row.file_name, sure, len(masks), labels, number, pictures], [place, message, masks]
+
+
+def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]]) -> None:
+    """The index in files of `CHUNK` entries, and the details in files of `PAGE`."""
+    index, details = list[Any](), list[Any]()
+    count = 0
+    for count, (entry, more) in enumerate(entries, start=1):
+        index.append(entry)
+        details.append(more)
+        if count % CHUNK == 0:
+            _write_script(output / f"data/index-{count // CHUNK - 1:05d}.js", f"OVSEG.add({_json(index)})")
+            index.clear()
+        if count % PAGE == 0:
+            _write_details(output, count // PAGE - 1, details)
+            details.clear()
+    if index:
+        _write_script(output / f"data/index-{count // CHUNK:05d}.js", f"OVSEG.add({_json(index)})")
+    if details:
+        _write_details(output, count // PAGE, details)
+
+
+def _write_details(output: Path, number: int, details: Sequence[Any]) -> None:
+    _write_script(output / f"data/details-{number:05d}.js", f"OVSEG.details({number},{_json(details)})")
+
+
+def _write_script(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary, create_text(temporary) as file:
+        file.write(text + ";\n")
+
+
+def _json(value: Any) -> str:
+    """As a script can hold it, wherever it stands."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

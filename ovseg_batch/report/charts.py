@@ -1,0 +1,73 @@
+"""Charts as SVG: bars and lines in the page's own colours, readable by a screen reader through their titles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 220, 44, 34, 10
+
+
+def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
+    """A column a value, named below where there is room; `unit` is what the numbers count."""
+    most = max(values, default=0) or 1
+    step = (WIDTH - LEFT) / max(len(values), 1)
+    every = max(1, round(46 / step))
+    parts = [_grid(most)]
+    for k, (value, name) in enumerate(zip(values, names, strict=True)):
+        tall = value / most * (HEIGHT - BOTTOM - TOP)
+        x, y = LEFT + k * step + 1, HEIGHT - BOTTOM - tall
+        told = escape(f"{name}: {value:,.0f} {unit}")
+        parts.append(
+            f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{max(step - 2, 1):.1f}" height="{max(tall, 0.5):.1f}">'
+            f"<title>{told}</title></rect>"
+        )
+        if k % every == 0:
+            parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 14}">{escape(name)}</text>')
+    told = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
+    return _svg(parts, f"{unit}: {told}")
+
+
+def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: bool = False) -> str:
+    """A line through points with x in [0, 1]; y from 0 to the largest, or to 1 with the `diagonal` to compare with."""
+    most = 1.0 if diagonal else max((y for _, y in points), default=0) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return LEFT + x * (WIDTH - LEFT - 8), HEIGHT - BOTTOM - y / most * (HEIGHT - BOTTOM - TOP)
+
+    parts = [_grid(most)]
+    if diagonal:
+        (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
+        parts.append(f'<line class="ideal" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    parts.append(f'<polyline class="curve" points="{drawn}"/>')
+    if len(points) <= 40:
+        for x, y in points:
+            told = escape(f"{across} {x:.2f}: {up} {y:.3f}")
+            cx, cy = place(x, y)
+            parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3.5"><title>{told}</title></circle>')
+    for x in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<text class="tick" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - 18}">{x:g}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 2}">{escape(across)}</text>')
+    return _svg(parts, f"{up} by {across}, from {points[0][1]:.3g} to {points[-1][1]:.3g}" if points else up)
+
+
+def _grid(most: float) -> str:
+    lines = []
+    for share in (0, 0.5, 1):
+        y = HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
+        lines.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH}" y2="{y:.1f}"/>')
+        lines.append(f'<text class="value" x="{LEFT - 5}" y="{y + 4:.1f}">{_short(share * most)}</text>')
+    return "".join(lines)
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _svg(parts: Sequence[str], title: str) -> str:
+    told = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'

@@ -1,0 +1,94 @@
+"""What there is to say of a run, added up shard by shard; and which images are worth showing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ovseg_batch.methods.confidence import STEPS, image_confidence, step_of
+from ovseg_batch.progress import StageStatus, stage_status
+from ovseg_batch.results import Results, failed_rows
+
+Array = np.ndarray[Any, Any]
+
+AREA_BINS = 12  # of the logarithm of a mask's share of its image, each half as large as the next
+NO_MASKS = -1.0
+
+
+@dataclass
+class Gathered:
+    """Sums over everything a run has committed.
+
+    `confidence` (rows,) float32 of every image: NaN where it has not been done or failed. `failures` are the first of
+    each code, at most `listed` in all; `codes` counts them all.
+    """
+
+    confidence: Array
+    stages: list[StageStatus]
+    masks: int = 0
+    empty: int = 0  # images without a mask
+    label_masks: Counter[str] = field(default_factory=Counter)
+    label_images: Counter[str] = field(default_factory=Counter)
+    label_pixels: Counter[str] = field(default_factory=Counter)
+    pixels: int = 0
+    areas: Array = field(default_factory=lambda: np.zeros(AREA_BINS, np.int64))
+    sure: Array = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))
+    codes: Counter[str] = field(default_factory=Counter)
+    failures: dict[int, tuple[str, str, str]] = field(default_factory=dict)  # row → stage, code, message
+
+    @property
+    def images(self) -> int:
+        """That have masks, or were found to have none."""
+        return int((~np.isnan(self.confidence)).sum())
+
+
+def gather(results: Results, listed: int) -> Gathered:
+    """Go through the masks and failures once; of the images no more is held than 4 bytes each."""
+    found = Gathered(
+        np.full(results.manifest.rows, np.nan, np.float32),
+        [stage_status(store, results.manifest.shards) for store in results.stores],
+    )
+    for commit in results.masks.commits():
+        for row, line in results.shard(commit.shard):
+            _count(found, row.row, line)
+    for number, _, stage, code, message in failed_rows(results.manifest, results.stores):
+        found.codes[code] += 1
+        if len(found.failures) < listed:
+            found.failures[number] = (stage, code, message)
+    return found
+
+
+def _count(found: Gathered, row: int, line: dict[str, Any]) -> None:
+    masks, size = line["annotations"], line["height"] * line["width"]
+    found.confidence[row] = image_confidence(one["confidence"] for one in masks)
+    found.masks += len(masks)
+    found.empty += not masks
+    found.pixels += size
+    for one in masks:
+        found.label_masks[one["category"]] += 1
+        found.label_pixels[one["category"]] += one["area"]
+        share = max(one["area"] / size, 1e-9)
+        found.areas[min(AREA_BINS - 1, int(-math.log2(min(share, 1.0))))] += 1
+        found.sure[step_of(one["confidence"])] += 1
+    found.label_images.update({one["category"] for one in masks})
+
+
+def worth_showing(found: Gathered, limit: int) -> Array:
+    """Rows for the gallery, ascending: failures first of all, half of the others the least certain, half spread evenly.
+
+    Args:
+        limit: at most so many.
+    """
+    done = np.flatnonzero(~np.isnan(found.confidence))
+    chosen = np.array(sorted(found.failures), np.int64)[:limit]
+    room = limit - len(chosen)
+    if len(done) > room:
+        order = done[np.argsort(found.confidence[done], kind="stable")]
+        unsure, others = order[: room // 2], np.sort(order[room // 2 :])
+        even = others[np.linspace(0, len(others) - 1, room - len(unsure)).astype(np.int64)]
+        done = np.concatenate([unsure, even])
+    return np.unique(np.concatenate([chosen, done]))

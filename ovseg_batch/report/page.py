@@ -1,0 +1,172 @@
+"""The page itself: numbers, charts, failures, and the frame of the gallery."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ovseg_batch import __version__
+from ovseg_batch.evaluate.calibration import CalibrationScore
+from ovseg_batch.io.atomic import write_text
+from ovseg_batch.methods.colours import hex_palette
+from ovseg_batch.methods.confidence import STEPS
+from ovseg_batch.progress import StageStatus
+from ovseg_batch.report import charts
+from ovseg_batch.report.gathering import AREA_BINS, Gathered
+from ovseg_batch.results import Results
+
+BARS = 40  # labels in a chart
+GALLERY_NOTE = (
+    "Of {:,} images {:,} are here: those that failed, the least certain, and an even choice of the others. "
+    "`report --limit` shows more."
+)
+ASSETS = files("ovseg_batch.report") / "assets"
+
+
+def write_page(results: Results, output: Path, found: Gathered, layout: dict[str, int]) -> None:
+    """`index.html` and its assets.
+
+    Args:
+        layout: `entries` in the gallery, `chunks` of its index, and images a `page` of details.
+    """
+    for name in ("report.css", "report.js"):
+        write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
+    complete = all(stage.complete for stage in found.stages)
+    colours = hex_palette(len(results.labels))
+    left_out = found.images + len(found.failures) - layout["entries"]
+    page = template.render(
+        title=results.workdir.root.resolve().name,
+        workdir=results.workdir.root.resolve(),
+        version=__version__,
+        complete=complete,
+        run={
+            "labels": results.labels,
+            "colours": colours,
+            "codes": sorted(found.codes),
+            **layout,
+        },
+        numbers=_numbers(results, found),
+        stages=[_stage(stage) for stage in found.stages],
+        settings=_settings(results),
+        charts=_charts(results, found),
+        labels=[
+            {
+                "name": name,
+                "colour": colours[k],
+                "masks": f"{found.label_masks[name]:,}",
+                "images": f"{found.label_images[name]:,}",
+                "share": f"{found.label_pixels[name] / max(found.pixels, 1):.2%}",
+            }
+            for k, name in enumerate(results.labels)
+        ],
+        failures=_failures(found),
+        edited=results.edits is not None,
+        gallery_note=GALLERY_NOTE.format(found.images, layout["entries"]) if left_out > 0 else "",
+    )
+    write_text(output / "index.html", page)
+
+
+def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
+    """(name, value, what to know of it)."""
+    rows, failed = results.manifest.rows, sum(found.codes.values())
+    sure = found.confidence[~np.isnan(found.confidence)]
+    numbers = [
+        ("Images", f"{found.images:,}", f"of {rows:,} listed"),
+        ("Masks", f"{found.masks:,}", f"{found.masks / max(found.images, 1):.1f} an image"),
+        ("Without masks", f"{found.empty:,}", ""),
+        ("Failed", f"{failed:,}", f"{failed / max(rows, 1):.2%}" if failed else ""),
+        ("Median confidence", f"{np.median(sure):.2f}" if len(sure) else "–", "of an image"),
+    ]
+    hours = sum(stage.seconds for stage in found.stages) / 3600
+    numbers.append(("Working time", _duration(3600 * hours), "summed over the workers"))
+    return numbers
+
+
+def _stage(stage: StageStatus) -> dict[str, str]:
+    failed = ", ".join(f"{count:,} {code}" for code, count in stage.failed.items() if code != "upstream")
+    return {
+        "name": stage.name,
+        "done": f"{stage.shards_done:,}",
+        "shards": f"{stage.shards:,}",
+        "rows": f"{stage.rows:,}",
+        "failed": failed or "0",
+        "time": _duration(stage.seconds),
+        "speed": f"{stage.rows / stage.seconds:.1f}" if stage.seconds else "–",
+    }
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
+
+
+def _settings(results: Results) -> str:
+    try:
+        return results.workdir.config.read_text(encoding="utf-8")
+    except OSError:
+        return "config.yaml is not there any more"
+
+
+def _failures(found: Gathered) -> list[dict[str, Any]]:
+    examples = {code: f"{stage}: {message}" for stage, code, message in reversed(found.failures.values())}
+    return [
+        {"code": code, "count": f"{count:,}", "example": examples.get(code, "")}
+        for code, count in found.codes.most_common()
+    ]
+
+
+def _charts(results: Results, found: Gathered) -> list[dict[str, str]]:
+    most = [name for name, _ in found.label_masks.most_common(BARS)]
+    rest = f", of the {BARS} most frequent labels" if len(found.label_masks) > BARS else ""
+    areas = [f"1/{2 ** (k + 1)}" if k < AREA_BINS - 1 else "less" for k in range(AREA_BINS)]
+    masks = found.sure[:STEPS].reshape(20, -1).sum(axis=1)
+    masks[-1] += found.sure[STEPS]
+    images = np.histogram(found.confidence[~np.isnan(found.confidence)], bins=20, range=(0, 1))[0]
+    steps = [f"{k / 20:.2f}" for k in range(20)]
+    drawn = {
+        f"Masks of every label{rest}": charts.bars([found.label_masks[name] for name in most], most, "masks"),
+        "Area of the masks: at least this share of the image": charts.bars(found.areas.tolist(), areas, "masks"),
+        "Confidence of the masks": charts.bars(masks.tolist(), steps, "masks"),
+        "Confidence of the images": charts.bars(images.tolist(), steps, "images"),
+    }
+    for name, calibration in _evaluations(results):
+        drawn |= _calibration_charts(name, calibration)
+    return [{"caption": caption, "svg": svg} for caption, svg in drawn.items()]
+
+
+def _calibration_charts(name: str, calibration: CalibrationScore) -> dict[str, str]:
+    points = [(sure, right) for sure, right, _ in calibration.precision_by_confidence()]
+    caption = f"How often a pixel is right, by its mask's confidence, against the truth of {name} (dashed: as it says)"
+    drawn = {caption: charts.line(points, "confidence", "right", diagonal=True)}
+    risk = calibration.risk_coverage()
+    if len(risk):
+        few = risk[np.linspace(0, len(risk) - 1, min(len(risk), 200)).astype(int)]
+        share = f"{calibration.worst_share():.0%}"
+        caption = f"Wrong and missed segments an image, among the surest images. The unsurest tenth has {share} of all"
+        drawn[caption] = charts.line([(x, y) for x, y in few.tolist()], "share of the images kept", "errors an image")
+    return drawn
+
+
+def _evaluations(results: Results) -> list[tuple[str, CalibrationScore]]:
+    """What `eval` has counted of this run, if it has: the data set's name and its counts."""
+    found = []
+    for folder in sorted((results.masks.folder / "eval").glob("*/")):
+        total: CalibrationScore | None = None
+        parts = sorted(folder.glob("*.npz"))
+        if len(parts) < results.manifest.shards:
+            continue
+        for path in parts:
+            with np.load(path, allow_pickle=False) as arrays:
+                if "confidence counts" in arrays:
+                    total = total or CalibrationScore(len(arrays["confidence counts"]))
+                    total.merge(arrays)
+        if total is not None:
+            found.append((folder.name.rpartition("-")[0], total))
+    return found

@@ -1,0 +1,96 @@
+"""Small pictures for the gallery: the image, its masks as a transparent layer, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import rle
+from ovseg_batch.io.atomic import atomic_path
+from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.methods.colours import palette
+
+Array = np.ndarray[Any, Any]
+
+SIDE = 360  # pixels of the longer one
+QUALITY = 78
+#: failed images that are not opened again: they are not there, or what opening them does is known
+CLOSED = {FailureCode.MISSING, FailureCode.EMPTY, FailureCode.TOO_LARGE, FailureCode.OUT_OF_MEMORY, FailureCode.CRASHED}
+
+
+@dataclass(frozen=True, slots=True)
+class Album:
+    """Where small pictures lie: `<kind>/<thousand>/<row>.webp`."""
+
+    root: Path
+
+    def path(self, kind: str, row: int) -> Path:
+        return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}.webp"
+
+    def add_image(self, row: int, path: str, limits: Limits) -> bool:
+        """The image itself; whether it could be opened."""
+        target = self.path("images", row)
+        if not target.exists():
+            try:
+                _write(target, _small(read_image(path, limits)))
+            except RowError:
+                return False
+        return True
+
+    def add_layer(self, row: int, line: Mapping[str, Any], labels: Sequence[str]) -> None:
+        """The masks of one image, each in its label's colour with a darker edge."""
+        target = self.path("masks", row)
+        if target.exists():
+            return
+        height, width = line["height"], line["width"]
+        scale = min(1.0, SIDE / max(height, width))
+        shape = max(1, round(height * scale)), max(1, round(width * scale))
+        owner = np.zeros(shape, np.int32)
+        colours = np.zeros((len(line["annotations"]) + 1, 3), np.uint8)
+        chosen = palette(len(labels))
+        for number, one in enumerate(line["annotations"], start=1):
+            mask = rle.decode(one["rle"], height, width).astype(np.uint8)
+            owner[cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA) > 0] = number
+            colours[number] = chosen[labels.index(one["category"])]
+        layer = np.zeros((*shape, 4), np.uint8)
+        layer[..., :3], layer[..., 3] = colours[owner], np.where(owner > 0, 255, 0)
+        edges = cv2.morphologyEx(owner.astype(np.uint16), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+        layer[edges & (owner > 0), :3] //= 2
+        _write(target, layer)
+
+    def add_edited(self, row: int, path: Path) -> bool:
+        """What the edit stage made, transparency and all; whether it could be opened."""
+        target = self.path("edited", row)
+        if not target.exists():
+            try:
+                with Image.open(path) as picture:
+                    picture.thumbnail((SIDE, SIDE))
+                    _save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+            except OSError:
+                return False
+        return True
+
+
+def _small(image: Array) -> Array:
+    height, width = image.shape[:2]
+    scale = SIDE / max(height, width)
+    if scale >= 1:
+        return image
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+
+
+def _write(path: Path, pixels: Array) -> None:
+    _save(path, Image.fromarray(pixels))
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        picture.save(file, "WEBP", quality=QUALITY, method=2)
