@@ -8,6 +8,8 @@ scripts/bench.py manifest                 # a million rows: written, planned, as
 scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
 scripts/bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
 scripts/bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
+scripts/bench.py exports                  # a million masks into other formats: time and peak memory
+scripts/bench.py report                   # a report of 100,000 images: until a browser shows it
 scripts/bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
 
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
 from benching.measure import measured, measured_process, run_all, seconds_of
+from benching.outputs import exports, report
 
 from ovseg_batch import pipeline, scenes
 from ovseg_batch.config import load_config
@@ -240,6 +243,8 @@ class TrivialStage(GivenMasks):
             "area": 4,
             "rle": b"04",
             "source": "dense",
+            "confidence": 1.0,
+            "margin": 1.0,
         }
         for row in rows:
             values = {"height": 2, "width": 2, "points": 0, "annotations": [mask]}
@@ -299,7 +304,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
             store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
 
 
-for command in (edits, edit_memory, run_edits, generator):
+for command in (edits, edit_memory, run_edits, generator, exports, report):
     main.add_command(command)
 
 
