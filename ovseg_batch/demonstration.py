@@ -8,11 +8,12 @@ from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.report.building import build_report
 from ovseg_batch.store import Workdir
 
 
 def run_demo(output: Path, images: int) -> list[str]:
-    """Fill `output` with images/, truth/ and run/ (an ordinary workdir).
+    """Fill `output` with images/, truth/, run/ (an ordinary workdir) and report/.
 
     Run again, it resumes, as any run does.
 
@@ -29,6 +30,7 @@ def run_demo(output: Path, images: int) -> list[str]:
     workdir = Workdir(output / "run")
     outcome = pipeline.run([str(output / "images")], workdir, config)
     found = evaluate(workdir, datasets.load("scenes"), output).figures()
+    page = build_report(workdir, output / "report").page
     shares = {name: f"{value:.3f}" for name, value in found.items()}
     return [
         f"{outcome.images} images, {outcome.annotations} masks, {outcome.failures} failures",
@@ -36,4 +38,5 @@ def run_demo(output: Path, images: int) -> list[str]:
         f"{shares['pixel accuracy']}, boundary F1 {shares['boundary F1']} against the truth of the scenes",
         f"images  {output / 'images'}",
         f"masks   {outcome.annotations_path}",
+        f"report  {page}",
     ]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ovseg_batch import __version__, failpoints, intake
 from ovseg_batch.config import dump_config, load_config
@@ -26,6 +25,7 @@ from ovseg_batch.export.failures import write_failures
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE
+from ovseg_batch.meter import Meter
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.progress import StageStatus, stage_status
@@ -106,13 +106,14 @@ def run(
     inputs: Sequence[str],
     workdir: Workdir,
     config: Config,
-    progress: bool = True,
+    progress: bool | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Outcome:
     """Do whatever of the job is not committed yet, then write the outputs at the top of the workdir.
 
     Args:
         inputs: folders, globs, lists: as `build_manifest` takes them.
+        progress: a bar; None: where there is a terminal.
         part: (i, n): only the shards i, i + n, i + 2n, … The outputs are written by the part that finds all done.
 
     Raises:
@@ -136,7 +137,7 @@ def run(
     return _execute(workdir, manifest, stages, config, progress)
 
 
-def retry(workdir: Workdir, progress: bool = True) -> Outcome:
+def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
     """Try the failed images of a run again, and no others.
 
     Raises:
@@ -159,7 +160,7 @@ def retry(workdir: Workdir, progress: bool = True) -> Outcome:
 
 
 def _execute(
-    workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool
+    workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool | None
 ) -> Outcome:
     redone = {}
     with contextlib.ExitStack() as stack:
@@ -257,7 +258,12 @@ def _devices(config: Config) -> list[str]:
     return [f"cuda:{k % count}" if count else device for k in range(workers)]
 
 
-def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, progress: bool) -> list[int]:
+def _workers(config: Config) -> int:
+    """How many shards are computed at once; of a cluster, one if nothing else was said."""
+    return max(len(_devices(config)) if config.run.engine == "local" else config.run.workers or 1, 1)
+
+
+def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, progress: bool | None) -> list[int]:
     store = planned.job.store
     begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
     done = manifest.shards - len(planned.missing)
@@ -266,15 +272,14 @@ def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, prog
         return []
     if done or begun:
         log.info("%s: computing shards %s", planned.name, _ranges(planned.missing))
-    rows, failed = 0, Counter[str]()
-    with tqdm(total=manifest.rows, desc=planned.name, unit="img", disable=None if progress else True) as bar:
-        bar.update(sum(commit.rows for commit in store.commits()))
+    run, rows, failed = config.run, 0, Counter[str]()
+    metrics = Path(run.metrics_file) if run.metrics_file else None
+    with Meter(planned.name, manifest.rows, store.commits(), _workers(config), progress, metrics) as meter:
         for commit in _commits(planned, config):
-            bar.update(commit.rows)
+            meter.add(commit)
             rows += commit.rows
             failed.update(commit.failed)
-            bar.set_postfix(failed=sum(failed.values()), refresh=False)
-            _check_budget(planned.name, rows, failed, config.run.max_failure_rate)
+            _check_budget(planned.name, rows, failed, run.max_failure_rate)
     return planned.missing
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +45,36 @@ def stage_status(store: StageStore, shards: int) -> StageStatus:
         failed=dict(sorted(failed.items())),
         seconds=round(sum(commit.seconds for commit in commits), 3),
     )
+
+
+def duration(seconds: float) -> str:
+    """As people say it: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
+
+
+def watch(workdir: Workdir, every: float) -> Iterator[dict[str, Any]]:
+    """The state now and again after so many seconds, until it is complete; speed and time left once they are known.
+
+    A stage that has moved since the first look also has `images_per_second` and `eta_seconds`.
+
+    Raises:
+        UsageError: there is no run in that folder.
+    """
+    begun, first = time.monotonic(), None
+    while True:
+        state = status(workdir)
+        first = first or {stage["folder"]: stage["rows"] for stage in state["stages"]}
+        for stage in state["stages"]:
+            new = stage["rows"] - first.get(stage["folder"], 0)
+            if new and stage["shards_done"] != stage["shards"]:
+                stage["images_per_second"] = new / (time.monotonic() - begun)
+                stage["eta_seconds"] = (state["images"] - stage["rows"]) / stage["images_per_second"]
+        yield state
+        if state["complete"]:
+            return
+        time.sleep(every)
 
 
 def status(workdir: Workdir) -> dict[str, Any]:

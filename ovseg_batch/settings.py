@@ -263,6 +263,7 @@ class RunConfig(Section):
     remote_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for a try
     remote_private: bool = False  # let URLs lead into private networks
     max_failure_rate: Share = 1.0
+    metrics_file: str | None = None  # kept up to date for Prometheus' textfile collector
 
 
 class Config(Section):

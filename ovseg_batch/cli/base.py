@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
@@ -17,11 +18,17 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2,
 
 
 class JsonLines(logging.Formatter):
+    """One JSON object a line: when, how grave, who, what, and the numbers of a shard where it is about one."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(
-            {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()},
-            ensure_ascii=False,
-        )
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        return json.dumps(line, ensure_ascii=False)
 
 
 def set_up_logging(log_format: str, quiet: bool) -> None:
@@ -31,6 +38,8 @@ def set_up_logging(log_format: str, quiet: bool) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
+    if log_format != "json":  # there is a bar for people
+        logging.getLogger("ovseg_batch.meter").setLevel(logging.WARNING)
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:

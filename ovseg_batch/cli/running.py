@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_FAILED_IMAGES, EXIT_OK, guarded
 from ovseg_batch.errors import UsageError
+from ovseg_batch.progress import duration
 from ovseg_batch.store import Workdir
 
 if TYPE_CHECKING:
@@ -201,21 +203,33 @@ def manifest(
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Again and again, until the run is complete.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds, with --watch.")
 @guarded
-def status(workdir: Path, as_json: bool) -> None:
+def status(workdir: Path, as_json: bool, watch: bool, every: float) -> None:
     """How far a run is, from what it has committed."""
     from ovseg_batch import progress
 
-    state = progress.status(Workdir(workdir))
-    if as_json:
-        click.echo(json.dumps(state, indent=2, ensure_ascii=False))
-        return
+    states = progress.watch(Workdir(workdir), every) if watch else [progress.status(Workdir(workdir))]
+    for state in states:
+        if as_json:
+            click.echo(json.dumps(state, indent=None if watch else 2, ensure_ascii=False))
+        else:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            _tell_state(state)
+
+
+def _tell_state(state: dict[str, Any]) -> None:
     click.echo(
         f"{state['images']} images in {state['shards']} shards: {'complete' if state['complete'] else 'not done'}"
     )
     for stage in state["stages"]:
         failed = ", ".join(f"{n} {code}" for code, n in stage["failed"].items()) or "none failed"
-        click.echo(f"{stage['name']:8} {stage['shards_done']}/{stage['shards']} shards, {stage['ok']} ok, {failed}")
+        speed = stage.get("images_per_second")
+        pace = f", {speed:.1f} images/s, {duration(stage['eta_seconds'])} left" if speed else ""
+        shards = f"{stage['shards_done']}/{stage['shards']} shards"
+        click.echo(f"{stage['name']:8} {shards}, {stage['ok']} ok, {failed}{pace}")
     if state["annotations"]:
         click.echo(state["annotations"])
 

@@ -14,7 +14,7 @@ from ovseg_batch.evaluate.calibration import CalibrationScore
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS
-from ovseg_batch.progress import StageStatus
+from ovseg_batch.progress import StageStatus, duration
 from ovseg_batch.report import charts
 from ovseg_batch.report.gathering import AREA_BINS, Gathered
 from ovseg_batch.results import Results
@@ -84,7 +84,7 @@ def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
         ("Median confidence", f"{np.median(sure):.2f}" if len(sure) else "–", "of an image"),
     ]
     hours = sum(stage.seconds for stage in found.stages) / 3600
-    numbers.append(("Working time", _duration(3600 * hours), "summed over the workers"))
+    numbers.append(("Working time", duration(3600 * hours), "summed over the workers"))
     return numbers
 
 
@@ -96,15 +96,9 @@ def _stage(stage: StageStatus) -> dict[str, str]:
         "shards": f"{stage.shards:,}",
         "rows": f"{stage.rows:,}",
         "failed": failed or "0",
-        "time": _duration(stage.seconds),
+        "time": duration(stage.seconds),
         "speed": f"{stage.rows / stage.seconds:.1f}" if stage.seconds else "–",
     }
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
 
 
 def _settings(results: Results) -> str:
