@@ -40,14 +40,14 @@ Array = np.ndarray[Any, Any]
 FOLDER = Path(".student")
 FIRST = 20_000  # of the held-out scenes, to learn from; those from 0 on are for the figures
 CLASSES = len(scenes.CLASSES)
-CROP, BATCH, RATE = 128, 12, 3e-3
+CROP, BATCH, RATE = 128, 8, 3e-3
 IGNORE = 255
 
 
 class Student(nn.Module):
     """A small U-Net at half the size: (B, 3, H, W) in [0, 1] to (B, C, H, W), sides multiples of 16."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         sizes = [width, 2 * width, 3 * width, 4 * width]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip([12, *sizes], sizes, strict=False))
@@ -138,7 +138,7 @@ def _read(root: Path, labels: Path | None = None) -> tuple[list[Array], list[Arr
 
 @click.command()
 @click.option("--images", default=2000, show_default=True, help="Scenes to learn from.")
-@click.option("--steps", default=5000, show_default=True, help=f"Steps of {BATCH} crops.")
+@click.option("--steps", default=3000, show_default=True, help=f"Steps of {BATCH} crops.")
 @click.option("--held-out", default=200, show_default=True, help="Scenes that none has seen.")
 @click.option("--first", default=0, show_default=True, help="The first of these.")
 @click.option("--ignore-below", default=0.0, show_default=True)
