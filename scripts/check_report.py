@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The report of a run of thousands of scenes in a real Chromium: used as a person would, and pictures of it for the docs.
+"""The report of a run of thousands of scenes in a real Chromium: used as a person would, and drawn for the docs.
 
 scripts/check_report.py                          # 2,000 scenes; about ten minutes on two cores
 scripts/check_report.py --images 50 --folder /tmp/report-check
@@ -97,9 +97,8 @@ def _use(page: Page, prefix: Path) -> None:
     page.keyboard.press("Escape")
     page.evaluate("scrollTo({ top: document.documentElement.scrollHeight, behavior: 'instant' })")
     page.wait_for_timeout(500)
-    click.echo(
-        f"         {total}; {ATTACK}: {by_label}; failed: {failed}; {page.locator('.tile').count()} tiles at the end"
-    )
+    tiles = page.locator(".tile").count()
+    click.echo(f"         {total}; {ATTACK}: {by_label}; failed: {failed}; {tiles} tiles in the page at its end")
 
 
 def _keep(root: Path) -> None:

@@ -26,7 +26,8 @@ Array = np.ndarray[Any, Any]
 
 TARGET = Path(__file__).parent.parent / "docs" / "confidence.svg"
 STYLE = """
-text { font: 11px system-ui, sans-serif; fill: #57606a; } .tick, .axis { text-anchor: middle; } .value { text-anchor: end; }
+text { font: 11px system-ui, sans-serif; fill: #57606a; }
+.tick, .axis { text-anchor: middle; } .value { text-anchor: end; }
 .grid { stroke: #d0d7de; } .curve { fill: none; stroke: #0550ae; stroke-width: 2.5; } .dot { fill: #0550ae; }
 .ideal { stroke: #57606a; stroke-dasharray: 4 4; }
 """
