@@ -13,7 +13,7 @@ from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.progress import status
-from ovseg_batch.results import finished_rows_of, mask_stage
+from ovseg_batch.results import Results, finished_rows_of
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.store import StageStore, Workdir, fingerprint
@@ -35,12 +35,12 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
     state = status(workdir)
     if not state["complete"]:
         raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
-    manifest = Manifest.open(workdir.manifest)
-    last = mask_stage(state["stages"], lambda stage: str(stage["name"]))
-    store = StageStore(workdir.root / "stages" / last["folder"], last["name"], "")
+    results = Results.open(workdir)
+    manifest, store = results.manifest, results.masks
     reader = TruthReader(dataset, root)
-    make = functools.partial(Score, dataset, reader, workdir.read_plan()["labels"])
-    name = fingerprint({"version": SCORE_VERSION, "run": last["folder"], "dataset": repr(dataset), "root": str(root)})
+    make = functools.partial(Score, dataset, reader, results.labels)
+    run = store.folder.name
+    name = fingerprint({"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": str(root)})
     folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
     score = score_shards(
         make, ((shard, finished_rows_of(manifest, store, shard)) for shard in range(manifest.shards)), folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
     template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
     complete = all(stage.complete for stage in found.stages)
     colours = hex_palette(len(results.labels))
-    left_out = found.images + len(found.failures) - layout["entries"]
+    left_out = found.images + sum(math.isnan(found.confidence[row]) for row in found.failures) - layout["entries"]
     page = template.render(
         title=results.workdir.root.resolve().name,
         workdir=results.workdir.root.resolve(),
