@@ -245,8 +245,8 @@ def cautions(config: Config) -> list[str]:
     if not embedded:
         return []
     return [
-        f"{' and '.join(f'{s}.model' for s in embedded)} is the embedded one, which knows rendered scenes only: on "
-        "photographs it means nothing. `ovseg-batch models list` names models for photographs."
+        f"{' and '.join(f'{s}.model' for s in embedded)}: embedded, for rendered scenes only; on photographs the masks "
+        "mean nothing. `ovseg-batch models list` names models for photographs."
     ]
 
 
