@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 220, 44, 34, 10
+LETTER, LONGEST = 6.4, 12  # pixels of a letter below a column, and letters of a name there
 
 
 def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
     """A column a value, named below where there is room; `unit` is what the numbers count."""
     most = max(values, default=0) or 1
     step = (WIDTH - LEFT) / max(len(values), 1)
-    every = max(1, round(46 / step))
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    every = math.ceil(max((len(name) for name in short), default=1) * LETTER / step)
     parts = [_grid(most)]
     for k, (value, name) in enumerate(zip(values, names, strict=True)):
         tall = value / most * (HEIGHT - BOTTOM - TOP)
@@ -23,7 +26,7 @@ def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
             f"<title>{told}</title></rect>"
         )
         if k % every == 0:
-            parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 14}">{escape(name)}</text>')
+            parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 14}">{escape(short[k])}</text>')
     told = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
     return _svg(parts, f"{unit}: {told}")
 

@@ -60,7 +60,7 @@ function select() {
   }
   const order = at("order").value;
   const by = {
-    unsure: (a, b) => a[SURE] - b[SURE],
+    unsure: (a, b) => (a[CODE] >= 0) - (b[CODE] >= 0) || a[SURE] - b[SURE], // what failed has a place of its own
     sure: (a, b) => b[SURE] - a[SURE],
     masks: (a, b) => b[MASKS] - a[MASKS],
   }[order];
@@ -169,9 +169,9 @@ async function open(place) {
   at("viewer-name").textContent = entry[NAME];
   stage.replaceChildren();
   const before = element("div", "frame");
-  for (const part of pictures(entry, entry[NAME])) before.append(part);
-  stage.append(before);
   const edited = Boolean(entry[PICTURES] & EDITED);
+  for (const part of pictures(entry, entry[NAME])) if (!edited || part.className === "photo") before.append(part);
+  stage.append(before);
   at("compare").hidden = !edited;
   if (edited) {
     const after = element("div", "frame after"), image = element("img");
