@@ -84,9 +84,9 @@ def _use(page: Page, prefix: Path) -> None:
     page.screenshot(path=f"{prefix}gallery.png")
     page.select_option("#label", label=ATTACK)
     by_label = page.inner_text("#count")
+    page.select_option("#label", label="all")
     page.select_option("#show", "failed")
     failed = page.inner_text("#count")
-    page.select_option("#label", label="all")
     page.select_option("#show", "edited")
     page.locator(".tile").first.focus()
     for key in ("ArrowRight", "ArrowDown", "Enter"):
