@@ -175,6 +175,17 @@ def test_status_watches_until_all_is_done(few_scenes: Path, tmp_path: Path, comm
     assert shown.returncode == 0 and "complete" in shown.stdout
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """`ovseg-batch methods | head -n 1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_durations() -> None:
     said = [progress.duration(seconds) for seconds in (0.4, 61, 3599.6, 7384)]
     assert said == ["0 s", "1 min 01 s", "1 h 00 min", "2 h 03 min"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ import click
 from ovseg_batch.errors import Interrupted, OvsegError
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_PIPE = 141  # as a shell says of what died of SIGPIPE
 
 
 class JsonLines(logging.Formatter):
@@ -42,6 +45,16 @@ def set_up_logging(log_format: str, quiet: bool) -> None:
         logging.getLogger("ovseg_batch.meter").setLevel(logging.WARNING)
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout's reader has gone, as `head` does; what is left to say is then thrown away."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     """Turn what went wrong into a sentence on stderr and an exit code."""
 
@@ -56,6 +69,8 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
             code = EXIT_INTERRUPTED
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.exit(EXIT_PIPE)
             where = f" ({error.filename})" if error.filename else ""
             click.echo(
                 f"ovseg-batch: {error.strerror or error}{where}. What is committed stays; "
