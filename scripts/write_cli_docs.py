@@ -37,7 +37,8 @@ def pages() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for name, command in commands(program, NAME):
-        context = click.Context(command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH)
+        settings = {**program.context_settings, "max_content_width": WIDTH, "terminal_width": WIDTH}
+        context = click.Context(command, info_name=name, **settings)
         parts.append(f"## {name}\n\n```\n{command.get_help(context).rstrip()}\n```\n")
         if name == f"{NAME} export":
             parts.append("\n".join(f"- `{kind}`: {about}" for kind, about in FORMATS.items()) + "\n")

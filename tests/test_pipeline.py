@@ -384,4 +384,4 @@ def test_demo_leaves_images_truth_and_an_ordinary_workdir(tmp_path: Path, comman
 
 
 def test_embedded_models_come_with_a_caution(finished: Path, few_scenes: Path, command: Command) -> None:
-    assert "on photographs it means nothing" in command(*run_arguments(few_scenes / "images", finished)).stderr
+    assert "on photographs the masks mean nothing" in command(*run_arguments(few_scenes / "images", finished)).stderr
