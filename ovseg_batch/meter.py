@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.types import Commit
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)  # for programs; people have the bar
+complaints = logging.getLogger("ovseg_batch")
 
 #: name → what Prometheus is told that it is; all are of one stage
 METRICS = {
@@ -76,7 +77,11 @@ class Meter:
         told |= {"images_per_second": round(self.speed, 3), "busy": round(self.busy, 3), "eta_seconds": self._eta()}
         log.info("%s: shard %d", self._stage, commit.shard, extra={"fields": told})
         if self._metrics is not None:
-            write_text(self._metrics, self._exposition())
+            try:
+                write_text(self._metrics, self._exposition())
+            except OSError as error:  # whoever watches goes without; the night does not
+                complaints.warning("%s cannot be written any more: %s", self._metrics, error.strerror or error)
+                self._metrics = None
 
     @property
     def speed(self) -> float:

@@ -135,6 +135,15 @@ def test_the_metrics_file_is_what_prometheus_reads(tmp_path: Path) -> None:
     assert all(re.fullmatch(r'[a-z_]+\{([a-z]+="[^"]*",?)+\} \d+(\.\d+)?', line) for line in lines if line[0] != "#")
 
 
+def test_a_metrics_file_that_cannot_be_written_ends_no_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "file").write_text("no folder")
+    metrics = tmp_path / "file" / "m.prom"
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={metrics}")
+    done = command(*arguments)
+    assert done.returncode == 0
+    assert done.stderr.count("cannot be written any more") == 2  # once a stage
+
+
 def test_json_lines_tell_every_shard(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     metrics = tmp_path / "m.prom"
     arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={metrics}")

@@ -41,8 +41,8 @@ def set_up_logging(log_format: str, quiet: bool) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
-    if log_format != "json":  # there is a bar for people
-        logging.getLogger("ovseg_batch.meter").setLevel(logging.WARNING)
+    shards = logging.NOTSET if log_format == "json" else logging.WARNING  # people have a bar
+    logging.getLogger("ovseg_batch.meter").setLevel(shards)
 
 
 def _nobody_reads() -> bool:

@@ -16,7 +16,6 @@ from ovseg_batch.results import Results, failed_rows
 Array = np.ndarray[Any, Any]
 
 AREA_BINS = 12  # of the logarithm of a mask's share of its image, each half as large as the next
-NO_MASKS = -1.0
 
 
 @dataclass
