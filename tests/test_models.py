@@ -25,7 +25,7 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned
-from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.models.sam import Sam, build, stability
 from ovseg_batch.models.weights import read_state_dict
 
 CPU = torch.device("cpu")
@@ -121,6 +121,16 @@ def test_layers_are_fractions_of_the_depth_averaged_after_normalising() -> None:
     assert not torch.allclose(single[0], single[1], atol=1e-2)
 
 
+def own_predictor(sam: Sam, image: np.ndarray) -> SAM2ImagePredictor:
+    """The sam2 package's, over a model of its own with the same weights, at `image`."""
+    model = build("demo/sam2.yaml")
+    model.load_state_dict(sam.model.state_dict())
+    predictor, side = SAM2ImagePredictor(model.eval()), sam.image_size
+    predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
+    predictor.set_image(image)
+    return predictor
+
+
 @pytest.mark.parametrize("size", [(256, 256), (200, 300), (640, 480)])
 def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
     sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
@@ -128,10 +138,7 @@ def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
     points = np.array([[20.0, 30.0], [size[1] / 2, size[0] / 2], [size[1] - 10.0, 40.0]], np.float32)
     [embedding] = sam.embed([image])
     logits, rated = sam.predict(embedding, points, chunk=2)
-    predictor = SAM2ImagePredictor(sam.model)
-    side = sam.image_size
-    predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
-    predictor.set_image(image)
+    predictor = own_predictor(sam, image)
     for k, point in enumerate(points):
         masks, scores, low = predictor.predict(point[None], np.array([1]), multimask_output=True, return_logits=True)
         assert np.abs(logits[k].clamp(-32, 32).numpy() - low).max() < 1e-3
@@ -152,9 +159,7 @@ def test_boxes_and_rough_masks_equal_its_own_predictor(size: tuple[int, int], mu
     rough = torch.from_numpy(rng.normal(size=(3, side // 4, side // 4)).astype(np.float32))
     [embedding] = sam.embed([image])
     logits, rated = sam.predict(embedding, points, boxes, rough, multimask=multimask, chunk=2)
-    predictor = SAM2ImagePredictor(sam.model)
-    predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
-    predictor.set_image(image)
+    predictor = own_predictor(sam, image)
     for k in range(3):
         _, scores, low = predictor.predict(
             points[k][None], np.array([1]), boxes[k], rough[k].numpy()[None], multimask_output=multimask
@@ -209,7 +214,6 @@ def test_stability_is_sam2s() -> None:
 
 def test_sam_still_builds_from_the_package_after_the_embedded_one() -> None:
     """Hydra has one global search path; the embedded config must not leave it pointing elsewhere."""
-    from ovseg_batch.models.sam import build
 
     build("demo/sam2.yaml")
     assert build("configs/sam2.1/sam2.1_hiera_t.yaml").image_size == 1024
@@ -221,7 +225,6 @@ def test_sam_still_builds_from_the_package_after_the_embedded_one() -> None:
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights as OpenAI and Meta lay them out."""
-    from ovseg_batch.models.sam import build
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.models.device import keep_memory, resolve_device
 from ovseg_batch.stages.base import Stage, probe_shard, run_shard
 from ovseg_batch.store import StageStore
 from ovseg_batch.types import Commit
@@ -32,6 +33,8 @@ class StageJob:
     def open(self, device: str) -> OpenJob:
         """Load the stage's models."""
         torch.set_num_threads(self.threads)
+        if resolve_device(device).type == "cpu":
+            keep_memory()
         stage = self.make_stage()
         stage.setup(device)
         return OpenJob(self, stage, Manifest.open(self.manifest))

@@ -26,7 +26,7 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
         OvsegError: it does not load, or its output is not finite.
     """
     target = resolve_device(device)
-    kind = precision("auto", device)
+    kind = precision("auto", device, not spec.embedded)
     size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
     facts: dict[str, Any] = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
     clip_or_sam = DenseClip.load(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)

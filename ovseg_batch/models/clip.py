@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import Variant, attend, neighbourhood
 from ovseg_batch.models import zoo
-from ovseg_batch.models.device import autocast
+from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.mask_tokens import MaskTokens
 from ovseg_batch.models.regions import region_features
-from ovseg_batch.models.vit import embed, query_key_value
+from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_block
 from ovseg_batch.models.weights import read_state_dict
 
 TEXT_BATCH = 256  # prompts at once
@@ -60,10 +60,13 @@ class DenseClip:
             )
         if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
             raise UsageError("Dense prediction needs open_clip's standard residual blocks; this ViT has others.")
-        self.model: Any = model.float().eval().to(device)
+        self.model = cast(Any, model.float().eval().to(device))
         self.tokenizer_id = tokenizer_id
         self._tokenize = tokenize
-        self.visual: Any = self.model.visual
+        self.visual = self.model.visual
+        self.activation: str = type(self.visual.transformer.resblocks[0].mlp.gelu).__name__
+        fuse_quick_gelu(self.visual)
+        lower(self.visual, precision)
         self._device, self._precision = device, precision
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(std, device=device).view(3, 1, 1)
@@ -75,7 +78,7 @@ class DenseClip:
         Raises:
             OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
         """
-        if spec.architecture.startswith("demo/"):
+        if spec.embedded:
             model, tokenize, tokenizer_id, preprocess = _embedded(spec.architecture)
         else:
             model, tokenize, tokenizer_id, preprocess = _named(spec)
@@ -100,10 +103,6 @@ class DenseClip:
         red, green, blue = (round(255 * float(part)) for part in self._mean.flatten())
         return red, green, blue
 
-    @property
-    def activation(self) -> str:
-        return type(self.visual.transformer.resblocks[0].mlp.gelu).__name__
-
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> Tensor:
         """(P, D) float32 on the CPU, L2-normalised. Always in fp32, so that a cache serves every precision."""
@@ -119,7 +118,7 @@ class DenseClip:
 
     @torch.inference_mode()
     def forward_bare(self, images: Tensor) -> Tensor:
-        """CLIP's own image embedding (B, D): what a benchmark holds the dense stage against."""
+        """CLIP's own image embedding (B, D) by open_clip's own forward."""
         with autocast(self._device, self._precision):
             features: Tensor = self.model.encode_image(images)
         return features
@@ -137,7 +136,7 @@ class DenseClip:
         with autocast(self._device, self._precision):
             x = embed(self.visual, images)
             for block in self.visual.transformer.resblocks:
-                x = block(x)
+                x = run_block(block, x)
             pooled = self.visual.ln_post(x)
             pooled = pooled[:, 1:].mean(dim=1) if self.visual.pool_type == "avg" else pooled[:, 0]
             features: Tensor = pooled @ self.visual.proj
@@ -211,7 +210,7 @@ class DenseClip:
                     break
                 if depth in fused:
                     below.append(query_key_value(block, x)[:2])
-                x = block(x)
+                x = run_block(block, x)
         return taken, block, x
 
     def _prior(self, images: Tensor, variant: Variant) -> Tensor | None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
-from ovseg_batch.models.vit import attend_from, embed
+from ovseg_batch.models.vit import attend_from, embed, run_block
 from ovseg_batch.models.weights import read_state_dict
 
 PUBLISHED = re.compile(r"(?:.*\.)?visual\.transformer\.resblocks\.(\d+)\.attn\.new_q_proj\.(weight|bias)")
@@ -74,7 +74,7 @@ class MaskTokens(nn.Module):
             query = None if self.queries is None else self.queries[index]
             tokens = attend_from(block, tokens, x, allowed, query)
             with torch.no_grad():
-                x = block(x)
+                x = run_block(block, x)
         return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
 
     def published_state(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg_batch.models.vit import attend_from, embed
+from ovseg_batch.models.vit import attend_from, embed, run_block
 
 TEMPERATURE = 4.0  # multiplies the similarities before the softmax
 SAME_REGION = 0.2  # regions whose mean features are no further apart than this are one
@@ -49,7 +49,7 @@ def region_features(visual: Any, images: Tensor, correlation: Tensor, regions: T
     first = depth - 2 - BLOCKS_BELOW.get(depth, depth - 4)
     below = []
     for index, block in enumerate(blocks[:-1]):
-        tokens, x = attend_from(block, tokens, x, allowed), block(x)
+        tokens, x = attend_from(block, tokens, x, allowed), run_block(block, x)
         if first <= index <= depth - 3:
             below.append(x)
     main = _from_values(blocks[-1], x, weights, token_grid, grid)

@@ -1,15 +1,17 @@
 """SAM2 for one image and many points, without the full-size float masks that its own predictor makes.
 
 Everything is computed by the sam2 package's modules; what differs from `SAM2ImagePredictor` is that the mask logits
-stay at the decoder's resolution until somebody has chosen one. Tested equal to that predictor.
+stay at the decoder's resolution until somebody has chosen one, and that tensors lie in memory as the next product wants
+them (channels last). Tested equal to that predictor.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import zoo
-from ovseg_batch.models.device import autocast
+from ovseg_batch.models.device import DTYPES, autocast, lower
 from ovseg_batch.models.weights import read_state_dict
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +34,8 @@ CHUNK_CPU, CHUNK_GPU = 8, 256  # prompts a decoder call; on a CPU many at once a
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What SAM2 knows of an image: the stride-16 features, the two finer maps, and the image's (H, W) in pixels."""
+    """What SAM2 knows of an image: the stride-16 features (1, C, h, w), the two finer maps, finest first, and the
+    image's (H, W) in pixels. They are channels last and of the type that the decoder computes in."""
 
     coarse: Tensor
     fine: tuple[Tensor, ...]
@@ -43,8 +46,15 @@ class Sam:
     """A SAM2 model on a device."""
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
-        self.model: Any = model.float().eval().to(device)
+        self.model = cast(Any, model.float().eval().to(device))
+        lower(model, precision)
         self._device, self._precision = device, precision
+        with torch.inference_mode():
+            position = self.model.sam_prompt_encoder.get_dense_pe().to(DTYPES[precision])
+        self._position = position.contiguous(memory_format=torch.channels_last)
+        encoder = self.model.image_encoder
+        encoder.neck.position_encoding = _NoPosition()
+        encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)  # else made anew for every image
         self._mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(STD, device=device).view(3, 1, 1)
 
@@ -92,16 +102,21 @@ class Sam:
     def embed(self, images: Sequence[Array]) -> list[Embedding]:
         """Run the image encoder once for all images (each (H, W, 3) uint8 RGB, of any size)."""
         coarse, fine = self.forward_bare(torch.stack([self.preprocess(image) for image in images]))
+        coarse, *fine = (self._ready(part) for part in (coarse, *fine))
         return [
             Embedding(coarse[k : k + 1], tuple(f[k : k + 1] for f in fine), (image.shape[0], image.shape[1]))
             for k, image in enumerate(images)
         ]
 
+    def _ready(self, features: Tensor) -> Tensor:
+        """As the decoder takes them up."""
+        return features.to(self._device, DTYPES[self._precision], memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def forward_bare(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The image encoder on (B, 3, s, s): stride-16 features and the two finer maps, finest first."""
         with autocast(self._device, self._precision):
-            pyramid = self.model.forward_image(batch)["backbone_fpn"]
+            pyramid = self.model.forward_image(batch.contiguous(memory_format=torch.channels_last))["backbone_fpn"]
             coarse = pyramid[-1]
             if self.model.directly_add_no_mem_embed:
                 coarse = coarse + self.model.no_mem_embed.view(1, -1, 1, 1)
@@ -152,26 +167,53 @@ class Sam:
     def _decode(
         self, embedding: Embedding, coordinates: Tensor, kinds: Tensor, masks: Tensor | None, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        count = len(coordinates)
+        count, dtype = len(coordinates), DTYPES[self._precision]
+        decoder = self.model.sam_mask_decoder
         with autocast(self._device, self._precision):
             sparse, dense = self.model.sam_prompt_encoder(
                 points=(coordinates, kinds.expand(count, -1)), boxes=None, masks=masks
             )
-            drawn, rated, _, _ = self.model.sam_mask_decoder(
-                image_embeddings=embedding.coarse,
-                image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask,
-                repeat_image=count > 1,
-                high_res_features=list(embedding.fine),
-            )
+            if masks is None:
+                dense = dense[:1]  # the same for every prompt
+            own = [decoder.iou_token, decoder.mask_tokens]
+            own = [decoder.obj_score_token, *own] if decoder.pred_obj_scores else own
+            tokens = torch.cat([token.weight for token in own]).expand(count, -1, -1)
+            tokens = torch.cat([tokens, sparse], dim=1).to(dtype)
+            seen = (embedding.coarse + dense.to(dtype)).expand(count, -1, -1, -1)
+            tokens, seen = decoder.transformer(seen, self._position.expand(count, -1, -1, -1), tokens)
+            drawn = self._drawn(tokens[:, len(own) - 1 : len(own) - 1 + decoder.num_mask_tokens], seen, embedding)
+            rated = decoder.iou_prediction_head(tokens[:, len(own) - 2])
+            if multimask:
+                drawn, rated = drawn[:, 1:], rated[:, 1:]
+            elif decoder.dynamic_multimask_via_stability:
+                drawn, rated = decoder._dynamic_multimask_via_stability(drawn, rated)
+            else:
+                drawn, rated = drawn[:, :1], rated[:, :1]
         return drawn.float(), rated.float()
+
+    def _drawn(self, tokens: Tensor, seen: Tensor, embedding: Embedding) -> Tensor:
+        """(P, M, 4 h, 4 w) mask logits from mask tokens (P, M, C) and what they have seen (P, h · w, C)."""
+        decoder = self.model.sam_mask_decoder
+        h, w = embedding.coarse.shape[-2:]
+        seen = seen.transpose(1, 2).reshape(len(seen), -1, h, w)  # a view, channels last
+        first, norm, act, second, last = decoder.output_upscaling
+        finest, finer = embedding.fine
+        upscaled = last(second(act(norm(first(seen) + finer))) + finest)
+        weights = [mlp(tokens[:, m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+        drawn: Tensor = torch.stack(weights, dim=1) @ upscaled.flatten(2)
+        return drawn.reshape(*drawn.shape[:2], *upscaled.shape[-2:])
 
     @staticmethod
     def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
         """(K, s, s) mask logits at the original (H, W), bilinear as the predictor does."""
         return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+
+
+class _NoPosition(nn.Module):
+    """In the place of the neck's position encoding, which is for video's memory: as large as the features, unused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(1).expand(x.shape)
 
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:

@@ -84,6 +84,11 @@ class ModelSpec:
     quick_gelu: bool | None = None
     config_hash: str = ""  # of the architecture's own config file, where it comes with one
 
+    @property
+    def embedded(self) -> bool:
+        """Whether it is one of the small models that come with the package."""
+        return self.architecture.startswith("demo/")
+
     def identity(self) -> dict[str, str]:
         """What a result depends on, for fingerprints."""
         return {"model": self.architecture, "weights": self.weights_hash(), "config": self.config_hash}

@@ -30,6 +30,8 @@ from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
 from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS, TABLE, ResultWriter, read_results
+from ovseg_batch.models.device import precision
+from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
@@ -311,6 +313,11 @@ def ready(
         else:
             answers.append(failed(row, FailureCode.UPSTREAM, first))
     return todo, answers
+
+
+def precision_of(run: RunConfig, spec: ModelSpec) -> str:
+    """In which precision a model runs."""
+    return precision(run.precision, run.device, not spec.embedded)
 
 
 def read_limits(run: RunConfig) -> Limits:

@@ -30,9 +30,9 @@ from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -103,7 +103,7 @@ class DenseStage:
         dense = self._config.dense
         return {
             "clip": self._spec.identity(),
-            "precision": precision(self._config.run.precision, self._config.run.device),
+            "precision": precision_of(self._config.run, self._spec),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
@@ -122,7 +122,7 @@ class DenseStage:
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
+        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config.run, self._spec))
         self._variant = VARIANTS.get(self._config.dense.attention)
         self._text = self._queries().to(self._device)
 

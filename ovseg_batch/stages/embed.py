@@ -23,11 +23,11 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
 from ovseg_batch.models.weights import file_hash
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ class EmbedStage:
         tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
         return {
             "clip": self._spec.identity(),
-            "precision": precision(run.precision, run.device),
+            "precision": precision_of(run, self._spec),
             "scorer": settings.scorer,
             **(crops if settings.scorer == "crops" else tokens),
             "max_pixels": run.max_pixels,
@@ -66,7 +66,7 @@ class EmbedStage:
     def setup(self, device: str) -> None:
         settings = self._config.classify
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision(self._config.run.precision, device))
+        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config.run, self._spec))
         self._tokens: MaskTokens | None = None
         if settings.scorer == "mask-tokens":
             visual = self._clip.visual

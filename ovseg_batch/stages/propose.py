@@ -21,10 +21,10 @@ from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.methods.attention import REGION_LIMITED
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models import zoo
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +79,7 @@ class ProposeStage:
         run = self._config.run
         return {
             "sam": self._spec.identity(),
-            "precision": precision(run.precision, run.device),
+            "precision": precision_of(run, self._spec),
             "propose": self._config.propose.model_dump(mode="json"),
             "features": self.arrays,
             "max_pixels": run.max_pixels,
@@ -87,7 +87,7 @@ class ProposeStage:
         }
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), precision(self._config.run.precision, device))
+        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config.run, self._spec))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run

@@ -27,11 +27,11 @@ from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities
 from ovseg_batch.methods.voting import Segment, assemble
 from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models import zoo
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -81,13 +81,13 @@ class RefineStage:
         }
         if self._spec is not None:
             inputs["sam"] = self._spec.identity()
-            inputs["precision"] = precision(config.run.precision, config.run.device)
+            inputs["precision"] = precision_of(config.run, self._spec)
         return inputs
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         if self._spec is not None:
-            self._sam = Sam.load(self._spec, self._device, precision(self._config.run.precision, device))
+            self._sam = Sam.load(self._spec, self._device, precision_of(self._config.run, self._spec))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
