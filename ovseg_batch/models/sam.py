@@ -52,6 +52,9 @@ class Sam:
         with torch.inference_mode():
             position = self.model.sam_prompt_encoder.get_dense_pe().to(DTYPES[precision])
         self._position = position.contiguous(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            for block in self.model.sam_mask_decoder.transformer.layers:
+                block.cross_attn_image_to_token.forward = functools.partial(_few_keys, block.cross_attn_image_to_token)
         encoder = self.model.image_encoder
         encoder.neck.position_encoding = _NoPosition()
         encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)  # else made anew for every image
@@ -198,7 +201,9 @@ class Sam:
         seen = seen.transpose(1, 2).reshape(len(seen), -1, h, w)  # a view, channels last
         first, norm, act, second, last = decoder.output_upscaling
         finest, finer = embedding.fine
-        upscaled = last(second(act(norm(first(seen) + finer))) + finest)
+        upscaled = (first(seen) + finer).permute(0, 2, 3, 1)
+        upscaled = F.layer_norm(upscaled, upscaled.shape[-1:], norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+        upscaled = last(second(act(upscaled)) + finest)
         weights = [mlp(tokens[:, m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)]
         drawn: Tensor = torch.stack(weights, dim=1) @ upscaled.flatten(2)
         return drawn.reshape(*drawn.shape[:2], *upscaled.shape[-2:])
@@ -207,6 +212,26 @@ class Sam:
     def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
         """(K, s, s) mask logits at the original (H, W), bilinear as the predictor does."""
         return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _few_keys(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The forward of sam2's `Attention` for a few keys and thousands of queries, where fused kernels on a CPU are slow.
+
+    Args:
+        q: (B, N, C).
+        k, v: (B, K, C).
+
+    Returns:
+        (B, N, C).
+    """
+    heads = attention.num_heads
+    q, k, v = (
+        part.unflatten(2, (heads, -1)).transpose(1, 2)
+        for part in (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
+    )
+    weights = ((k * k.shape[-1] ** -0.5) @ q.transpose(2, 3)).softmax(dim=2)
+    seen: Tensor = attention.out_proj((v.transpose(2, 3) @ weights).flatten(1, 2).transpose(1, 2).contiguous())
+    return seen
 
 
 class _NoPosition(nn.Module):
