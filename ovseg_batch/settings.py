@@ -73,14 +73,20 @@ class ManifestConfig(Section):
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
 class ClipConfig(Section):
     model: str = "demo"
     weights: str | None = None
+    precision: Precision | None = None  # None: run.precision
 
 
 class SamConfig(Section):
     model: str = "demo"
     weights: str | None = None
+    precision: Precision | None = None  # None: run.precision
+    cache: Literal["none", "embeddings"] = "none"  # embeddings: what any later prompt can be asked of
 
 
 class DenseConfig(Section):
@@ -98,7 +104,7 @@ class DenseConfig(Section):
     logit_scale: Annotated[float, Field(gt=0)] = 40.0
     prob_threshold: Share = 0.0
     area_threshold: Share = 0.0
-    cache: Literal["logits"] = "logits"
+    cache: Literal["logits", "features"] = "logits"  # features: what any later vocabulary can be asked of
 
     @field_validator("layers")
     @classmethod
@@ -253,7 +259,7 @@ class RunConfig(Section):
     gpus_per_worker: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # stage → share; what is not named takes one
     batch_size: Annotated[int, Field(ge=1)] = 32
     point_chunk: Annotated[int, Field(ge=1)] | None = None  # None: small on a CPU, large on a GPU
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"  # bf16 on a GPU, and on a CPU with AMX for all but the embedded models; else fp32
     decode_threads: Annotated[int, Field(ge=1)] = 2
     decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     max_pixels: Annotated[int, Field(ge=1)] = 200_000_000

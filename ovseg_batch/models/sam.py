@@ -8,7 +8,7 @@ them (channels last). Tested equal to that predictor.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,6 +114,17 @@ class Sam:
     def _ready(self, features: Tensor) -> Tensor:
         """As the decoder takes them up."""
         return features.to(self._device, DTYPES[self._precision], memory_format=torch.channels_last)
+
+    @staticmethod
+    def arrays_of(embedding: Embedding) -> dict[str, Array]:
+        """The embedding as it is kept: `coarse`, `fine0`, `fine1`, (C, h, w) fp16."""
+        parts = {"coarse": embedding.coarse, **{f"fine{k}": part for k, part in enumerate(embedding.fine)}}
+        return {name: part[0].half().cpu().numpy() for name, part in parts.items()}
+
+    def embedding_of(self, arrays: Mapping[str, Array], size: tuple[int, int]) -> Embedding:
+        """What `arrays_of` has kept of an image of (H, W) pixels."""
+        coarse, *fine = (self._ready(torch.from_numpy(arrays[name])[None]) for name in ("coarse", "fine0", "fine1"))
+        return Embedding(coarse, tuple(fine), size)
 
     @torch.inference_mode()
     def forward_bare(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:

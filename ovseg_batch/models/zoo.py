@@ -83,6 +83,8 @@ class ModelSpec:
     licence: str
     quick_gelu: bool | None = None
     config_hash: str = ""  # of the architecture's own config file, where it comes with one
+    patch: int = 16  # pixels a side of what becomes one feature
+    width: int = 256  # of a feature: numbers
 
     @property
     def embedded(self) -> bool:
@@ -140,9 +142,10 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_sam(model, architecture, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
-        side = _demo_config(architecture)["model_cfg"]["vision_cfg"]["image_size"]
+        config = _demo_config(architecture)["model_cfg"]
+        side, shape = config["vision_cfg"]["image_size"], _shape(config)
         own = file_hash(embedded_file(architecture)) + file_hash(embedded_file("demo/bpe.txt.gz"))
-        return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False, own)
+        return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False, own, *shape)
     config = _clip_config(model, architecture)
     side = config["vision_cfg"]["image_size"]
     side = side if isinstance(side, int) else min(side)
@@ -152,7 +155,7 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     _refuse_wrong_gelu(architecture, quick, tag, located)
     licence = preset.licence if preset else "see the weights' own card"
     own = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-    return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick, own)
+    return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick, own, *_shape(config))
 
 
 def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
@@ -170,11 +173,18 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
         found = str(embedded_file(preset.file))
     else:
         found = _local(preset.file) or _hub_cached(preset.hub, [preset.file]) or _not_here(model, preset.file)
-    own = embedded_file(architecture) if preset and preset.embedded else None
-    side = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]["image_size"] if own else 1024
-    return ModelSpec(
-        "sam", model, architecture, found, side, "native", licence, config_hash=file_hash(own) if own else ""
-    )
+    if not (preset and preset.embedded):
+        return ModelSpec("sam", model, architecture, found, 1024, "native", licence)
+    own = embedded_file(architecture)
+    config = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]
+    side, width = config["image_size"], config["image_encoder"]["neck"]["d_model"]
+    return ModelSpec("sam", model, architecture, found, side, "native", licence, None, file_hash(own), width=width)
+
+
+def _shape(config: dict[str, Any]) -> tuple[int, int]:
+    """Of a CLIP by its config: pixels a patch, numbers a feature."""
+    patch = config["vision_cfg"].get("patch_size", 16)
+    return patch if isinstance(patch, int) else max(patch), config["embed_dim"]
 
 
 def _clip_config(model: str, architecture: str) -> dict[str, Any]:

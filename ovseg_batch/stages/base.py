@@ -32,7 +32,7 @@ from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS, TABLE, ResultWriter, read_results
 from ovseg_batch.models.device import precision
 from ovseg_batch.models.zoo import ModelSpec
-from ovseg_batch.settings import RunConfig
+from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
 
@@ -74,11 +74,15 @@ class Upstream:
             raise OvsegError("The upstream stage keeps no arrays.")
         return self._arrays.read(row, name)
 
+    def arrays(self, row: int) -> dict[str, Array]:
+        """Every array kept for the row, by name."""
+        return self._arrays.read_all(row) if self._arrays is not None else {}
+
     def result(self, row: ImageRow) -> RowResult:
         """The row as the stage gave it."""
         values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
         files = {name: (self._files / name).read_bytes() for name in values.get(FILES) or ()}
-        return RowResult(row.row, row.key, values, self._arrays.read_all(row.row) if self._arrays else {}, files)
+        return RowResult(row.row, row.key, values, self.arrays(row.row), files)
 
     def close(self) -> None:
         if self._arrays is not None:
@@ -97,8 +101,8 @@ class Stage(Protocol):
     """One step of the pipeline.
 
     `version` changes when the code changes what it computes; `needs` names the stages it reads; `columns` are the
-    fields it adds to the Parquet row; `arrays` says whether it writes an NPZ. A stage that gives files names them in a
-    column `files`.
+    fields it adds to the Parquet row; `arrays` says whether it writes an NPZ; `looks` whether it opens the images, or
+    lives on what earlier stages have kept. A stage that gives files names them in a column `files`.
     """
 
     name: str
@@ -107,9 +111,14 @@ class Stage(Protocol):
     resources: Resources
     columns: pa.Schema
     arrays: bool
+    looks: bool
 
     def inputs(self) -> dict[str, Any]:
         """Everything but the manifest and upstream that decides the result, as JSON-able values in clear."""
+        ...
+
+    def disk(self, height: int, width: int) -> int | None:
+        """Bytes that the arrays of an image of that size take; None where its content decides."""
         ...
 
     def setup(self, device: str) -> None:
@@ -315,9 +324,10 @@ def ready(
     return todo, answers
 
 
-def precision_of(run: RunConfig, spec: ModelSpec) -> str:
+def precision_of(config: Config, spec: ModelSpec) -> str:
     """In which precision a model runs."""
-    return precision(run.precision, run.device, not spec.embedded)
+    own = config.clip.precision if spec.kind == "clip" else config.sam.precision
+    return precision(own or config.run.precision, config.run.device, not spec.embedded)
 
 
 def read_limits(run: RunConfig) -> Limits:

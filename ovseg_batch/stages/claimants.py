@@ -25,10 +25,13 @@ from ovseg_batch.methods.voting import (
     mode_labels,
     soft_labels,
 )
-from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.models.sam import Embedding, Sam, stability
 from ovseg_batch.settings import RefineConfig
 
 Array = np.ndarray[Any, Any]
+
+#: a box (x0, y0, x1, y1) in pixels → what SAM2 knows of that part of the image
+See = Callable[[Box], Embedding]
 
 ROUGH_GAIN = 0.005  # Trident: what a class's probabilities are multiplied by to become a mask prompt
 ROUGH_FLOOR = 0.1  # Trident: probabilities under it are left out of the mask prompt
@@ -75,9 +78,7 @@ def _no_mask(index: int) -> Array:
 NOTHING = Found([], _no_mask, 0)
 
 
-def prompted(
-    sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, min_area: int, chunk: int | None
-) -> Found:
+def prompted(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, min_area: int, chunk: int | None) -> Found:
     """One point in every connected component of the dense map; of SAM2's three masks the one the map agrees with best.
 
     Source: thesis 3.1.6.
@@ -104,10 +105,10 @@ def prompted(
             if kept[p] and int(given[p, best[p]]) not in dense.ignore
         ]
 
-    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
 
 
-def guided(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
+def guided(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
     """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
 
     A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
@@ -123,10 +124,10 @@ def guided(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chun
         coverage = low_resolution_coverage(drawn[:, None], answers.labels, answers.classes[:, None])[:, 0]
         return [_Claimed(p, int(best[p]), int(answers.classes[p]), float(coverage[p])) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
 
 
-def trident(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
+def trident(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
     """Box, surest point and rough mask of every component together; one mask each.
 
     What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
@@ -141,7 +142,7 @@ def trident(sam: Sam, image: Array, dense: DenseMap, settings: RefineConfig, chu
         kept = (answers.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
         return [_Claimed(p, 0, int(answers.classes[p]), float(coverage[p])) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, image, dense.labels, points, settings, chunk, rough=dense), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk, rough=dense), claim)
 
 
 def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | str) -> Found:
@@ -188,7 +189,7 @@ def _largest(points: Sequence[PointPrompt], settings: RefineConfig) -> list[Poin
 
 def _ask(
     sam: Sam,
-    image: Array,
+    see: See,
     labels: Array,
     points: Sequence[PointPrompt],
     settings: RefineConfig,
@@ -196,10 +197,10 @@ def _ask(
     rough: DenseMap | None = None,
 ) -> Iterator[_Answers]:
     """SAM2's answers, view by view; with `rough` it is also given each component's box and its class's map."""
-    for view in place_views([point.box for point in points], (image.shape[0], image.shape[1]), settings.tile):
+    for view in place_views([point.box for point in points], (labels.shape[0], labels.shape[1]), settings.tile):
         x0, y0, x1, y1 = view.box
         asked = [points[k] for k in view.members]
-        [embedding] = sam.embed([image[y0:y1, x0:x1]])
+        embedding = see(view.box)
         coordinates = np.array([(p.x - x0, p.y - y0) for p in asked], np.float32)
         classes = torch.tensor([p.label for p in asked])
         if rough is None:

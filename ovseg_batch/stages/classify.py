@@ -24,7 +24,7 @@ from ovseg_batch.methods.selection import (
     size_penalty,
     suppressed,
 )
-from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
+from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
@@ -32,7 +32,7 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
 from ovseg_batch.stages.base import Resources, Upstream, failed, ready
-from ovseg_batch.stages.text import text_features
+from ovseg_batch.stages.text import Words, text_features
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +48,7 @@ class ClassifyStage:
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False
+    looks = False
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -56,13 +57,12 @@ class ClassifyStage:
         ]
     )
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
+    def __init__(self, config: Config, words: Words) -> None:
         self._config = config
-        self._vocabulary = vocabulary
-        self._templates = tuple(templates)
+        self._vocabulary, self._templates = words.vocabulary, words.templates
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
         confusers = {label.name: label.confusers for label in config.labels}
-        self._confusers = [confusers.get(name, ()) for name in vocabulary.names]
+        self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
 
     def inputs(self) -> dict[str, Any]:
         config, vocabulary = self._config, self._vocabulary
@@ -77,6 +77,9 @@ class ClassifyStage:
             "confusers": [list(words) for words in self._confusers],
             "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
         }
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
 
     def setup(self, device: str) -> None:
         clip = DenseClip.load(self._spec, resolve_device(device), "fp32")

@@ -1,7 +1,8 @@
 """Dense predict: CLIP with its last attention replaced gives every patch a score per query (SCLIP).
 
-Windows of one size are batched across the images of a shard. What is kept are cosine similarities per window, fp16;
-softmax, synonyms and thresholds are applied when they are read, so changing those re-runs no encoder.
+Windows of one size are batched across the images of a shard. What is kept, fp16 and per window, are cosine
+similarities, so that another softmax, other synonyms or thresholds re-run no encoder; or the patch features themselves,
+of which any later vocabulary can be asked.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
 from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
-from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
-from ovseg_batch.stages.text import text_features
+from ovseg_batch.stages.text import Words
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -51,13 +51,13 @@ class _Pending:
     resized: tuple[int, int]
     boxes: Array
     windows: list[Array]
-    logits: list[Array | RowError | None]
+    kept: list[Array | RowError | None]
     correlation: list[Tensor]
     regions: list[Tensor]
 
     @property
     def done(self) -> bool:
-        return all(part is not None for part in self.logits)
+        return all(part is not None for part in self.kept)
 
 
 def window_and_stride(config: Config) -> tuple[int, int]:
@@ -68,13 +68,16 @@ def window_and_stride(config: Config) -> tuple[int, int]:
 
 
 class DenseStage:
-    """Per-window cosine logits of every image: arrays `logits` (windows, Q, gh, gw) fp16."""
+    """Of every image's windows the cosine logits, array `logits` (windows, Q, gh, gw) fp16, or the L2-normalised patch
+    features, array `features` (windows, gh, gw, D) fp16.
+    """
 
     name = "dense"
-    version = 3
+    version = 4
     needs: tuple[str, ...]
     resources = Resources()
     arrays = True
+    looks = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -85,14 +88,9 @@ class DenseStage:
         ]
     )
 
-    def __init__(
-        self, config: Config, vocabulary: Vocabulary, templates: Sequence[str], definitions: Mapping[str, str]
-    ) -> None:
+    def __init__(self, config: Config, words: Words) -> None:
         self._config = config
-        self._vocabulary = vocabulary
-        names = [vocabulary.names[index] for index in vocabulary.query_class]
-        self._definitions = [definitions.get(name, "") for name in names]  # of each query's class
-        self._templates = tuple(templates)
+        self._words = words
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
         dense = config.dense
         self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
@@ -103,37 +101,33 @@ class DenseStage:
         dense = self._config.dense
         return {
             "clip": self._spec.identity(),
-            "precision": precision_of(self._config.run, self._spec),
+            "precision": precision_of(self._config, self._spec),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
             "stride": self._stride,
             "short_side": self._short_side,
             "long_side": dense.long_side,
-            "templates": list(self._templates),
-            "queries": list(self._vocabulary.queries),
-            "definitions": self._definitions,
-            "definition_weight": dense.definition_weight if any(self._definitions) else None,
+            **({"cache": "features"} if dense.cache == "features" else self._words.inputs()),
             "views": dense.views,
             "key_smoothing": dense.key_smoothing,
             "max_pixels": self._config.run.max_pixels,
             "max_file_bytes": self._config.run.max_file_bytes,
         }
 
+    def disk(self, height: int, width: int) -> int:
+        resized = self._resized(height, width)
+        boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
+        patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
+        each = self._spec.width if self._config.dense.cache == "features" else len(self._words.vocabulary.queries)
+        return 2 * int(patches) * each
+
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config.run, self._spec))
+        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
         self._variant = VARIANTS.get(self._config.dense.attention)
-        self._text = self._queries().to(self._device)
-
-    def _queries(self) -> Tensor:
-        """(Q, D): one feature a query, with its class's definition mixed in where there is one."""
-        words = text_features(self._clip, self._spec, self._vocabulary.queries, self._templates)
-        defined = [k for k, definition in enumerate(self._definitions) if definition]
-        if defined:
-            told = text_features(self._clip, self._spec, [self._definitions[k] for k in defined], self._templates)
-            words[defined] = torch.lerp(words[defined], told, self._config.dense.definition_weight)
-        return words
+        if self._config.dense.cache == "logits":
+            self._text = self._words.features(self._clip, self._spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run
@@ -154,21 +148,24 @@ class DenseStage:
             for shape in [s for s, jobs in queue.items() if len(jobs) >= run.batch_size]:
                 jobs = queue.pop(shape)
                 whole = len(jobs) - len(jobs) % run.batch_size
-                self._score(jobs[:whole])
+                self._see(jobs[:whole])
                 if jobs[whole:]:
                     queue[shape] = jobs[whole:]
             if len(waiting) > run.batch_size:
                 shape = waiting[0].windows[0].shape[:2]
-                self._score(queue.pop(shape, []))
-            yield from _finished(waiting)
+                self._see(queue.pop(shape, []))
+            yield from _finished(waiting, self._config.dense.cache)
         for jobs in queue.values():
-            self._score(jobs)
-        yield from _finished(waiting)
+            self._see(jobs)
+        yield from _finished(waiting, self._config.dense.cache)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        short_side = self._short_side if isinstance(self._short_side, int) else None
+        return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
 
     def _cut(self, row: ImageRow, image: Array) -> _Pending:
         size = (image.shape[0], image.shape[1])
-        short_side = self._short_side if isinstance(self._short_side, int) else None
-        resized = resized_size(*size, short_side, self._config.dense.long_side, self._clip.patch)
+        resized = self._resized(*size)
         if resized != size:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
         boxes = window_boxes(*resized, self._window, self._stride)
@@ -190,18 +187,23 @@ class DenseStage:
             pending.correlation.append(F.normalize(seen.permute(1, 2, 0), dim=-1))
             pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
 
-    def _score(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
+    def _see(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
         for start in range(0, len(jobs), self._config.run.batch_size):
             batch = jobs[start : start + self._config.run.batch_size]
-            scored: list[Array | RowError] = split_on_failure(self._logits, batch)
-            for (pending, index), logits in zip(batch, scored, strict=True):
-                pending.logits[index] = logits
+            seen: list[Array | RowError] = split_on_failure(self._seen, batch)
+            for (pending, index), kept in zip(batch, seen, strict=True):
+                pending.kept[index] = kept
 
     @torch.inference_mode()
-    def _logits(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:
+    def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:
+        """What is kept of each window."""
         windows = np.stack([pending.windows[index] for pending, index in jobs])
         batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
         dense = self._config.dense
+        if self._variant is not None and dense.views == "itaclip":
+            features_of = functools.partial(self._clip.patch_features, variant=self._variant, layers=dense.layers)
+            return list(mixed_logits(batch, features_of, self._text).half().cpu().numpy())
+        keys = None
         if self._variant is None:
             features = torch.stack(
                 [
@@ -209,26 +211,28 @@ class DenseStage:
                     for k, (pending, index) in enumerate(jobs)
                 ]
             )
-            cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
         elif dense.key_smoothing:
             features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
-            cosine = torch.einsum("bhwd,qd->bqhw", features, self._text)
-            cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
         else:
-            variant = self._variant
-            features_of = functools.partial(self._clip.patch_features, variant=variant, layers=dense.layers)
-            if dense.views == "itaclip":
-                cosine = mixed_logits(batch, features_of, self._text)
-            else:
-                cosine = torch.einsum("bhwd,qd->bqhw", features_of(batch), self._text)
+            features = self._clip.patch_features(batch, self._variant, dense.layers)
+        if dense.cache == "features":
+            return list(features.half().cpu().numpy())
+        cosine = cosines(features, self._text)
+        if keys is not None:
+            cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
         return list(cosine.half().cpu().numpy())
 
 
-def _finished(waiting: list[_Pending]) -> Iterator[RowResult]:
+def cosines(features: Tensor, text: Tensor) -> Tensor:
+    """Patch features (N, gh, gw, D) against queries (Q, D), both L2-normalised: (N, Q, gh, gw)."""
+    return torch.einsum("bhwd,qd->bqhw", features, text)
+
+
+def _finished(waiting: list[_Pending], name: str) -> Iterator[RowResult]:
     """Take finished images off the front of the line."""
     while waiting and waiting[0].done:
         pending = waiting.pop(0)
-        errors = [part for part in pending.logits if isinstance(part, RowError)]
+        errors = [part for part in pending.kept if isinstance(part, RowError)]
         if errors:
             yield failed(pending.row, errors[0].code, errors[0].message)
             continue
@@ -242,5 +246,5 @@ def _finished(waiting: list[_Pending]) -> Iterator[RowResult]:
                 "resized_width": pending.resized[1],
                 "windows": len(pending.boxes),
             },
-            arrays={"logits": np.stack(pending.logits)},  # type: ignore[arg-type]
+            arrays={name: np.stack(pending.kept)},  # type: ignore[arg-type]
         )

@@ -39,6 +39,7 @@ class EditStage:
     name = "edit"
     version = 1
     arrays = False
+    looks = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -83,6 +84,9 @@ class EditStage:
             inputs["pipeline"] = self._spec.identity()
             inputs["precision"] = precision(config.run.precision, config.run.device)
         return inputs
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
 
     def setup(self, device: str) -> None:
         config = self._config

@@ -37,10 +37,11 @@ class EmbedStage:
     """CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
 
     name = "embed"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ("propose",)
     resources = Resources()
     arrays = True
+    looks = True
     columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
 
     def __init__(self, config: Config) -> None:
@@ -56,17 +57,20 @@ class EmbedStage:
         tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
         return {
             "clip": self._spec.identity(),
-            "precision": precision_of(run, self._spec),
+            "precision": precision_of(self._config, self._spec),
             "scorer": settings.scorer,
             **(crops if settings.scorer == "crops" else tokens),
             "max_pixels": run.max_pixels,
             "max_file_bytes": run.max_file_bytes,
         }
 
+    def disk(self, height: int, width: int) -> None:
+        return None  # as many features as there are masks
+
     def setup(self, device: str) -> None:
         settings = self._config.classify
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config.run, self._spec))
+        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
         self._tokens: MaskTokens | None = None
         if settings.scorer == "mask-tokens":
             visual = self._clip.visual

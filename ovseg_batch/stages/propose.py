@@ -57,10 +57,11 @@ class ProposeStage:
     """
 
     name = "propose"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays: bool
+    looks = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -79,15 +80,18 @@ class ProposeStage:
         run = self._config.run
         return {
             "sam": self._spec.identity(),
-            "precision": precision_of(run, self._spec),
+            "precision": precision_of(self._config, self._spec),
             "propose": self._config.propose.model_dump(mode="json"),
             "features": self.arrays,
             "max_pixels": run.max_pixels,
             "max_file_bytes": run.max_file_bytes,
         }
 
+    def disk(self, height: int, width: int) -> int:
+        return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
+
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config.run, self._spec))
+        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config, self._spec))
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run

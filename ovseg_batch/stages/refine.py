@@ -6,6 +6,7 @@ full size only to be painted, one at a time, and each instance is run-length enc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,20 +24,24 @@ from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.tiles import Box
-from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities
+from ovseg_batch.methods.vocabulary import class_probabilities
 from ovseg_batch.methods.voting import Segment, assemble
 from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models import zoo
+from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.models.sam import Sam
+from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
 from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted
+from ovseg_batch.stages.dense import cosines
+from ovseg_batch.stages.text import Words
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
+ASKING = ("prompted", "guided", "trident")  # methods that ask SAM2 about every image
 STRIP_PIXELS = 4_000_000  # counted at a time
 
 
@@ -44,7 +49,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 4
+    version = 5
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -57,14 +62,19 @@ class RefineStage:
         ]
     )
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, window: int, stride: int) -> None:
+    def __init__(self, config: Config, words: Words, window: int, stride: int) -> None:
         self._config = config
-        self._vocabulary = vocabulary
+        self._words, self._vocabulary = words, words.vocabulary
         self._window, self._stride = window, stride
         self._sam: Sam | None = None
-        self.needs = ("dense", "propose") if config.refine.method == "automatic" else ("dense",)
-        asks = config.refine.method in ("prompted", "guided", "trident")
+        asks = config.refine.method in ASKING
+        self._kept = asks and config.sam.cache == "embeddings"
+        others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
+        self.needs = ("dense", *(name for name, needed in others if needed))
+        self.looks = (asks and not self._kept) or config.refine.pamr > 0
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
+        features = config.dense.cache == "features"
+        self._clip_spec = zoo.resolve("clip", config.clip.model, config.clip.weights) if features else None
 
     def inputs(self) -> dict[str, Any]:
         config, vocabulary = self._config, self._vocabulary
@@ -81,13 +91,21 @@ class RefineStage:
         }
         if self._spec is not None:
             inputs["sam"] = self._spec.identity()
-            inputs["precision"] = precision_of(config.run, self._spec)
+            inputs["precision"] = precision_of(config, self._spec)
+        if self._clip_spec is not None:
+            inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
         return inputs
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         if self._spec is not None:
-            self._sam = Sam.load(self._spec, self._device, precision_of(self._config.run, self._spec))
+            self._sam = Sam.load(self._spec, self._device, precision_of(self._config, self._spec))
+        if self._clip_spec is not None:
+            clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
+            self._text = self._words.features(clip, self._clip_spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -110,7 +128,7 @@ class RefineStage:
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where nothing will look at them."""
         run = self._config.run
-        if self._sam is None and not self._config.refine.pamr:
+        if not self.looks:
             yield from ((row, None) for row in rows)
         else:
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
@@ -155,7 +173,7 @@ class RefineStage:
         """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
-        logits = torch.from_numpy(upstream.array(row.row, "logits")).to(self._device)
+        logits = self._logits(upstream, row.row)
         others = self._vocabulary.left_out(row.extra.get("prompts"))
         if others:
             logits[:, others] = RULED_OUT
@@ -170,6 +188,11 @@ class RefineStage:
             scores = pamr(pixels, scores, iterations)
         return denoise_prompts(scores[None], denoising)[0] if denoising else scores
 
+    def _logits(self, upstream: Upstream, row: int) -> Tensor:
+        """Cosine similarities of every window, (windows, Q, gh, gw): as they were kept, or of the features kept."""
+        kept = torch.from_numpy(upstream.array(row, self._config.dense.cache)).to(self._device)
+        return cosines(kept.float(), self._text) if self._clip_spec is not None else kept
+
     def _found(
         self, row: int, image: Array | None, dense: DenseMap, min_area: int, upstream: Mapping[str, Upstream]
     ) -> Found:
@@ -177,13 +200,26 @@ class RefineStage:
         settings, chunk = self._config.refine, self._config.run.point_chunk
         if settings.method == "automatic":
             return voted(upstream["propose"].values(row)["proposals"], dense, settings.vote)
-        if self._sam is None or image is None:
+        if self._sam is None:
             return NOTHING
+        see = functools.partial(self._embedding, self._sam, row, image, upstream)
         if settings.method == "guided":
-            return guided(self._sam, image, dense, settings, chunk)
+            return guided(self._sam, see, dense, settings, chunk)
         if settings.method == "trident":
-            return trident(self._sam, image, dense, settings, chunk)
-        return prompted(self._sam, image, dense, settings, min_area, chunk)
+            return trident(self._sam, see, dense, settings, chunk)
+        return prompted(self._sam, see, dense, settings, min_area, chunk)
+
+    def _embedding(
+        self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box
+    ) -> Embedding:
+        """What SAM2 knows of a part of an image, computed or, of the whole of it, kept."""
+        if not self._kept:
+            assert image is not None
+            x0, y0, x1, y1 = box
+            [embedding] = sam.embed([image[y0:y1, x0:x1]])
+            return embedding
+        values = upstream["encode"].values(row)
+        return sam.embedding_of(upstream["encode"].arrays(row), (values["height"], values["width"]))
 
     def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[dict[str, Any]]:
         if self._config.refine.output == "semantic":

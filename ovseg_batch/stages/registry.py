@@ -15,9 +15,11 @@ from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage, window_and_stride
 from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.embed import EmbedStage
+from ovseg_batch.stages.encode import EncodeStage
 from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.propose import ProposeStage
-from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.stages.refine import ASKING, RefineStage
+from ovseg_batch.stages.text import Words
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
@@ -26,7 +28,9 @@ def stage_names(config: Config) -> tuple[str, ...]:
     if config.method == "proposals":
         return "propose", "embed", "classify", *edits
     proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
-    return *(("propose",) if proposes else ()), "dense", "refine", *edits
+    encodes = config.refine.method in ASKING and config.sam.cache == "embeddings"
+    first = (*(("propose",) if proposes else ()), *(("encode",) if encodes else ()))
+    return *first, "dense", "refine", *edits
 
 
 def describe_presets() -> list[tuple[str, list[str]]]:
@@ -52,7 +56,7 @@ def _cost(config: Config) -> str:
         parts.append("CLIP once" if tokens else f"CLIP {len(config.classify.scales)} × for each mask")
     if "propose" in names:
         parts.append(f"SAM2's encoder and {config.propose.points_per_side**2} prompts")
-    if "refine" in names and config.refine.method in ("prompted", "guided", "trident"):
+    if "refine" in names and config.refine.method in ASKING:
         parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
     if config.edit.mode in GENERATED:
         steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
@@ -93,21 +97,23 @@ def make_stage(config: Config, name: str) -> Stage:
     """
     _check(config)
     vocabulary = make_vocabulary(config)
-    templates = _templates(config)
     definitions = {label.name: label.definition for label in config.labels if label.definition}
+    words = Words(vocabulary, _templates(config), definitions, config.dense.definition_weight)
     match name:
         case "propose":
             return ProposeStage(config)
+        case "encode":
+            return EncodeStage(config)
         case "dense":
-            return DenseStage(config, vocabulary, templates, definitions)
+            return DenseStage(config, words)
         case "embed":
             return EmbedStage(config)
         case "classify":
-            return ClassifyStage(config, vocabulary, templates)
+            return ClassifyStage(config, words)
         case "edit":
             return EditStage(config, "classify" if config.method == "proposals" else "refine")
         case _:
-            return RefineStage(config, vocabulary, *window_and_stride(config))
+            return RefineStage(config, words, *window_and_stride(config))
 
 
 def _check(config: Config) -> None:
@@ -124,6 +130,14 @@ def _check(config: Config) -> None:
     if dense.attention == REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
         raise UsageError(
             f"dense.attention: {REGION_LIMITED} goes with dense.views: plain, dense.layers: [1.0] and no key_smoothing."
+        )
+    if dense.cache == "features" and (dense.key_smoothing or dense.views != "plain"):
+        raise UsageError(
+            "dense.cache: features goes with dense.views: plain and no key_smoothing, which need more than features."
+        )
+    if config.sam.cache == "embeddings" and config.refine.tile is not None:
+        raise UsageError(
+            "sam.cache: embeddings keeps one for the whole image, and refine.tile looks at parts of it. Leave one out."
         )
 
 

@@ -110,9 +110,13 @@ class GivenMasks:
     resources = Resources(accelerator=False)
     columns = RefineStage.columns
     arrays = False
+    looks = False
 
     def inputs(self) -> dict[str, Any]:
         return {}
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
 
     def setup(self, device: str) -> None:
         pass
