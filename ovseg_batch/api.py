@@ -216,6 +216,19 @@ class Run:
             Workdir(self.workdir), WRITERS[format], Path(path), selection or Selection(), options or Options()
         )
 
+    def query(
+        self, labels: str | Sequence[str], workdir: str | Path, *, settings: Mapping[str, Any] | None = None
+    ) -> Run:
+        """Ask for other words, without opening an image, as `ovseg-batch query` does.
+
+        Raises:
+            UsageError: the run has not kept what the question needs.
+        """
+        asked = labels if isinstance(labels, str) else "; ".join(labels)
+        overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+        pipeline.query(Workdir(self.workdir), Workdir(Path(workdir)), asked, overrides)
+        return Run(workdir)
+
     def report(self, path: str | Path, limit: int = LIMIT) -> Path:
         """Write the report; its page."""
         return build_report(Workdir(self.workdir), Path(path), limit).page

@@ -3,55 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ovseg_batch import __version__, failpoints, intake
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.engine import local, ray
-from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.edited import publish_edited
 from ovseg_batch.export.failures import write_failures
 from ovseg_batch.io.atomic import write_text
-from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.meter import Meter
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.planning import PlannedStage, check_manifest, plan, settle, write_plan
 from ovseg_batch.progress import StageStatus, stage_status
 from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
-from ovseg_batch.stages.edit import needs_prompts
 from ovseg_batch.stages.generated_edits import GENERATED
-from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
-from ovseg_batch.store import Problem, StageStore, Workdir, fingerprint
+from ovseg_batch.stages.registry import make_vocabulary
+from ovseg_batch.store import Problem, Workdir
 from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage of this run, its folder, and the shards of it that are not committed."""
-
-    job: StageJob
-    inputs: dict[str, Any]
-    missing: list[int]
-
-    @property
-    def name(self) -> str:
-        return self.job.store.stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,41 +48,6 @@ class Outcome:
     annotations_path: Path | None = None
     edited: int | None = None  # edited files; None where nothing was to be edited
     redone: dict[str, list[int]] = field(default_factory=dict)
-
-
-def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
-    """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
-    planned: list[PlannedStage] = []
-    stores: dict[str, StageStore] = {}
-    for name in stage_names(config):
-        stage = make_stage(config, name)
-        inputs = {
-            "stage": stage.name,
-            "version": stage.version,
-            "manifest": manifest.fingerprint,
-            "upstream": {need: stores[need].fingerprint for need in stage.needs},
-            "settings": stage.inputs(),
-        }
-        store = workdir.stage(name, fingerprint(inputs))
-        upstream = {need: stores[need] for need in stage.needs}
-        threads = config.run.threads or torch.get_num_threads()
-        job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path, threads)
-        planned.append(PlannedStage(job, inputs, store.missing(manifest.shards)))
-        stores[name] = store
-    return planned
-
-
-def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> tuple[Manifest, list[PlannedStage]]:
-    """What `run` would do, having written nothing into the workdir."""
-    config = _settle(config)
-    with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
-        existing = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
-        if existing is None:
-            existing = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, existing, config.manifest.shard_rows, read_limits(config.run).remote)
-        manifest = Manifest.open(existing)
-        _check_manifest(manifest, config)
-        return manifest, plan(config, workdir, manifest, workdir.manifest)
 
 
 def run(
@@ -121,15 +69,15 @@ def run(
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    config = _settle(config)
+    config = settle(config)
     workdir.create()
     workdir.remove_leftovers()
     intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, read_limits(config.run).remote)
     manifest = Manifest.open(workdir.manifest)
-    _check_manifest(manifest, config)
+    check_manifest(manifest, config)
     stages = plan(config, workdir, manifest, workdir.manifest)
     write_text(workdir.config, dump_config(config))
-    _write_plan(workdir, inputs, manifest, stages, config)
+    write_plan(workdir, inputs, manifest, stages, config)
     log.info("%d images in %d shards", manifest.rows, manifest.shards)
     if part[1] > 1:
         ours = [[shard for shard in planned.missing if shard % part[1] == part[0]] for planned in stages]
@@ -146,7 +94,7 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
     record = workdir.read_plan()
     config = load_config(workdir.config, environment={})
     manifest = Manifest.open(workdir.manifest)
-    config = _settle(config)
+    config = settle(config)
     workdir.remove_leftovers()
     stages = plan(config, workdir, manifest, workdir.manifest)
     if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
@@ -159,11 +107,70 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
     return _execute(workdir, manifest, again, config, progress)
 
 
+def query(
+    source: Workdir, target: Workdir, labels: str, overrides: Sequence[str] = (), progress: bool | None = None
+) -> Outcome:
+    """Ask what a run has kept for other words; the answer is a workdir like any other. No image is opened.
+
+    Args:
+        source: of a run whose stages have kept enough: `dense.cache: features`, proposals, `sam.cache: embeddings`.
+        target: gets links to what is kept, and the stages that the words decide.
+        labels: as `run` takes them.
+        overrides: `section.key=value` settings that differ from the run's.
+
+    Raises:
+        UsageError: no run there, or it has not kept what the question needs.
+    """
+    record = source.read_plan()
+    if target.root.resolve() == source.root.resolve():
+        raise UsageError(f"-o is the workdir that is asked, {source.root}. Give the answer one of its own.")
+    config = settle(load_config(source.config, overrides, {"labels": labels, "edit.mode": "none"}, environment={}))
+    manifest = Manifest.open(source.manifest)
+    kept = {planned.name: planned for planned in plan(config, source, manifest, source.manifest)}
+    for planned in kept.values():
+        if planned.missing and planned.job.make_stage().looks:
+            raise UsageError(_not_kept(planned, manifest, source, config))
+    target.create()
+    target.remove_leftovers()
+    intake.prepare_manifest([str(source.manifest)], target, config.manifest.shard_rows, None)
+    for planned in plan(config, target, manifest, target.manifest):
+        store = kept[planned.name].job.store
+        if planned.missing and store.folder.is_dir():
+            planned.job.store.create(planned.inputs)
+            planned.job.store.adopt(store)
+    stages = plan(config, target, manifest, target.manifest)
+    write_text(target.config, dump_config(config))
+    write_plan(target, record["inputs"], manifest, stages, config)
+    return _execute(target, manifest, stages, config, progress)
+
+
+def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
+    """What a run would have had to keep for a question, and how it comes to."""
+    if len(planned.missing) < manifest.shards:
+        return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
+    if planned.name == "dense" and config.dense.cache == "logits":
+        return (
+            f"{source.root} has kept CLIP's answers to its own words alone. Give its `run` again with "
+            "--set dense.cache=features, and it can be asked for any words."
+        )
+    if planned.name == "refine":
+        return (
+            f"refine.method: {config.refine.method} asks SAM2 about every image, and {source.root} has not kept what "
+            "that takes. Give its `run` again with --set sam.cache=embeddings, or ask with --set refine.method=none."
+        )
+    return (
+        f"{source.root} has no {planned.name} of these settings, and that stage opens the images. Ask with the "
+        "settings of the run, or run with these."
+    )
+
+
 def _execute(
     workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool | None
 ) -> Outcome:
     redone = {}
     with contextlib.ExitStack() as stack:
+        if any(planned.missing for planned in stages):
+            workdir.unseal_outputs()
         for planned in stages:
             planned.job.store.create(planned.inputs)
             stack.enter_context(planned.job.store.in_use())
@@ -207,34 +214,6 @@ def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
         for folder, _ in found:
             workdir.remove(folder)
     return found
-
-
-def _settle(config: Config) -> Config:
-    """See that the settings mean something, before a folder of millions is listed for them; say what `auto` is.
-
-    Raises:
-        UsageError: they do not, or the device or the cluster is not there.
-    """
-    for name in stage_names(config):
-        make_stage(config, name)
-    run = config.run
-    if run.engine == "local":
-        resolve_device(run.device)
-        return config
-    resources = ray.connect()
-    device = ("cuda" if resources.get("GPU") else "cpu") if run.device == "auto" else run.device
-    kind = ("bf16" if device == "cuda" else "fp32") if run.precision == "auto" else run.precision
-    return config.model_copy(update={"run": run.model_copy(update={"device": device, "precision": kind})})
-
-
-def _check_manifest(manifest: Manifest, config: Config) -> None:
-    """See that the list of images has what the settings need of it. Raises UsageError."""
-    intake.check_remote(manifest, config.run.allow_remote)
-    if needs_prompts(config) and "edit_prompt" not in manifest.columns:
-        raise UsageError(
-            f"edit.mode: {config.edit.mode} has no prompt. Say what to paint with edit.prompt (in which {{label}} "
-            "stands for the mask's label), with edit.prompts for single labels, or in a column edit_prompt of the list."
-        )
 
 
 def cautions(config: Config) -> list[str]:
@@ -308,6 +287,13 @@ def _finish(
     states = [stage_status(planned.job.store, manifest.shards) for planned in stages]
     if not all(state.complete for state in states):
         return Outcome(stages=states, redone=redone)
+    identity = [planned.job.store.fingerprint for planned in stages]
+    edits = stages[-1].job.store if stages[-1].name == EDIT else None
+    sealed = workdir.sealed_outputs()
+    if sealed is not None and sealed.get("stages") == identity:
+        log.info("everything was done before")
+        edited = None if edits is None else publish_edited(workdir, edits)
+        return Outcome(states, **sealed["counts"], annotations_path=workdir.annotations, edited=edited, redone=redone)
     last = mask_stage(stages, lambda planned: planned.name).job.store
     vocabulary = make_vocabulary(config)
     first_category = 1 if vocabulary.has_background else 0
@@ -323,39 +309,15 @@ def _finish(
         images, annotations = write_coco(
             path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
         )
-        edited = publish_edited(workdir, stages[-1].job.store) if stages[-1].name == EDIT else None
+        edited = None if edits is None else publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)
-        workdir.seal_outputs([path, workdir.failures, workdir.manifest])
-    return Outcome(
-        stages=states,
-        images=images,
-        annotations=annotations,
-        failures=failures,
-        annotations_path=path,
-        edited=edited,
-        redone=redone,
-    )
+        counts = {"images": images, "annotations": annotations, "failures": failures}
+        workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"stages": identity, "counts": counts})
+    return Outcome(states, **counts, annotations_path=path, edited=edited, redone=redone)
 
 
 def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:
     return write_failures(workdir.failures, failed_rows(manifest, [p.job.store for p in stages]))
-
-
-def _write_plan(
-    workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
-) -> None:
-    record = {
-        "inputs": intake.absolute(inputs),
-        "manifest": manifest.fingerprint,
-        "rows": manifest.rows,
-        "shards": manifest.shards,
-        "labels": [label.name for label in config.labels],
-        "background": make_vocabulary(config).has_background,
-        "stages": [
-            {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
-        ],
-    }
-    workdir.write_plan(record)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

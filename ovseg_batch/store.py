@@ -67,6 +67,13 @@ def _damage(root: Path, file: FileRecord) -> str:
     return "" if found == file else "its bytes have changed"
 
 
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source.resolve())
+
+
 def _is_locked(folder: Path) -> bool:
     try:
         with (folder / LOCK).open("a+") as file:
@@ -139,6 +146,29 @@ class StageStore:
 
     def write_commit(self, commit: Commit) -> None:
         write_bytes(self.commit_path(commit.shard), seal(commit.to_record()))
+
+    def adopt(self, other: StageStore) -> int:
+        """Take over what another workdir has committed under this fingerprint and this one has not; how many shards.
+
+        The files are hard links, or symbolic ones to where the file system has no others: neither takes room, and
+        whoever replaces a shard replaces his own link.
+        """
+        taken = 0
+        for commit in other.commits():
+            if commit.fingerprint != self.fingerprint or self.read_commit(commit.shard) is not None:
+                continue
+            folders = set()
+            for file in commit.files:
+                target = self.folder / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                _link(other.folder / file.path, target)
+                folders.add(target.parent)
+            for folder in folders:
+                fsync_folder(folder)
+            write_bytes(self.commit_path(commit.shard), other.commit_path(commit.shard).read_bytes())
+            taken += 1
+        return taken
 
     def uncommit(self, shard: int) -> None:
         """Take the shard's commit away, before its files are replaced by others."""
@@ -248,10 +278,24 @@ class Workdir:
     def stage(self, name: str, fingerprint: str) -> StageStore:
         return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint)
 
-    def seal_outputs(self, paths: Iterable[Path]) -> None:
-        """Remember what the files at the top are, so that `verify` can tell."""
+    def seal_outputs(self, paths: Iterable[Path], facts: Mapping[str, Any]) -> None:
+        """Remember what the files at the top are, so that `verify` can tell, and what a finished run says of itself."""
         files = [dataclasses.asdict(file_record(path, self.root)) for path in paths]
-        write_bytes(self.root / "stages" / OUTPUTS, seal({"version": FORMAT_VERSION, "files": files}))
+        record = {"version": FORMAT_VERSION, "files": files, **facts}
+        write_bytes(self.root / "stages" / OUTPUTS, seal(record))
+
+    def unseal_outputs(self) -> None:
+        """The files at the top are no longer what the commits say."""
+        (self.root / "stages" / OUTPUTS).unlink(missing_ok=True)
+
+    def sealed_outputs(self) -> dict[str, Any] | None:
+        """What `seal_outputs` has remembered, where the files are there at the size that they had."""
+        try:
+            record = unseal((self.root / "stages" / OUTPUTS).read_bytes())
+            same = all((self.root / file["path"]).stat().st_size == file["bytes"] for file in record["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if same else None
 
     def verify(self) -> list[Problem]:
         """Everything of the latest run that is not as it was committed. Reads every byte; changes nothing."""

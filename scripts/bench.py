@@ -29,7 +29,7 @@ from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
 from benching.measure import measured, measured_process, run_all, seconds_of
 from benching.outputs import exports, report
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import planning, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
@@ -42,7 +42,7 @@ from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.pipeline import PlannedStage
+from ovseg_batch.planning import PlannedStage
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
 from ovseg_batch.settings import Config
@@ -97,7 +97,7 @@ def speed(
         workdir.create()
         build_manifest([str(folder)], workdir.manifest, config.manifest.shard_rows)
         manifest = Manifest.open(workdir.manifest)
-        stages = pipeline.plan(config, workdir, manifest, workdir.manifest)
+        stages = planning.plan(config, workdir, manifest, workdir.manifest)
         device = resolve_device(config.run.device)
         rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
         click.echo(f"{len(rows)} images, {clip_model} and {sam_model} on {device}, {torch.get_num_threads()} threads")

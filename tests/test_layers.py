@@ -18,6 +18,7 @@ LAYERS = [
     {"models", "store"},
     {"stages"},
     {"engine", "export", "evaluate", "report", "progress", "intake", "results", "meter"},
+    {"planning"},
     {"pipeline"},
     {"demonstration", "api"},
     {"cli"},

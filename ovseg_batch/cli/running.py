@@ -17,6 +17,7 @@ from ovseg_batch.store import Workdir
 
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
+    from ovseg_batch.planning import DryRun
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 
@@ -66,7 +67,7 @@ def run(
     INPUT is a folder, a glob, a .txt .csv .jsonl or .parquet list, a COCO json, or an imagefolder with metadata; with
     --allow-remote also a folder of a bucket, and lists may hold URLs.
     """
-    from ovseg_batch import pipeline
+    from ovseg_batch import pipeline, planning
     from ovseg_batch.config import load_config
 
     config = load_config(
@@ -86,15 +87,25 @@ def run(
     )
     target = Workdir(workdir)
     if dry_run:
-        manifest, stages = pipeline.dry_run(inputs, target, config)
-        click.echo(f"{manifest.rows} images in {manifest.shards} shards")
-        for planned in stages:
-            click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do")
+        _tell_plan(planning.dry_run(inputs, target, config))
         return EXIT_OK
     for caution in pipeline.cautions(config):
         click.echo(f"warning: {caution}", err=True)
     outcome = pipeline.run(inputs, target, config, part=_part(part))
     return _tell(outcome, target)
+
+
+def _tell_plan(found: DryRun) -> None:
+    """Say what a run would do and what it would take."""
+    rows = found.manifest.rows
+    click.echo(f"{rows} images in {found.manifest.shards} shards")
+    for planned, disk in zip(found.stages, found.disk, strict=True):
+        takes = ", disk by what the images show" if disk is None else f", about {disk / 1e9:.2f} GB" if disk else ""
+        click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do{takes}")
+    whole = sum(disk or 0 for disk in found.disk)
+    click.echo(f"about {whole / 1e9:.2f} GB of {found.free / 1e9:.0f} GB that are free, tables and edits not counted")
+    if whole > found.free:
+        click.echo("warning: that is more than there is; dense.cache and sam.cache decide what is kept.", err=True)
 
 
 def _part(text: str | None) -> tuple[int, int]:
@@ -121,6 +132,23 @@ def _tell(outcome: Outcome, workdir: Workdir) -> int:
         click.echo(f"{outcome.failures} images failed: {workdir.failures}")
         return EXIT_FAILED_IMAGES
     return EXIT_OK
+
+
+@click.command()
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--labels", required=True, help='What to look for now: "bus, tram", or as `run` takes it.')
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.method=none.")
+@guarded
+def query(workdir: Path, labels: str, output: Path, overrides: tuple[str, ...]) -> int:
+    """Ask a finished run for other words, without opening an image.
+
+    The run must have kept what can be asked: dense.cache: features, and sam.cache: embeddings or SAM2's proposals
+    (refine.method: automatic, or method: proposals).
+    """
+    from ovseg_batch import pipeline
+
+    return _tell(pipeline.query(Workdir(workdir), Workdir(output), labels, overrides), Workdir(output))
 
 
 @click.command()

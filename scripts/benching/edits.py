@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benching.measure import measured, measured_process, run_all, seconds_of
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import pipeline, planning, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
@@ -66,7 +66,7 @@ def edits(images: int, folder: Path | None, config_file: str, overrides: Sequenc
         without = config.model_copy(update={"edit": config.edit.model_copy(update={"mode": "none"})})
         pipeline.run([str(folder)], workdir, without, progress=False)
         manifest = Manifest.open(workdir.manifest)
-        planned = pipeline.plan(config, workdir, manifest, workdir.manifest)[-1]
+        planned = planning.plan(config, workdir, manifest, workdir.manifest)[-1]
         stage: Any = planned.job.make_stage()
         stage.setup("cpu")
         run_all(stage, planned, manifest)

@@ -14,7 +14,7 @@ import click
 import torch
 
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.pipeline import PlannedStage
+from ovseg_batch.planning import PlannedStage
 from ovseg_batch.stages.base import run_shard
 
 
