@@ -124,7 +124,10 @@ def query(
     record = source.read_plan()
     if target.root.resolve() == source.root.resolve():
         raise UsageError(f"-o is the workdir that is asked, {source.root}. Give the answer one of its own.")
-    config = settle(load_config(source.config, overrides, {"labels": labels, "edit.mode": "none"}, environment={}))
+    config = load_config(source.config, overrides, {"labels": labels, "edit.mode": "none"}, environment={})
+    if config.run.workers is None:  # nothing here can abort a process, and one more takes seconds to start
+        config = config.model_copy(update={"run": config.run.model_copy(update={"workers": 0})})
+    config = settle(config)
     manifest = Manifest.open(source.manifest)
     kept = {planned.name: planned for planned in plan(config, source, manifest, source.manifest)}
     for planned in kept.values():
