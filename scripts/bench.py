@@ -3,6 +3,7 @@
 
 scripts/bench.py speed                    # the stages against the bare forwards of the same batches
 scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
+scripts/bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
 scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
@@ -18,37 +19,26 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
-import torch
 from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
-from benching.measure import measured, measured_process, run_all, seconds_of
+from benching.measure import measured, measured_process
 from benching.outputs import exports, report
+from benching.speed import COMMANDS as SPEED
 
-from ovseg_batch import planning, scenes
-from ovseg_batch.config import load_config
+from ovseg_batch import scenes
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.io.atomic import file_record
-from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import resolve_device
-from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.planning import PlannedStage
+from ovseg_batch.io.tables import TABLE
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Upstream, read_limits
-from ovseg_batch.stages.dense import DenseStage
-from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.stages.base import Upstream
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import Commit, ImageRow, RowResult
 
@@ -58,123 +48,6 @@ LABELS = list(scenes.CLASSES)
 @click.group()
 def main() -> None:
     """Measure; see the module's first lines."""
-
-
-@main.command()
-@click.option("--images", default=32, show_default=True)
-@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes.")
-@click.option("--clip", "clip_model", default="demo", show_default=True)
-@click.option("--clip-weights")
-@click.option("--sam", "sam_model", default="demo", show_default=True)
-@click.option("--sam-weights")
-@click.option("--set", "overrides", multiple=True)
-@click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
-def speed(
-    images: int,
-    folder: Path | None,
-    clip_model: str,
-    clip_weights: str | None,
-    sam_model: str,
-    sam_weights: str | None,
-    overrides: Sequence[str],
-    repeats: int,
-) -> None:
-    """Images a second of each stage, decoding, reading and committing included, beside the bare model forwards."""
-    flags = {
-        "labels": LABELS,
-        "clip.model": clip_model,
-        "clip.weights": clip_weights,
-        "sam.model": sam_model,
-        "sam.weights": sam_weights,
-    }
-    config = load_config(overrides=overrides, flags=flags, environment={})
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        if folder is None:
-            write_scenes(root, scenes.HELD_OUT_SEEDS[5000 : 5000 + images])
-            folder = root / "images"
-        workdir = Workdir(root / "run")
-        workdir.create()
-        build_manifest([str(folder)], workdir.manifest, config.manifest.shard_rows)
-        manifest = Manifest.open(workdir.manifest)
-        stages = planning.plan(config, workdir, manifest, workdir.manifest)
-        device = resolve_device(config.run.device)
-        rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
-        click.echo(f"{len(rows)} images, {clip_model} and {sam_model} on {device}, {torch.get_num_threads()} threads")
-        totals = [0.0, 0.0]
-        for planned in stages:
-            stage: Any = planned.job.make_stage()
-            stage.setup(config.run.device)
-            bare = _bare_clip if planned.name == "dense" else _bare_sam
-            forward = bare(stage, config, rows, stages)
-            ours, theirs = [], []
-            for _ in range(repeats + 1):  # the first one warms up
-                ours.append(seconds_of(lambda: run_all(stage, planned, manifest), device))  # noqa: B023
-                theirs.append(seconds_of(forward, device))
-            fastest = min(ours[1:]), min(theirs[1:])
-            totals = [total + part for total, part in zip(totals, fastest, strict=True)]
-            _report(planned.name, len(rows), *fastest)
-        _report("end to end", len(rows), *totals)
-
-
-def _report(name: str, images: int, ours: float, bare: float) -> None:
-    click.echo(
-        f"{name:10}  {images / ours:7.2f} images/s   bare forwards {images / bare:7.2f} images/s   "
-        f"ratio {bare / ours:.2f}   overhead {(ours - bare) / images * 1000:.0f} ms an image"
-    )
-
-
-def _decoded(config: Config, rows: Sequence[ImageRow]) -> list[Any]:
-    run = config.run
-    return [i for _, i in decode_ahead(rows, 2, run.decode_bytes, read_limits(run))]
-
-
-def _bare_clip(
-    stage: DenseStage, config: Config, rows: Sequence[ImageRow], _: Sequence[PlannedStage]
-) -> Callable[[], None]:
-    """CLIP's own forward on the very windows of the stage, in batches of the stage's size."""
-    clip: DenseClip = stage._clip
-    by_shape: dict[tuple[int, ...], list[Any]] = {}
-    for row, image in zip(rows, _decoded(config, rows), strict=True):
-        for window in stage._cut(row, image).windows:
-            by_shape.setdefault(window.shape, []).append(window)
-    size = config.run.batch_size
-    batches = [
-        clip.normalise(torch.from_numpy(np.stack(windows[k : k + size])).to(stage._device))
-        for windows in by_shape.values()
-        for k in range(0, len(windows), size)
-        if windows[0].shape[0] == windows[0].shape[1] == stage._window
-    ]
-
-    def forward() -> None:
-        for batch in batches:
-            clip.forward_bare(batch)
-
-    return forward
-
-
-def _bare_sam(
-    stage: RefineStage, config: Config, rows: Sequence[ImageRow], stages: Sequence[PlannedStage]
-) -> Callable[[], None]:
-    """SAM2's encoder once an image, and its decoder on as many points as the stage will ask."""
-    assert stage._sam is not None
-    sam: Sam = stage._sam
-    batches = [sam.preprocess(image)[None] for image in _decoded(config, rows)]
-    shapes = [(image.shape[0], image.shape[1]) for image in _decoded(config, rows)]
-    manifest = Manifest.open(stages[1].job.manifest)
-    run_all(stage, stages[1], manifest)
-    store = stages[1].job.store
-    counts = [line["points"] for k in range(manifest.shards) for line in read_results(store.data_path(k, TABLE))]
-    rng = np.random.default_rng(0)
-    points = [rng.uniform(0, min(shape), (n, 2)).astype(np.float32) for n, shape in zip(counts, shapes, strict=True)]
-
-    def forward() -> None:
-        for batch, shape, asked in zip(batches, shapes, points, strict=True):
-            if len(asked):
-                coarse, fine = sam.forward_bare(batch)
-                sam.predict(Embedding(coarse, tuple(fine), shape), asked, chunk=config.run.point_chunk)
-
-    return forward
 
 
 @main.command()
@@ -304,7 +177,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
             store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
 
 
-for command in (edits, edit_memory, run_edits, generator, exports, report):
+for command in (*SPEED, edits, edit_memory, run_edits, generator, exports, report):
     main.add_command(command)
 
 

@@ -78,12 +78,7 @@ class DenseClip:
         Raises:
             OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
         """
-        if spec.embedded:
-            model, tokenize, tokenizer_id, preprocess = _embedded(spec.architecture)
-        else:
-            model, tokenize, tokenizer_id, preprocess = _named(spec)
-        if not spec.weights.startswith(zoo.RANDOM):
-            _load_weights(model, spec)
+        model, tokenize, tokenizer_id, preprocess = build(spec)
         return cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
 
     @property
@@ -218,6 +213,18 @@ class DenseClip:
             return None
         grid = (images.shape[2] // self.visual.patch_size[0], images.shape[3] // self.visual.patch_size[1])
         return neighbourhood(grid, variant.spread).to(self._device)
+
+
+def build(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
+    """open_clip's own model with its weights, the tokenizer and its name, and the preprocessing (`mean`, `std`).
+
+    Raises:
+        OvsegError: as `DenseClip.load`.
+    """
+    found = _embedded(spec.architecture) if spec.embedded else _named(spec)
+    if not spec.weights.startswith(zoo.RANDOM):
+        _load_weights(found[0], spec)
+    return found
 
 
 def _variant_block(

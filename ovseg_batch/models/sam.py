@@ -68,18 +68,7 @@ class Sam:
         Raises:
             OvsegError: weights that do not fit the config, or a file that cannot be trusted or read.
         """
-        if spec.weights.startswith(zoo.RANDOM):
-            torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
-        model = build(spec.architecture)
-        if not spec.weights.startswith(zoo.RANDOM):
-            try:
-                model.load_state_dict(read_state_dict(spec.weights))
-            except RuntimeError as error:
-                first = "\n".join(str(error).splitlines()[:4])
-                raise OvsegError(
-                    f"The weights {Path(spec.weights).name} do not fit the SAM2 config {spec.architecture}. {first}"
-                ) from None
-        return cls(model, device, precision)
+        return cls(load_own(spec), device, precision)
 
     @property
     def image_size(self) -> int:
@@ -257,6 +246,22 @@ def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
     inner = (logits > offset).sum(dim=(-2, -1)).float()
     outer = (logits > -offset).sum(dim=(-2, -1)).float()
     return inner / outer.clamp(min=1)
+
+
+def load_own(spec: zoo.ModelSpec) -> nn.Module:
+    """The sam2 package's own model with its weights, on the CPU. Raises OvsegError as `Sam.load`."""
+    if spec.weights.startswith(zoo.RANDOM):
+        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+        return build(spec.architecture)
+    model = build(spec.architecture)
+    try:
+        model.load_state_dict(read_state_dict(spec.weights))
+    except RuntimeError as error:
+        first = "\n".join(str(error).splitlines()[:4])
+        raise OvsegError(
+            f"The weights {Path(spec.weights).name} do not fit the SAM2 config {spec.architecture}. {first}"
+        ) from None
+    return model
 
 
 def build(config: str) -> nn.Module:
