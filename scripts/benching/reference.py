@@ -50,9 +50,8 @@ class Reference:
         self._text = text_features(ours, spec, self._vocabulary.queries, templates).to(self._device)
         model, _, _, preprocess = clip.build(spec)
         self._visual: Any = model.float().eval().to(self._device).visual
-        self._mean, self._std = (
-            torch.tensor(preprocess[k], device=self._device).view(3, 1, 1) for k in ("mean", "std")
-        )
+        mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
+        self._mean, self._std = mean.to(self._device), std.to(self._device)
         self._window, self._stride = window_and_stride(config)
         self._short = config.dense.short_side or spec.short_side
         own = sam.load_own(zoo.resolve("sam", config.sam.model, config.sam.weights)).eval().to(self._device)

@@ -135,7 +135,7 @@ def _stage(
     watch = Stopwatch(device)
     with watch.running():
         whole = seconds_of(lambda: run_all(stage, planned, manifest), device)
-    parts = dict(watch.spent.most_common())
+    parts: dict[str, float] = dict(watch.spent.most_common())
     parts["rest"] = whole - sum(parts.values())
     return {
         "precision": precision_of(config, stage._spec),
@@ -180,7 +180,7 @@ def _decoded(config: Config, rows: Sequence[ImageRow]) -> list[Any]:
 def _bare_clip(
     stage: DenseStage, config: Config, rows: Sequence[ImageRow], _: Sequence[PlannedStage]
 ) -> Callable[[], None]:
-    """CLIP's plain forward, nothing replaced in it, on the very windows of the stage, in batches of the stage's size."""
+    """CLIP's plain forward, nothing replaced, on the very windows of the stage, in batches of the stage's size."""
     clip: DenseClip = stage._clip
     by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for row, image in zip(rows, _decoded(config, rows), strict=True):
