@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities, decide, scarce_classes
@@ -73,7 +74,6 @@ def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterat
     """
     queries, h, w = logits.shape
     H, W = size
-    x0, x1, fx = bilinear_taps(w, W, logits.device)
     y0, y1, fy = bilinear_taps(h, H, logits.device)
     step = max(1, STRIP_ELEMENTS // (queries * max(W, w)))
     for top in range(0, H, step):
@@ -84,7 +84,7 @@ def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterat
         first = int(y0[rows.start])
         source = _rows(logits, first, int(y1[rows.stop - 1]) + 1)
         vertical = torch.lerp(source[:, y0[rows] - first], source[:, y1[rows] - first], fy[rows][None, :, None])
-        yield top, torch.lerp(vertical[:, :, x0], vertical[:, :, x1], fx[None, None])
+        yield top, F.interpolate(vertical[None], (vertical.shape[1], W), mode="bilinear")[0]
 
 
 def _rows(logits: Tensor | Stitched, top: int, bottom: int) -> Tensor:

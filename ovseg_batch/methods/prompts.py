@@ -56,13 +56,12 @@ def component_points(
 def _class_points(
     mask: Array, label: int, min_area: int, min_distance: float, point: str, confidence: Array | None
 ) -> list[PointPrompt]:
-    count, components, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    order = sorted(range(1, count), key=lambda k: (-stats[k, cv2.CC_STAT_AREA], k))
+    _, components, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    order = np.argsort(-areas[1:], kind="stable") + 1
     chosen: list[PointPrompt] = []
-    for k in order:
-        area = int(stats[k, cv2.CC_STAT_AREA])
-        if area < min_area:
-            break
+    for k in order[areas[order] >= min_area]:
+        area = int(areas[k])
         left, top, width, height = (int(v) for v in stats[k, :4])
         inside = components[top : top + height, left : left + width] == k
         if point == "peak":

@@ -130,8 +130,10 @@ def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int
     probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
-    of_class = [[q for q, c in enumerate(query_class) if c == k] for k in range(classes)]
-    return torch.stack([probabilities[queries].amax(dim=0) for queries in of_class])
+    best = probabilities.new_zeros(classes, *probabilities.shape[1:])
+    for query, label in zip(probabilities, query_class, strict=True):
+        torch.maximum(best[label], query, out=best[label])
+    return best
 
 
 def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:

@@ -62,9 +62,11 @@ def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) ->
     Returns:
         (P, M) float32 in [0, 1]; 0 for an empty mask.
     """
-    member = label_map[None, None] == labels[:, :, None, None]
-    hits = (masks & member).sum(dim=(-2, -1)).float()
-    return hits / masks.sum(dim=(-2, -1)).clamp(min=1)
+    asked, which = torch.unique(labels, return_inverse=True)
+    member = (label_map.flatten()[:, None] == asked[None]).float()
+    columns = torch.cat([member, torch.ones_like(member[:, :1])], dim=1)
+    counts = masks.flatten(2).float() @ columns  # exact: a mask has fewer than 2^24 pixels
+    return counts.gather(2, which[..., None])[..., 0] / counts[..., -1].clamp(min=1)
 
 
 def mode_labels(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
@@ -199,12 +201,15 @@ def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: i
     """Give unclaimed pixels to the instance of their class that they touch, or make them one of their own."""
     claimed = len(segments)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)], np.int16)
-    rest = np.where(owner == 0, dense, UNLABELLED)
+    rest, drawn = np.where(owner == 0, dense, UNLABELLED), label_of[owner]
     for label in np.unique(rest):
         if label == UNLABELLED:
             continue
-        count, pieces, stats, _ = cv2.connectedComponentsWithStats((rest == label).astype(np.uint8), connectivity=8)
-        for k in range(1, count):
+        _, pieces, stats, _ = cv2.connectedComponentsWithStats((rest == label).astype(np.uint8), connectivity=8)
+        near = cv2.dilate((drawn == label).astype(np.uint8), np.ones((3, 3), np.uint8))
+        worth = stats[:, cv2.CC_STAT_AREA] >= min_area
+        worth[np.unique(pieces[near > 0])] = True
+        for k in np.flatnonzero(worth[1:]) + 1:  # the others are small and touch nothing of their class
             left, top, width, height, area = (int(v) for v in stats[k])
             window = (slice(max(top - 1, 0), top + height + 1), slice(max(left - 1, 0), left + width + 1))
             piece = pieces[window] == k

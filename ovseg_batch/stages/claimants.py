@@ -227,14 +227,13 @@ def _found(
     claims: list[Claim] = []
     kept: list[tuple[Tensor, View]] = []
     for one in answers:
-        area, steadiness = (one.logits > 0).sum(dim=(-2, -1)), stability(one.logits)
+        x0, y0, x1, y1 = one.view.box
         for chosen in claim(one):
-            p, m = chosen.prompt, chosen.mask
-            rated = float(one.predicted_iou[p, m].clamp(0, 1))
-            x0, y0, x1, y1 = one.view.box
-            pixels = int(area[p, m]) * (x1 - x0) * (y1 - y0) // one.logits[p, m].numel()
-            claims.append(Claim(chosen.label, pixels, chosen.coverage, rated, float(steadiness[p, m]), rated))
-            kept.append((one.logits[p, m], one.view))
+            logits = one.logits[chosen.prompt, chosen.mask]
+            rated = float(one.predicted_iou[chosen.prompt, chosen.mask].clamp(0, 1))
+            pixels = int((logits > 0).sum()) * (x1 - x0) * (y1 - y0) // logits.numel()
+            claims.append(Claim(chosen.label, pixels, chosen.coverage, rated, float(stability(logits)), rated))
+            kept.append((logits, one.view))
 
     def mask_of(index: int) -> Array:
         logits, view = kept[index]
