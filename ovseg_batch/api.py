@@ -153,9 +153,10 @@ class Run:
 
     def __getitem__(self, name: str) -> SegmentedImage:
         """The image of that name; looks through the list. Raises KeyError."""
-        for row, found in enumerate(self._results.manifest.read_column("file_name")):
+        manifest = self._results.manifest
+        for row, found in zip(manifest.read_column("row"), manifest.read_column("file_name"), strict=True):
             if found == name:
-                shard = self._results.manifest.shard_of(row)
+                shard = manifest.shard_of(row)
                 if self._results.masks.read_commit(shard) is not None:
                     for listed, line in self._results.shard(shard):
                         if listed.row == row:
@@ -246,6 +247,7 @@ def run(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
+    update: bool = False,
 ) -> Run:
     """Segment images, as `ovseg-batch run` does. Called again, it resumes, or gives back what is there.
 
@@ -256,6 +258,7 @@ def run(
         config: a YAML file, or a preset by name.
         settings: single keys, as in {"refine.vote": 0.5, "clip.model": "openai-b16"}.
         progress: a bar for every stage.
+        update: look again which images there are, and do what is new or has changed.
 
     Raises:
         UsageError: settings or input that cannot mean anything; nothing has been written then.
@@ -265,5 +268,5 @@ def run(
     inputs = [images] if isinstance(images, str | Path) else list(images)
     flags = {"labels": labels if isinstance(labels, str) else "; ".join(labels), **(settings or {})}
     loaded = load_config(None if config is None else Path(config), (), flags)
-    pipeline.run([str(one) for one in inputs], Workdir(Path(workdir)), loaded, progress=progress)
+    pipeline.run([str(one) for one in inputs], Workdir(Path(workdir)), loaded, progress=progress, update=update)
     return Run(workdir)

@@ -13,6 +13,7 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, check_installed, is_remote
+from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.store import Workdir
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,26 @@ def ready_made_manifest(inputs: Sequence[str]) -> Path | None:
     return None
 
 
+def update(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Remote | None) -> None:
+    """List the inputs again and bring the workdir's manifest up to what they hold now."""
+    with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
+        fresh = ready_made_manifest(inputs)
+        if fresh is None:
+            fresh = Path(folder) / "manifest.parquet"
+            for note in build_manifest(inputs, fresh, shard_rows, remote).notes():
+                log.warning(note)
+        found = update_manifest(workdir.manifest, fresh)
+    if found:
+        log.info("since the last run: %d images new, %d changed, %d gone", found.added, found.changed, found.removed)
+    else:
+        log.info("nothing has changed in the inputs since the last run")
+
+
 def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Remote | None) -> None:
     """See that the workdir has the manifest of these inputs, and of no others."""
     if existing_manifest(workdir, inputs) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
+        log.info("(--update lists it, and takes up what is new, changed or gone)")
         return
     ready_made = ready_made_manifest(inputs)
     if not workdir.manifest.exists():
@@ -77,5 +94,6 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, r
     if given.fingerprint != ours.fingerprint:
         raise UsageError(
             f"The workdir {workdir.root} belongs to another manifest ({ours.rows} images in {ours.shards} shards; "
-            f"this input has {given.rows} in {given.shards}). Choose another workdir with -o."
+            f"this input has {given.rows} in {given.shards}). Choose another workdir with -o; "
+            "or, if it is the same collection and has changed, say --update."
         )

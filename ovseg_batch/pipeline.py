@@ -56,12 +56,14 @@ def run(
     config: Config,
     progress: bool | None = None,
     part: tuple[int, int] = (0, 1),
+    update: bool = False,
 ) -> Outcome:
     """Do whatever of the job is not committed yet, then write the outputs at the top of the workdir.
 
     Args:
         inputs: folders, globs, lists: as `build_manifest` takes them.
         progress: a bar; None: where there is a terminal.
+        update: list the inputs again, and take up what is new, changed or gone since.
         part: (i, n): only the shards i, i + n, i + 2n, … The outputs are written by the part that finds all done.
 
     Raises:
@@ -72,7 +74,11 @@ def run(
     config = settle(config)
     workdir.create()
     workdir.remove_leftovers()
-    intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, read_limits(config.run).remote)
+    remote = read_limits(config.run).remote
+    if update and workdir.manifest.exists():
+        intake.update(inputs, workdir, config.manifest.shard_rows, remote)
+    else:
+        intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, remote)
     manifest = Manifest.open(workdir.manifest)
     check_manifest(manifest, config)
     stages = plan(config, workdir, manifest, workdir.manifest)
@@ -290,10 +296,10 @@ def _finish(
     states = [stage_status(planned.job.store, manifest.shards) for planned in stages]
     if not all(state.complete for state in states):
         return Outcome(stages=states, redone=redone)
-    identity = [planned.job.store.fingerprint for planned in stages]
+    identity = [manifest.fingerprint, *(planned.job.store.fingerprint for planned in stages)]
     edits = stages[-1].job.store if stages[-1].name == EDIT else None
     sealed = workdir.sealed_outputs()
-    if sealed is not None and sealed.get("stages") == identity:
+    if sealed is not None and sealed.get("made_of") == identity:
         log.info("everything was done before")
         edited = None if edits is None else publish_edited(workdir, edits)
         return Outcome(states, **sealed["counts"], annotations_path=workdir.annotations, edited=edited, redone=redone)
@@ -315,7 +321,7 @@ def _finish(
         edited = None if edits is None else publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)
         counts = {"images": images, "annotations": annotations, "failures": failures}
-        workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"stages": identity, "counts": counts})
+        workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"made_of": identity, "counts": counts})
     return Outcome(states, **counts, annotations_path=path, edited=edited, redone=redone)
 
 

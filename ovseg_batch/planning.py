@@ -51,11 +51,11 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
         inputs = {
             "stage": stage.name,
             "version": stage.version,
-            "manifest": manifest.fingerprint,
+            "manifest": manifest.origin,
             "upstream": {need: stores[need].fingerprint for need in stage.needs},
             "settings": stage.inputs(),
         }
-        store = workdir.stage(name, fingerprint(inputs))
+        store = workdir.stage(name, fingerprint(inputs), manifest.revisions)
         upstream = {need: stores[need] for need in stage.needs}
         threads = config.run.threads or torch.get_num_threads()
         job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path, threads)
@@ -158,6 +158,7 @@ def write_plan(
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,
         "shards": manifest.shards,
+        "revisions": manifest.revisions,
         "labels": [label.name for label in config.labels],
         "background": make_vocabulary(config).has_background,
         "stages": [

@@ -84,10 +84,7 @@ def status(workdir: Workdir) -> dict[str, Any]:
         UsageError: there is no run in that folder.
     """
     record = workdir.read_plan()
-    stages = [
-        stage_status(StageStore(workdir.root / "stages" / s["folder"], s["name"], s["fingerprint"]), record["shards"])
-        for s in record["stages"]
-    ]
+    stages = [stage_status(store, record["shards"]) for store in workdir.stores()]
     complete = all(stage.complete for stage in stages)
     return {
         "workdir": str(workdir.root),

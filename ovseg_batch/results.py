@@ -41,11 +41,7 @@ class Results:
     def open(cls, workdir: Workdir) -> Results:
         """Raises UsageError where there is no run."""
         plan = workdir.read_plan()
-        stores = [
-            StageStore(workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
-            for stage in plan["stages"]
-        ]
-        return cls(workdir, tuple(plan["labels"]), bool(plan.get("background")), tuple(stores))
+        return cls(workdir, tuple(plan["labels"]), bool(plan.get("background")), tuple(workdir.stores()))
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -69,7 +65,7 @@ def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterato
     """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order."""
     rows = {row.row: row for row in manifest.read_shard(shard)}
     for line in read_results(store.data_path(shard, TABLE)):
-        if line["status"] == "ok":
+        if line["status"] == "ok" and line["row"] in rows:
             yield rows[line["row"]], line
 
 

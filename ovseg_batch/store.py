@@ -86,10 +86,15 @@ def _is_locked(folder: Path) -> bool:
 class StageStore:
     """One stage's folder: where its shards go and which of them are committed."""
 
-    def __init__(self, folder: Path, stage: str, fingerprint: str) -> None:
+    def __init__(self, folder: Path, stage: str, fingerprint: str, revisions: Mapping[int, int] | None = None) -> None:
         self.folder = folder
         self.stage = stage
         self.fingerprint = fingerprint
+        self._revisions = revisions or {}  # of the shards whose rows have changed: of which one a commit must be
+
+    def revision(self, shard: int) -> int:
+        """The manifest's revision in which the shard's rows last changed."""
+        return self._revisions.get(shard, 0)
 
     def data_path(self, shard: int, suffix: str) -> Path:
         return self.folder / "data" / f"{shard // SHARDS_PER_FOLDER:03d}" / f"{shard:06d}{suffix}"
@@ -114,10 +119,16 @@ class StageStore:
             description = {"version": FORMAT_VERSION, "stage": self.stage, "fingerprint": self.fingerprint}
             write_text(path, json.dumps({**description, "inputs": inputs}, indent=2, ensure_ascii=False) + "\n")
 
-    def read_commit(self, shard: int) -> Commit | None:
-        """The shard's commit, or None where there is none that can be relied on."""
+    def read_commit(self, shard: int, outdated: bool = False) -> Commit | None:
+        """The shard's commit, or None where there is none that can be relied on.
+
+        Args:
+            outdated: also one of an earlier revision, some of whose rows are no longer what they were.
+        """
         commit = self._read_sealed(shard)
         if commit is None or (commit.fingerprint, commit.shard) != (self.fingerprint, shard):
+            return None
+        if commit.revision != self.revision(shard) and not outdated:
             return None
         try:
             sizes_match = all((self.folder / f.path).stat().st_size == f.bytes for f in commit.files)
@@ -169,6 +180,12 @@ class StageStore:
             write_bytes(self.commit_path(commit.shard), other.commit_path(commit.shard).read_bytes())
             taken += 1
         return taken
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Delete whole files, named as in a commit, that no commit speaks of any more."""
+        for path in paths:
+            if path.startswith(f"{FILES}/"):
+                (self.folder / path).unlink(missing_ok=True)
 
     def uncommit(self, shard: int) -> None:
         """Take the shard's commit away, before its files are replaced by others."""
@@ -275,8 +292,17 @@ class Workdir:
                 removed += 1
         return removed
 
-    def stage(self, name: str, fingerprint: str) -> StageStore:
-        return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint)
+    def stage(self, name: str, fingerprint: str, revisions: Mapping[int, int] | None = None) -> StageStore:
+        return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint, revisions)
+
+    def stores(self) -> list[StageStore]:
+        """The stages of the latest run, in order. Raises UsageError where there is none."""
+        plan = self.read_plan()
+        revisions = {int(shard): revision for shard, revision in plan.get("revisions", {}).items()}
+        return [
+            StageStore(self.root / "stages" / entry["folder"], entry["name"], entry["fingerprint"], revisions)
+            for entry in plan["stages"]
+        ]
 
     def seal_outputs(self, paths: Iterable[Path], facts: Mapping[str, Any]) -> None:
         """Remember what the files at the top are, so that `verify` can tell, and what a finished run says of itself."""
@@ -299,11 +325,8 @@ class Workdir:
 
     def verify(self) -> list[Problem]:
         """Everything of the latest run that is not as it was committed. Reads every byte; changes nothing."""
-        plan = self.read_plan()
-        problems: list[Problem] = []
-        for entry in plan["stages"]:
-            store = StageStore(self.root / "stages" / entry["folder"], entry["name"], entry["fingerprint"])
-            problems += store.verify(plan["shards"])
+        shards = self.read_plan()["shards"]
+        problems = [problem for store in self.stores() for problem in store.verify(shards)]
         path = self.root / "stages" / OUTPUTS
         if path.exists():
             try:

@@ -17,7 +17,8 @@ class ImageRow:
 
     `row` counts from 0 over the whole manifest; `key` is unique and stable; `file_name` is what outputs call the
     image (relative, `/`-separated); `path` is where to open it. `width` and `height` are pixels before EXIF rotation
-    and may be unknown until the image is decoded. `extra` keeps the manifest's other columns.
+    and may be unknown until the image is decoded. `revision` is the manifest's in which the row came in or changed;
+    `extra` keeps the manifest's other columns.
     """
 
     row: int
@@ -28,6 +29,7 @@ class ImageRow:
     mtime_ns: int | None = None
     width: int | None = None
     height: int | None = None
+    revision: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,7 +91,10 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The record that makes a shard exist. Clock times live here and nowhere else."""
+    """The record that makes a shard exist. Clock times live here and nowhere else.
+
+    `revision` is the manifest's in which the shard's rows last changed.
+    """
 
     stage: str
     fingerprint: str
@@ -102,6 +107,7 @@ class Commit:
     seconds: float
     host: str
     version: int = 1
+    revision: int = 0
 
     def to_record(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -28,7 +28,7 @@ from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.settings import Config
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.store import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("mIoU", "boundary F1", "mask AP", "images/s", "SAM2 prompts", "CLIP forwards")
@@ -284,8 +284,7 @@ class Bench:
         found = evaluate(self._workdir, datasets.load("scenes"), self._root).figures()
         plan = self._workdir.read_plan()
         seconds, prompts, forwards = 0.0, 0, 0
-        for stage in plan["stages"]:
-            store = StageStore(self._workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
+        for store in self._workdir.stores():
             seconds += sum(commit.seconds for commit in store.commits())
             for shard in range(plan["shards"]):
                 for line in read_results(store.data_path(shard, TABLE)):

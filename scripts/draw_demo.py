@@ -18,7 +18,7 @@ from ovseg_batch.evaluate.score import paint
 from ovseg_batch.evaluate.sheet import overlay
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.results import finished_rows
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
@@ -30,8 +30,7 @@ def predictions(root: Path, method: str) -> dict[str, Array]:
     flags = {"labels": list(scenes.CLASSES), "refine.method": method, "refine.output": "semantic"}
     workdir = Workdir(root / "run")
     pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
-    stage = workdir.read_plan()["stages"][-1]
-    store = StageStore(workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
+    store = workdir.stores()[-1]
     return {
         name: paint(line, datasets.load("scenes"))
         for name, line in finished_rows(Manifest.open(workdir.manifest), store)

@@ -19,7 +19,7 @@ from ovseg_batch import scenes
 from ovseg_batch.io.images import Limits, read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.store import Workdir
 
 
 def answers(root: Path) -> tuple[int, dict[str, tuple[str, tuple[int, int] | None]]]:
@@ -34,8 +34,7 @@ def answers(root: Path) -> tuple[int, dict[str, tuple[str, tuple[int, int] | Non
     workdir = Workdir(root / "run")
     manifest = Manifest.open(workdir.manifest)
     found: dict[str, tuple[str, tuple[int, int] | None]] = {}
-    for stage in workdir.read_plan()["stages"]:
-        store = StageStore(workdir.root / "stages" / stage["folder"], stage["name"], stage["fingerprint"])
+    for store in workdir.stores():
         for shard in range(manifest.shards):
             names = {row.row: Path(row.path).name for row in manifest.read_shard(shard)}
             for line in read_results(store.data_path(shard, TABLE)):

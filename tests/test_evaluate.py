@@ -21,7 +21,7 @@ from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.results import finished_rows
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.store import Workdir
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
 SIZES = {"voc21": 20, "voc20": 20, "coco-stuff": 171, "coco-object": 80, "ade20k": 150, "context": 59, "context60": 59}
@@ -112,8 +112,7 @@ def test_mask_ap_is_pycocotools_own(tmp_path: Path, command: Command) -> None:
     """Scored shard by shard, kept as arrays and added up, against COCOeval on everything at once."""
     workdir = Workdir(evaluated("coco-ov", tmp_path, command))
     ours = evaluate(workdir, datasets.load("coco-ov"), tmp_path / "data").figures()
-    record = workdir.read_plan()["stages"][-1]
-    store = StageStore(workdir.root / "stages" / record["folder"], record["name"], record["fingerprint"])
+    store = workdir.stores()[-1]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(tmp_path / "data" / "coco" / "annotations" / "instances_val2017.json"))
         identity = {c["name"]: c["id"] for c in truth.dataset["categories"]}

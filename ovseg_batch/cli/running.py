@@ -43,6 +43,7 @@ EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace",
 @click.option("--shards", "part", metavar="I/N", help="Only every N-th shard, from the I-th (0 ≤ I < N): job arrays.")
 @click.option("--allow-remote", is_flag=True, help="Fetch images that are behind s3://, gs:// and https:// URLs.")
 @click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
+@click.option("--update", is_flag=True, help="List INPUT again; do what is new or changed, drop what has gone.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @guarded
 def run(
@@ -60,6 +61,7 @@ def run(
     part: str | None,
     allow_remote: bool,
     max_failure_rate: float | None,
+    update: bool,
     dry_run: bool,
 ) -> int:
     """Segment every image of INPUT into WORKDIR.
@@ -91,7 +93,7 @@ def run(
         return EXIT_OK
     for caution in pipeline.cautions(config):
         click.echo(f"warning: {caution}", err=True)
-    outcome = pipeline.run(inputs, target, config, part=_part(part))
+    outcome = pipeline.run(inputs, target, config, part=_part(part), update=update)
     return _tell(outcome, target)
 
 

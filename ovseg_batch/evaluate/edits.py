@@ -36,7 +36,7 @@ from ovseg_batch.results import EDIT, finished_rows_of, mask_stage
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
@@ -94,8 +94,8 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
 def _rows(workdir: Workdir, state: dict[str, Any]) -> Iterator[tuple[ImageRow, dict[str, Any], dict[str, Any]]]:
     """(manifest row, line of masks, line of edits) of every image that was edited."""
     manifest = Manifest.open(workdir.manifest)
-    named = [mask_stage(state["stages"], lambda stage: str(stage["name"])), state["stages"][-1]]
-    stores = [StageStore(workdir.root / "stages" / stage["folder"], stage["name"], "") for stage in named]
+    every = workdir.stores()
+    stores = [mask_stage(every, lambda store: store.stage), every[-1]]
     for shard in range(manifest.shards):
         masks, edits = ({line["row"]: line for _, line in finished_rows_of(manifest, s, shard)} for s in stores)
         for row in manifest.read_shard(shard):

@@ -5,6 +5,7 @@ Writing it streams: what stays in memory is 8 bytes a row, to find keys that are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -44,8 +45,9 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
-OWN = frozenset(COLUMNS.names)
-UNHASHED = {"path"}  # where the files lie decides nothing
+REVISION = "ovseg_revision"  # column: in which revision of the list a row came in or changed; none: in the first
+OWN = frozenset([*COLUMNS.names, REVISION])
+UNHASHED = {"path", REVISION}  # where the files lie, and when, decides nothing
 
 
 @dataclass(slots=True)
@@ -91,8 +93,11 @@ class Manifest:
         self.rows: int = file.metadata.num_rows
         self.columns: list[str] = file.schema_arrow.names
         self.shards: int = file.metadata.num_row_groups
-        self._shard_rows: int = description["shard_rows"]
+        self.shard_rows: int = description["shard_rows"]
         self.fingerprint: str = description["fingerprint"]
+        self.origin: str = description.get("origin", self.fingerprint)  # the fingerprint of the first revision
+        self.revision: int = description.get("revision", 0)
+        self.revisions: dict[int, int] = {int(k): v for k, v in description.get("revisions", {}).items()}  # of shards
         self.remote: dict[str, int] = description.get("remote", {})  # scheme → images behind such URLs
 
     @classmethod
@@ -115,7 +120,12 @@ class Manifest:
 
     def shard_of(self, row: int) -> int:
         """The shard in which a row is."""
-        return row // self._shard_rows
+        return row // self.shard_rows
+
+    @property
+    def span(self) -> int:
+        """One more than the greatest row number there can be; rows that have been removed leave gaps."""
+        return self.shards * self.shard_rows
 
     def read_column(self, name: str) -> Iterator[Any]:
         """One column of all rows, a shard at a time."""
@@ -129,6 +139,7 @@ class Manifest:
             ImageRow(
                 **{name: line[name] for name in COLUMNS.names if name != "path"},
                 path=_path_from_text(line["path"]),
+                revision=line.get(REVISION) or 0,
                 extra={name: value for name, value in line.items() if name not in OWN},
             )
             for line in lines
@@ -221,47 +232,78 @@ def _line(entry: Entry, prefix: str, summary: Summary) -> dict[str, Any]:
     }
 
 
+class ManifestWriter:
+    """Writes a manifest shard by shard.
+
+    Attributes:
+        hashes: 64 bits of every key.
+        rows, shards: written so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, shard_rows: int) -> None:
+        self.hashes = array("Q")
+        self.rows = self.shards = 0
+        self._schema, self._shard_rows = schema, shard_rows
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
+        self._remote = Counter[str]()
+        self._file = create(path)
+        self._writer = pq.ParquetWriter(self._file, schema, **WRITING)
+        self._shard: list[dict[str, Any]] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        """The next row. One that has a number keeps it; the others are numbered from their shard's first."""
+        for name in self._texts:
+            if line.get(name) is not None:
+                line[name] = str(line[name])
+        line.setdefault("row", self.shards * self._shard_rows + len(self._shard))
+        hashed = {name: value for name, value in sorted(line.items()) if name not in UNHASHED}
+        self._digest.update(json.dumps(hashed, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace"))
+        self.hashes.append(key_hash(line["key"]))
+        if is_remote(line["path"]) and not line["path"].startswith("file://"):
+            self._remote[scheme_of(line["path"])] += 1
+        self.rows += 1
+        self._shard.append(line)
+        if len(self._shard) == self._shard_rows:
+            self.end_shard()
+
+    def end_shard(self) -> None:
+        """Close the shard, full or not; an empty one is a shard too."""
+        self._writer.write_table(
+            pa.Table.from_pylist(self._shard, self._schema), row_group_size=max(len(self._shard), 1)
+        )
+        self.shards += 1
+        self._shard.clear()
+
+    def close(self, more: Mapping[str, Any] | None = None) -> None:
+        """Write the last shard and what the file says of itself, `more` included."""
+        with self._file, self._writer:
+            if self._shard:
+                self.end_shard()
+            description: dict[str, Any] = {
+                "version": FORMAT_VERSION,
+                "shard_rows": self._shard_rows,
+                "fingerprint": self._digest.hexdigest(),
+                **(more or {}),
+            }
+            if self._remote:
+                description["remote"] = dict(sorted(self._remote.items()))
+            self._writer.add_key_value_metadata({FORMAT.decode(): json.dumps(description)})
+
+
 def _write(
     path: Path, lines: Iterator[dict[str, Any]], schema: pa.Schema, shard_rows: int, summary: Summary
 ) -> array[int]:
     """Write the lines shard by shard; a 64-bit hash of every key."""
-    hashes = array("Q")
-    digest = hashlib.blake2b(digest_size=16)
-    texts = [f.name for f in schema if f.type == pa.string() and f.name not in OWN]
-    remote = Counter[str]()
-    summary.rows = summary.shards = 0
-    with create(path) as file, pq.ParquetWriter(file, schema, **WRITING) as writer:
-        shard: list[dict[str, Any]] = []
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(shard, schema), row_group_size=max(len(shard), 1))
-            summary.shards += 1
-            shard.clear()
-
+    writer = ManifestWriter(path, schema, shard_rows)
+    with contextlib.closing(writer):
         for line in lines:
-            for name in texts:
-                if line.get(name) is not None:
-                    line[name] = str(line[name])
-            line["row"] = summary.rows
-            hashed = {name: value for name, value in sorted(line.items()) if name not in UNHASHED}
-            digest.update(json.dumps(hashed, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace"))
-            hashes.append(_hash(line["key"]))
-            if is_remote(line["path"]) and not line["path"].startswith("file://"):
-                remote[scheme_of(line["path"])] += 1
-            summary.rows += 1
-            shard.append(line)
-            if len(shard) == shard_rows:
-                flush()
-        if shard:
-            flush()
-        description = {"version": FORMAT_VERSION, "shard_rows": shard_rows, "fingerprint": digest.hexdigest()}
-        if remote:
-            description["remote"] = dict(sorted(remote.items()))
-        writer.add_key_value_metadata({FORMAT.decode(): json.dumps(description)})
-    return hashes
+            writer.add(line)
+    summary.rows, summary.shards = writer.rows, writer.shards
+    return writer.hashes
 
 
-def _hash(key: str) -> int:
+def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
 
 
@@ -275,7 +317,7 @@ def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
     first: dict[str, Mapping[str, Any]] = {}
     drop: set[int] = set()
     for line in _lines(path, ["row", "key", "file_name", "path"]):
-        if _hash(line["key"]) not in repeated:
+        if key_hash(line["key"]) not in repeated:
             continue
         other = first.setdefault(line["key"], line)
         if other is line:
@@ -291,7 +333,9 @@ def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
 
 
 def _kept(path: Path, drop: set[int]) -> Iterator[dict[str, Any]]:
-    return (line for line in _lines(path) if line["row"] not in drop)
+    for line in _lines(path):
+        if line.pop("row") not in drop:
+            yield line
 
 
 def _lines(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

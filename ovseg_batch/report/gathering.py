@@ -48,7 +48,7 @@ class Gathered:
 def gather(results: Results, listed: int) -> Gathered:
     """Go through the masks and failures once; of the images no more is held than 4 bytes each."""
     found = Gathered(
-        np.full(results.manifest.rows, np.nan, np.float32),
+        np.full(results.manifest.span, np.nan, np.float32),
         [stage_status(store, results.manifest.shards) for store in results.stores],
     )
     for commit in results.masks.commits():

@@ -14,7 +14,7 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -143,19 +143,22 @@ def run_shard(
 
     Args:
         charged: row → why: rows that kill the process and fail without being looked at.
-        retry: keep the committed rows that are well and compute the failed ones alone.
+        retry: keep the committed rows that are well and compute the failed ones alone; so it is where the manifest
+            has changed, of the rows that are as they were.
 
     Raises:
         OSError: the disk is full or gone; nothing of the shard is visible then.
         OvsegError: the stage broke its contract (a row answered twice, or not a row of this shard).
     """
     started = time.monotonic()
-    previous = store.read_commit(shard)
+    previous = store.read_commit(shard, outdated=True)
+    outdated = previous is not None and previous.revision != store.revision(shard)
     with contextlib.ExitStack() as stack:
         stack.enter_context(failpoints.within(stage.name))
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
-        kept = stack.enter_context(Upstream(store, shard)) if retry and previous else None
-        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept))
+        kept = stack.enter_context(Upstream(store, shard)) if previous and (retry or outdated) else None
+        same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
+        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept, same))
         tally, files = _write(stage, store, shard, results)
         commit = Commit(
             stage=stage.name,
@@ -168,10 +171,13 @@ def run_shard(
             attempt=previous.attempt + 1 if previous else 1,
             seconds=round(time.monotonic() - started, 3),
             host=socket.gethostname(),
+            revision=store.revision(shard),
         )
         failpoints.reach("commit")
         store.write_commit(commit)
         failpoints.reach("committed")
+        if previous is not None:
+            store.remove_files({file.path for file in previous.files} - {file.path for file in files})
     return commit
 
 
@@ -197,9 +203,10 @@ def _results(
     upstream: Mapping[str, Upstream],
     charged: Mapping[int, str],
     kept: Upstream | None,
+    same: Collection[int],
 ) -> Iterator[RowResult]:
     """What the stage says of the rows that it is asked for, and in between what is known of the others."""
-    known = {row.row for row in rows if kept is not None and kept.failure(row.row) is None}
+    known = {number for number in same if kept is not None and kept.failure(number) is None}
     fresh = stage.process([row for row in rows if row.row not in known and row.row not in charged], upstream)
     for row in rows:
         if row.row in charged:

@@ -1,0 +1,152 @@
+"""What has changed in a run's inputs since its manifest was written, and the manifest that says so.
+
+Every row that is still there keeps its number and its shard, so that what was committed of it counts on. A changed row
+is marked with the new revision, a removed one leaves a gap, new ones come in shards of their own behind the others.
+What stays in memory is 41 bytes a row.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.atomic import publish, temporary_path
+from ovseg_batch.io.manifest import REVISION, UNHASHED, Manifest, ManifestWriter, key_hash
+
+GROUPS = 8  # of the fresh list that are held at once, for rows that have changed
+
+
+@dataclass(slots=True)
+class Changes:
+    """How many images came in, are others than they were, or have gone."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+def update_manifest(ours: Path, fresh: Path) -> Changes:
+    """Bring the manifest `ours` up to `fresh`, a manifest of what the inputs hold now; untouched where nothing changed.
+
+    An image is another one when its bytes, its time of change, its size or any column of its own differ.
+
+    Raises:
+        UsageError: the lists have other columns.
+    """
+    old, new = Manifest.open(ours), Manifest.open(fresh)
+    if [name for name in old.columns if name != REVISION] != new.columns:
+        raise UsageError(
+            f"The list has other columns than that of the workdir ({', '.join(new.columns)}; there it was "
+            f"{', '.join(old.columns)}). Choose another workdir with -o."
+        )
+    found = _Fresh(fresh)
+    changes, revisions, revision = Changes(), dict(old.revisions), old.revision + 1
+    temporary = temporary_path(ours)
+    try:
+        with pq.ParquetFile(ours) as file:
+            schema = file.schema_arrow.remove_metadata()
+            if REVISION not in schema.names:
+                schema = schema.append(pa.field(REVISION, pa.int32()))
+            writer = ManifestWriter(temporary, schema, old.shard_rows)
+            try:
+                for group in range(file.num_row_groups):
+                    if _keep(file.read_row_group(group).to_pylist(), found, writer, revision, changes):
+                        revisions[group] = revision
+                    if writer.shards == group:
+                        writer.end_shard()
+                for line in found.others():
+                    changes.added += 1
+                    revisions[writer.shards] = revision
+                    writer.add({**line, REVISION: revision})
+            finally:
+                writer.close({"origin": old.origin, "revision": revision, "revisions": revisions})
+        if changes:
+            publish(temporary, ours)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return changes
+
+
+def _keep(lines: list[dict[str, Any]], found: _Fresh, writer: ManifestWriter, revision: int, changes: Changes) -> bool:
+    """Write a shard's rows as they are now; whether anything is new about them."""
+    touched = False
+    for line in lines:
+        index = found.index_of(line)
+        if index is None:
+            changes.removed += 1
+            touched = True
+        elif found.same(index, line):
+            writer.add({**line, "path": found.path(index, line["path"])})
+        else:
+            changes.changed += 1
+            touched = True
+            writer.add({**found.line(index), "row": line["row"], REVISION: revision})
+    return touched
+
+
+class _Fresh:
+    """The rows of the fresh list: found by their key, compared by what they say."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        keys, contents, paths, self._starts = array("Q"), array("Q"), array("Q"), [0]
+        for group in range(self._file.num_row_groups):
+            for line in self._file.read_row_group(group).to_pylist():
+                keys.append(key_hash(line["key"]))
+                contents.append(_content(line))
+                paths.append(key_hash(line["path"]))
+            self._starts.append(len(keys))
+        self._contents, self._paths = np.frombuffer(contents, np.uint64), np.frombuffer(paths, np.uint64)
+        self._order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable")
+        self._keys = np.frombuffer(keys, np.uint64)[self._order]
+        self._taken = np.zeros(len(keys), bool)
+        self._group: Callable[[int], list[dict[str, Any]]] = functools.lru_cache(GROUPS)(
+            lambda group: self._file.read_row_group(group).to_pylist()
+        )
+
+    def index_of(self, line: Mapping[str, Any]) -> int | None:
+        """Where the image of that key is now; it counts as known from then on."""
+        wanted = np.uint64(key_hash(line["key"]))
+        place = int(np.searchsorted(self._keys, wanted))
+        if place == len(self._keys) or self._keys[place] != wanted:
+            return None
+        index = int(self._order[place])
+        self._taken[index] = True
+        return index
+
+    def same(self, index: int, line: Mapping[str, Any]) -> bool:
+        return bool(self._contents[index] == _content(line))
+
+    def path(self, index: int, known: str) -> str:
+        """Where the image lies now."""
+        return known if self._paths[index] == key_hash(known) else str(self.line(index)["path"])
+
+    def line(self, index: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return {k: v for k, v in self._group(group)[index - self._starts[group]].items() if k != "row"}
+
+    def others(self) -> Iterator[dict[str, Any]]:
+        """The rows nobody has asked for."""
+        for index in np.flatnonzero(~self._taken).tolist():
+            yield self.line(index)
+
+
+def _content(line: Mapping[str, Any]) -> int:
+    """64 bits of all that a row says but its number."""
+    told = {name: value for name, value in sorted(line.items()) if name not in UNHASHED and name != "row"}
+    text = json.dumps(told, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
