@@ -114,14 +114,18 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
 
 
 def query(
-    source: Workdir, target: Workdir, labels: str, overrides: Sequence[str] = (), progress: bool | None = None
+    source: Workdir,
+    target: Workdir,
+    labels: str | None,
+    overrides: Sequence[str] = (),
+    progress: bool | None = None,
 ) -> Outcome:
     """Ask what a run has kept for other words; the answer is a workdir like any other. No image is opened.
 
     Args:
         source: of a run whose stages have kept enough: `dense.cache: features`, proposals, `sam.cache: embeddings`.
         target: gets links to what is kept, and the stages that the words decide.
-        labels: as `run` takes them.
+        labels: as `run` takes them; None: the run's own.
         overrides: `section.key=value` settings that differ from the run's.
 
     Raises:

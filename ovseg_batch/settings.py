@@ -162,6 +162,9 @@ class RefineConfig(Section):
     predicted_iou: Share = 0.8  # trident: masks that SAM2 rates no better leave the dense map as it is
     same_object: Share = 0.8  # guided: IoU from which two masks of a class show the same object
     max_points: Annotated[int, Field(ge=1)] = 256
+    bank: str | None = None  # a memory bank: every segment is named anew with the help of regions that look like it
+    bank_neighbours: Annotated[int, Field(ge=1, le=1000)] = 5
+    bank_weight: Share = 0.7  # of the neighbours' scores against the segment's own
 
 
 class AlphaConfig(Section):

@@ -8,7 +8,7 @@ from ovseg_batch import __version__
 from ovseg_batch.cli.base import set_up_logging
 from ovseg_batch.cli.models import methods, models
 from ovseg_batch.cli.outputs import eval_run, export, report
-from ovseg_batch.cli.running import demo, gc, manifest, query, retry, run, status, verify
+from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -20,5 +20,5 @@ def main(log_format: str, quiet: bool) -> None:
     set_up_logging(log_format, quiet)
 
 
-for command in (run, status, query, retry, verify, gc, manifest, export, report, eval_run, models, methods, demo):
+for command in (run, status, query, bank, retry, verify, gc, manifest, export, report, eval_run, models, methods, demo):
     main.add_command(command)

@@ -153,6 +153,41 @@ def query(workdir: Path, labels: str, output: Path, overrides: tuple[str, ...]) 
     return _tell(pipeline.query(Workdir(workdir), Workdir(output), labels, overrides), Workdir(output))
 
 
+@click.group()
+def bank() -> None:
+    """Let a folder's own regions help to name each other: a memory bank, without labels."""
+
+
+@bank.command("build")
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bank's file, .parquet.")
+@click.option("--limit", type=click.IntRange(min=1), default=200_000, show_default=True, help="Regions, about.")
+@guarded
+def bank_build(workdir: Path, output: Path, limit: int) -> None:
+    """Collect the features of the regions that a run has found. It must have been run with dense.cache: features."""
+    from ovseg_batch.export.bank import build_bank
+
+    click.echo(f"{build_bank(Workdir(workdir), output, limit)} regions: {output}")
+
+
+@bank.command("use")
+@click.argument("workdir", type=click.Path(path_type=Path))
+@click.option("--bank", "file", required=True, type=click.Path(path_type=Path), help="What `bank build` wrote.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
+@click.option("--labels", help="Other words than the run's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting: refine.bank_weight=0.5.")
+@guarded
+def bank_use(workdir: Path, file: Path, output: Path, labels: str | None, overrides: tuple[str, ...]) -> int:
+    """Name every mask of a run anew, its nearest regions in the bank heard; those of its own image are not.
+
+    With a bank of the same run this is transductive: the answer for an image depends on the others. No image is opened.
+    """
+    from ovseg_batch import pipeline
+
+    chosen = (*overrides, f"refine.bank={json.dumps(str(file.absolute()))}")
+    return _tell(pipeline.query(Workdir(workdir), Workdir(output), labels, chosen), Workdir(output))
+
+
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @guarded

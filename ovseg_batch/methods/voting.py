@@ -44,11 +44,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One connected instance in the assembled map: its id there, class, and the claim that drew it (None: dense)."""
+    """One connected instance in the assembled map: its id there, class, and the claim that drew it (None: dense).
+
+    `renamed` is the score of the class and its lead, where a memory bank has found another than the map had.
+    """
 
     index: int
     label: int
     claim: Claim | None
+    renamed: tuple[float, float] | None = None
 
 
 def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:

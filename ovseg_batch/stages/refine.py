@@ -6,6 +6,7 @@ full size only to be painted, one at a time, and each instance is run-length enc
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,17 +32,20 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
+from ovseg_batch.models.weights import file_hash
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
+from ovseg_batch.stages.banked import Namer
 from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted
-from ovseg_batch.stages.dense import cosines
+from ovseg_batch.stages.dense import DenseStage, cosines
 from ovseg_batch.stages.text import Words
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
 ASKING = ("prompted", "guided", "trident")  # methods that ask SAM2 about every image
+BANK = ("bank", "bank_neighbours", "bank_weight")  # settings that decide nothing where there is no bank
 STRIP_PIXELS = 4_000_000  # counted at a time
 
 
@@ -67,6 +71,7 @@ class RefineStage:
         self._words, self._vocabulary = words, words.vocabulary
         self._window, self._stride = window, stride
         self._sam: Sam | None = None
+        self._namer: Namer | None = None
         asks = config.refine.method in ASKING
         self._kept = asks and config.sam.cache == "embeddings"
         others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
@@ -92,6 +97,11 @@ class RefineStage:
         if self._spec is not None:
             inputs["sam"] = self._spec.identity()
             inputs["precision"] = precision_of(config, self._spec)
+        if not config.refine.bank:
+            for key in BANK:
+                del inputs["refine"][key]
+        else:
+            inputs["refine"]["bank"] = file_hash(config.refine.bank)
         if self._clip_spec is not None:
             inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
         return inputs
@@ -106,6 +116,9 @@ class RefineStage:
         if self._clip_spec is not None:
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = self._words.features(clip, self._clip_spec).to(self._device)
+            if self._config.refine.bank:
+                dense_inputs = DenseStage(self._config, self._words).inputs()
+                self._namer = Namer(self._config, self._vocabulary, self._text, dense_inputs)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -144,16 +157,25 @@ class RefineStage:
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
         by_trust = config.method in ("guided", "trident")
         owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust)
-        return RowResult(
-            row.row,
-            row.key,
-            values={
-                "height": size[0],
-                "width": size[1],
-                "points": found.prompts,
-                "annotations": self._annotations(owner, segments, dense),
-            },
-        )
+        if self._namer is not None:
+            segments = self._renamed(self._namer, row, upstream["dense"], owner, segments)
+        values = {"height": size[0], "width": size[1], "points": found.prompts}
+        return RowResult(row.row, row.key, {**values, "annotations": self._annotations(owner, segments, dense)})
+
+    def _renamed(
+        self, namer: Namer, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
+    ) -> list[Segment]:
+        """The segments under the names that a memory bank gives them."""
+        values = upstream.values(row.row)
+        resized = (values["resized_height"], values["resized_width"])
+        boxes = window_boxes(*resized, self._window, self._stride)
+        said = namer(row.key, upstream.array(row.row, "features"), boxes, resized, owner, segments)
+        return [
+            segment
+            if (found := said.get(segment.index)) is None or found[0] == segment.label
+            else dataclasses.replace(segment, label=found[0], renamed=found[1:])
+            for segment in segments
+        ]
 
     def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
         scores = self._scores(upstream, row, image)
@@ -234,9 +256,9 @@ class RefineStage:
             k, claim = segment.index, segment.claim
             if area[k] == 0 or (segment.label == 0 and self._vocabulary.has_background):
                 continue
-            score = trust[k] / max(agreeing[k], 1) * (claim.predicted_iou if claim else 1.0)
-            name = self._vocabulary.names[segment.label]
-            coverage, lead = float(agreeing[k] / area[k]), float(margin[k] / area[k])
+            score, lead = segment.renamed or (trust[k] / max(agreeing[k], 1), float(margin[k] / area[k]))
+            score *= claim.predicted_iou if claim else 1.0
+            name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
             annotations.append(annotation_line(fortran, segment, name, score, coverage, lead, self._spec is not None))
         return annotations
 

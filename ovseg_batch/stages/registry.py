@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
@@ -134,6 +136,12 @@ def _check(config: Config) -> None:
     if dense.cache == "features" and (dense.key_smoothing or dense.views != "plain"):
         raise UsageError(
             "dense.cache: features goes with dense.views: plain and no key_smoothing, which need more than features."
+        )
+    if config.refine.bank and dense.cache != "features":
+        raise UsageError("refine.bank compares features: it needs dense.cache: features.")
+    if config.refine.bank and not Path(config.refine.bank).is_file():
+        raise UsageError(
+            f"refine.bank: there is no file {config.refine.bank}. `ovseg-batch bank build WORKDIR -o FILE` makes one."
         )
     if config.sam.cache == "embeddings" and config.refine.tile is not None:
         raise UsageError(

@@ -1,0 +1,83 @@
+"""A memory bank made of what a run has kept: the features of the regions of its masks, without their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io import rle
+from ovseg_batch.io.bank_file import write_bank
+from ovseg_batch.io.logits import ArrayReader
+from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.methods.banking import region_features
+from ovseg_batch.methods.windows import window_boxes
+from ovseg_batch.results import Results
+from ovseg_batch.stages.banked import made_of
+from ovseg_batch.stages.base import ARRAYS
+from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.types import ImageRow
+
+Array = np.ndarray[Any, Any]
+
+
+def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
+    """Write the bank of a run as far as it is there; how many regions it holds.
+
+    Args:
+        limit: at most about so many regions; of more an even share is taken.
+
+    Raises:
+        UsageError: the run has not kept features.
+    """
+    results = Results.open(workdir)
+    dense = next((store for store in results.stores if store.stage == "dense"), None)
+    inputs = {} if dense is None else json.loads((dense.folder / "stage.json").read_bytes())["inputs"]["settings"]
+    if dense is None or inputs.get("cache") != "features":
+        raise UsageError(
+            f"{workdir.root} has kept no features, of which a bank is made. Give its `run` again with "
+            "--set dense.cache=features."
+        )
+    shards = [commit.shard for commit in results.masks.commits()]
+    total = sum(len(line["annotations"]) for shard in shards for _, line in results.shard(shard))
+    share = min(1.0, limit / max(total, 1))
+    width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0)), 1)
+    return write_bank(out, width, _parts(results, dense, inputs, shards, share), made_of(inputs))
+
+
+def _parts(
+    results: Results, dense: StageStore, inputs: dict[str, Any], shards: list[int], share: float
+) -> Iterator[tuple[list[str], Array]]:
+    """(key of each region's image, features) of every image, of the regions that are taken."""
+    for shard in shards:
+        sizes = {line["row"]: line for line in read_results(dense.data_path(shard, TABLE))}
+        with ArrayReader(dense.data_path(shard, ARRAYS)) as arrays:
+            for row, line in results.shard(shard):
+                seen = sizes[row.row]
+                resized = (seen["resized_height"], seen["resized_width"])
+                boxes = window_boxes(*resized, inputs["window"], inputs["stride"])
+                taken = [k for k in range(len(line["annotations"])) if _drawn(row, k) < share]
+                features = _of_image(arrays.read(row.row, "features"), boxes, resized, line)[taken]
+                features = features[np.linalg.norm(features, axis=1) > 0]
+                if len(features):
+                    yield [row.key] * len(features), features
+
+
+def _of_image(features: Array, boxes: Array, resized: tuple[int, int], line: dict[str, Any]) -> Array:
+    owner = np.zeros((line["height"], line["width"]), np.int32)
+    for number, one in enumerate(line["annotations"], start=1):
+        owner[rle.decode(one["rle"], *owner.shape)] = number
+    small = cv2.resize(owner, resized[::-1], interpolation=cv2.INTER_NEAREST)
+    return region_features(features, boxes, small, len(line["annotations"]))
+
+
+def _drawn(row: ImageRow, region: int) -> float:
+    """A number in [0, 1) that depends on the region alone."""
+    digest = hashlib.blake2b(f"{row.key}\0{region}".encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

@@ -1,0 +1,101 @@
+"""Segments named anew with the help of a memory bank: the nearest regions of other images are heard for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.io.bank_file import read_bank
+from ovseg_batch.io.manifest import key_hash
+from ovseg_batch.methods.banking import mixed_scores, nearest_others, region_features
+from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities
+from ovseg_batch.methods.voting import Segment
+from ovseg_batch.settings import Config
+
+Array = np.ndarray[Any, Any]
+
+MORE = 32  # neighbours asked for beyond those wanted: regions of the image itself do not count
+DECIDES = ("clip", "attention", "layers", "window", "stride", "short_side", "long_side")
+
+
+def made_of(dense_inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What features have to share to be compared, of what decides the dense stage's result."""
+    return {name: dense_inputs[name] for name in DECIDES}
+
+
+class Namer:
+    """A bank that is ready to be asked.
+
+    Args:
+        config: names the bank and says how it is asked.
+        vocabulary: the classes.
+        text: (Q, D) features of the queries, on the CPU.
+        dense_inputs: what decides the dense stage's result.
+
+    Raises:
+        UsageError: no bank there, or one of other features.
+        OvsegError: FAISS is not installed.
+    """
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, text: Tensor, dense_inputs: Mapping[str, Any]) -> None:
+        try:
+            import faiss
+        except ImportError:
+            raise OvsegError("A memory bank is asked by FAISS: pip install 'ovseg_batch[bank]'.") from None
+        assert config.refine.bank is not None
+        self._config, self._vocabulary, self._text = config, vocabulary, text.cpu()
+        bank = read_bank(Path(config.refine.bank))
+        if bank.made_of != made_of(dense_inputs):
+            raise UsageError(
+                f"The memory bank {config.refine.bank} holds features of another CLIP or of other windows than this "
+                "run's. Build one from a run with the same clip and dense settings."
+            )
+        self._images = bank.images
+        self._index = faiss.IndexFlatIP(bank.features.shape[1])
+        self._index.add(bank.features)
+        self._scores = self._class_scores(bank.features)
+
+    def _class_scores(self, features: Array) -> Array:
+        """(R, D) → (R, C) float32."""
+        cosine = self._text @ torch.from_numpy(features).T
+        classes, scale = len(self._vocabulary.names), self._config.dense.logit_scale
+        scores: Array = class_probabilities(cosine, self._vocabulary.query_class, classes, scale).T.numpy()
+        return scores
+
+    def __call__(
+        self, key: str, features: Array, boxes: Array, size: tuple[int, int], owner: Array, segments: Sequence[Segment]
+    ) -> dict[int, tuple[int, float, float]]:
+        """The class of every segment, its score and by how much it leads, by the segment's index.
+
+        Args:
+            key: of the image, whose own regions are not heard.
+            features: (N, gh, gw, D) of its windows.
+            boxes: (N, 4) of the windows.
+            size: (h, w) at which they were cut.
+            owner: (H, W) int32, the segment of each pixel.
+            segments: those of the map.
+        """
+        if not segments:
+            return {}
+        small = cv2.resize(owner, size[::-1], interpolation=cv2.INTER_NEAREST)
+        regions = region_features(features, boxes, small, max(segment.index for segment in segments))
+        settings = self._config.refine
+        _, found = self._index.search(regions, min(settings.bank_neighbours + MORE, self._index.ntotal))
+        near = nearest_others(found, self._images, key_hash(key), settings.bank_neighbours)
+        heard = [self._scores[row[row >= 0]] for row in near]
+        mixed = mixed_scores(self._class_scores(regions), heard, settings.bank_weight)
+        seen = np.linalg.norm(regions, axis=1) > 0
+        ordered = np.sort(mixed, axis=1)
+        lead = ordered[:, -1] - (ordered[:, -2] if mixed.shape[1] > 1 else 0.0)
+        return {
+            segment.index: (int(mixed[k].argmax()), float(mixed[k].max()), float(lead[k]))
+            for segment in segments
+            if seen[k := segment.index - 1]
+        }
