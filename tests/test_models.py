@@ -21,11 +21,13 @@ from ovseg_batch import scenes
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
 from ovseg_batch.methods.windows import Stitched, resized_size, window_boxes
+from ovseg_batch.models import clip as clip_module
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned
 from ovseg_batch.models.sam import Sam, build, stability
+from ovseg_batch.models.vit import fuse_quick_gelu, run_block
 from ovseg_batch.models.weights import read_state_dict
 
 CPU = torch.device("cpu")
@@ -217,6 +219,70 @@ def test_sam_still_builds_from_the_package_after_the_embedded_one() -> None:
 
     build("demo/sam2.yaml")
     assert build("configs/sam2.1/sam2.1_hiera_t.yaml").image_size == 1024
+
+
+# ---- speed: other kernels, the same numbers
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-token"])
+def test_own_blocks_equal_open_clip_s(name: str) -> None:
+    spec = zoo.resolve("clip", name)
+    model, *_ = clip_module.build(spec)
+    x = torch.randn(2, 17, model.visual.conv1.out_channels, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for block in model.eval().visual.transformer.resblocks:
+            assert torch.allclose(run_block(block, x), block(x), atol=1e-5)
+
+
+def test_quick_gelu_in_one_pass() -> None:
+    model = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False).eval()
+    block = model.visual.transformer.resblocks[3]
+    x = torch.randn(2, 5, 768, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = block.mlp(x)
+        fuse_quick_gelu(model.visual)
+        assert isinstance(block.mlp.gelu, torch.nn.SiLU)
+        assert torch.allclose(block.mlp(x), before, atol=1e-6)
+
+
+def test_bf16_sees_what_fp32_sees() -> None:
+    """Weights of products are kept in bf16, norms in fp32; features and masks stay what they are."""
+    image = scenes.render(7).image
+    full, low = (DenseClip.load(zoo.resolve("clip", "demo"), CPU, kind) for kind in ("fp32", "bf16"))
+    block = low.visual.transformer.resblocks[0]
+    assert block.mlp.c_fc.weight.dtype == block.attn.in_proj_weight.dtype == torch.bfloat16
+    assert block.ln_1.weight.dtype == torch.float32
+    batch = full.normalise(torch.from_numpy(image[None, :128, :128].copy()))
+    likeness = F.cosine_similarity(*(c.patch_features(batch, VARIANTS["csa"]) for c in (full, low)), dim=-1)
+    assert likeness.min() > 0.99
+    points = np.array([[40.0, 60.0], [128.0, 128.0], [200.0, 30.0]], np.float32)
+    drawn = []
+    for kind in ("fp32", "bf16"):
+        sam = Sam.load(zoo.resolve("sam", "demo"), CPU, kind)
+        logits, rated = sam.predict(sam.embed([image])[0], points)
+        drawn.append(logits[torch.arange(3), rated.argmax(dim=1)] > 0)
+    overlap = (drawn[0] & drawn[1]).sum(dim=(1, 2)) / (drawn[0] | drawn[1]).sum(dim=(1, 2))
+    assert overlap.min() > 0.95
+
+
+def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert precision("auto", "cpu", large=True) == "bf16"
+    assert precision("auto", "cpu") == "fp32"  # the embedded models: products are not what takes their time
+    assert precision("fp32", "cpu", large=True) == "fp32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert precision("auto", "cpu", large=True) == "fp32"
+
+
+def test_an_embedding_that_was_kept_is_as_good() -> None:
+    image = scenes.render(7).image
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    [embedding] = sam.embed([image])
+    arrays = Sam.arrays_of(embedding)
+    assert all(array.dtype == np.float16 for array in arrays.values())
+    points = np.array([[40.0, 60.0], [128.0, 128.0]], np.float32)
+    now, then = (sam.predict(e, points)[0] for e in (embedding, sam.embedding_of(arrays, image.shape[:2])))
+    assert ((now > 0) == (then > 0)).float().mean() > 0.999
 
 
 # ---- full size, upstream formats, random weights
