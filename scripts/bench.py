@@ -6,6 +6,7 @@ scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam s
 scripts/bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
+scripts/bench.py restart                  # a finished run of a million rows, started again
 scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
 scripts/bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
 scripts/bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
@@ -28,7 +29,8 @@ from benching.measure import measured, measured_process
 from benching.outputs import exports, report
 from benching.speed import COMMANDS as SPEED
 
-from ovseg_batch import scenes
+from ovseg_batch import planning, scenes
+from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
@@ -161,6 +163,38 @@ def run_rows(folder: Path, count: int) -> None:
     write_coco(workdir.annotations, ["sky"], {}, lambda: finished_rows(manifest, store))
     if stage_status(store, manifest.shards).ok != count:
         raise click.ClickException("not every row was done")
+
+
+@main.command()
+@click.option("--rows", default=1_000_000, show_default=True)
+def restart(rows: int) -> None:
+    """The same command again on a finished run of so many rows, its stages trivial; and `status` of it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        listing, workdir = root / "list.csv", Workdir(root / "run")
+        with listing.open("w") as file:
+            file.write("file_name,key\n")
+            file.writelines(f"{__file__},image-{k:09d}\n" for k in range(rows))
+        workdir.create()
+        build_manifest([str(listing)], workdir.manifest, 256)
+        manifest = Manifest.open(workdir.manifest)
+        config = load_config(flags={"labels": "sky"}, environment={})
+        for planned in planning.plan(config, workdir, manifest, workdir.manifest):
+            store = planned.job.store
+            store.create(planned.inputs)
+            job = StageJob(TrivialStage, store, {}, workdir.manifest, threads=1)
+            for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
+                pass
+        again = ["run", str(workdir.manifest), "-o", str(workdir.root), "--labels", "sky"]
+        for name, arguments in (
+            ("outputs written", again),
+            ("restart", again),
+            ("restart", again),
+            ("status", ["status", str(workdir.root)]),
+            ("(--version)", ["--version"]),
+        ):
+            seconds, peak = measured(arguments)
+            click.echo(f"{rows:9} rows  {name:16} {seconds:6.1f} s   peak {peak:6.0f} MiB")
 
 
 def _commit_everything(workdir: Path, rows: int) -> None:
