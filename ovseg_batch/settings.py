@@ -96,6 +96,7 @@ class DenseConfig(Section):
     stride: Annotated[int, Field(ge=8)] | Annotated[float, Field(gt=0, lt=1)] = 0.5  # pixels, or a share of the window
     short_side: Annotated[int, Field(ge=16)] | Literal["native"] | None = None  # None: 1.5 windows, as SCLIP's 336
     long_side: Annotated[int, Field(ge=16)] = 2048  # the longer side is kept at or under it in any case
+    draft: bool = False  # JPEGs are decoded at a half, a quarter or an eighth where that is enough for CLIP
     views: Literal["plain", "itaclip"] = "plain"
     templates: str | tuple[str, ...] = "openai80"
     prompt_denoising: Share = 0.0  # classes that nowhere in an image reach this probability are ruled out; 0: none

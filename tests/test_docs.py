@@ -59,7 +59,9 @@ def known(name: str) -> str:
     return f"/there/{name}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/formats.md", "docs/watching.md", "docs/confidence.md", "docs/query.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{n}.md" for n in ("formats", "watching", "confidence", "query"))]
+)
 def test_every_command_works_as_printed(page: str, desk: Path, command: Command) -> None:
     if page != "README.md":
         done = command("run", "photos", "-o", "out", "--labels", "road; car; sky")

@@ -10,7 +10,7 @@ import pytest
 from conftest import LABELS, Command
 from PIL import Image
 
-from ovseg_batch import scenes
+from ovseg_batch import Run, scenes
 
 SIDE = 192  # of a scene in the mosaic
 ACROSS = 5
@@ -92,3 +92,28 @@ def test_a_row_may_ask_for_some_of_the_labels(method: str, few_scenes: Path, tmp
     assert said[names[1]] <= {"sky", "grass"} and said[names[0]]
     failures = (tmp_path / "run" / "failures.csv").read_text()
     assert names[2] in failures and "'zebra' is none of the labels" in failures
+
+
+def test_jpegs_decoded_smaller_show_the_same(tmp_path: Path, command: Command) -> None:
+    """`dense.draft`: masks at the original size, turned as EXIF says, and nearly those of the whole pixels."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    scene = Image.fromarray(scenes.render(scenes.HELD_OUT_SEEDS[1300]).image)
+    large = scene.resize((scene.width * 6, scene.height * 5), Image.Resampling.BICUBIC)
+    large.save(folder / "upright.jpg", quality=92)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", quality=92, exif=exif)
+    large.save(folder / "whole.png")
+    maps = {}
+    for draft in ("false", "true"):
+        workdir = tmp_path / draft
+        settings = ("--set", f"dense.draft={draft}", "--set", "dense.short_side=224", "--set", "refine.method=none")
+        done = command("run", folder, "-o", workdir, "--labels", LABELS, "--workers", "0", *settings)
+        assert done.returncode == 0, done.stderr
+        maps[draft] = {image.name: image.label_map(list(scenes.CLASSES)) for image in Run(workdir)}
+    for name, whole in maps["false"].items():
+        assert whole.shape == (large.height, large.width) == maps["true"][name].shape
+        assert (whole == maps["true"][name]).mean() > 0.98
+    assert np.array_equal(maps["false"]["whole.png"], maps["true"]["whole.png"])
+    assert not np.array_equal(maps["false"]["upright.jpg"], maps["true"]["upright.jpg"])

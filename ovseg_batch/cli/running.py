@@ -103,6 +103,7 @@ def _tell_plan(found: DryRun) -> None:
     click.echo(f"{rows} images in {found.manifest.shards} shards")
     for planned, disk in zip(found.stages, found.disk, strict=True):
         takes = ", disk by what the images show" if disk is None else f", about {disk / 1e9:.2f} GB" if disk else ""
+        takes = takes if planned.missing else ""
         click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do{takes}")
     whole = sum(disk or 0 for disk in found.disk)
     click.echo(f"about {whole / 1e9:.2f} GB of {found.free / 1e9:.0f} GB that are free, tables and edits not counted")

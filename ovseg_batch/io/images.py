@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 
 T = TypeVar("T")
 
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
 PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
@@ -139,6 +140,22 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) that an opened image has when it is turned as its EXIF says; nothing is decoded."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        turned = False
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def reduce(image: Image.Image, longest: int) -> None:
+    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8, its longer side at least `longest` pixels; others whole."""
+    share = longest / max(image.size)
+    if image.format == "JPEG" and share < 1:
+        image.draft(None, (round(image.width * share), round(image.height * share)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -183,7 +183,7 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
     """Of a CLIP by its config: pixels a patch, numbers a feature."""
-    patch = config["vision_cfg"].get("patch_size", 16)
+    patch = config["vision_cfg"].get("patch_size") or 16
     return patch if isinstance(patch, int) else max(patch), config["embed_dim"]
 
 

@@ -78,13 +78,27 @@ def _no_mask(index: int) -> Array:
 NOTHING = Found([], _no_mask, 0)
 
 
-def prompted(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, min_area: int, chunk: int | None) -> Found:
+def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[PointPrompt]:
+    """Where SAM2 is to be asked, by the method that the settings name; the largest components first."""
+    match settings.method:
+        case "guided":
+            sure = np.where(dense.confidence >= settings.min_confidence, dense.labels, UNLABELLED)
+            points = component_points(sure, settings.min_region, 0.0, settings.point, dense.ignore)
+        case "trident":
+            sure = dense.confidence.astype(np.float32)
+            points = component_points(dense.labels, settings.min_region, 0.0, "surest", dense.ignore, sure)
+        case _:
+            points = component_points(dense.labels, min_area, settings.min_distance, settings.point, dense.ignore)
+    return sorted(points, key=lambda p: -p.area)[: settings.max_points]
+
+
+def prompted(
+    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
+) -> Found:
     """One point in every connected component of the dense map; of SAM2's three masks the one the map agrees with best.
 
     Source: thesis 3.1.6.
     """
-    points = component_points(dense.labels, min_area, settings.min_distance, settings.point, dense.ignore)
-    points = _largest(points, settings)
 
     def claim(answers: _Answers) -> list[_Claimed]:
         drawn = answers.logits > 0
@@ -99,22 +113,24 @@ def prompted(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, min_ar
             coverage = low_resolution_coverage(drawn, answers.labels, given)
         floor = 0.0 if settings.vote == "soft" else settings.vote
         best, kept = choose(coverage, answers.predicted_iou, floor)
+        rows = torch.arange(len(best), device=best.device)
+        found = (part.tolist() for part in (best, given[rows, best], coverage[rows, best], kept))
         return [
-            _Claimed(p, int(best[p]), int(given[p, best[p]]), float(coverage[p, best[p]]))
-            for p in range(len(best))
-            if kept[p] and int(given[p, best[p]]) not in dense.ignore
+            _Claimed(p, mask, label, share)
+            for p, (mask, label, share, passed) in enumerate(zip(*found, strict=True))
+            if passed and label not in dense.ignore
         ]
 
     return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
 
 
-def guided(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
+def guided(
+    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
+) -> Found:
     """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
 
     A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
     """
-    sure = np.where(dense.confidence >= settings.min_confidence, dense.labels, UNLABELLED)
-    points = _largest(component_points(sure, settings.min_region, 0.0, settings.point, dense.ignore), settings)
 
     def claim(answers: _Answers) -> list[_Claimed]:
         best = answers.predicted_iou.argmax(dim=1)
@@ -122,25 +138,25 @@ def guided(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, chunk: i
         drawn, rated = answers.logits[rows, best] > 0, answers.predicted_iou[rows, best]
         kept = distinct_by_class(drawn, answers.classes, rated, settings.same_object)
         coverage = low_resolution_coverage(drawn[:, None], answers.labels, answers.classes[:, None])[:, 0]
-        return [_Claimed(p, int(best[p]), int(answers.classes[p]), float(coverage[p])) for p in kept]
+        chosen, classes, shares = best.tolist(), answers.classes.tolist(), coverage.tolist()
+        return [_Claimed(p, chosen[p], classes[p], shares[p]) for p in kept]
 
     return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
 
 
-def trident(sam: Sam, see: See, dense: DenseMap, settings: RefineConfig, chunk: int | None) -> Found:
+def trident(
+    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
+) -> Found:
     """Box, surest point and rough mask of every component together; one mask each.
 
     What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
     """
-    points = component_points(
-        dense.labels, settings.min_region, 0.0, "surest", dense.ignore, dense.confidence.astype(np.float32)
-    )
-    points = _largest(points, settings)
 
     def claim(answers: _Answers) -> list[_Claimed]:
         coverage = low_resolution_coverage(answers.logits > 0, answers.labels, answers.classes[:, None])[:, 0]
         kept = (answers.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
-        return [_Claimed(p, 0, int(answers.classes[p]), float(coverage[p])) for p in kept]
+        classes, shares = answers.classes.tolist(), coverage.tolist()
+        return [_Claimed(p, 0, classes[p], shares[p]) for p in kept]
 
     return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk, rough=dense), claim)
 
@@ -181,10 +197,6 @@ class _Claimed:
     mask: int
     label: int
     coverage: float
-
-
-def _largest(points: Sequence[PointPrompt], settings: RefineConfig) -> list[PointPrompt]:
-    return sorted(points, key=lambda p: -p.area)[: settings.max_points]
 
 
 def _ask(
@@ -228,12 +240,17 @@ def _found(
     kept: list[tuple[Tensor, View]] = []
     for one in answers:
         x0, y0, x1, y1 = one.view.box
-        for chosen in claim(one):
-            logits = one.logits[chosen.prompt, chosen.mask]
-            rated = float(one.predicted_iou[chosen.prompt, chosen.mask].clamp(0, 1))
-            pixels = int((logits > 0).sum()) * (x1 - x0) * (y1 - y0) // logits.numel()
-            claims.append(Claim(chosen.label, pixels, chosen.coverage, rated, float(stability(logits)), rated))
-            kept.append((logits, one.view))
+        chosen = claim(one)
+        which = (
+            torch.tensor([(c.prompt, c.mask) for c in chosen], dtype=torch.long).reshape(-1, 2).to(one.logits.device)
+        )
+        logits = one.logits[which[:, 0], which[:, 1]]
+        rated = one.predicted_iou[which[:, 0], which[:, 1]].clamp(0, 1).tolist()
+        areas, steady = (logits > 0).sum(dim=(-2, -1)).tolist(), stability(logits).tolist()
+        for k, c in enumerate(chosen):
+            pixels = areas[k] * (x1 - x0) * (y1 - y0) // logits[k].numel()
+            claims.append(Claim(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
+            kept.append((logits[k], one.view))
 
     def mask_of(index: int) -> Array:
         logits, view = kept[index]

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.images import decode, reduce, upright_size, work_ahead
+from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
@@ -37,6 +39,8 @@ from ovseg_batch.stages.text import Words
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
+
+DRAFT = 2  # how much longer than what CLIP sees a JPEG's longer side stays when it is decoded smaller
 
 
 @dataclass(slots=True)
@@ -111,6 +115,7 @@ class DenseStage:
             **({"cache": "features"} if dense.cache == "features" else self._words.inputs()),
             "views": dense.views,
             "key_smoothing": dense.key_smoothing,
+            **({"draft": True} if dense.draft else {}),
             "max_pixels": self._config.run.max_pixels,
             "max_file_bytes": self._config.run.max_file_bytes,
         }
@@ -135,11 +140,18 @@ class DenseStage:
         yield from answers
         waiting: list[_Pending] = []
         queue: dict[tuple[int, int], list[tuple[_Pending, int]]] = {}
-        for row, image in decode_ahead(todo, run.decode_threads, run.decode_bytes, read_limits(run)):
-            if isinstance(image, RowError):
-                yield failed(row, image.code, image.message)
+
+        def cut(row: ImageRow, image: Image.Image) -> _Pending:
+            size = upright_size(image)
+            if self._config.dense.draft:
+                height, width = self._resized(*size)
+                reduce(image, DRAFT * max(height, width))
+            return self._cut(row, decode(image, shown(row.path)), size)
+
+        for row, pending in work_ahead(todo, cut, run.decode_threads, run.decode_bytes, read_limits(run)):
+            if isinstance(pending, RowError):
+                yield failed(row, pending.code, pending.message)
                 continue
-            pending = self._cut(row, image)
             if self.needs:
                 self._add_regions(pending, upstream["propose"])
             waiting.append(pending)
@@ -163,10 +175,10 @@ class DenseStage:
         short_side = self._short_side if isinstance(self._short_side, int) else None
         return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
 
-    def _cut(self, row: ImageRow, image: Array) -> _Pending:
-        size = (image.shape[0], image.shape[1])
+    def _cut(self, row: ImageRow, image: Array, size: tuple[int, int]) -> _Pending:
+        """The windows of an image of (H, W) `size`, which may have been decoded smaller."""
         resized = self._resized(*size)
-        if resized != size:
+        if resized != image.shape[:2]:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
         boxes = window_boxes(*resized, self._window, self._stride)
         windows = [image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -24,6 +25,7 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import class_probabilities
 from ovseg_batch.methods.voting import Segment, assemble
@@ -37,8 +39,9 @@ from ovseg_batch.settings import Config
 from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
 from ovseg_batch.stages.banked import Namer
 from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
-from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, prompted, trident, voted
+from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.dense import DenseStage, cosines
+from ovseg_batch.stages.overlap import in_three_steps
 from ovseg_batch.stages.text import Words
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -47,6 +50,35 @@ Array = np.ndarray[Any, Any]
 ASKING = ("prompted", "guided", "trident")  # methods that ask SAM2 about every image
 BANK = ("bank", "bank_neighbours", "bank_weight")  # settings that decide nothing where there is no bank
 STRIP_PIXELS = 4_000_000  # counted at a time
+
+
+@dataclass(slots=True)
+class _Underway:
+    """An image on its way through the stage, and what is known of it so far."""
+
+    row: ImageRow
+    image: Array | None
+    upstream: Mapping[str, Upstream]
+    error: RowError | None = None
+    dense: DenseMap | None = None
+    points: list[PointPrompt] = field(default_factory=list)
+    found: Found = NOTHING
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) as CLIP saw it."""
+        values = self.upstream["dense"].values(self.row.row)
+        return values["height"], values["width"]
+
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+    def check_size(self) -> None:
+        """Raises RowError where the file is not the picture any more that CLIP saw."""
+        if self.image is not None and self.image.shape[:2] != self.size:
+            then, now = (f"{width} × {height}" for height, width in (self.size, self.image.shape[:2]))
+            raise RowError(FailureCode.CHANGED, f"{shown(self.row.path)} was {then} for CLIP and is now {now}")
 
 
 class RefineStage:
@@ -123,20 +155,33 @@ class RefineStage:
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
-        for row, image in self._images(todo):
-            yield self._answer(row, image, upstream)
 
-    def _answer(self, row: ImageRow, image: Array | RowError | None, upstream: Mapping[str, Upstream]) -> RowResult:
-        if isinstance(image, RowError):
-            return failed(row, image.code, image.message)
-        height, width = (upstream["dense"].values(row.row)[side] for side in ("height", "width"))
-        if image is not None and image.shape[:2] != (height, width):
-            now = f"{image.shape[1]} × {image.shape[0]}"
-            return failed(
-                row, FailureCode.CHANGED, f"{shown(row.path)} was {width} × {height} for CLIP and is now {now}"
-            )
-        [result] = split_on_failure(lambda one: [self._refine(row, one[0], upstream)], [image])
-        return failed(row, result.code, result.message) if isinstance(result, RowError) else result
+        def step(work: Callable[[_Underway], object]) -> Callable[[_Underway], _Underway]:
+            """A step that charges what goes wrong to the row, and is left out where something has."""
+
+            def do(one: _Underway) -> _Underway:
+                if one.error is not None:
+                    return one
+                try:
+                    [done] = split_on_failure(lambda alone: [work(alone[0])], [one])
+                except RowError as error:
+                    done = error
+                if isinstance(done, RowError):
+                    one.error, one.image, one.dense, one.found = done, None, None, NOTHING
+                return one
+
+            return do
+
+        steps = step(self._look), step(self._ask), step(self._assemble)
+        images = (
+            _Underway(row, None, upstream, image) if isinstance(image, RowError) else _Underway(row, image, upstream)
+            for row, image in self._images(todo)
+        )
+        for one in in_three_steps(images, *steps, _Underway.pixels, self._device.type == "cuda"):
+            if one.error is not None:
+                yield failed(one.row, one.error.code, one.error.message)
+            else:
+                yield RowResult(one.row.row, one.row.key, one.values)
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where nothing will look at them."""
@@ -147,20 +192,34 @@ class RefineStage:
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
 
     @torch.inference_mode()
-    def _refine(self, row: ImageRow, image: Array | None, upstream: Mapping[str, Upstream]) -> RowResult:
-        values = upstream["dense"].values(row.row)
-        size = (values["height"], values["width"])
-        dense = self._dense_map(upstream["dense"], row, size, image)
-        config = self._config.refine
-        min_area = max(1, math.ceil(config.min_area * size[0] * size[1]))
-        found = self._found(row.row, image, dense, min_area, upstream)
+    def _look(self, one: _Underway) -> None:
+        """Read the dense map, and find where SAM2 is to be asked."""
+        one.check_size()
+        dense = one.dense = self._dense_map(one.upstream["dense"], one.row, one.size, one.image)
+        if self._sam is not None:
+            one.points = points_of(dense, self._config.refine, self._min_area(one))
+
+    @torch.inference_mode()
+    def _ask(self, one: _Underway) -> None:
+        one.found = self._found(one)
+        one.image = None
+
+    @torch.inference_mode()
+    def _assemble(self, one: _Underway) -> None:
+        """Make one map of the masks and the dense map, and write down what is in it."""
+        assert one.dense is not None
+        config, dense, found, min_area = self._config.refine, one.dense, one.found, self._min_area(one)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
         by_trust = config.method in ("guided", "trident")
         owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust)
         if self._namer is not None:
-            segments = self._renamed(self._namer, row, upstream["dense"], owner, segments)
-        values = {"height": size[0], "width": size[1], "points": found.prompts}
-        return RowResult(row.row, row.key, {**values, "annotations": self._annotations(owner, segments, dense)})
+            segments = self._renamed(self._namer, one.row, one.upstream["dense"], owner, segments)
+        values = {"height": one.size[0], "width": one.size[1], "points": found.prompts}
+        one.values = {**values, "annotations": self._annotations(owner, segments, dense)}
+        one.dense, one.found = None, NOTHING  # maps of an image that is done would be held beside the next one's
+
+    def _min_area(self, one: _Underway) -> int:
+        return max(1, math.ceil(self._config.refine.min_area * one.size[0] * one.size[1]))
 
     def _renamed(
         self, namer: Namer, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
@@ -215,21 +274,17 @@ class RefineStage:
         kept = torch.from_numpy(upstream.array(row, self._config.dense.cache)).to(self._device)
         return cosines(kept.float(), self._text) if self._clip_spec is not None else kept
 
-    def _found(
-        self, row: int, image: Array | None, dense: DenseMap, min_area: int, upstream: Mapping[str, Upstream]
-    ) -> Found:
+    def _found(self, one: _Underway) -> Found:
         """The masks that the method finds."""
         settings, chunk = self._config.refine, self._config.run.point_chunk
+        assert one.dense is not None
         if settings.method == "automatic":
-            return voted(upstream["propose"].values(row)["proposals"], dense, settings.vote)
+            return voted(one.upstream["propose"].values(one.row.row)["proposals"], one.dense, settings.vote)
         if self._sam is None:
             return NOTHING
-        see = functools.partial(self._embedding, self._sam, row, image, upstream)
-        if settings.method == "guided":
-            return guided(self._sam, see, dense, settings, chunk)
-        if settings.method == "trident":
-            return trident(self._sam, see, dense, settings, chunk)
-        return prompted(self._sam, see, dense, settings, min_area, chunk)
+        see = functools.partial(self._embedding, self._sam, one.row.row, one.image, one.upstream)
+        ask = {"guided": guided, "trident": trident}.get(settings.method, prompted)
+        return ask(self._sam, see, one.dense, one.points, settings, chunk)
 
     def _embedding(
         self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box

@@ -184,7 +184,7 @@ def _bare_clip(
     clip: DenseClip = stage._clip
     by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for row, image in zip(rows, _decoded(config, rows), strict=True):
-        for window in stage._cut(row, image).windows:
+        for window in stage._cut(row, image, image.shape[:2]).windows:
             by_shape[window.shape].append(window)
     size = config.run.batch_size
     batches = [

@@ -1,0 +1,65 @@
+"""What the CPU does for one image while the accelerator is at another."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Before = TypeVar("Before")
+During = TypeVar("During")
+After = TypeVar("After")
+
+AHEAD = 2  # images on each side of the one that the accelerator is at
+MOST_PIXELS = 50_000_000  # of images under way at once; a larger one is alone
+
+
+def in_three_steps(
+    items: Iterable[Item],
+    before: Callable[[Item], Before],
+    during: Callable[[Before], During],
+    after: Callable[[During], After],
+    pixels: Callable[[Item], int],
+    overlapping: bool,
+) -> Iterator[After]:
+    """Take every item through three steps, in order.
+
+    Args:
+        before, after: what is done in threads of their own.
+        during: what is done in the calling thread.
+        pixels: of an item; they bound what is held.
+        overlapping: False: one item after the other, one step after the other, no threads. So it is on a CPU, where
+            the model would lose what the threads gain.
+    """
+    if not overlapping:
+        for item in items:
+            yield after(during(before(item)))
+        return
+    coming: deque[tuple[Future[Before], int]] = deque()
+    going: deque[tuple[Future[After], int]] = deque()
+    with ThreadPoolExecutor(1, "before") as first, ThreadPoolExecutor(1, "after") as last:
+
+        def advance() -> None:
+            future, size = coming.popleft()
+            going.append((last.submit(after, during(future.result())), size))
+
+        for item in items:
+            size = pixels(item)
+            while coming and _full(coming, going, size):
+                advance()
+            while going and _full(coming, going, size):
+                yield going.popleft()[0].result()
+            coming.append((first.submit(before, item), size))
+            while going and going[0][0].done():
+                yield going.popleft()[0].result()
+        while coming:
+            advance()
+        while going:
+            yield going.popleft()[0].result()
+
+
+def _full(coming: deque[tuple[Future[Before], int]], going: deque[tuple[Future[After], int]], size: int) -> bool:
+    held = sum(part for _, part in (*coming, *going))
+    return len(coming) > AHEAD or len(going) > AHEAD or held + size > MOST_PIXELS
