@@ -19,11 +19,12 @@ import torch
 from ovseg_batch.io import images, logits, rle, tables
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.stages import base, claimants, refine
+from ovseg_batch.stages import base, claimants, dense, refine
 
 #: what is timed: where it is looked up, its name there, and what its time is called
 PARTS: list[tuple[Any, str, str]] = [
     (images, "decode", "decode"),
+    (dense, "decode", "decode"),
     (DenseClip, "normalise", "transfer"),
     (DenseClip, "_run", "CLIP"),
     (Sam, "preprocess", "transfer"),
