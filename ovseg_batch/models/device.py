@@ -65,8 +65,8 @@ def lower(model: nn.Module, kind: str) -> None:
 def keep_memory() -> None:
     """Let this process keep the memory that tensors on a CPU give back, until it ends.
 
-    glibc otherwise returns large blocks to the kernel and faults them in again, page by page, for the next tensor:
-    a quarter of a ViT's time. Elsewhere than on glibc this does nothing.
+    glibc otherwise returns large blocks to the kernel and faults them in again, page by page, for the next tensor
+    (docs/performance.md has what that costs). Elsewhere than on glibc this does nothing.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
