@@ -43,8 +43,8 @@ from ovseg_batch.types import ImageRow
 WORDS = "person; cat; cup: coffee cup, mug; sky; road; grass; wall; motorbike; rocket; coin"
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What both commands ask: which images, which models."""
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What these commands ask: which images, which models."""
     for option in (
         click.option("--images", default=32, show_default=True, help="Scenes, where no folder is given."),
         click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes."),
@@ -62,12 +62,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(asked: dict[str, Any], overrides: Sequence[str]) -> Config:
     labels = asked["labels"] or (list(scenes.CLASSES) if asked["folder"] is None else WORDS)
+    return load_config(overrides=overrides, flags={"labels": labels, **model_flags(asked)}, environment={})
+
+
+def model_flags(asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings behind the options that name models."""
     names = ("clip_model", "clip_weights", "sam_model", "sam_weights")
-    flags = {name.replace("_", "."): asked[name] for name in names}
-    return load_config(overrides=overrides, flags={"labels": labels, **flags}, environment={})
+    return {name.replace("_", "."): asked[name] for name in names}
 
 
-def _folder(asked: dict[str, Any], root: Path) -> Path:
+def chosen_folder(asked: dict[str, Any], root: Path) -> Path:
     if asked["folder"] is not None:
         return Path(asked["folder"])
     write_scenes(root, scenes.HELD_OUT_SEEDS[5000 : 5000 + asked["images"]])
@@ -80,7 +84,7 @@ def machine(device: torch.device) -> str:
 
 
 @click.command()
-@_options
+@shared_options
 @click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
 @click.option("--baseline", type=click.Path(exists=True, path_type=Path), help="An earlier --json to compare with.")
 def speed(repeats: int, baseline: Path | None, overrides: Sequence[str], json_file: Path | None, **asked: Any) -> None:
@@ -91,7 +95,7 @@ def speed(repeats: int, baseline: Path | None, overrides: Sequence[str], json_fi
         keep_memory()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = _folder(asked, root)
+        folder = chosen_folder(asked, root)
         workdir = Workdir(root / "run")
         workdir.create()
         build_manifest([str(folder)], workdir.manifest, config.manifest.shard_rows)
@@ -229,13 +233,13 @@ def _flat(features: tuple[torch.Tensor, list[torch.Tensor]]) -> list[torch.Tenso
 
 
 @click.command()
-@_options
+@shared_options
 @click.option("--automatic", default=0, show_default=True, help="Images of the automatic form too; it takes minutes.")
 def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, **asked: Any) -> None:
     """End to end beside a script that does the same an image at a time (see benching/reference.py)."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = _folder(asked, root)
+        folder = chosen_folder(asked, root)
         config = _config(asked, overrides)
         templates = config.dense.templates
         plain = TEMPLATES[templates] if isinstance(templates, str) else templates
