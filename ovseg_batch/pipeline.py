@@ -161,10 +161,11 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
     """What a run would have had to keep for a question, and how it comes to."""
     if len(planned.missing) < manifest.shards:
         return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
-    if planned.name == "dense" and config.dense.cache == "logits":
+    if (planned.name == "dense" and config.dense.cache == "logits") or config.dense.cache == "none":
+        kept = "nothing of what CLIP said" if config.dense.cache == "none" else "CLIP's answers to its own words alone"
         return (
-            f"{source.root} has kept CLIP's answers to its own words alone. Give its `run` again with "
-            "--set dense.cache=features, and it can be asked for any words."
+            f"{source.root} has kept {kept}. Give its `run` again with --set dense.cache=features, and it can be "
+            "asked for any words."
         )
     if planned.name == "refine":
         return (
@@ -234,12 +235,20 @@ def cautions(config: Config) -> list[str]:
     embedded = [s for s in ("clip", "sam") if zoo.is_embedded(s, getattr(config, s).model)]
     if config.edit.mode in GENERATED and config.inpaint.model == "demo":
         embedded.append("inpaint")
-    if not embedded:
-        return []
-    return [
-        f"{' and '.join(f'{s}.model' for s in embedded)}: embedded, for rendered scenes only; on photographs the masks "
-        "mean nothing. `ovseg-batch models list` names models for photographs."
-    ]
+    told = []
+    if embedded:
+        told.append(
+            f"{' and '.join(f'{s}.model' for s in embedded)}: embedded, for rendered scenes only; on photographs the "
+            "masks mean nothing. `ovseg-batch models list` names models for photographs."
+        )
+    workers, cores = config.run.workers or 1, torch.get_num_threads()
+    threads = config.run.threads or cores
+    if config.run.engine == "local" and resolve_device(config.run.device).type == "cpu" and workers * threads > cores:
+        told.append(
+            f"{workers} workers of {threads} threads each on {cores} cores stand in each other's way. "
+            f"Give each fewer: --set run.threads={max(1, cores // workers)}, from the run's first shard on."
+        )
+    return told
 
 
 def _devices(config: Config) -> list[str]:

@@ -105,7 +105,7 @@ class DenseConfig(Section):
     logit_scale: Annotated[float, Field(gt=0)] = 40.0
     prob_threshold: Share = 0.0
     area_threshold: Share = 0.0
-    cache: Literal["logits", "features"] = "logits"  # features: what any later vocabulary can be asked of
+    cache: Literal["logits", "features", "none"] = "logits"  # features: what any later vocabulary can be asked of
 
     @field_validator("layers")
     @classmethod

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import DTYPES, autocast, lower
+from ovseg_batch.models.mask_decoder import MaskDecoder, laid_by_place
 from ovseg_batch.models.weights import read_state_dict
 
 Array = np.ndarray[Any, Any]
@@ -47,14 +48,12 @@ class Sam:
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         self.model = cast(Any, model.float().eval().to(device))
+        self._decoder = MaskDecoder(self.model.sam_mask_decoder, DTYPES[precision])
         lower(model, precision)
         self._device, self._precision = device, precision
         with torch.inference_mode():
             position = self.model.sam_prompt_encoder.get_dense_pe().to(DTYPES[precision])
-        self._position = position.contiguous(memory_format=torch.channels_last)
-        if device.type == "cpu":
-            for block in self.model.sam_mask_decoder.transformer.layers:
-                block.cross_attn_image_to_token.forward = functools.partial(_few_keys, block.cross_attn_image_to_token)
+        self._position = _places(position).contiguous()
         encoder = self.model.image_encoder
         encoder.neck.position_encoding = _NoPosition()
         encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)  # else made anew for every image
@@ -154,10 +153,13 @@ class Sam:
         asked = np.concatenate([*corners, np.asarray(points, np.float32)[:, None]], axis=1)
         coordinates = torch.from_numpy(asked).to(self._device) * scale
         kinds = torch.tensor([1] if boxes is None else [2, 3, 1], dtype=torch.int32, device=self._device)
+        grid = (embedding.coarse.shape[-2], embedding.coarse.shape[-1])
+        finest, finer = (laid_by_place(part, grid) for part in embedding.fine)
         chunk = self.chunk(chunk)
         parts = [
             self._decode(
-                embedding,
+                embedding.coarse,
+                (finer, finest),
                 coordinates[k : k + chunk],
                 kinds,
                 None if masks is None else masks[k : k + chunk, None],
@@ -165,12 +167,18 @@ class Sam:
             )
             for k in range(0, len(coordinates), chunk)
         ]
-        return torch.cat([drawn for drawn, _ in parts]), torch.cat([rated for _, rated in parts])
+        return torch.cat([logits for logits, _ in parts]), torch.cat([rated for _, rated in parts])
 
     def _decode(
-        self, embedding: Embedding, coordinates: Tensor, kinds: Tensor, masks: Tensor | None, multimask: bool
+        self,
+        coarse: Tensor,
+        fine: tuple[Tensor, Tensor],
+        coordinates: Tensor,
+        kinds: Tensor,
+        masks: Tensor | None,
+        multimask: bool,
     ) -> tuple[Tensor, Tensor]:
-        count, dtype = len(coordinates), DTYPES[self._precision]
+        count, dtype, grid = len(coordinates), DTYPES[self._precision], (coarse.shape[-2], coarse.shape[-1])
         decoder = self.model.sam_mask_decoder
         with autocast(self._device, self._precision):
             sparse, dense = self.model.sam_prompt_encoder(
@@ -182,31 +190,18 @@ class Sam:
             own = [decoder.obj_score_token, *own] if decoder.pred_obj_scores else own
             tokens = torch.cat([token.weight for token in own]).expand(count, -1, -1)
             tokens = torch.cat([tokens, sparse], dim=1).to(dtype)
-            seen = (embedding.coarse + dense.to(dtype)).expand(count, -1, -1, -1)
-            tokens, seen = decoder.transformer(seen, self._position.expand(count, -1, -1, -1), tokens)
-            drawn = self._drawn(tokens[:, len(own) - 1 : len(own) - 1 + decoder.num_mask_tokens], seen, embedding)
+            image = _places(coarse + dense.to(dtype))
+            tokens, seen = self._decoder.transform(image, self._position, tokens)
+            of_masks = tokens[:, len(own) - 1 : len(own) - 1 + decoder.num_mask_tokens]
+            logits = self._decoder.draw(of_masks, seen, *fine, grid)
             rated = decoder.iou_prediction_head(tokens[:, len(own) - 2])
             if multimask:
-                drawn, rated = drawn[:, 1:], rated[:, 1:]
+                logits, rated = logits[:, 1:], rated[:, 1:]
             elif decoder.dynamic_multimask_via_stability:
-                drawn, rated = decoder._dynamic_multimask_via_stability(drawn, rated)
+                logits, rated = decoder._dynamic_multimask_via_stability(logits, rated)
             else:
-                drawn, rated = drawn[:, :1], rated[:, :1]
-        return drawn.float(), rated.float()
-
-    def _drawn(self, tokens: Tensor, seen: Tensor, embedding: Embedding) -> Tensor:
-        """(P, M, 4 h, 4 w) mask logits from mask tokens (P, M, C) and what they have seen (P, h · w, C)."""
-        decoder = self.model.sam_mask_decoder
-        h, w = embedding.coarse.shape[-2:]
-        seen = seen.transpose(1, 2).reshape(len(seen), -1, h, w)  # a view, channels last
-        first, norm, act, second, last = decoder.output_upscaling
-        finest, finer = embedding.fine
-        upscaled = (first(seen) + finer).permute(0, 2, 3, 1)
-        upscaled = F.layer_norm(upscaled, upscaled.shape[-1:], norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
-        upscaled = last(second(act(upscaled)) + finest)
-        weights = [mlp(tokens[:, m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-        drawn: Tensor = torch.stack(weights, dim=1) @ upscaled.flatten(2)
-        return drawn.reshape(*drawn.shape[:2], *upscaled.shape[-2:])
+                logits, rated = logits[:, :1], rated[:, :1]
+        return logits.float(), rated.float()
 
     @staticmethod
     def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -214,24 +209,9 @@ class Sam:
         return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _few_keys(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The forward of sam2's `Attention` for a few keys and thousands of queries, where fused kernels on a CPU are slow.
-
-    Args:
-        q: (B, N, C).
-        k, v: (B, K, C).
-
-    Returns:
-        (B, N, C).
-    """
-    heads = attention.num_heads
-    q, k, v = (
-        part.unflatten(2, (heads, -1)).transpose(1, 2)
-        for part in (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
-    )
-    weights = ((k * k.shape[-1] ** -0.5) @ q.transpose(2, 3)).softmax(dim=2)
-    seen: Tensor = attention.out_proj((v.transpose(2, 3) @ weights).flatten(1, 2).transpose(1, 2).contiguous())
-    return seen
+def _places(features: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, h · w, C), a view where they are channels last."""
+    return features.flatten(2).transpose(1, 2)
 
 
 class _NoPosition(nn.Module):

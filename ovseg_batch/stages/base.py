@@ -275,7 +275,7 @@ def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult
     for result in results:
         if waiting.pop(result.row, None) is None:
             raise OvsegError(f"Stage {stage.name} answered row {result.row} twice, or it is not in this shard.")
-        held[result.row] = _finite(result)
+        held[result.row] = finite(result)
         while following in held:
             yield held.pop(following)
             following = next(order, None)
@@ -286,7 +286,8 @@ def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult
         following = next(order, None)
 
 
-def _finite(result: RowResult) -> RowResult:
+def finite(result: RowResult) -> RowResult:
+    """The result, failed where it holds numbers that are none."""
     for name, array in result.arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return failed(result, FailureCode.MODEL, f"{name} holds numbers that are not finite")

@@ -100,6 +100,7 @@ class DenseStage:
         self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
         self._window, self._stride = window_and_stride(config)
         self._short_side = dense.short_side or self._spec.short_side
+        self._features = dense.cache == "features"
 
     def inputs(self) -> dict[str, Any]:
         dense = self._config.dense
@@ -112,7 +113,7 @@ class DenseStage:
             "stride": self._stride,
             "short_side": self._short_side,
             "long_side": dense.long_side,
-            **({"cache": "features"} if dense.cache == "features" else self._words.inputs()),
+            **({"cache": "features"} if self._features else self._words.inputs()),
             "views": dense.views,
             "key_smoothing": dense.key_smoothing,
             **({"draft": True} if dense.draft else {}),
@@ -124,14 +125,14 @@ class DenseStage:
         resized = self._resized(height, width)
         boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
         patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
-        each = self._spec.width if self._config.dense.cache == "features" else len(self._words.vocabulary.queries)
+        each = self._spec.width if self._features else len(self._words.vocabulary.queries)
         return 2 * int(patches) * each
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
         self._variant = VARIANTS.get(self._config.dense.attention)
-        if self._config.dense.cache == "logits":
+        if not self._features:
             self._text = self._words.features(self._clip, self._spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
@@ -166,10 +167,10 @@ class DenseStage:
             if len(waiting) > run.batch_size:
                 shape = waiting[0].windows[0].shape[:2]
                 self._see(queue.pop(shape, []))
-            yield from _finished(waiting, self._config.dense.cache)
+            yield from _finished(waiting, "features" if self._features else "logits")
         for jobs in queue.values():
             self._see(jobs)
-        yield from _finished(waiting, self._config.dense.cache)
+        yield from _finished(waiting, "features" if self._features else "logits")
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         short_side = self._short_side if isinstance(self._short_side, int) else None
@@ -227,7 +228,7 @@ class DenseStage:
             features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
         else:
             features = self._clip.patch_features(batch, self._variant, dense.layers)
-        if dense.cache == "features":
+        if self._features:
             return list(features.half().cpu().numpy())
         cosine = cosines(features, self._text)
         if keys is not None:

@@ -57,7 +57,7 @@ class ProposeStage:
     """
 
     name = "propose"
-    version = 2
+    version = 3
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays: bool

@@ -85,7 +85,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 5
+    version = 6
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -271,8 +271,9 @@ class RefineStage:
 
     def _logits(self, upstream: Upstream, row: int) -> Tensor:
         """Cosine similarities of every window, (windows, Q, gh, gw): as they were kept, or of the features kept."""
-        kept = torch.from_numpy(upstream.array(row, self._config.dense.cache)).to(self._device)
-        return cosines(kept.float(), self._text) if self._clip_spec is not None else kept
+        name = "logits" if self._clip_spec is None else "features"
+        kept = torch.from_numpy(upstream.array(row, name)).to(self._device)
+        return kept if self._clip_spec is None else cosines(kept.float(), self._text)
 
     def _found(self, one: _Underway) -> Found:
         """The masks that the method finds."""

@@ -18,6 +18,7 @@ from ovseg_batch.stages.dense import DenseStage, window_and_stride
 from ovseg_batch.stages.edit import EditStage
 from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.encode import EncodeStage
+from ovseg_batch.stages.fused import FusedStage
 from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine import ASKING, RefineStage
@@ -32,7 +33,7 @@ def stage_names(config: Config) -> tuple[str, ...]:
     proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
     encodes = config.refine.method in ASKING and config.sam.cache == "embeddings"
     first = (*(("propose",) if proposes else ()), *(("encode",) if encodes else ()))
-    return *first, "dense", "refine", *edits
+    return *first, *(() if config.dense.cache == "none" else ("dense",)), "refine", *edits
 
 
 def describe_presets() -> list[tuple[str, list[str]]]:
@@ -50,7 +51,7 @@ def _cost(config: Config) -> str:
     """What one image asks of the models."""
     names = stage_names(config)
     parts = []
-    if "dense" in names:
+    if config.method == "dense":
         views = VIEWS[config.dense.views]
         parts.append("CLIP once a window" if views == 1 else f"CLIP {views} times a window")
     if "embed" in names:
@@ -115,7 +116,8 @@ def make_stage(config: Config, name: str) -> Stage:
         case "edit":
             return EditStage(config, "classify" if config.method == "proposals" else "refine")
         case _:
-            return RefineStage(config, words, *window_and_stride(config))
+            refine = RefineStage(config, words, *window_and_stride(config))
+            return FusedStage(DenseStage(config, words), refine) if config.dense.cache == "none" else refine
 
 
 def _check(config: Config) -> None:

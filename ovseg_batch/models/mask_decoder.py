@@ -1,0 +1,182 @@
+"""SAM2's mask decoder for many prompts of one image, with less to multiply and less to carry about.
+
+A prompt is a handful of tokens, the image thousands. The package projects the whole image into keys, queries and values
+for every prompt; here the tokens are projected into the image's own features instead, which gives the same attention:
+with q = W a and k = V x, q · k = (Vᵀ W a) · x. Until the first layer has spoken, the image is the same for all prompts
+and is kept once. A transposed convolution whose stride is its size is a product for each place; what comes of a place
+stays together, and only the masks are laid out as pictures.
+
+Shapes: P prompts, T tokens, N = h · w places, C channels, H heads of d channels, M masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UPSCALED_BYTES = 8 << 20  # of the prompts that are upscaled at once: about what a core's cache holds
+PAIRS = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}  # two in the room of one
+
+
+class MaskDecoder:
+    """The products of sam2's `MaskDecoder` for a model whose weights do not change any more.
+
+    Args:
+        decoder: sam2's own, its weights in fp32; its other parts are used as they are.
+        dtype: that products are computed in.
+    """
+
+    def __init__(self, decoder: Any, dtype: torch.dtype) -> None:
+        self._decoder, transformer = decoder, decoder.transformer
+        self._layers = [
+            (layer, _Tokens(layer.cross_attn_token_to_image, dtype), _Image(layer.cross_attn_image_to_token, dtype))
+            for layer in transformer.layers
+        ]
+        self._last = _Tokens(transformer.final_attn_token_to_image, dtype)
+        first, _, _, second, _ = decoder.output_upscaling
+        self._upscale = [_product_of(convolution, dtype) for convolution in (first, second)]
+
+    def transform(self, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What `TwoWayTransformer` gives.
+
+        Args:
+            image: (1 or P, N, C); 1: the same for every prompt.
+            position: (1, N, C).
+            tokens: (P, T, C).
+
+        Returns:
+            tokens (P, T, C), image (P, N, C).
+        """
+        queries, keys = tokens, image
+        for layer, tokens_see, image_sees in self._layers:
+            if layer.skip_first_layer_pe:
+                queries = layer.self_attn(q=queries, k=queries, v=queries)
+            else:
+                asking = queries + tokens
+                queries = queries + layer.self_attn(q=asking, k=asking, v=queries)
+            queries = layer.norm1(queries)
+            placed = keys + position
+            queries = layer.norm2(queries + tokens_see(queries + tokens, placed, keys))
+            queries = layer.norm3(queries + layer.mlp(queries))
+            keys = layer.norm4(image_sees(keys, placed, queries + tokens, queries))
+        queries = queries + self._last(queries + tokens, keys + position, keys)
+        return self._decoder.transformer.norm_final_attn(queries), keys
+
+    def draw(self, tokens: Tensor, image: Tensor, finer: Tensor, finest: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Mask logits.
+
+        Args:
+            tokens: (P, M, C), what the mask tokens have become.
+            image: (P, N, C), what the image has become.
+            finer, finest: the image's maps at twice and four times the places, of `laid_by_place`.
+            grid: (h, w).
+
+        Returns:
+            (P, M, 4 h, 4 w).
+        """
+        _, norm, act, _, last = self._decoder.output_upscaling
+        (first, first_bias), (second, second_bias) = self._upscale
+        mlps = self._decoder.output_hypernetworks_mlps
+        weights = torch.stack([mlp(tokens[:, m]) for m, mlp in enumerate(mlps)], dim=1)
+        step = max(1, UPSCALED_BYTES // (finest.numel() * finest.element_size()))
+        parts = []
+        for few, mixed in zip(torch.split(image, step), torch.split(weights, step), strict=True):
+            up = F.linear(few, first, first_bias).view(len(few), -1, *finer.shape[1:]) + finer  # (P, N, 4, C / 4)
+            up = act(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
+            up = F.linear(up, second, second_bias).view(len(few), -1, *finest.shape[1:])  # (P, N, 16, C / 8)
+            up = last(up + finest)
+            parts.append(mixed @ up.flatten(1, 2).transpose(1, 2))  # (P, M, N · 16)
+        return _as_pictures(torch.cat(parts), grid)
+
+
+class _Tokens:
+    """Attention of the tokens to the image, in the place of `attention(q=asking, k=placed, v=keys)`.
+
+    The keys' bias is the same for all places, and softmax does not see it.
+    """
+
+    def __init__(self, attention: Any, dtype: torch.dtype) -> None:
+        wq, bq = _by_head(attention.q_proj, attention.num_heads)
+        wk, _ = _by_head(attention.k_proj, attention.num_heads)
+        wv, _ = _by_head(attention.v_proj, attention.num_heads)
+        wo = attention.out_proj.weight.detach().unflatten(1, (attention.num_heads, -1))  # (C, H, d)
+        scale = wq.shape[1] ** -0.5
+        into = scale * torch.einsum("hdc,hde->hce", wk, wq).flatten(0, 1)
+        into_bias = scale * torch.einsum("hdc,hd->hc", wk, bq).flatten()
+        back = torch.einsum("chd,hde->che", wo, wv).flatten(1)
+        back_bias = attention.out_proj(attention.v_proj.bias).detach()
+        self._into, self._into_bias = into.to(dtype), into_bias.to(dtype)  # (H · C, C)
+        self._back, self._back_bias = back.to(dtype), back_bias.to(dtype)  # (C, H · C)
+
+    def __call__(self, asking: Tensor, placed: Tensor, keys: Tensor) -> Tensor:
+        """(P, T, C) from asking (P, T, C) and the image with and without its positions, (1 or P, N, C) both."""
+        count, tokens, channels = asking.shape
+        asked = F.linear(asking, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
+        weights = (placed.expand(count, -1, -1) @ asked.transpose(1, 2)).softmax(dim=1)  # (P, N, T · H)
+        seen = weights.transpose(1, 2).to(keys.dtype) @ keys.expand(count, -1, -1)
+        return F.linear(seen.reshape(count, tokens, -1), self._back, self._back_bias)
+
+
+class _Image:
+    """Attention of the image to the tokens, in the place of `keys + attention(q=placed, k=asked, v=values)`."""
+
+    def __init__(self, attention: Any, dtype: torch.dtype) -> None:
+        self._heads = heads = attention.num_heads
+        wq, bq = _by_head(attention.q_proj, heads)
+        wk, bk = _by_head(attention.k_proj, heads)
+        wv, bv = _by_head(attention.v_proj, heads)
+        wo = attention.out_proj.weight.detach().unflatten(1, (heads, -1))
+        scale = wq.shape[1] ** -0.5
+        into = scale * torch.einsum("hdc,hde->hce", wq, wk).flatten(0, 1)
+        into_bias = scale * torch.einsum("hdc,hd->hc", wq, bk).flatten()
+        offset, offset_bias = scale * torch.einsum("hd,hdc->hc", bq, wk), scale * (bq * bk).sum(1)
+        told = torch.einsum("chd,hde->hce", wo, wv).flatten(0, 1)
+        own = attention.out_proj.bias.detach() / heads  # the weights of a head add up to one
+        told_bias = (torch.einsum("chd,hd->hc", wo, bv) + own).flatten()
+        self._into, self._into_bias = into.to(dtype), into_bias.to(dtype)  # (H · C, C)
+        self._offset, self._offset_bias = offset.to(dtype), offset_bias.to(dtype)  # (H, C)
+        self._told, self._told_bias = told.to(dtype), told_bias.to(dtype)  # (H · C, C)
+
+    def __call__(self, keys: Tensor, placed: Tensor, asked: Tensor, values: Tensor) -> Tensor:
+        """(P, N, C) from the image without and with its positions, (1 or P, N, C), and (P, T, C) of the tokens."""
+        count, tokens, channels = asked.shape
+        into = F.linear(asked, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
+        offset = F.linear(asked, self._offset, self._offset_bias).view(count, 1, -1)
+        likely = torch.baddbmm(offset, placed.expand(count, -1, -1), into.transpose(1, 2))
+        likely = likely.transpose(1, 2).contiguous()  # (P, T · H, N): along the places softmax is quick
+        weights = likely.view(count, tokens, -1).softmax(dim=1).view_as(likely)
+        told = F.linear(values, self._told, self._told_bias).view(count, -1, channels)
+        return torch.baddbmm(keys.expand(count, -1, -1), weights.to(told.dtype).transpose(1, 2), told)
+
+
+def laid_by_place(fine: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A finer map (1, C, k h, k w), k a power of two, as the upscaling gives it: (N, k², C)."""
+    x = fine[0].permute(1, 2, 0)  # (k h, k w, C)
+    halvings = (x.shape[0] // grid[0]).bit_length() - 1
+    twos = (2,) * halvings
+    x = x.reshape(grid[0], *twos, grid[1], *twos, x.shape[-1])
+    inner = [axis for k in range(halvings) for axis in (1 + k, halvings + 2 + k)]
+    return x.permute(0, halvings + 1, *inner, x.dim() - 1).reshape(grid[0] * grid[1], -1, x.shape[-1])
+
+
+def _as_pictures(logits: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(P, M, N · 16), as `laid_by_place` orders them → (P, M, 4 h, 4 w)."""
+    pairs = logits.view(PAIRS[logits.dtype]).view(*logits.shape[:2], *grid, 2, 2, 2)  # two that stay side by side
+    laid = pairs.permute(0, 1, 2, 4, 6, 3, 5).contiguous().view(logits.dtype)
+    return laid.view(*logits.shape[:2], 4 * grid[0], 4 * grid[1])
+
+
+def _by_head(projection: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
+    """Weight (H, d, C) and bias (H, d)."""
+    weight, bias = projection.weight.detach(), projection.bias.detach()
+    return weight.view(heads, -1, weight.shape[1]), bias.view(heads, -1)
+
+
+def _product_of(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight (4 C', C) and bias (4 C') of a transposed convolution of 2 × 2 with a stride of 2, the four row by row."""
+    assert convolution.bias is not None
+    weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)
+    return weight.to(dtype).contiguous(), convolution.bias.detach().repeat(4).to(dtype)

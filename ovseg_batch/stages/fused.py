@@ -1,0 +1,92 @@
+"""Dense and refine in one pass, where what CLIP says is kept nowhere: for folders whose logits no disk would hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ovseg_batch.stages.base import Resources, Upstream, finite
+from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.types import ImageRow, RowResult
+
+Array = np.ndarray[Any, Any]
+
+GROUP_ROWS, GROUP_BYTES = 32, 64 << 20  # at so many images, or so much of them, refine takes over
+
+
+class FusedStage:
+    """What `refine` answers behind `dense`; a row that dense fails keeps dense's reason."""
+
+    name = RefineStage.name
+    version = 1
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = False
+    looks = True
+    columns = RefineStage.columns
+
+    def __init__(self, dense: DenseStage, refine: RefineStage) -> None:
+        self._dense, self._refine = dense, refine
+        self.needs = tuple(dict.fromkeys(need for need in (*dense.needs, *refine.needs) if need != dense.name))
+
+    def inputs(self) -> dict[str, Any]:
+        parts = (self._dense, self._refine)
+        return {f"{part.name} {part.version}": part.inputs() for part in parts}
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
+
+    def setup(self, device: str) -> None:
+        self._dense.setup(device)
+        self._refine.setup(device)
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        waiting: list[RowResult] = []
+        for said in map(finite, self._dense.process(rows, upstream)):
+            if said.code is not None:
+                yield said
+                continue
+            waiting.append(said)
+            held = sum(array.nbytes for one in waiting for array in one.arrays.values())
+            if len(waiting) >= GROUP_ROWS or held > GROUP_BYTES:
+                yield from self._refined(rows, waiting, upstream)
+                waiting = []
+        yield from self._refined(rows, waiting, upstream)
+
+    def _refined(
+        self, rows: Sequence[ImageRow], said: Sequence[RowResult], upstream: Mapping[str, Upstream]
+    ) -> Iterator[RowResult]:
+        passed = _Passed(said)
+        few = [row for row in rows if row.row in passed]
+        yield from self._refine.process(few, {**upstream, self._dense.name: passed})
+
+
+class _Passed(Upstream):
+    """What the stage before has said of some rows, as if it had been committed."""
+
+    def __init__(self, results: Sequence[RowResult]) -> None:
+        self._said = {result.row: result for result in results}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._said
+
+    def failure(self, row: int) -> str | None:
+        return None
+
+    def values(self, row: int) -> dict[str, Any]:
+        return dict(self._said[row].values)
+
+    def array(self, row: int, name: str) -> Array:
+        return self._said[row].arrays[name]
+
+    def arrays(self, row: int) -> dict[str, Array]:
+        return dict(self._said[row].arrays)
+
+    def result(self, row: ImageRow) -> RowResult:
+        return self._said[row.row]
+
+    def close(self) -> None:
+        pass
