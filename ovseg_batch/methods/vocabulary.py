@@ -172,7 +172,9 @@ def decide(
     if scarce is not None and bool(scarce.any()):
         probabilities = probabilities * (~scarce).view(-1, *[1] * (probabilities.dim() - 1))
     best, labels = probabilities.max(dim=0)
-    lead = best - probabilities.scatter(0, labels[None], 0.0).amax(dim=0)
+    probabilities.scatter_(0, labels[None], 0.0)
+    lead = best - probabilities.amax(dim=0)
+    probabilities.scatter_(0, labels[None], best[None])  # as it was: a copy of all classes would cost more
     rejected = best < thresholds[labels]
     labels = torch.where(rejected, torch.full_like(labels, 0 if has_background else UNLABELLED), labels)
     return labels.to(torch.int16), best, lead

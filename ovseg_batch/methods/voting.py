@@ -203,26 +203,45 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int) -> None:
     """Give unclaimed pixels to the instance of their class that they touch, or make them one of their own."""
-    claimed = len(segments)
-    label_of = np.array([UNLABELLED, *(segment.label for segment in segments)], np.int16)
-    rest, drawn = np.where(owner == 0, dense, UNLABELLED), label_of[owner]
-    for label in np.unique(rest):
-        if label == UNLABELLED:
-            continue
-        _, pieces, stats, _ = cv2.connectedComponentsWithStats((rest == label).astype(np.uint8), connectivity=8)
-        near = cv2.dilate((drawn == label).astype(np.uint8), np.ones((3, 3), np.uint8))
-        worth = stats[:, cv2.CC_STAT_AREA] >= min_area
-        worth[np.unique(pieces[near > 0])] = True
-        for k in np.flatnonzero(worth[1:]) + 1:  # the others are small and touch nothing of their class
-            left, top, width, height, area = (int(v) for v in stats[k])
-            window = (slice(max(top - 1, 0), top + height + 1), slice(max(left - 1, 0), left + width + 1))
-            piece = pieces[window] == k
-            rim = cv2.dilate(piece.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~piece
-            touching = owner[window][rim]
-            touching = touching[(touching > 0) & (touching <= claimed)]
-            touching = touching[label_of[touching] == label]
-            if touching.size:
-                owner[window][piece] = int(np.bincount(touching).argmax())
-            elif area >= min_area:
-                segments.append(Segment(len(segments) + 1, int(label), None))
-                owner[window][piece] = len(segments)
+    rest = np.where(owner == 0, dense, UNLABELLED)
+    pieces = np.zeros(rest.shape, np.int32)
+    areas, labels = [np.zeros(1, np.int32)], [np.full(1, UNLABELLED, np.int16)]  # of each piece, from 1
+    first = 0
+    for label in np.unique(rest[rest != UNLABELLED]):
+        part = (rest == label).view(np.uint8)
+        count, numbers, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
+        np.add(numbers, first, out=pieces, where=part.view(bool))
+        areas.append(stats[1:, cv2.CC_STAT_AREA])
+        labels.append(np.full(count - 1, label, np.int16))
+        first += count - 1
+    area, label_of = np.concatenate(areas), np.concatenate(labels)
+    index_of = _touched(pieces, label_of, owner, np.array([UNLABELLED, *(s.label for s in segments)], np.int16))
+    for k in np.flatnonzero((index_of == 0) & (area >= min_area) & (label_of != UNLABELLED)):
+        segments.append(Segment(len(segments) + 1, int(label_of[k]), None))
+        index_of[k] = len(segments)
+    owner += index_of[pieces]
+
+
+def _touched(pieces: Array, label_of: Array, owner: Array, drawn: Array) -> Array:
+    """For each piece the segment of its class that most of the pixels around it belong to; 0 where none does.
+
+    Args:
+        pieces: (H, W) int32, 0 where there is none.
+        label_of: class of each piece.
+        owner: (H, W) int32, 0 where there is no segment.
+        drawn: class of each segment.
+    """
+    near = cv2.dilate((pieces > 0).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & (owner > 0)
+    y, x = np.nonzero(near)
+    rows = [np.clip(y + d, 0, pieces.shape[0] - 1) for d in (-1, 0, 1)]
+    columns = [np.clip(x + d, 0, pieces.shape[1] - 1) for d in (-1, 0, 1)]
+    around = np.stack([pieces[row, column] for row in rows for column in columns])
+    around[label_of[around] != drawn[owner[y, x]]] = 0
+    around.sort(axis=0)  # a pixel counts once for a piece, however many of the piece's pixels it touches
+    counts = (around > 0) & (np.diff(around, axis=0, prepend=0) != 0)
+    pairs = around[counts].astype(np.int64) << 32 | np.broadcast_to(owner[y, x], around.shape)[counts]
+    pairs, votes = np.unique(pairs, return_counts=True)
+    index_of = np.zeros(len(label_of), np.int32)
+    order = np.lexsort((-pairs, votes))  # the most votes last, of equals the segment that was there first
+    index_of[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF
+    return index_of

@@ -328,10 +328,11 @@ def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array
         rows = slice(top, top + step)
         part = owner[rows]
         own = dense.labels[rows] == label_of[part]
-        area += np.bincount(part.ravel(), minlength=ids)
-        agreeing += np.bincount(part[own], minlength=ids)
-        trust += np.bincount(part[own], weights=dense.confidence[rows][own], minlength=ids)
-        margin += np.bincount(part.ravel(), weights=dense.margin[rows].ravel(), minlength=ids)
+        every, agree = part.ravel().astype(np.intp), part[own].astype(np.intp)
+        area += np.bincount(every, minlength=ids)
+        agreeing += np.bincount(agree, minlength=ids)
+        trust += np.bincount(agree, weights=dense.confidence[rows][own], minlength=ids)
+        margin += np.bincount(every, weights=dense.margin[rows].ravel(), minlength=ids)
     return area, agreeing, trust, margin
 
 
