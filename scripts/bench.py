@@ -6,6 +6,7 @@ scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam s
 scripts/bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
 scripts/bench.py kernels                  # the models' forwards, their libraries' and ours
 scripts/bench.py query                    # another question to a finished run, beside the run
+scripts/bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
 scripts/bench.py restart                  # a finished run of a million rows, started again
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
-from benching.asking import query
+from benching.asking import bank, query
 from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
 from benching.kernels import kernels, run_kernels
 from benching.measure import measured, measured_process
@@ -215,7 +216,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
             store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
 
 
-for command in (*SPEED, kernels, run_kernels, edits, edit_memory, run_edits, generator, exports, report, query):
+for command in (*SPEED, kernels, run_kernels, edits, edit_memory, run_edits, generator, exports, report, query, bank):
     main.add_command(command)
 
 

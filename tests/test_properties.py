@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import yaml
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
+from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.settings import Config, parse_labels
@@ -66,6 +68,28 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
     assert (label_of[owner][alone] == dense[alone]).all(), "what no mask claims keeps its dense class"
     if fallback == 1:
         assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
+
+
+@settings(deadline=None)
+@given(dense=maps, drawn=masks, least=st.sampled_from([1, 5]))
+def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(
+    dense, drawn, least
+):
+    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
+    owner, segments = assemble(dense, claims, lambda k: drawn[k][1], 1, None)
+    label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
+    expected, number = owner.copy(), len(segments)
+    for label in range(4):
+        count, pieces = cv2.connectedComponents(((owner == 0) & (dense == label)).astype(np.uint8), connectivity=8)
+        for piece in (pieces == k for k in range(1, count)):
+            rim = cv2.dilate(piece.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~piece
+            votes = np.bincount([one for one in owner[rim] if label_of[one] == label], minlength=1)
+            if votes.any():
+                expected[piece] = votes.argmax()
+            elif piece.sum() >= least:
+                number += 1
+                expected[piece] = number
+    assert (assemble(dense, claims, lambda k: drawn[k][1], 1, least)[0] == expected).all()
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=12)

@@ -1,4 +1,4 @@
-"""A finished run asked for other words, beside the run itself; and whether the answer is what a new run would say."""
+"""What is asked of a finished run: other words, beside the run itself; and a memory bank, beside none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 
 from benching.measure import measured
 from benching.speed import chosen_folder, machine, model_flags, shared_options
-from ovseg_batch import scenes
+from ovseg_batch import datasets, scenes
+from ovseg_batch.evaluate.run import evaluate
+from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.io.bank_file import read_bank
 from ovseg_batch.store import Workdir
 
 OTHER_WORDS = "sand; snow; brick; wood; fish; flower; mushroom; balloon; sun; cat; ball; person; sky; grass"
@@ -62,3 +65,40 @@ def _tell(name: str, workdir: Workdir, seconds: float, asked: Workdir | None = N
     own = [store for store in workdir.stores() if store.folder.name not in kept]
     stages = ", ".join(f"{store.stage} {sum(commit.seconds for commit in store.commits()):.1f} s" for store in own)
     click.echo(f"{name:10} {seconds:8.1f} s   ({stages})")
+
+
+@click.command()
+@click.option("--first", default=5000, show_default=True, help="Of the held-out scenes.")
+@click.option("--counts", default="300,200", show_default=True, help="Scenes of the two folders.")
+@click.option("--set", "overrides", multiple=True)
+def bank(first: int, counts: str, overrides: tuple[str, ...]) -> None:
+    """mIoU of two folders without a bank, with their own, and with the other's; and what that costs."""
+    settings = [part for one in ("dense.cache=features", *overrides) for part in ("--set", one)]
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        sizes = [int(count) for count in counts.split(",")]
+        for k, size in enumerate(sizes):
+            start = first + sum(sizes[:k])
+            write_scenes(root / f"scenes{k}", scenes.HELD_OUT_SEEDS[start : start + size])
+            arguments = ["run", str(root / f"scenes{k}" / "images"), "-o", str(root / f"run{k}")]
+            seconds, _ = measured([*arguments, "--labels", "; ".join(scenes.CLASSES), *settings])
+            built, _ = measured(["bank", "build", str(root / f"run{k}"), "-o", str(root / f"{k}.parquet")])
+            regions, size_kb = (
+                len(read_bank(root / f"{k}.parquet").features),
+                (root / f"{k}.parquet").stat().st_size / 1e3,
+            )
+            click.echo(
+                f"{size} scenes: run {seconds:.1f} s; a bank of {regions} regions, {size_kb:.0f} kB, {built:.1f} s"
+            )
+        for k, size in enumerate(sizes):
+            told = [f"no bank {_mean_iou(root / f'run{k}', root / f'scenes{k}'):.4f}"]
+            for name, other in (("its own", k), ("the other's", 1 - k)):
+                answer = root / f"run{k}-{other}"
+                asked = ["bank", "use", str(root / f"run{k}"), "--bank", str(root / f"{other}.parquet")]
+                seconds, _ = measured([*asked, "-o", str(answer)])
+                told.append(f"{name} {_mean_iou(answer, root / f'scenes{k}'):.4f} ({seconds:.1f} s)")
+            click.echo(f"{size} scenes: mIoU {', '.join(told)}")
+
+
+def _mean_iou(workdir: Path, root: Path) -> float:
+    return float(evaluate(Workdir(workdir), datasets.load("scenes"), root).figures()["mIoU"])
