@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UPSCALED_BYTES = 8 << 20  # of the prompts that are upscaled at once: about what a core's cache holds
+UPSCALED_BYTES = 8 << 20  # of the prompts that a CPU upscales at once: about what its caches hold
 PAIRS = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}  # two in the room of one
 
 
@@ -32,10 +32,14 @@ class MaskDecoder:
     def __init__(self, decoder: Any, dtype: torch.dtype) -> None:
         self._decoder, transformer = decoder, decoder.transformer
         self._layers = [
-            (layer, _Tokens(layer.cross_attn_token_to_image, dtype), _Image(layer.cross_attn_image_to_token, dtype))
+            (
+                layer,
+                _TokenToImage(layer.cross_attn_token_to_image, dtype),
+                _ImageToToken(layer.cross_attn_image_to_token, dtype),
+            )
             for layer in transformer.layers
         ]
-        self._last = _Tokens(transformer.final_attn_token_to_image, dtype)
+        self._last = _TokenToImage(transformer.final_attn_token_to_image, dtype)
         first, _, _, second, _ = decoder.output_upscaling
         self._upscale = [_product_of(convolution, dtype) for convolution in (first, second)]
 
@@ -51,7 +55,7 @@ class MaskDecoder:
             tokens (P, T, C), image (P, N, C).
         """
         queries, keys = tokens, image
-        for layer, tokens_see, image_sees in self._layers:
+        for layer, to_image, to_tokens in self._layers:
             if layer.skip_first_layer_pe:
                 queries = layer.self_attn(q=queries, k=queries, v=queries)
             else:
@@ -59,9 +63,9 @@ class MaskDecoder:
                 queries = queries + layer.self_attn(q=asking, k=asking, v=queries)
             queries = layer.norm1(queries)
             placed = keys + position
-            queries = layer.norm2(queries + tokens_see(queries + tokens, placed, keys))
+            queries = layer.norm2(queries + to_image(queries + tokens, placed, keys))
             queries = layer.norm3(queries + layer.mlp(queries))
-            keys = layer.norm4(image_sees(keys, placed, queries + tokens, queries))
+            keys = layer.norm4(to_tokens(keys, placed, queries + tokens, queries))
         queries = queries + self._last(queries + tokens, keys + position, keys)
         return self._decoder.transformer.norm_final_attn(queries), keys
 
@@ -81,7 +85,7 @@ class MaskDecoder:
         (first, first_bias), (second, second_bias) = self._upscale
         mlps = self._decoder.output_hypernetworks_mlps
         weights = torch.stack([mlp(tokens[:, m]) for m, mlp in enumerate(mlps)], dim=1)
-        step = max(1, UPSCALED_BYTES // (finest.numel() * finest.element_size()))
+        step = len(image) if image.is_cuda else max(1, UPSCALED_BYTES // (finest.numel() * finest.element_size()))
         parts = []
         for few, mixed in zip(torch.split(image, step), torch.split(weights, step), strict=True):
             up = F.linear(few, first, first_bias).view(len(few), -1, *finer.shape[1:]) + finer  # (P, N, 4, C / 4)
@@ -92,7 +96,7 @@ class MaskDecoder:
         return _as_pictures(torch.cat(parts), grid)
 
 
-class _Tokens:
+class _TokenToImage:
     """Attention of the tokens to the image, in the place of `attention(q=asking, k=placed, v=keys)`.
 
     The keys' bias is the same for all places, and softmax does not see it.
@@ -120,7 +124,7 @@ class _Tokens:
         return F.linear(seen.reshape(count, tokens, -1), self._back, self._back_bias)
 
 
-class _Image:
+class _ImageToToken:
     """Attention of the image to the tokens, in the place of `keys + attention(q=placed, k=asked, v=values)`."""
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
 """SAM2 for one image and many points, without the full-size float masks that its own predictor makes.
 
-Everything is computed by the sam2 package's modules; what differs from `SAM2ImagePredictor` is that the mask logits
-stay at the decoder's resolution until somebody has chosen one, and that tensors lie in memory as the next product wants
-them (channels last). Tested equal to that predictor.
+The sam2 package's modules compute it, but for the products of the mask decoder (`mask_decoder.py`). What differs from
+`SAM2ImagePredictor` is that the mask logits stay at the decoder's resolution until somebody has chosen one, and that
+tensors lie in memory as the next product wants them (channels last). Tested equal to that predictor.
 """
 
 from __future__ import annotations

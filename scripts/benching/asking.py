@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,13 @@ KEPT = ("dense.cache=features", "refine.method=automatic")
 @click.command()
 @shared_options
 @click.option("--ask", default=OTHER_WORDS, show_default=True, help="The words of the question.")
-@click.option("--check", is_flag=True, help="Also run the folder anew with these words, and compare.")
-def query(ask: str, check: bool, overrides: tuple[str, ...], json_file: Path | None, **asked: Any) -> None:
+@click.option("--check", is_flag=True, help="Also run the folder anew with these words, and compare the masks.")
+@click.option(
+    "--same-proposals", is_flag=True, help="That run takes the first one's proposals, as no word decides them."
+)
+def query(
+    ask: str, check: bool, same_proposals: bool, overrides: tuple[str, ...], json_file: Path | None, **asked: Any
+) -> None:
     """Seconds of a first run and of a question to it, each as a person waits for it: Python's start included."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -49,6 +55,9 @@ def query(ask: str, check: bool, overrides: tuple[str, ...], json_file: Path | N
         _tell("the run", first, figures["run"])
         _tell("the query", answer, figures["query"], first)
         click.echo(f"ratio {figures['ratio']:.1f}")
+        if same_proposals:
+            for folder_of in first.root.glob("stages/propose-*"):
+                shutil.copytree(folder_of, anew.root / "stages" / folder_of.name)
         if check:
             figures["anew"] = run(anew, ask)
             _tell("a new run", anew, figures["anew"])
