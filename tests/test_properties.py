@@ -50,6 +50,12 @@ def test_a_mask_comes_back_from_its_run_lengths(mask):
         assert rle.bounding_box(counts, *mask.shape) == box
 
 
+@given(regions=arrays(np.int32, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4)))
+def test_the_run_lengths_of_a_map_are_those_of_its_masks(regions):
+    alone = {int(k): rle.encode(regions == k) for k in np.unique(regions) if k}
+    assert rle.encode_regions(regions) == rle.encode_regions(np.asfortranarray(regions)) == alone
+
+
 maps = arrays(np.int16, (12, 14), elements=st.integers(-1, 3))
 masks = st.lists(st.tuples(st.integers(0, 3), arrays(bool, (12, 14))), max_size=6)
 
@@ -72,9 +78,7 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
 
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, least=st.sampled_from([1, 5]))
-def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(
-    dense, drawn, least
-):
+def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(dense, drawn, least):
     claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
     owner, segments = assemble(dense, claims, lambda k: drawn[k][1], 1, None)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])

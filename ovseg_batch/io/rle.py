@@ -17,6 +17,24 @@ def encode(mask: Array) -> bytes:
     return counts
 
 
+def encode_regions(regions: Array) -> dict[int, bytes]:
+    """Compressed counts of every number but 0 in a map (H, W) of non-negative integers: one pass, no mask is made."""
+    height, width = regions.shape
+    flat = regions.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [flat.size]])
+    owners = flat[starts]
+    order = np.argsort(owners, kind="stable")
+    numbers, firsts = np.unique(owners[order], return_index=True)
+    found = {}
+    for number, runs in zip(numbers.tolist(), np.split(order, firsts[1:]), strict=True):
+        if number:
+            lengths = np.diff(np.stack([starts[runs], ends[runs]], axis=1).ravel(), prepend=0, append=flat.size)
+            plain = {"size": [height, width], "counts": lengths[: None if lengths[-1] else -1].tolist()}
+            found[number] = bytes(coco.frPyObjects(plain, height, width)["counts"])
+    return found
+
+
 def decode(counts: bytes | str, height: int, width: int) -> Array:
     """The mask (height, width) of bool behind `counts`."""
     mask: Array = coco.decode({"size": [height, width], "counts": counts})

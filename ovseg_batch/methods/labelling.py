@@ -56,7 +56,8 @@ def label_map(
             labels[rows] = won.cpu().numpy()
             confidence[rows] = best.half().cpu().numpy()
             margin[rows] = lead.half().cpu().numpy()
-            counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
+            if area_threshold > 0:
+                counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
         return counts
 
     counts = run(None)

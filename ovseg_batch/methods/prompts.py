@@ -56,7 +56,7 @@ def component_points(
 def _class_points(
     mask: Array, label: int, min_area: int, min_distance: float, point: str, confidence: Array | None
 ) -> list[PointPrompt]:
-    _, components, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    _, components, stats, centroids = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     areas = stats[:, cv2.CC_STAT_AREA]
     order = np.argsort(-areas[1:], kind="stable") + 1
     chosen: list[PointPrompt] = []
@@ -78,7 +78,7 @@ def _class_points(
 
 
 def _peak(inside: Array) -> tuple[int, int]:
-    depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    depth = cv2.distanceTransform(np.pad(inside, 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])
     return x, y
 

@@ -175,6 +175,7 @@ def decide(
     probabilities.scatter_(0, labels[None], 0.0)
     lead = best - probabilities.amax(dim=0)
     probabilities.scatter_(0, labels[None], best[None])  # as it was: a copy of all classes would cost more
-    rejected = best < thresholds[labels]
-    labels = torch.where(rejected, torch.full_like(labels, 0 if has_background else UNLABELLED), labels)
-    return labels.to(torch.int16), best, lead
+    labels = labels.to(torch.int16)
+    if bool((thresholds > 0).any()):
+        labels.masked_fill_(best < thresholds[labels.long()], 0 if has_background else UNLABELLED)
+    return labels, best, lead

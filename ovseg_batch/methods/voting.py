@@ -195,6 +195,8 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
     """Drop segments of which the ones in front have left too little, and number the others anew."""
     area = np.bincount(owner.ravel(), minlength=len(segments) + 1)
     kept = [segment for segment in segments if area[segment.index] >= min_area]
+    if len(kept) == len(segments):
+        return owner, segments
     index_of = np.zeros(len(segments) + 1, np.int32)
     for number, segment in enumerate(kept, start=1):
         index_of[segment.index] = number

@@ -35,7 +35,8 @@ ANNOTATION = pa.struct(
 
 
 def annotation_line(
-    owner: Array,
+    counts: bytes,
+    size: tuple[int, int],
     segment: Segment,
     category: str,
     score: float,
@@ -46,20 +47,19 @@ def annotation_line(
     """One segment of an assembled map as a line of the table.
 
     Args:
-        owner: (H, W) integer, the segment of each pixel; run-length encoding is quick where it is Fortran-contiguous.
+        counts: the segment's pixels, of `rle.encode_regions`.
+        size: (H, W).
         segment: which one, and the claim that drew it.
         score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
         asked: whether SAM2 was asked for masks.
     """
-    mask = owner == segment.index
-    counts = rle.encode(mask)
     claim = segment.claim
     return asdict(
         Annotation(
             category=category,
             score=float(min(max(score, 0.0), 1.0)),
-            bbox=tuple(rle.bounding_box(counts, *owner.shape)),
-            area=rle.area(counts, *owner.shape),
+            bbox=tuple(rle.bounding_box(counts, *size)),
+            area=rle.area(counts, *size),
             rle=counts,
             source="sam" if claim else "dense",
             confidence=mask_confidence(margin, claim.predicted_iou if claim else None, asked),

@@ -171,13 +171,13 @@ class ClassifyStage:
         owner, segments = assemble(
             nothing, claims, lambda index: rle.decode(masks[index], *size), least_area, None, by_trust=True
         )
-        fortran = np.asfortranarray(owner)
+        outlines = rle.encode_regions(owner)
         return [
             annotation_line(
-                fortran, segment, vocabulary.names[segment.label], segment.claim.trust, None, segment.claim.margin, True
+                outlines[one.index], size, one, vocabulary.names[one.label], claim.trust, None, claim.margin, True
             )
-            for segment in segments
-            if segment.claim and not (segment.label == 0 and vocabulary.has_background)
+            for one in segments
+            if (claim := one.claim) and not (one.label == 0 and vocabulary.has_background)
         ]
 
     def _choose(self, label: int, candidates: Sequence[int], score: Array, inside: Array) -> Choice:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map, resampled
@@ -306,7 +307,7 @@ class RefineStage:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
         area, agreeing, trust, margin = _tally(owner, dense, label_of)
-        fortran = np.asfortranarray(owner)
+        outlines, asked = rle.encode_regions(owner), self._spec is not None
         annotations = []
         for segment in segments:
             k, claim = segment.index, segment.claim
@@ -315,7 +316,7 @@ class RefineStage:
             score, lead = segment.renamed or (trust[k] / max(agreeing[k], 1), float(margin[k] / area[k]))
             score *= claim.predicted_iou if claim else 1.0
             name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
-            annotations.append(annotation_line(fortran, segment, name, score, coverage, lead, self._spec is not None))
+            annotations.append(annotation_line(outlines[k], owner.shape, segment, name, score, coverage, lead, asked))
         return annotations
 
 

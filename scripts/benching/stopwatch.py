@@ -37,6 +37,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (claimants, "stability", "vote"),
     (refine, "assemble", "assembling"),
     (rle, "encode", "RLE"),
+    (rle, "encode_regions", "RLE"),
     (logits.ArrayWriter, "write", "write"),
     (tables.ResultWriter, "write", "write"),
     (base, "publish", "write"),
