@@ -21,6 +21,7 @@ from ovseg_batch.store import Workdir
 
 OTHER_WORDS = "sand; snow; brick; wood; fish; flower; mushroom; balloon; sun; cat; ball; person; sky; grass"
 KEPT = ("dense.cache=features", "refine.method=automatic")
+BANKED = ("dense.cache=features", "sam.cache=embeddings")
 
 
 @click.command()
@@ -82,7 +83,7 @@ def _tell(name: str, workdir: Workdir, seconds: float, asked: Workdir | None = N
 @click.option("--set", "overrides", multiple=True)
 def bank(first: int, counts: str, overrides: tuple[str, ...]) -> None:
     """mIoU of two folders without a bank, with their own, and with the other's; and what that costs."""
-    settings = [part for one in ("dense.cache=features", *overrides) for part in ("--set", one)]
+    settings = [part for one in (*BANKED, *overrides) for part in ("--set", one)]
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         sizes = [int(count) for count in counts.split(",")]
