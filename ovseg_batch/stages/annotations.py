@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
-from ovseg_batch.methods.voting import Segment
+from ovseg_batch.methods.voting import Claim
 from ovseg_batch.types import Annotation
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ ANNOTATION = pa.struct(
 def annotation_line(
     counts: bytes,
     size: tuple[int, int],
-    segment: Segment,
+    claim: Claim | None,
     category: str,
     score: float,
     coverage: float | None,
@@ -47,13 +47,12 @@ def annotation_line(
     """One segment of an assembled map as a line of the table.
 
     Args:
-        counts: the segment's pixels, of `rle.encode_regions`.
+        counts: its pixels, run-length encoded.
         size: (H, W).
-        segment: which one, and the claim that drew it.
+        claim: the mask that drew it; None: the dense map did.
         score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
         asked: whether SAM2 was asked for masks.
     """
-    claim = segment.claim
     return asdict(
         Annotation(
             category=category,

@@ -174,7 +174,7 @@ class ClassifyStage:
         outlines = rle.encode_regions(owner)
         return [
             annotation_line(
-                outlines[one.index], size, one, vocabulary.names[one.label], claim.trust, None, claim.margin, True
+                outlines[one.index], size, claim, vocabulary.names[one.label], claim.trust, None, claim.margin, True
             )
             for one in segments
             if (claim := one.claim) and not (one.label == 0 and vocabulary.has_background)

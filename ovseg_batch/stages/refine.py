@@ -316,7 +316,7 @@ class RefineStage:
             score, lead = segment.renamed or (trust[k] / max(agreeing[k], 1), float(margin[k] / area[k]))
             score *= claim.predicted_iou if claim else 1.0
             name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
-            annotations.append(annotation_line(outlines[k], owner.shape, segment, name, score, coverage, lead, asked))
+            annotations.append(annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, asked))
         return annotations
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 import diffusers
-import numpy as np
 import open_clip
 import torch
 from PIL import Image
@@ -28,9 +27,9 @@ from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
-from ovseg_batch.methods.voting import Segment
 from ovseg_batch.progress import stage_status
 from ovseg_batch.results import finished_rows
 from ovseg_batch.stages.annotations import annotation_line
@@ -124,12 +123,12 @@ class GivenMasks:
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         for row in rows:
             scene = scenes.render(int(row.extra["scene"]))
-            owner = np.asfortranarray(scene.instances)
+            height, width = size = scene.classes.shape
+            counts = rle.encode_regions(scene.instances)
             masks = [
-                annotation_line(owner, Segment(thing.instance, 1, None), thing.name, 1.0, 1.0, 1.0, False)
+                annotation_line(counts[thing.instance], size, None, thing.name, 1.0, 1.0, 1.0, False)
                 for thing in scene.things
             ]
-            height, width = scene.classes.shape
             yield RowResult(row.row, row.key, {"height": height, "width": width, "points": 0, "annotations": masks})
 
 

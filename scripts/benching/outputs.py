@@ -21,9 +21,9 @@ from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export import FORMATS
+from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.sources import Entry, Source
-from ovseg_batch.methods.voting import Segment
 from ovseg_batch.report.thumbnails import Album
 from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.base import Upstream
@@ -43,12 +43,12 @@ class RepeatedMasks(GivenMasks):
     def setup(self, device: str) -> None:
         for seed in SEEDS:
             scene = scenes.render(seed)
-            owner, things = np.asfortranarray(scene.instances), scene.things
-            masks = [annotation_line(owner, Segment(t.instance, 1, None), t.name, 1, 1, 1, False) for t in things]
-            stuff = np.asfortranarray(scene.classes * (scene.instances == 0))
-            for k in np.unique(stuff[stuff > 0]).tolist():
-                masks.append(annotation_line(stuff, Segment(k, 1, None), scenes.CLASSES[k], 1, 1, 1, False))
-            height, width = scene.classes.shape
+            height, width = size = scene.classes.shape
+            counts, things = rle.encode_regions(scene.instances), scene.things
+            named = [(counts[t.instance], t.name) for t in things]
+            stuff = rle.encode_regions(scene.classes * (scene.instances == 0))
+            named += [(one, scenes.CLASSES[k]) for k, one in stuff.items()]
+            masks = [annotation_line(one, size, None, name, 1, 1, 1, False) for one, name in named]
             self._lines.append({"height": height, "width": width, "points": 0, "annotations": masks})
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
