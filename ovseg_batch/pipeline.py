@@ -161,11 +161,15 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
     """What a run would have had to keep for a question, and how it comes to."""
     if len(planned.missing) < manifest.shards:
         return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
-    if (planned.name == "dense" and config.dense.cache == "logits") or config.dense.cache == "none":
-        kept = "nothing of what CLIP said" if config.dense.cache == "none" else "CLIP's answers to its own words alone"
+    if config.dense.cache == "none":
         return (
-            f"{source.root} has kept {kept}. Give its `run` again with --set dense.cache=features, and it can be "
-            "asked for any words."
+            f"{source.root} has kept nothing of what CLIP said. Give its `run` again with --set dense.cache=features, and "
+            "it can be asked for any words."
+        )
+    if planned.name == "dense" and config.dense.cache == "logits":
+        return (
+            f"{source.root} has kept CLIP's answers to its own words alone. Give its `run` again with "
+            "--set dense.cache=features, and it can be asked for any words."
         )
     if planned.name == "refine":
         return (
