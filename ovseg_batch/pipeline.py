@@ -163,8 +163,8 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
         return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
     if config.dense.cache == "none":
         return (
-            f"{source.root} has kept nothing of what CLIP said. Give its `run` again with --set dense.cache=features, and "
-            "it can be asked for any words."
+            f"{source.root} has kept nothing of what CLIP said. Give its `run` again with "
+            "--set dense.cache=features, and it can be asked for any words."
         )
     if planned.name == "dense" and config.dense.cache == "logits":
         return (
