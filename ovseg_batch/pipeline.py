@@ -247,7 +247,8 @@ def cautions(config: Config) -> list[str]:
         )
     workers, cores = config.run.workers or 1, torch.get_num_threads()
     threads = config.run.threads or cores
-    if config.run.engine == "local" and resolve_device(config.run.device).type == "cpu" and workers * threads > cores:
+    shared = config.run.engine == "local" and resolve_device(config.run.device).type == "cpu" and workers > 1
+    if shared and workers * threads > cores:
         told.append(
             f"{workers} workers of {threads} threads each on {cores} cores stand in each other's way. "
             f"Give each fewer: --set run.threads={max(1, cores // workers)}, from the run's first shard on."

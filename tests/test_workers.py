@@ -14,8 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from breaking.job import Running
 from conftest import Command, data_files, run_arguments
+
+from ovseg_batch.config import load_config
+from ovseg_batch.pipeline import cautions
 
 
 def failures(workdir: Path) -> list[tuple[str, str, str]]:
@@ -162,3 +166,15 @@ def test_two_runs_at_once_on_one_workdir(
         assert ended.code == 0, ended.stderr
     assert data_files(tmp_path / "run") == data_files(finished)
     assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_workers_that_would_share_cores_are_warned_of() -> None:
+    cores = torch.get_num_threads()
+
+    def told(**run: int) -> list[str]:
+        flags = {"labels": "sky", "run.device": "cpu", **{f"run.{name}": value for name, value in run.items()}}
+        return [line for line in cautions(load_config(flags=flags, environment={})) if "threads" in line]
+
+    assert told() == told(workers=1) == told(workers=0) == told(workers=cores, threads=1) == []
+    [line] = told(workers=2)
+    assert f"run.threads={max(1, cores // 2)}" in line

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
 from ovseg_batch.methods.voting import Claim
 from ovseg_batch.types import Annotation
-
-Array = np.ndarray[Any, Any]
 
 #: the fields of `types.Annotation`
 ANNOTATION = pa.struct(
