@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
+from ovseg_batch.methods.components import connected_components
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Claim, assemble
+from ovseg_batch.methods.voting import Claim, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.settings import Config, parse_labels
 
@@ -76,6 +78,26 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
         assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
 
 
+def pieces_of(region):
+    """The 8-connected pieces of an (H, W) bool region, in the order in which rows of pixels meet them."""
+    count, numbers = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
+    return sorted((numbers == k for k in range(1, count)), key=np.argmax)
+
+
+@given(dense=maps)
+def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense):
+    found = connected_components(dense)
+    pieces = [(piece, label) for label in range(4) for piece in pieces_of(dense == label)]
+    pieces.sort(key=lambda one: np.argmax(one[0]))
+    assert found.numbers.max() == len(pieces) == len(found.areas) - 1
+    assert not found.numbers[dense == UNLABELLED].any() and found.areas[0] == 0 and found.labels[0] == UNLABELLED
+    for k, (piece, label) in enumerate(pieces, start=1):
+        ys, xs = np.nonzero(piece)
+        assert np.array_equal(found.numbers == k, piece)
+        assert (found.labels[k], found.areas[k]) == (label, piece.sum())
+        assert found.boxes[k].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, least=st.sampled_from([1, 5]))
 def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(dense, drawn, least):
@@ -84,8 +106,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
     expected, number = owner.copy(), len(segments)
     for label in range(4):
-        count, pieces = cv2.connectedComponents(((owner == 0) & (dense == label)).astype(np.uint8), connectivity=8)
-        for piece in (pieces == k for k in range(1, count)):
+        for piece in pieces_of((owner == 0) & (dense == label)):
             rim = cv2.dilate(piece.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~piece
             votes = np.bincount([one for one in owner[rim] if label_of[one] == label], minlength=1)
             if votes.any():
@@ -94,6 +115,17 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
                 number += 1
                 expected[piece] = number
     assert (assemble(dense, claims, lambda k: drawn[k][1], 1, least)[0] == expected).all()
+
+
+@settings(deadline=None)
+@given(side=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_share_of_a_mask_that_carries_its_class_is_counted_exactly(side, seed):
+    rng = np.random.default_rng(seed)
+    drawn, seen = rng.random((3, 2, side, side)) < rng.random((3, 2, 1, 1)), rng.integers(-1, 3, (side, side))
+    labels = rng.integers(0, 3, (3, 2))
+    counted = (drawn & (seen == labels[..., None, None])).sum((2, 3)) / np.maximum(drawn.sum((2, 3)), 1)
+    told = low_resolution_coverage(*(torch.from_numpy(part) for part in (drawn, seen, labels)))
+    assert np.array_equal(told.numpy(), counted.astype(np.float32))
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=12)

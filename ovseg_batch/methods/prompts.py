@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ovseg_batch.methods.components import connected_components
+
 Array = np.ndarray[Any, Any]
 
 
@@ -45,40 +47,33 @@ def component_points(
     Returns:
         Points by class, larger components first. Every point lies on its component.
     """
-    prompts: list[PointPrompt] = []
-    for label in np.unique(label_map):
-        if label < 0 or int(label) in ignore:
+    found = connected_components(label_map)
+    prompts: dict[int, list[PointPrompt]] = {}
+    for k in np.argsort(-found.areas, kind="stable"):
+        label, area = int(found.labels[k]), int(found.areas[k])
+        if area < max(1, min_area):
+            break
+        if label in ignore:
             continue
-        prompts += _class_points(label_map == label, int(label), min_area, min_distance, point, confidence)
-    return prompts
-
-
-def _class_points(
-    mask: Array, label: int, min_area: int, min_distance: float, point: str, confidence: Array | None
-) -> list[PointPrompt]:
-    _, components, stats, centroids = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    areas = stats[:, cv2.CC_STAT_AREA]
-    order = np.argsort(-areas[1:], kind="stable") + 1
-    chosen: list[PointPrompt] = []
-    for k in order[areas[order] >= min_area]:
-        area = int(areas[k])
-        left, top, width, height = (int(v) for v in stats[k, :4])
-        inside = components[top : top + height, left : left + width] == k
+        left, top, right, bottom = found.boxes[k].tolist()
+        part = slice(top, bottom), slice(left, right)
+        inside = found.numbers[part] == k
         if point == "peak":
             x, y = _peak(inside)
         elif point == "surest" and confidence is not None:
-            x, y = _surest(inside, confidence[top : top + height, left : left + width])
+            x, y = _surest(inside, confidence[part])
         else:
-            x, y = _nearest(inside, centroids[k][0] - left, centroids[k][1] - top)
+            x, y = _nearest_to_centre(inside)
         x, y = x + left, y + top
+        chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
-            box = (left, top, left + width, top + height)
-            chosen.append(PointPrompt(label, float(x), float(y), area, box))
-    return chosen
+            chosen.append(PointPrompt(label, float(x), float(y), area, (left, top, right, bottom)))
+    return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
 
 
 def _peak(inside: Array) -> tuple[int, int]:
-    depth = cv2.distanceTransform(np.pad(inside, 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    edged = cv2.copyMakeBorder(inside.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    depth = cv2.distanceTransform(edged, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])
     return x, y
 
@@ -88,7 +83,7 @@ def _surest(inside: Array, confidence: Array) -> tuple[int, int]:
     return x, y
 
 
-def _nearest(inside: Array, x: float, y: float) -> tuple[int, int]:
+def _nearest_to_centre(inside: Array) -> tuple[int, int]:
     ys, xs = np.nonzero(inside)
-    best = int(((xs - x) ** 2 + (ys - y) ** 2).argmin())
-    return int(xs[best]), int(ys[best])
+    nearest = int(((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2).argmin())
+    return int(xs[nearest]), int(ys[nearest])

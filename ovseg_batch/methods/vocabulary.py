@@ -130,9 +130,10 @@ def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int
     probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
-    best = probabilities.new_zeros(classes, *probabilities.shape[1:])
-    for query, label in zip(probabilities, query_class, strict=True):
-        torch.maximum(best[label], query, out=best[label])
+    first = [query_class.index(label) for label in range(classes)]
+    best = probabilities[first]
+    for query in set(range(len(query_class))).difference(first):
+        torch.maximum(best[query_class[query]], probabilities[query], out=best[query_class[query]])
     return best
 
 

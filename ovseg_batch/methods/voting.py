@@ -15,12 +15,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ovseg_batch.methods.components import Components, connected_components
 from ovseg_batch.methods.vocabulary import UNLABELLED
 
 Array = np.ndarray[Any, Any]
 
+WORDS = 128  # counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
 
 
@@ -67,10 +70,22 @@ def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) ->
         (P, M) float32 in [0, 1]; 0 for an empty mask.
     """
     asked, which = torch.unique(labels, return_inverse=True)
-    member = (label_map.flatten()[:, None] == asked[None]).float()
-    columns = torch.cat([member, torch.ones_like(member[:, :1])], dim=1)
-    counts = masks.flatten(2).float() @ columns  # exact: a mask has fewer than 2^24 pixels
-    return counts.gather(2, which[..., None])[..., 0] / counts[..., -1].clamp(min=1)
+    members = _packed(label_map.flatten() == asked[:, None])
+    packed = _packed(masks.flatten(2))
+    return _counted(packed & members[which]) / _counted(packed).clamp(min=1)
+
+
+def _packed(flags: Tensor) -> Tensor:
+    """(…, n) bool as (…, groups, words) int64: eight flags a word, and so few words a group that bytes can add them."""
+    group = 8 * WORDS
+    if flags.shape[-1] % group:
+        flags = F.pad(flags, (0, -flags.shape[-1] % group))
+    return flags.contiguous().view(torch.int64).view(*flags.shape[:-1], -1, WORDS)
+
+
+def _counted(packed: Tensor) -> Tensor:
+    """How many flags are set: (…) int64. A pass over words, where the sum of flags would make a number of each."""
+    return packed.sum(dim=-1).view(torch.uint8).sum(dim=-1)
 
 
 def mode_labels(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
@@ -177,18 +192,19 @@ def assemble(
 
 
 def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min_area: int, merge: bool) -> None:
-    area = int(mask.sum())
+    area = np.count_nonzero(mask)
     if area < min_area:
         return
-    overlap = np.bincount(owner[mask], minlength=len(segments) + 1)
-    for segment in segments:
-        if merge and segment.label == claim.label:
-            if overlap[segment.index] >= SAME_OBJECT * area:
-                owner[mask & (owner == 0)] = segment.index
-                return
-            mask = mask & (owner != segment.index)
+    rivals = [segment.index for segment in segments if merge and segment.label == claim.label]
+    overlap = np.bincount(owner[mask] if rivals else (), minlength=len(segments) + 1)
+    for rival in rivals:
+        if overlap[rival] >= SAME_OBJECT * area:
+            owner[mask & (owner == 0)] = rival
+            return
+        if overlap[rival]:
+            mask = mask & (owner != rival)
     segments.append(Segment(len(segments) + 1, claim.label, claim))
-    owner[mask] = len(segments)
+    np.copyto(owner, len(segments), where=mask)
 
 
 def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
@@ -205,45 +221,37 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int) -> None:
     """Give unclaimed pixels to the instance of their class that they touch, or make them one of their own."""
-    rest = np.where(owner == 0, dense, UNLABELLED)
-    pieces = np.zeros(rest.shape, np.int32)
-    areas, labels = [np.zeros(1, np.int32)], [np.full(1, UNLABELLED, np.int16)]  # of each piece, from 1
-    first = 0
-    for label in np.unique(rest[rest != UNLABELLED]):
-        part = (rest == label).view(np.uint8)
-        count, numbers, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
-        np.add(numbers, first, out=pieces, where=part.view(bool))
-        areas.append(stats[1:, cv2.CC_STAT_AREA])
-        labels.append(np.full(count - 1, label, np.int16))
-        first += count - 1
-    area, label_of = np.concatenate(areas), np.concatenate(labels)
-    index_of = _touched(pieces, label_of, owner, np.array([UNLABELLED, *(s.label for s in segments)], np.int16))
-    for k in np.flatnonzero((index_of == 0) & (area >= min_area) & (label_of != UNLABELLED)):
-        segments.append(Segment(len(segments) + 1, int(label_of[k]), None))
+    pieces = connected_components(np.where(owner == 0, dense, np.int16(UNLABELLED)))
+    drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
+    index_of = _touched(pieces, owner, drawn)
+    free = np.flatnonzero((index_of == 0) & (pieces.areas >= min_area) & (pieces.labels != UNLABELLED))
+    for k in free[np.argsort(pieces.labels[free], kind="stable")]:
+        segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))
         index_of[k] = len(segments)
-    owner += index_of[pieces]
+    owner += index_of[pieces.numbers]
 
 
-def _touched(pieces: Array, label_of: Array, owner: Array, drawn: Array) -> Array:
+def _touched(pieces: Components, owner: Array, drawn: Array) -> Array:
     """For each piece the segment of its class that most of the pixels around it belong to; 0 where none does.
 
     Args:
-        pieces: (H, W) int32, 0 where there is none.
-        label_of: class of each piece.
+        pieces: of what no segment has.
         owner: (H, W) int32, 0 where there is no segment.
         drawn: class of each segment.
     """
-    near = cv2.dilate((pieces > 0).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & (owner > 0)
-    y, x = np.nonzero(near)
-    rows = [np.clip(y + d, 0, pieces.shape[0] - 1) for d in (-1, 0, 1)]
-    columns = [np.clip(x + d, 0, pieces.shape[1] - 1) for d in (-1, 0, 1)]
-    around = np.stack([pieces[row, column] for row in rows for column in columns])
-    around[label_of[around] != drawn[owner[y, x]]] = 0
+    free = (pieces.numbers > 0).view(np.uint8)
+    near = np.flatnonzero(cv2.dilate(free, np.ones((3, 3), np.uint8)).view(bool) & (owner > 0))
+    segment, width = owner.ravel()[near], owner.shape[1] + 2
+    edged, place = np.pad(pieces.numbers, 1).ravel(), near + 2 * (near // owner.shape[1]) + width + 1
+    around = np.stack([edged[place + down * width + across] for down in (-1, 0, 1) for across in (-1, 0, 1)])
+    around[pieces.labels[around] != drawn[segment]] = 0
+    touching = around.any(axis=0)
+    around, segment = around[:, touching], segment[touching]
     around.sort(axis=0)  # a pixel counts once for a piece, however many of the piece's pixels it touches
     counts = (around > 0) & (np.diff(around, axis=0, prepend=0) != 0)
-    pairs = around[counts].astype(np.int64) << 32 | np.broadcast_to(owner[y, x], around.shape)[counts]
+    pairs = around[counts].astype(np.int64) << 32 | np.broadcast_to(segment, around.shape)[counts]
     pairs, votes = np.unique(pairs, return_counts=True)
-    index_of = np.zeros(len(label_of), np.int32)
+    index_of = np.zeros(len(pieces.labels), np.int32)
     order = np.lexsort((-pairs, votes))  # the most votes last, of equals the segment that was there first
     index_of[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF
     return index_of

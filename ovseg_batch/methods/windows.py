@@ -71,18 +71,18 @@ class Stitched:
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """(Q, bottom - top, w) float32."""
-        total = torch.zeros(self.logits.shape[1], bottom - top, self.size[1], device=self.device)
-        count = torch.zeros(bottom - top, self.size[1], device=self.device)
         height, width = (int(v) for v in self.boxes[0, 2:] - self.boxes[0, :2])  # all windows are of one size
         down = _bilinear(self.logits.shape[2], height, self.device)
         across = _bilinear(self.logits.shape[3], width, self.device).T
-        for patch, (y0, x0, y1, x1) in zip(self.logits, self.boxes.tolist(), strict=True):
+        inside = np.flatnonzero((self.boxes[:, 0] < bottom) & (self.boxes[:, 2] > top))
+        total = torch.zeros(self.logits.shape[1], bottom - top, self.size[1], device=self.device)
+        count = torch.zeros(bottom - top, self.size[1], device=self.device)
+        wide = self.logits[inside].float() @ across
+        for part, (y0, x0, y1, x1) in zip(wide, self.boxes[inside].tolist(), strict=True):
             first, last = max(y0, top), min(y1, bottom)
-            if first < last:
-                part = down[first - y0 : last - y0] @ (patch.float() @ across)
-                total[:, first - top : last - top, x0:x1] += part
-                count[first - top : last - top, x0:x1] += 1
-        return total / count
+            total[:, first - top : last - top, x0:x1] += down[first - y0 : last - y0] @ part
+            count[first - top : last - top, x0:x1] += 1
+        return total.div_(count)
 
     def whole(self) -> Tensor:
         """(Q, h, w) float32."""

@@ -25,7 +25,7 @@ from ovseg_batch.methods.voting import (
     mode_labels,
     soft_labels,
 )
-from ovseg_batch.models.sam import Embedding, Sam, stability
+from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
 
 Array = np.ndarray[Any, Any]
@@ -101,7 +101,7 @@ def prompted(
     """
 
     def claim(answers: _Answers) -> list[_Claimed]:
-        drawn = answers.logits > 0
+        drawn = foreground(answers.logits)
         if settings.vote == "soft":
             seen = dense.probabilities(answers.view.box, (drawn.shape[-2], drawn.shape[-1]))
             given, coverage = soft_labels(drawn, seen)
@@ -153,7 +153,7 @@ def trident(
     """
 
     def claim(answers: _Answers) -> list[_Claimed]:
-        coverage = low_resolution_coverage(answers.logits > 0, answers.labels, answers.classes[:, None])[:, 0]
+        coverage = low_resolution_coverage(foreground(answers.logits), answers.labels, answers.classes[:, None])[:, 0]
         kept = (answers.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
         classes, shares = answers.classes.tolist(), coverage.tolist()
         return [_Claimed(p, 0, classes[p], shares[p]) for p in kept]

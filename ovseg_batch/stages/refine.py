@@ -86,7 +86,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 6
+    version = 7
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -323,18 +323,17 @@ class RefineStage:
 def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array]:
     """Per segment: pixels, those whose dense class is its own, the probability summed over these, the lead over all."""
     ids = len(label_of)
-    area, agreeing, trust, margin = np.zeros(ids, np.int64), np.zeros(ids, np.int64), np.zeros(ids), np.zeros(ids)
+    counts, trust, margin = np.zeros(2 * ids, np.int64), np.zeros(2 * ids), np.zeros(2 * ids)
     step = max(1, STRIP_PIXELS // owner.shape[1])
     for top in range(0, owner.shape[0], step):
         rows = slice(top, top + step)
-        part = owner[rows]
-        own = dense.labels[rows] == label_of[part]
-        every, agree = part.ravel().astype(np.intp), part[own].astype(np.intp)
-        area += np.bincount(every, minlength=ids)
-        agreeing += np.bincount(agree, minlength=ids)
-        trust += np.bincount(agree, weights=dense.confidence[rows][own], minlength=ids)
-        margin += np.bincount(every, weights=dense.margin[rows].ravel(), minlength=ids)
-    return area, agreeing, trust, margin
+        agrees = dense.labels[rows] == np.take(label_of, owner[rows])
+        which = np.where(agrees, owner[rows] + ids, owner[rows]).astype(np.intp).ravel()
+        counts += np.bincount(which, minlength=2 * ids)
+        trust += np.bincount(which, weights=dense.confidence[rows].ravel(), minlength=2 * ids)
+        margin += np.bincount(which, weights=dense.margin[rows].ravel(), minlength=2 * ids)
+    agreeing = counts[ids:]
+    return counts[:ids] + agreeing, agreeing, trust[ids:], margin[:ids] + margin[ids:]
 
 
 def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
