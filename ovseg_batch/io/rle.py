@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -20,7 +21,7 @@ def encode(mask: Array) -> bytes:
 def encode_regions(regions: Array) -> dict[int, bytes]:
     """Compressed counts of every number but 0 in a map (H, W) of non-negative integers: one pass, no mask is made."""
     height, width = regions.shape
-    flat = regions.ravel(order="F")
+    flat = cv2.transpose(regions).ravel()  # many times as quick as NumPy's
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [flat.size]])
     owners = flat[starts]

@@ -10,11 +10,10 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 
 Array = np.ndarray[Any, Any]
-
-STRIP_PIXELS = 4_000_000  # looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Components:
     """8-connected components, numbered from 1 in the order in which rows of pixels meet them.
 
     `numbers` is (H, W), unsigned, 0 where the map has no class. The others have a place for each number, of which 0
-    is nothing: `labels` (N + 1,) int16, `areas` (N + 1,) pixels, `boxes` (N + 1, 4) x0, y0, x1, y1.
+    means nothing: `labels` (N + 1,) int16, `areas` (N + 1,) pixels, `boxes` (N + 1, 4) x0, y0, x1, y1.
     """
 
     numbers: Array
@@ -33,14 +32,18 @@ class Components:
 
 def connected_components(label_map: Array) -> Components:
     """The components of every class of an (H, W) int16 label map, `UNLABELLED` where it has none."""
-    numbers = cc3d.connected_components(label_map - UNLABELLED, connectivity=8)
-    found = cc3d.statistics(numbers, no_slice_conversion=True)
-    top, bottom, left, right = found["bounding_boxes"].astype(np.int64).T  # the last row and column lie inside
-    labels = np.full(len(top), UNLABELLED, np.int16)
-    step = max(1, STRIP_PIXELS // max(1, label_map.shape[1]))
-    for first in range(0, label_map.shape[0], step):
-        rows = slice(first, first + step)
-        labels[numbers[rows]] = label_map[rows]
-    areas = found["voxel_counts"].astype(np.int64)
-    areas[0], labels[0] = 0, UNLABELLED
-    return Components(numbers, labels, areas, np.stack([left, top, right + 1, bottom + 1], axis=1))
+    numbers, count = cc3d.connected_components(label_map - UNLABELLED, connectivity=8, return_N=True)
+    runs, (height, width) = row_runs(numbers), label_map.shape
+    number = numbers.ravel()[runs.starts]
+    labels = np.full(count + 1, UNLABELLED, np.int16)
+    labels[number] = label_map.ravel()[runs.starts]
+    areas = np.bincount(number, weights=runs.lengths, minlength=count + 1).astype(np.int64)
+    areas[0] = 0
+    y, left = np.divmod(runs.starts, width)
+    boxes = np.zeros((count + 1, 4), np.int64)
+    boxes[:, :2] = width, height
+    np.minimum.at(boxes[:, 0], number, left)
+    np.minimum.at(boxes[:, 1], number, y)
+    np.maximum.at(boxes[:, 2], number, left + runs.lengths)
+    np.maximum.at(boxes[:, 3], number, y + 1)
+    return Components(numbers, labels, areas, boxes)

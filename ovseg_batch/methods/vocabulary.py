@@ -120,7 +120,7 @@ def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int
 
     Args:
         logits: (Q, …) cosine similarities in [-1, 1].
-        query_class: class of each query, length Q.
+        query_class: class of each query, length Q, ascending.
         classes: how many classes C there are.
         logit_scale: multiplies the cosines before the softmax.
 
@@ -130,11 +130,13 @@ def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int
     probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
-    first = [query_class.index(label) for label in range(classes)]
-    best = probabilities[first]
-    for query in set(range(len(query_class))).difference(first):
-        torch.maximum(best[query_class[query]], probabilities[query], out=best[query_class[query]])
-    return best
+    for query, label in enumerate(query_class):  # of a class's queries the first lies at or behind the class's place
+        if query_class.index(label) == query:
+            if label != query:
+                probabilities[label] = probabilities[query]
+        else:
+            torch.maximum(probabilities[label], probabilities[query], out=probabilities[label])
+    return probabilities[:classes]
 
 
 def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:

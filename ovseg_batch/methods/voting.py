@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg_batch.methods.components import Components, connected_components
+from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 
 Array = np.ndarray[Any, Any]
@@ -209,7 +210,8 @@ def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min
 
 def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
     """Drop segments of which the ones in front have left too little, and number the others anew."""
-    area = np.bincount(owner.ravel(), minlength=len(segments) + 1)
+    runs = row_runs(owner)
+    area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
     kept = [segment for segment in segments if area[segment.index] >= min_area]
     if len(kept) == len(segments):
         return owner, segments

@@ -27,6 +27,7 @@ from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import PointPrompt
+from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import class_probabilities
 from ovseg_batch.methods.voting import Segment, assemble
@@ -50,7 +51,6 @@ Array = np.ndarray[Any, Any]
 
 ASKING = ("prompted", "guided", "trident")  # methods that ask SAM2 about every image
 BANK = ("bank", "bank_neighbours", "bank_weight")  # settings that decide nothing where there is no bank
-STRIP_PIXELS = 4_000_000  # counted at a time
 
 
 @dataclass(slots=True)
@@ -322,18 +322,16 @@ class RefineStage:
 
 def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array]:
     """Per segment: pixels, those whose dense class is its own, the probability summed over these, the lead over all."""
-    ids = len(label_of)
-    counts, trust, margin = np.zeros(2 * ids, np.int64), np.zeros(2 * ids), np.zeros(2 * ids)
-    step = max(1, STRIP_PIXELS // owner.shape[1])
-    for top in range(0, owner.shape[0], step):
-        rows = slice(top, top + step)
-        agrees = dense.labels[rows] == np.take(label_of, owner[rows])
-        which = np.where(agrees, owner[rows] + ids, owner[rows]).astype(np.intp).ravel()
-        counts += np.bincount(which, minlength=2 * ids)
-        trust += np.bincount(which, weights=dense.confidence[rows].ravel(), minlength=2 * ids)
-        margin += np.bincount(which, weights=dense.margin[rows].ravel(), minlength=2 * ids)
-    agreeing = counts[ids:]
-    return counts[:ids] + agreeing, agreeing, trust[ids:], margin[:ids] + margin[ids:]
+    runs = row_runs(owner, dense.labels)
+    segment = owner.ravel()[runs.starts]
+    agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
+
+    def per_segment(of_runs: Array) -> Array:
+        return np.bincount(segment, weights=of_runs, minlength=len(label_of))
+
+    area, agreeing = per_segment(runs.lengths), per_segment(runs.lengths * agrees)
+    trust, margin = per_segment(runs.sums(dense.confidence) * agrees), per_segment(runs.sums(dense.margin))
+    return area.astype(np.int64), agreeing.astype(np.int64), trust, margin
 
 
 def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
