@@ -67,6 +67,7 @@ def test_a_class_at_or_under_its_share_of_the_foreground_is_scarce_and_the_backg
 
 @pytest.mark.parametrize("size", [(37, 53), (8, 11), (120, 64), (5, 7)])
 def test_strips_equal_one_bilinear_resize(size, monkeypatch):
+    monkeypatch.setattr(labelling, "BLOCK_ELEMENTS", 900)
     monkeypatch.setattr(labelling, "STRIP_ELEMENTS", 200)
     logits = torch.randn(3, 8, 11)
     strips = list(upsampled_strips(logits, size))
@@ -80,6 +81,7 @@ def test_stitching_by_strips_equals_stitching_at_once(size, monkeypatch):
     stitched = Stitched(torch.randn(len(boxes), 3, 4, 4), boxes, (60, 80))
     torch.testing.assert_close(torch.cat([stitched.rows(k, k + 12) for k in range(0, 60, 12)], 1), stitched.whole())
     whole = torch.cat([strip for _, strip in upsampled_strips(stitched.whole(), size)], 1)
+    monkeypatch.setattr(labelling, "BLOCK_ELEMENTS", 6000)
     monkeypatch.setattr(labelling, "STRIP_ELEMENTS", 2000)
     strips = torch.cat([strip for _, strip in upsampled_strips(stitched, size)], 1)
     torch.testing.assert_close(strips, whole, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,8 @@ from ovseg_batch.methods.windows import Stitched, bilinear_taps
 
 Array = np.ndarray[Any, Any]
 
-STRIP_ELEMENTS = 16_000_000  # float32 values of one strip: 64 MB
+BLOCK_ELEMENTS = 16_000_000  # float32 values that are stitched for at a time: 64 MB
+STRIP_ELEMENTS = 1_000_000  # of a strip on a CPU, so few that one pass over them leaves them in the cache for the next
 
 
 def label_map(
@@ -76,16 +77,17 @@ def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterat
     queries, h, w = logits.shape
     H, W = size
     y0, y1, fy = bilinear_taps(h, H, logits.device)
-    step = max(1, STRIP_ELEMENTS // (queries * max(W, w)))
-    for top in range(0, H, step):
-        rows = slice(top, min(top + step, H))
-        if (h, w) == size:
-            yield top, _rows(logits, rows.start, rows.stop)
-            continue
-        first = int(y0[rows.start])
-        source = _rows(logits, first, int(y1[rows.stop - 1]) + 1)
-        vertical = torch.lerp(source[:, y0[rows] - first], source[:, y1[rows] - first], fy[rows][None, :, None])
-        yield top, F.interpolate(vertical[None], (vertical.shape[1], W), mode="bilinear")[0]
+    block, step = (max(1, most // (queries * max(W, w))) for most in (BLOCK_ELEMENTS, STRIP_ELEMENTS))
+    if logits.device.type == "cuda":
+        step = block
+    for first in range(0, H, block):
+        last = min(first + block, H)
+        start = int(y0[first])
+        source = _rows(logits, start, int(y1[last - 1]) + 1)
+        for top in range(first, last, step):
+            rows = slice(top, min(top + step, last))
+            vertical = torch.lerp(source[:, y0[rows] - start], source[:, y1[rows] - start], fy[rows][None, :, None])
+            yield top, F.interpolate(vertical[None], (vertical.shape[1], W), mode="bilinear")[0]
 
 
 def _rows(logits: Tensor | Stitched, top: int, bottom: int) -> Tensor:
