@@ -21,7 +21,7 @@ from ovseg_batch.methods.windows import Stitched, bilinear_taps
 Array = np.ndarray[Any, Any]
 
 BLOCK_ELEMENTS = 16_000_000  # float32 values that are stitched for at a time: 64 MB
-STRIP_ELEMENTS = 1_000_000  # of a strip on a CPU, so few that one pass over them leaves them in the cache for the next
+STRIP_ELEMENTS = 2_000_000  # of a strip on a CPU, so few that one pass over them leaves them in the cache for the next
 
 
 def label_map(
@@ -86,6 +86,9 @@ def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterat
         source = _rows(logits, start, int(y1[last - 1]) + 1)
         for top in range(first, last, step):
             rows = slice(top, min(top + step, last))
+            if (h, w) == size:
+                yield top, source[:, rows.start - start : rows.stop - start]
+                continue
             vertical = torch.lerp(source[:, y0[rows] - start], source[:, y1[rows] - start], fy[rows][None, :, None])
             yield top, F.interpolate(vertical[None], (vertical.shape[1], W), mode="bilinear")[0]
 
