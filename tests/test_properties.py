@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
+from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
@@ -96,6 +97,18 @@ def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense):
         assert np.array_equal(found.numbers == k, piece)
         assert (found.labels[k], found.areas[k]) == (label, piece.sum())
         assert found.boxes[k].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@given(one=maps, other=maps)
+def test_what_is_counted_by_runs_is_what_is_counted_by_pixels(one, other):
+    runs = row_runs(one, other)
+    values = np.random.default_rng(0).random(one.shape).astype(np.float16)
+    pixels = np.repeat(np.arange(len(runs.starts)), runs.lengths)
+    assert len(pixels) == one.size and np.array_equal(pixels[runs.starts], np.arange(len(runs.starts)))
+    for whole in (one.ravel(), other.ravel()):
+        assert np.array_equal(whole[runs.starts][pixels], whole)
+    assert (np.diff(runs.starts // one.shape[1]) <= 1).all() and (runs.lengths <= one.shape[1]).all()
+    np.testing.assert_allclose(runs.sums(values), np.bincount(pixels, weights=values.ravel()))
 
 
 @settings(deadline=None)

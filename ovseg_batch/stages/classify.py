@@ -44,7 +44,7 @@ class ClassifyStage:
     """Annotations of every image from its proposals, at its original size in the frame after EXIF rotation."""
 
     name = "classify"
-    version = 2
+    version = 3
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False
