@@ -130,12 +130,11 @@ def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int
     probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
-    for query, label in enumerate(query_class):  # of a class's queries the first lies at or behind the class's place
-        if query_class.index(label) == query:
-            if label != query:
-                probabilities[label] = probabilities[query]
-        else:
+    for query, label in enumerate(query_class):  # a class's place is never behind its queries'
+        if query and query_class[query - 1] == label:
             torch.maximum(probabilities[label], probabilities[query], out=probabilities[label])
+        elif label != query:
+            probabilities[label] = probabilities[query]
     return probabilities[:classes]
 
 

@@ -24,7 +24,7 @@ from ovseg_batch.methods.vocabulary import UNLABELLED
 
 Array = np.ndarray[Any, Any]
 
-WORDS = 128  # counted together, a byte for each of a word's eight flags: at most 255
+GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
 
 
@@ -78,10 +78,9 @@ def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) ->
 
 def _packed(flags: Tensor) -> Tensor:
     """(…, n) bool as (…, groups, words) int64: eight flags a word, and so few words a group that bytes can add them."""
-    group = 8 * WORDS
-    if flags.shape[-1] % group:
-        flags = F.pad(flags, (0, -flags.shape[-1] % group))
-    return flags.contiguous().view(torch.int64).view(*flags.shape[:-1], -1, WORDS)
+    if missing := -flags.shape[-1] % (8 * GROUP):
+        flags = F.pad(flags, (0, missing))
+    return flags.contiguous().view(torch.int64).view(*flags.shape[:-1], -1, GROUP)
 
 
 def _counted(packed: Tensor) -> Tensor:
