@@ -38,6 +38,10 @@ class OvsegError(Exception):
     exit_code = 1
 
 
+class NoDeviceLeft(OvsegError):
+    """No device is left on which a worker starts and stays alive."""
+
+
 class UsageError(OvsegError):
     """The command, config or input cannot mean anything (exit 2)."""
 
@@ -55,6 +59,10 @@ class RowError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class DeviceLost(Exception):
+    """The GPU does not work in this process any more. Another process can continue; no image is to blame."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -256,16 +256,18 @@ def cautions(config: Config) -> list[str]:
     return told
 
 
-def _devices(config: Config) -> list[str]:
-    """One entry per worker; the workers take the visible GPUs in turn."""
+def _devices(config: Config, accelerator: bool = True) -> list[str]:
+    """Return one device per worker: the visible GPUs in turn, or the CPU for a stage that needs no accelerator."""
     device = str(resolve_device(config.run.device))
     count = torch.cuda.device_count() if device == "cuda" else 0
     workers = config.run.workers or max(count, 1)
+    if not accelerator:
+        return ["cpu"] * workers
     return [f"cuda:{k % count}" if count else device for k in range(workers)]
 
 
 def _workers(config: Config) -> int:
-    """How many shards are computed at once; of a cluster, one if nothing else was said."""
+    """Return how many shards are computed at once; of a cluster, one if the settings do not say."""
     return max(len(_devices(config)) if config.run.engine == "local" else config.run.workers or 1, 1)
 
 
@@ -291,11 +293,12 @@ def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, prog
 
 def _commits(planned: PlannedStage, config: Config) -> Iterator[Commit]:
     """The missing shards, by the engine that the settings name."""
-    run = config.run
+    run, on_gpu = config.run, planned.accelerator and config.run.device != "cpu"
     if run.engine == "local":
-        return local.run_stage(planned.job, planned.missing, _devices(config), in_process=run.workers == 0)
-    share = run.gpus_per_worker.get(planned.name, 1.0) if run.device.startswith("cuda") else 0.0
-    pool = ray.Pool(run.device, cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
+        devices = _devices(config, planned.accelerator)
+        return local.run_stage(planned.job, planned.missing, devices, in_process=run.workers == 0)
+    share = run.gpus_per_worker.get(planned.name, 1.0) if on_gpu else 0.0
+    pool = ray.Pool("cuda" if on_gpu else "cpu", cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
     return ray.run_stage(planned.job, planned.missing, pool)
 
 

@@ -19,7 +19,7 @@ from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import RowError, UsageError
 from ovseg_batch.io.images import Limits, open_image
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.device import half_precision, resolve_device
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.edit import needs_prompts
@@ -36,6 +36,7 @@ class PlannedStage:
     job: StageJob
     inputs: dict[str, Any]
     missing: list[int]
+    accelerator: bool = True  # whether its workers compute on the run's device, or on the CPU
 
     @property
     def name(self) -> str:
@@ -57,9 +58,16 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
         }
         store = workdir.stage(name, fingerprint(inputs), manifest.revisions)
         upstream = {need: stores[need] for need in stage.needs}
-        threads = config.run.threads or torch.get_num_threads()
-        job = StageJob(functools.partial(make_stage, config, name), store, upstream, manifest_path, threads)
-        planned.append(PlannedStage(job, inputs, store.missing(manifest.shards)))
+        stall = config.run.stall_minutes
+        job = StageJob(
+            functools.partial(make_stage, config, name),
+            store,
+            upstream,
+            manifest_path,
+            threads=config.run.threads or torch.get_num_threads(),
+            stall_seconds=None if stall is None else 60 * stall,
+        )
+        planned.append(PlannedStage(job, inputs, store.missing(manifest.shards), stage.resources.accelerator))
         stores[name] = store
     return planned
 
@@ -123,21 +131,35 @@ def _sizes(manifest: Manifest, limits: Limits) -> list[tuple[int, int]]:
 
 
 def settle(config: Config) -> Config:
-    """See that the settings mean something, before a folder of millions is listed for them; say what `auto` is.
+    """Check the settings before a folder of millions is listed for them, and replace `auto` by what it means here.
+
+    A precision of `auto` becomes one precision for all GPUs: each worker sees its own GPU alone.
 
     Raises:
-        UsageError: they do not, or the device or the cluster is not there.
+        UsageError: settings that do not go together, or a device or cluster that is not there.
     """
     for name in stage_names(config):
         make_stage(config, name)
     run = config.run
     if run.engine == "local":
-        resolve_device(run.device)
-        return config
+        on_gpu = resolve_device(run.device).type == "cuda"
+        return _with_precision(config, half_precision()) if on_gpu else config
     resources = ray.connect()
     device = ("cuda" if resources.get("GPU") else "cpu") if run.device == "auto" else run.device
-    kind = ("bf16" if device == "cuda" else "fp32") if run.precision == "auto" else run.precision
-    return config.model_copy(update={"run": run.model_copy(update={"device": device, "precision": kind})})
+    if device not in ("cuda", "cpu"):
+        raise UsageError(f"run.device: {device} means a GPU of this machine. With --engine ray write cuda or cpu.")
+    config = config.model_copy(update={"run": run.model_copy(update={"device": device})})
+    return _with_precision(config, ray.half_precision(resources) if device == "cuda" else "fp32")
+
+
+def _with_precision(config: Config, precision: str) -> Config:
+    """Replace every precision of `auto`."""
+    chosen = {
+        name: section.model_copy(update={"precision": precision})
+        for name in ("clip", "sam", "run")
+        if (section := getattr(config, name)).precision == "auto"
+    }
+    return config.model_copy(update=chosen)
 
 
 def check_manifest(manifest: Manifest, config: Config) -> None:

@@ -262,8 +262,9 @@ class RunConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0  # what Ray sets aside for one
     gpus_per_worker: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # stage → share; what is not named takes one
     batch_size: Annotated[int, Field(ge=1)] = 32
-    point_chunk: Annotated[int, Field(ge=1)] | None = None  # None: small on a CPU, large on a GPU
-    precision: Precision = "auto"  # bf16 on a GPU, and on a CPU with AMX for all but the embedded models; else fp32
+    point_chunk: Annotated[int, Field(ge=1)] | None = None  # prompts of a SAM2 call; None: 8 on a CPU, 64 on a GPU
+    stall_minutes: Annotated[float, Field(gt=0)] | None = None  # a worker without an image in that time is killed
+    precision: Precision = "auto"  # GPU: bf16, or fp16 before Ampere; CPU: fp32, or with AMX bf16 for full-size models
     decode_threads: Annotated[int, Field(ge=1)] = 2
     decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     max_pixels: Annotated[int, Field(ge=1)] = 200_000_000

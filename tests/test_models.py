@@ -23,6 +23,7 @@ from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
 from ovseg_batch.methods.windows import Stitched, resized_size, window_boxes
 from ovseg_batch.models import clip as clip_module
 from ovseg_batch.models import zoo
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import precision, resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned
@@ -135,11 +136,11 @@ def own_predictor(sam: Sam, image: np.ndarray) -> SAM2ImagePredictor:
 
 @pytest.mark.parametrize("size", [(256, 256), (200, 300), (640, 480)])
 def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
-    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32", points=2)
     image = np.resize(scenes.render(7).image, (*size, 3))
     points = np.array([[20.0, 30.0], [size[1] / 2, size[0] / 2], [size[1] - 10.0, 40.0]], np.float32)
     [embedding] = sam.embed([image])
-    logits, rated = sam.predict(embedding, points, chunk=2)
+    logits, rated = sam.predict(embedding, points)
     predictor = own_predictor(sam, image)
     for k, point in enumerate(points):
         masks, scores, low = predictor.predict(point[None], np.array([1]), multimask_output=True, return_logits=True)
@@ -151,7 +152,7 @@ def test_sam_equals_its_own_predictor(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(256, 256), (200, 300)])
 @pytest.mark.parametrize("multimask", [False, True])
 def test_boxes_and_rough_masks_equal_its_own_predictor(size: tuple[int, int], multimask: bool) -> None:
-    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32", points=2)
     image = np.resize(scenes.render(7).image, (*size, 3))
     rng = np.random.default_rng(1)
     corners = rng.uniform(5, 90, (3, 2)).astype(np.float32)
@@ -160,7 +161,7 @@ def test_boxes_and_rough_masks_equal_its_own_predictor(size: tuple[int, int], mu
     side = sam.image_size
     rough = torch.from_numpy(rng.normal(size=(3, side // 4, side // 4)).astype(np.float32))
     [embedding] = sam.embed([image])
-    logits, rated = sam.predict(embedding, points, boxes, rough, multimask=multimask, chunk=2)
+    logits, rated = sam.predict(embedding, points, boxes, rough, multimask=multimask)
     predictor = own_predictor(sam, image)
     for k in range(3):
         _, scores, low = predictor.predict(
@@ -203,7 +204,11 @@ def test_chunks_change_nothing() -> None:
     sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32")
     [embedding] = sam.embed([scenes.render(7).image])
     points = np.random.default_rng(0).uniform(0, 190, (7, 2)).astype(np.float32)
-    one, many = (sam.predict(embedding, points, chunk=chunk)[0] for chunk in (1, 7))
+    logits = []
+    for size in (1, 7):
+        sam.points = BatchSize(size)
+        logits.append(sam.predict(embedding, points)[0])
+    one, many = logits
     assert torch.allclose(one, many, atol=1e-3)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.stages.base import Resources, Upstream, failed, run_shard, split_on_failure
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import ImageRow, RowResult
@@ -128,10 +129,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_ne
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [item * 10 for item in batch]
 
-    results = split_on_failure(compute, list(range(8)))
+    results = split_on_failure(compute, list(range(8)), BatchSize(8))
     assert [r for r in results if not isinstance(r, RowError)] == [0, 10, 20, 30, 40, 60, 70]
     assert isinstance(results[5], RowError) and results[5].code == FailureCode.OUT_OF_MEMORY
-    assert tried == [8, 4, 2, 2, 4, 2, 1, 1, 2]
+    assert tried == [8, 4, 2, 2, 2, 1, 1, 1, 2], (
+        "the size that fits is kept; an item that fits at no size is tried twice"
+    )
 
 
 def test_only_the_temporary_files_of_dead_processes_are_removed(store):

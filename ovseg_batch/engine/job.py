@@ -1,26 +1,31 @@
-"""What every engine is given: the shards of one stage, and how to compute one of them."""
+"""What every engine gets: the shards of one stage, and how to compute one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ovseg_batch.errors import DeviceLost
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.models.device import keep_memory, resolve_device
-from ovseg_batch.stages.base import Stage, probe_shard, run_shard
+from ovseg_batch.models.device import prepare
+from ovseg_batch.models.faults import first_line, is_lost, is_out_of_memory
+from ovseg_batch.stages.base import Progress, Stage, probe_shard, run_shard
 from ovseg_batch.store import StageStore
 from ovseg_batch.types import Commit
 
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """All a worker needs to run shards of one stage; picklable, so that another process can take it.
+    """What a worker needs to run shards of one stage. It can be pickled.
 
-    `threads` are those that PyTorch computes with. They are the same for every worker, because the number decides in
-    which order floating-point sums are taken, and so the last bits of a result.
+    Attributes:
+        threads: those that PyTorch computes with. They are the same for every worker, because the number decides in
+            which order floating-point sums are taken, and so the last bits of a result.
+        retry: keep the committed rows that are well, and compute the failed ones alone.
+        stall_seconds: a worker without a finished image for so long is killed; None: never.
     """
 
     make_stage: Callable[[], Stage]
@@ -28,15 +33,24 @@ class StageJob:
     upstream: dict[str, StageStore]
     manifest: Path
     threads: int
-    retry: bool = False  # keep what is there and compute failed rows alone
+    retry: bool = False
+    stall_seconds: float | None = None
 
     def open(self, device: str) -> OpenJob:
-        """Load the stage's models."""
+        """Load the stage's models onto the device.
+
+        Raises:
+            DeviceLost: the GPU cannot be used, or its memory does not hold the models.
+        """
         torch.set_num_threads(self.threads)
-        if resolve_device(device).type == "cpu":
-            keep_memory()
+        prepare(device)
         stage = self.make_stage()
-        stage.setup(device)
+        try:
+            stage.setup(device)
+        except RuntimeError as error:
+            if device != "cpu" and (is_out_of_memory(error) or is_lost(error)):
+                raise DeviceLost(f"loading the models failed: {first_line(error)}") from None
+            raise
         return OpenJob(self, stage, Manifest.open(self.manifest))
 
 
@@ -48,12 +62,32 @@ class OpenJob:
     stage: Stage
     manifest: Manifest
 
-    def compute(self, shard: int, charged: Mapping[int, str]) -> Commit:
-        """Compute and commit one shard; `charged` rows (row → why) fail without being looked at."""
-        rows = self.manifest.read_shard(shard)
-        return run_shard(self.stage, self.job.store, shard, rows, self.job.upstream, charged, self.job.retry)
+    def compute(self, shard: int, charged: Mapping[int, str], progress: Progress = lambda result: None) -> Commit:
+        """Compute and commit one shard.
 
-    def probe(self, shard: int, charged: Mapping[int, str], note: Callable[[int], None]) -> None:
-        """Do the work of every row by itself for nothing but to see which one kills; `note` is told each one first."""
-        rows = [row for row in self.manifest.read_shard(shard) if row.row not in charged]
-        probe_shard(self.stage, shard, rows, self.job.upstream, note)
+        Args:
+            charged: row → why: rows that fail without being read.
+            progress: called with each result.
+        """
+        rows = self.manifest.read_shard(shard)
+        return run_shard(self.stage, self.job.store, shard, rows, self.job.upstream, charged, self.job.retry, progress)
+
+    def probe(
+        self,
+        shard: int,
+        known: Collection[int],
+        first: int | None,
+        begin: Callable[[int], None],
+        progress: Progress,
+    ) -> None:
+        """Process the rows one at a time and discard the results, to find the row that crashes the worker.
+
+        Args:
+            known: rows to leave out.
+            first: the row to begin with; None: in the order of the manifest.
+            begin: called with the number of each row before it is processed.
+            progress: called with each result.
+        """
+        rows = [row for row in self.manifest.read_shard(shard) if row.row not in known]
+        rows.sort(key=lambda row: row.row != first)
+        probe_shard(self.stage, shard, rows, self.job.upstream, begin, progress)

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
-from ovseg_batch.engine.crew import Crew
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.stopping import stop_on_signal
-from ovseg_batch.errors import Interrupted
+from ovseg_batch.engine.workers import WorkerPool
+from ovseg_batch.errors import DeviceLost, Interrupted
+from ovseg_batch.models.faults import first_line, is_lost
 from ovseg_batch.types import Commit
+
+log = logging.getLogger(__name__)
 
 
 def run_stage(
     job: StageJob, shards: Sequence[int], devices: Sequence[str], in_process: bool = False
 ) -> Iterator[Commit]:
-    """Compute the shards, one worker per entry of `devices`, yielding each commit as it is made.
+    """Compute the shards, one worker per entry of `devices`, and yield each commit as it is made.
 
-    With `in_process` they are computed here on the first device, where nothing guards against a decoder that aborts.
+    With `in_process` they are computed here, on the first device. Nothing protects this process from a decoder that
+    aborts; when its GPU fails, a worker process computes the shards that are left.
 
     Raises:
         Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
-        OvsegError: workers die and no single image is to blame.
+        OvsegError: no device is left, or workers die and no single image is to blame.
     """
     with stop_on_signal() as stop:
-        if in_process:
-            yield from _here(job, shards, devices[0], stop)
-        else:
-            with Crew(job, devices, stop) as crew:
-                yield from crew.run(shards)
+        left = (yield from _here(job, shards, devices[0], stop)) if in_process else shards
+        if left:
+            with WorkerPool(job, devices[:1] if in_process else devices, stop) as pool:
+                yield from pool.run(left)
         if stop.is_set():
             raise Interrupted
 
 
-def _here(job: StageJob, shards: Sequence[int], device: str, stop: threading.Event) -> Iterator[Commit]:
-    opened = job.open(device)
-    for shard in shards:
-        if stop.is_set():
-            return
-        yield opened.compute(shard, {})
+def _here(
+    job: StageJob, shards: Sequence[int], device: str, stop: threading.Event
+) -> Generator[Commit, None, Sequence[int]]:
+    """Compute the shards in this process, and return those that are left when its GPU fails."""
+    done = 0
+    try:
+        opened = job.open(device)
+        for shard in shards:
+            if stop.is_set():
+                break
+            commit = opened.compute(shard, {})
+            done += 1
+            yield commit
+    except (DeviceLost, RuntimeError) as error:
+        if not is_lost(error):
+            raise
+        log.warning("%s failed in this process: %s; a worker process takes over", device, first_line(error))
+        return shards[done:]
+    return []

@@ -13,22 +13,27 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch.engine.crew import Crew
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.stopping import stop_on_signal
-from ovseg_batch.errors import Interrupted, OvsegError, UsageError
+from ovseg_batch.engine.workers import WorkerPool
+from ovseg_batch.errors import Interrupted, NoDeviceLeft, OvsegError, UsageError
 from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
 LIVES = 10  # nodes or actors that a shard may cost
 PATIENCE = 20  # seconds to wait for a cluster's head
+NO_DEVICE_SECONDS = 20  # that an actor without a usable GPU keeps a shard
+
+#: GPUs, as Ray names them, that do not multiply bf16 in hardware.
+WITHOUT_BF16 = frozenset({"K20", "K80", "P4", "P100", "T4", "V100"})
 
 
 def connect() -> dict[str, float]:
@@ -50,6 +55,12 @@ def connect() -> dict[str, float]:
             raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS={address}: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
+
+
+def half_precision(resources: Mapping[str, float]) -> str:
+    """Return `bf16` where every kind of GPU in the cluster multiplies it in hardware, otherwise `fp16`."""
+    kinds = {name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")}
+    return "fp16" if kinds & WITHOUT_BF16 else "bf16"
 
 
 def _knock(address: str) -> None:
@@ -100,29 +111,15 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
             pool.cpus,
             pool.gpus,
         )
-    marker = job.store.folder / f".stop-{uuid.uuid4().hex}"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    answers = numbers.map_batches(
-        _Actor,
-        fn_constructor_args=(job, pool.device, marker),
-        batch_size=1,
-        concurrency=min(pool.size(resources), len(shards)),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-        max_restarts=-1,
-        max_task_retries=LIVES,
-    )
+    marker = job.store.folder / f".stop-{uuid.uuid4().hex}"
+    left = list(shards)
     with stop_on_signal(marker.touch) as stop:
         try:
-            for row in answers.iter_rows():
-                answer = json.loads(row["answer"])
-                if "error" in answer:
-                    raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
-                if "commit" in answer:
-                    yield Commit.from_record(answer["commit"])
+            while left:
+                left = yield from _pass(job, left, pool, pool.size(resources), marker)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise OvsegError(f"Ray gave up: {reason}. What is committed stays; run again.") from error
@@ -132,23 +129,61 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
             raise Interrupted
 
 
+def _pass(
+    job: StageJob, shards: Sequence[int], pool: Pool, actors: int, marker: Path
+) -> Generator[Commit, None, list[int]]:
+    """Compute the shards on a new pool of actors, and return those that fell to actors without a usable GPU."""
+    import ray.data
+
+    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    answers = numbers.map_batches(
+        _Actor,
+        fn_constructor_args=(job, pool.device, marker),
+        batch_size=1,
+        concurrency=min(actors, len(shards)),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        max_restarts=-1,
+        max_task_retries=LIVES,
+    )
+    left: list[int] = []
+    commits = 0
+    for row in answers.iter_rows():
+        answer = json.loads(row["answer"])
+        if "error" in answer:
+            raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
+        if "no_device" in answer:
+            log.warning("a GPU of %s is left out: %s", answer["host"], answer["no_device"])
+            left.append(answer["shard"])
+            if len(left) == len(shards):
+                raise NoDeviceLeft(f"{answer['no_device']} (on {answer['host']})")
+        if "commit" in answer:
+            commits += 1
+            yield Commit.from_record(answer["commit"])
+    return left if commits and not marker.exists() else []
+
+
 class _Actor:
-    """One actor of the pool: a crew of one."""
+    """One actor: a pool of one worker."""
 
     def __init__(self, job: StageJob, device: str, marker: Path) -> None:
         self._marker = marker
-        self._crew = Crew(job, [device], threading.Event())
+        self._workers = WorkerPool(job, [device], threading.Event())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         answers = [self._compute(int(shard)) for shard in batch["shard"]]
         return {"answer": [json.dumps(answer) for answer in answers]}
 
     def _compute(self, shard: int) -> dict[str, Any]:
-        """The commit; an error is a value too, for Ray would wrap it. Nothing once the marker tells to stop."""
+        """Return the commit; or an error as a value, since Ray would wrap it; or nothing once the marker exists."""
         if self._marker.exists():
             return {}
+        host = socket.gethostname()
         try:
-            [commit] = self._crew.run([shard])
+            [commit] = self._workers.run([shard])
+        except NoDeviceLeft as error:
+            time.sleep(NO_DEVICE_SECONDS)  # an actor that fails at once would take every shard from the others
+            return {"no_device": str(error), "host": host, "shard": shard}
         except (OvsegError, OSError, RuntimeError) as error:
-            return {"error": f"{error}", "host": socket.gethostname()}
+            return {"error": f"{error}", "host": host}
         return {"commit": commit.to_record()}

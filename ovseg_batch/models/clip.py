@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import Variant, attend, neighbourhood
 from ovseg_batch.models import zoo
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.mask_tokens import MaskTokens
 from ovseg_batch.models.regions import region_features
@@ -63,6 +64,7 @@ class DenseClip:
         self.model = cast(Any, model.float().eval().to(device))
         self.tokenizer_id = tokenizer_id
         self._tokenize = tokenize
+        self._prompts = BatchSize(TEXT_BATCH, "prompts")
         self.visual = self.model.visual
         self.activation: str = type(self.visual.transformer.resblocks[0].mlp.gelu).__name__
         fuse_quick_gelu(self.visual)
@@ -79,7 +81,16 @@ class DenseClip:
             OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
         """
         model, tokenize, tokenizer_id, preprocess = build(spec)
-        return cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
+        clip = cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
+        if device.type == "cuda":
+            clip.warm_up()
+        return clip
+
+    def warm_up(self) -> None:
+        """Embed a grey image: a device that does not work must fail before a shard."""
+        side = self.image_size
+        grey = torch.full((1, side, side, 3), 127, dtype=torch.uint8, device=self._device)
+        self.image_features(self.normalise(grey))
 
     @property
     def patch(self) -> int:
@@ -101,11 +112,12 @@ class DenseClip:
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> Tensor:
         """(P, D) float32 on the CPU, L2-normalised. Always in fp32, so that a cache serves every precision."""
-        parts = []
-        for start in range(0, len(prompts), TEXT_BATCH):
-            tokens = self._tokenize(prompts[start : start + TEXT_BATCH]).to(self._device)
-            parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu())
-        return torch.cat(parts)
+
+        def encode(batch: slice) -> Tensor:
+            tokens = self._tokenize(prompts[batch]).to(self._device)
+            return F.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
+
+        return torch.cat(self._prompts.run(len(prompts), encode))
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 RGB on the device → (B, 3, H, W) float32 as CLIP was trained on."""

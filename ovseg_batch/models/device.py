@@ -1,4 +1,8 @@
-"""Where and in which precision the models run, and what makes them run fast there."""
+"""Where and in which precision the models run, and what makes them run fast there.
+
+No function here runs when the module is imported: a process that queries CUDA before it forks cannot use a GPU in its
+children.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,11 @@ import ctypes
 import torch
 from torch import nn
 
-from ovseg_batch.errors import UsageError
+from ovseg_batch.errors import DeviceLost, OvsegError, UsageError
+from ovseg_batch.models.faults import first_line
+
+HALF_SINCE = 8  # major compute capability from which GPUs multiply bf16 in hardware (Ampere)
+PROBE_SIDE = 64  # of the product that shows that a GPU computes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MULTIPLIES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
@@ -40,11 +48,65 @@ def resolve_device(device: str) -> torch.device:
 
 
 def precision(asked: str, device: str, large: bool = False) -> str:
-    """`auto` is bf16 on a GPU and fp32 on a CPU, but there too bf16 for a `large` model if the CPU has AMX."""
+    """Return the precision that a setting means on a device.
+
+    Args:
+        asked: `fp32`, `bf16`, `fp16` or `auto`. `auto` is `half_precision()` on a GPU and fp32 on a CPU, but bf16 for
+            a large model on a CPU with AMX.
+        device: as `resolve_device` takes it.
+        large: whether the model is of full size.
+    """
     if asked != "auto":
         return asked
-    fast = resolve_device(device).type == "cuda" or (large and bool(torch.cpu.get_capabilities().get("amx_bf16")))
-    return "bf16" if fast else "fp32"
+    if resolve_device(device).type == "cuda":
+        return half_precision()
+    return "bf16" if large and torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+
+
+def half_precision() -> str:
+    """Return `bf16` where every visible GPU multiplies it in hardware, otherwise `fp16`.
+
+    PyTorch emulates bf16 on older GPUs, which is slower than fp32. One answer serves all GPUs: workers on different
+    GPUs must give the same masks.
+
+    Raises:
+        OvsegError: the driver does not answer.
+    """
+    if torch.version.hip:
+        return "bf16"
+    try:
+        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:
+        raise OvsegError(
+            f"PyTorch sees a GPU, but CUDA does not start: {first_line(error)}. `ovseg-batch doctor` checks the GPUs; "
+            "--device cpu computes without them."
+        ) from None
+    return "bf16" if all(major >= HALF_SINCE for major, _ in capabilities) else "fp16"
+
+
+def prepare(device: str) -> None:
+    """Prepare this process for computing on a device, and verify that the device computes.
+
+    On a GPU, fp32 means IEEE fp32: TF32 is off in matrix products and in convolutions. The stages take bf16 or fp16
+    where speed matters, and what they keep in fp32 (softmax, norms, resizing) needs its digits.
+
+    Raises:
+        DeviceLost: the GPU cannot be used.
+    """
+    target = torch.device(device)
+    if target.type != "cuda":
+        keep_memory()
+        return
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        torch.cuda.set_device(target.index or 0)  # sam2 allocates on the current GPU while it builds a model
+        ones = torch.ones(PROBE_SIDE, PROBE_SIDE, device=target)
+        total = float((ones @ ones).sum())
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch without CUDA
+        raise DeviceLost(first_line(error)) from None
+    if total != PROBE_SIDE**3:
+        raise DeviceLost(f"a product of ones sums to {total}, not {PROBE_SIDE**3}")
 
 
 def autocast(device: torch.device, kind: str) -> torch.autocast:

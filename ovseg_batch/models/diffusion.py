@@ -9,11 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models.pipelines import PipelineSpec
@@ -60,6 +57,11 @@ class Inpainter:
         Raises:
             OvsegError: the folder cannot be loaded.
         """
+        # Imported here: diffusers queries CUDA when it is imported, after which a fork server is of no use to a GPU.
+        import diffusers
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
         if offload != "none" and (device.type != "cuda" or importlib.util.find_spec("accelerate") is None):
             raise UsageError(
                 f"inpaint.offload: {offload} needs a GPU and the package accelerate (pip install ovseg-batch[offload])."

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import zoo
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import DTYPES, autocast, lower
 from ovseg_batch.models.mask_decoder import MaskDecoder, laid_by_place
 from ovseg_batch.models.weights import read_state_dict
@@ -30,7 +31,9 @@ from ovseg_batch.models.weights import read_state_dict
 Array = np.ndarray[Any, Any]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as sam2.utils.transforms
-CHUNK_CPU, CHUNK_GPU = 8, 256  # prompts a decoder call; on a CPU many at once are slower than few
+#: Prompts of a decoder call. On a CPU many at once are slower than few. On a GPU 64 prompts of SAM 2.1 large take about
+#: 1.3 GiB in bf16, so that they fit an 8 GB card beside the weights and the encoder; 256 would take 4.5 GiB.
+POINTS_CPU, POINTS_GPU = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,17 @@ class Embedding:
 
 
 class Sam:
-    """A SAM2 model on a device."""
+    """A SAM2 model on a device.
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+    Args:
+        model: the sam2 package's own.
+        device, precision: where and how it runs.
+        points: prompts of a decoder call; None: `POINTS_CPU` or `POINTS_GPU`.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str, points: int | None = None) -> None:
+        usual = POINTS_GPU if device.type == "cuda" else POINTS_CPU
+        self.points = BatchSize(points or usual, "points")
         self.model = cast(Any, model.float().eval().to(device))
         self._decoder = MaskDecoder(self.model.sam_mask_decoder, DTYPES[precision])
         lower(model, precision)
@@ -59,22 +70,28 @@ class Sam:
         encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)  # else made anew for every image
 
     @classmethod
-    def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str) -> Sam:
+    def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str, points: int | None = None) -> Sam:
         """Build by the sam2 package and load weights strictly: Meta's `{"model": …}` .pt files, or safetensors.
+
+        Args: as the class takes them.
 
         Raises:
             OvsegError: weights that do not fit the config, or a file that cannot be trusted or read.
         """
-        return cls(load_own(spec), device, precision)
+        sam = cls(load_own(spec), device, precision, points)
+        if device.type == "cuda":
+            sam.warm_up()
+        return sam
+
+    def warm_up(self) -> None:
+        """Compute the masks of one point in a grey image: a device that does not work must fail before a shard."""
+        [embedding] = self.embed([np.full((self.image_size, self.image_size, 3), 127, np.uint8)])
+        self.predict(embedding, np.full((1, 2), self.image_size / 2, np.float32))
 
     @property
     def image_size(self) -> int:
         side: int = self.model.image_size
         return side
-
-    def chunk(self, asked: int | None) -> int:
-        """Prompts a decoder call: as asked, else 8 on a CPU and 256 on a GPU."""
-        return asked or (CHUNK_GPU if self._device.type == "cuda" else CHUNK_CPU)
 
     @torch.inference_mode()
     def preprocess(self, image: Array) -> Tensor:
@@ -131,9 +148,8 @@ class Sam:
         boxes: Array | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
-        chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The masks of P prompts, each a point and, where given, a box and a rough mask.
+        """Compute the masks of P prompts, each a point and, where given, a box and a rough mask.
 
         Args:
             embedding: of the image.
@@ -141,7 +157,6 @@ class Sam:
             boxes: (P, 4) float x0, y0, x1, y1 in the same pixels.
             masks: (P, s / 4, s / 4) float32 mask logits over the whole image.
             multimask: three masks for each prompt, else one.
-            chunk: prompts a decoder call; as `chunk`.
 
         Returns:
             mask logits (P, 3 or 1, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3 or 1) float32.
@@ -154,18 +169,12 @@ class Sam:
         kinds = torch.tensor([1] if boxes is None else [2, 3, 1], dtype=torch.int32, device=self._device)
         grid = (embedding.coarse.shape[-2], embedding.coarse.shape[-1])
         finest, finer = (laid_by_place(part, grid) for part in embedding.fine)
-        chunk = self.chunk(chunk)
-        parts = [
-            self._decode(
-                embedding.coarse,
-                (finer, finest),
-                coordinates[k : k + chunk],
-                kinds,
-                None if masks is None else masks[k : k + chunk, None],
-                multimask,
-            )
-            for k in range(0, len(coordinates), chunk)
-        ]
+
+        def decode(batch: slice) -> tuple[Tensor, Tensor]:
+            rough = None if masks is None else masks[batch, None]
+            return self._decode(embedding.coarse, (finer, finest), coordinates[batch], kinds, rough, multimask)
+
+        parts = self.points.run(len(coordinates), decode)
         return torch.cat([logits for logits, _ in parts]), torch.cat([rated for _, rated in parts])
 
     def _decode(

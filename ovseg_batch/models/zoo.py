@@ -300,7 +300,7 @@ def _is_openai_layout(file: str) -> bool:
             with safe_open(file, "pt") as opened:
                 return "input_resolution" in opened.keys()  # noqa: SIM118 - not a dict
         return "input_resolution" in weights_files.read_state_dict(file)
-    except OvsegError:
+    except Exception:  # a damaged file raises whatever its parser raises; loading it reports it
         return False
 
 

@@ -21,7 +21,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
@@ -30,7 +29,9 @@ from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader, ArrayWriter
 from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS, TABLE, ResultWriter, read_results
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import precision
+from ovseg_batch.models.faults import is_out_of_memory
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.store import FILES, StageStore
@@ -41,12 +42,14 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
+Progress = Callable[[RowResult], None]
+
 ARRAYS = ".npz"
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one worker of a stage holds on to: `accelerator` when it runs a model."""
+    """What one worker of a stage needs. Without an `accelerator` it computes on the CPU and reserves no GPU."""
 
     accelerator: bool = True
 
@@ -138,6 +141,7 @@ def run_shard(
     upstream_stores: Mapping[str, StageStore],
     charged: Mapping[int, str] | None = None,
     retry: bool = False,
+    progress: Progress = lambda result: None,
 ) -> Commit:
     """Compute one shard and commit it. The only place where a commit record is written.
 
@@ -145,6 +149,7 @@ def run_shard(
         charged: row → why: rows that kill the process and fail without being looked at.
         retry: keep the committed rows that are well and compute the failed ones alone; so it is where the manifest
             has changed, of the rows that are as they were.
+        progress: called with each result that the stage has computed.
 
     Raises:
         OSError: the disk is full or gone; nothing of the shard is visible then.
@@ -158,7 +163,7 @@ def run_shard(
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
         kept = stack.enter_context(Upstream(store, shard)) if previous and (retry or outdated) else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
-        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept, same))
+        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept, same, progress))
         tally, files = _write(stage, store, shard, results)
         commit = Commit(
             stage=stage.name,
@@ -186,15 +191,28 @@ def probe_shard(
     shard: int,
     rows: Sequence[ImageRow],
     upstream_stores: Mapping[str, StageStore],
-    note: Callable[[int], None],
+    begin: Callable[[int], None],
+    progress: Progress,
 ) -> None:
-    """Do each row's work by itself and keep nothing, so that whoever hears `note` knows at which one a worker died."""
+    """Process rows one at a time and discard the results, to find the row that crashes the worker.
+
+    Args:
+        begin: called with the number of each row before it is processed.
+        progress: called with each result.
+    """
     with contextlib.ExitStack() as stack:
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
         for row in rows:
-            note(row.row)
-            for _ in stage.process([row], upstream):
+            begin(row.row)
+            for _ in _reported(stage.process([row], upstream), progress):
                 pass
+
+
+def _reported(results: Iterable[RowResult], progress: Progress) -> Iterator[RowResult]:
+    """Yield the results, and call `progress` with each."""
+    for result in results:
+        progress(result)
+        yield result
 
 
 def _results(
@@ -204,10 +222,12 @@ def _results(
     charged: Mapping[int, str],
     kept: Upstream | None,
     same: Collection[int],
+    progress: Progress,
 ) -> Iterator[RowResult]:
     """What the stage says of the rows that it is asked for, and in between what is known of the others."""
     known = {number for number in same if kept is not None and kept.failure(number) is None}
-    fresh = stage.process([row for row in rows if row.row not in known and row.row not in charged], upstream)
+    todo = [row for row in rows if row.row not in known and row.row not in charged]
+    fresh = _reported(stage.process(todo, upstream), progress)
     for row in rows:
         if row.row in charged:
             yield failed(row, FailureCode.CRASHED, charged[row.row])
@@ -297,24 +317,31 @@ def finite(result: RowResult) -> RowResult:
     return result
 
 
-def split_on_failure(compute: Callable[[Sequence[T]], Sequence[R]], batch: Sequence[T]) -> list[R | RowError]:
-    """Run a batch; where it does not fit or the model raises, halve it until the one to blame stands alone.
+def split_on_failure(
+    compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], size: BatchSize | None = None
+) -> list[R | RowError]:
+    """Compute items in batches, and charge those that cannot be computed even alone.
+
+    Args:
+        compute: returns one result per item.
+        size: the batch size, which shrinks when memory runs out; None: all items at once.
 
     Returns:
         One entry per item: its result, or the `RowError` to charge to its row.
+
+    Raises:
+        DeviceLost: the GPU does not work in this process any more. No item is charged.
     """
-    try:
-        return list(compute(batch))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        code, reason = FailureCode.OUT_OF_MEMORY, str(error)
-    except (RuntimeError, ValueError) as error:
-        code, reason = FailureCode.MODEL, f"{type(error).__name__}: {error}"
-    if len(batch) == 1:
-        return [RowError(code, reason)]
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    middle = len(batch) // 2
-    return split_on_failure(compute, batch[:middle]) + split_on_failure(compute, batch[middle:])
+    size = size or BatchSize(max(len(items), 1))
+    batches = size.run(len(items), lambda batch: [*compute(items[batch])], _charge)
+    return list(itertools.chain.from_iterable(batches))
+
+
+def _charge(error: Exception) -> list[Any]:
+    """Return the result of a single item whose computation raised."""
+    if is_out_of_memory(error):
+        return [RowError(FailureCode.OUT_OF_MEMORY, str(error))]
+    return [RowError(FailureCode.MODEL, f"{type(error).__name__}: {error}")]
 
 
 def ready(
@@ -333,7 +360,7 @@ def ready(
 
 
 def precision_of(config: Config, spec: ModelSpec) -> str:
-    """In which precision a model runs."""
+    """Return the precision in which a model runs."""
     own = config.clip.precision if spec.kind == "clip" else config.sam.precision
     return precision(own or config.run.precision, config.run.device, not spec.embedded)
 

@@ -92,9 +92,7 @@ def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[Po
     return sorted(points, key=lambda p: -p.area)[: settings.max_points]
 
 
-def prompted(
-    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
-) -> Found:
+def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
     """One point in every connected component of the dense map; of SAM2's three masks the one the map agrees with best.
 
     Source: thesis 3.1.6.
@@ -121,12 +119,10 @@ def prompted(
             if passed and label not in dense.ignore
         ]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings), claim)
 
 
-def guided(
-    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
-) -> Found:
+def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
     """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
 
     A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
@@ -141,12 +137,10 @@ def guided(
         chosen, classes, shares = best.tolist(), answers.classes.tolist(), coverage.tolist()
         return [_Claimed(p, chosen[p], classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings), claim)
 
 
-def trident(
-    sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig, chunk: int | None
-) -> Found:
+def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
     """Box, surest point and rough mask of every component together; one mask each.
 
     What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
@@ -158,7 +152,7 @@ def trident(
         classes, shares = answers.classes.tolist(), coverage.tolist()
         return [_Claimed(p, 0, classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, chunk, rough=dense), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, rough=dense), claim)
 
 
 def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | str) -> Found:
@@ -205,7 +199,6 @@ def _ask(
     labels: Array,
     points: Sequence[PointPrompt],
     settings: RefineConfig,
-    chunk: int | None,
     rough: DenseMap | None = None,
 ) -> Iterator[_Answers]:
     """SAM2's answers, view by view; with `rough` it is also given each component's box and its class's map."""
@@ -216,13 +209,13 @@ def _ask(
         coordinates = np.array([(p.x - x0, p.y - y0) for p in asked], np.float32)
         classes = torch.tensor([p.label for p in asked])
         if rough is None:
-            logits, predicted_iou = sam.predict(embedding, coordinates, chunk=chunk)
+            logits, predicted_iou = sam.predict(embedding, coordinates)
         else:
             boxes = np.array([p.box for p in asked], np.float32) - np.array([x0, y0, x0, y0], np.float32)
             side = sam.image_size // 4
             likely = rough.probabilities(view.box, (side, side))[classes]
             maps = torch.where(likely > ROUGH_FLOOR, ROUGH_GAIN * likely, torch.zeros_like(likely))
-            logits, predicted_iou = sam.predict(embedding, coordinates, boxes, maps, multimask=False, chunk=chunk)
+            logits, predicted_iou = sam.predict(embedding, coordinates, boxes, maps, multimask=False)
         h, w = logits.shape[-2:]
         seen = torch.from_numpy(sampled(labels[y0:y1, x0:x1], h, w)).to(logits.device)
         yield _Answers(view, logits, predicted_iou, classes.to(logits.device), seen)

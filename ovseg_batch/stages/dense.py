@@ -31,6 +31,7 @@ from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.settings import Config
@@ -131,6 +132,7 @@ class DenseStage:
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
+        self._batch = BatchSize(self._config.run.batch_size, "windows")
         self._variant = VARIANTS.get(self._config.dense.attention)
         if not self._features:
             self._text = self._words.features(self._clip, self._spec).to(self._device)
@@ -201,11 +203,9 @@ class DenseStage:
             pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
 
     def _see(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
-        for start in range(0, len(jobs), self._config.run.batch_size):
-            batch = jobs[start : start + self._config.run.batch_size]
-            seen: list[Array | RowError] = split_on_failure(self._seen, batch)
-            for (pending, index), kept in zip(batch, seen, strict=True):
-                pending.kept[index] = kept
+        seen: list[Array | RowError] = split_on_failure(self._seen, jobs, self._batch)
+        for (pending, index), kept in zip(jobs, seen, strict=True):
+            pending.kept[index] = kept
 
     @torch.inference_mode()
     def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:

@@ -22,6 +22,7 @@ from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
 from ovseg_batch.models import zoo
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
@@ -31,6 +32,9 @@ from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, r
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
+
+
+MASKS = 4096  # mask tokens of one forward
 
 
 class EmbedStage:
@@ -71,6 +75,8 @@ class EmbedStage:
         settings = self._config.classify
         self._device = resolve_device(device)
         self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
+        self._batch = BatchSize(self._config.run.batch_size, "crops")
+        self._masks = BatchSize(MASKS, "mask tokens")
         self._tokens: MaskTokens | None = None
         if settings.scorer == "mask-tokens":
             visual = self._clip.visual
@@ -113,8 +119,12 @@ class EmbedStage:
         batch = self._clip.normalise(torch.from_numpy(small)[None].to(self._device))
         grid = (side // self._clip.patch, side // self._clip.patch)
         touched = torch.cat([touched_patches(torch.from_numpy(mask)[None], grid) for mask in masks])
-        features: Array = self._clip.mask_features(tokens, batch, touched[None].to(self._device)).cpu().numpy()
-        return features
+
+        def encode(masks: slice) -> Array:  # a mask's token sees the picture's patches and no other mask's token
+            features = self._clip.mask_features(tokens, batch, touched[None, masks].to(self._device))
+            return features.cpu().numpy()
+
+        return np.concatenate(self._masks.run(len(touched), encode), axis=1)
 
     def _by_crops(self, image: Array, masks: Iterable[Array]) -> Array:
         settings, patch = self._config.classify, self._clip.patch
@@ -128,8 +138,10 @@ class EmbedStage:
 
     def _encoded(self, pictures: Sequence[Array]) -> Array:
         """(M, D) of pictures of one size."""
-        step = self._config.run.batch_size
-        batches = (torch.from_numpy(np.stack(pictures[k : k + step])) for k in range(0, len(pictures), step))
-        features = [self._clip.image_features(self._clip.normalise(batch.to(self._device))) for batch in batches]
-        encoded: Array = torch.cat(features).cpu().numpy()
-        return encoded
+
+        def encode(batch: slice) -> Array:
+            pixels = torch.from_numpy(np.stack(pictures[batch])).to(self._device)
+            features: Array = self._clip.image_features(self._clip.normalise(pixels)).cpu().numpy()
+            return features
+
+        return np.concatenate(self._batch.run(len(pictures), encode))

@@ -18,6 +18,7 @@ from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around, seamless
+from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.settings import Config
@@ -92,6 +93,7 @@ class Painter:
     def __init__(self, inpainter: Inpainter, brush: Brush, config: Config, keeps: bool) -> None:
         self._inpainter, self._brush, self._config, self._keeps = inpainter, brush, config, keeps
         self._size = brush.size
+        self._batch = BatchSize(config.inpaint.batch_size, "squares")
         self._canvases = 0
 
     def canvas(self, row: ImageRow, opened: Opened) -> Canvas:
@@ -176,8 +178,8 @@ class Painter:
     def _paint(self, tasks: list[_Task]) -> None:
         if not tasks:
             return
-        asked = split_on_failure(lambda part: self._ask(part, len(tasks)), tasks)
-        for task, painted in zip(tasks, asked, strict=True):
+        results = split_on_failure(self._generate, tasks, self._batch)
+        for task, painted in zip(tasks, results, strict=True):
             if isinstance(painted, RowError):
                 task.canvas.failure = painted
             elif painted is None:
@@ -185,11 +187,10 @@ class Painter:
             else:
                 self._lay_in(task, painted)
 
-    def _ask(self, part: Sequence[_Task], begun: int) -> list[Array | None]:
-        """What the generator paints. The half of a batch of `begun` that did not fit is not filled up again."""
-        brush, requests = self._brush, [task.request for task in part]
-        missing = self._config.inpaint.batch_size - len(requests) if len(requests) == begun else 0
-        filled = requests + requests[-1:] * missing
+    def _generate(self, tasks: Sequence[_Task]) -> list[Array | None]:
+        """Return what the generator paints. Batches are filled up, so that all squares run through the same kernels."""
+        brush, requests = self._brush, [task.request for task in tasks]
+        filled = requests + requests[-1:] * (self._batch.items - len(requests))
         painted = self._inpainter.paint(filled, brush.steps, brush.guidance, brush.strength)
         return painted[: len(requests)]
 

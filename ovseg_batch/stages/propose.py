@@ -91,7 +91,8 @@ class ProposeStage:
         return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config, self._spec))
+        points = self._config.run.point_chunk
+        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config, self._spec), points)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run
@@ -116,14 +117,14 @@ class ProposeStage:
         [embedding] = self._sam.embed([image])
         points = point_grid(settings.points_per_side, embedding.size)
         found: list[dict[str, Any]] = []
-        step = self._sam.chunk(self._config.run.point_chunk)
-        for start in range(0, len(points), step):
-            asked = points[start : start + step]
-            logits, rated = self._sam.predict(embedding, asked, chunk=step)
+        step = self._sam.points.items
+        for start in range(0, len(points), step):  # all masks of all points at once would fill the memory
+            prompts = points[start : start + step]
+            logits, rated = self._sam.predict(embedding, prompts)
             for p, m in (rated > settings.predicted_iou).nonzero().tolist():
                 proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size)
                 if proposal is not None:
-                    found.append({**proposal, "point": asked[p].tolist()})
+                    found.append({**proposal, "point": prompts[p].tolist()})
         arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
         return _Found(keep_distinct(found, settings.nms), arrays)
 

@@ -75,6 +75,11 @@ class _Underway:
     def pixels(self) -> int:
         return self.size[0] * self.size[1]
 
+    def result(self) -> RowResult:
+        if self.error is not None:
+            return failed(self.row, self.error.code, self.error.message)
+        return RowResult(self.row.row, self.row.key, self.values)
+
     def check_size(self) -> None:
         """Raises RowError where the file is not the picture any more that CLIP saw."""
         if self.image is not None and self.image.shape[:2] != self.size:
@@ -145,7 +150,8 @@ class RefineStage:
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         if self._spec is not None:
-            self._sam = Sam.load(self._spec, self._device, precision_of(self._config, self._spec))
+            kind, points = precision_of(self._config, self._spec), self._config.run.point_chunk
+            self._sam = Sam.load(self._spec, self._device, kind, points)
         if self._clip_spec is not None:
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = self._words.features(clip, self._clip_spec).to(self._device)
@@ -174,15 +180,25 @@ class RefineStage:
             return do
 
         steps = step(self._look), step(self._ask), step(self._assemble)
-        images = (
-            _Underway(row, None, upstream, image) if isinstance(image, RowError) else _Underway(row, image, upstream)
-            for row, image in self._images(todo)
-        )
-        for one in in_three_steps(images, *steps, _Underway.pixels, self._device.type == "cuda"):
-            if one.error is not None:
-                yield failed(one.row, one.error.code, one.error.message)
+
+        def refined(rows: Sequence[ImageRow], overlapping: bool) -> Iterator[_Underway]:
+            images = (
+                _Underway(row, None, upstream, image)
+                if isinstance(image, RowError)
+                else _Underway(row, image, upstream)
+                for row, image in self._images(rows)
+            )
+            return in_three_steps(images, *steps, _Underway.pixels, overlapping)
+
+        overlapping = self._device.type == "cuda"
+        alone: list[ImageRow] = []
+        for one in refined(todo, overlapping):
+            if overlapping and one.error is not None and one.error.code == FailureCode.OUT_OF_MEMORY:
+                alone.append(one.row)  # its neighbours in the overlap took memory too
             else:
-                yield RowResult(one.row.row, one.row.key, one.values)
+                yield one.result()
+        for one in refined(alone, overlapping=False):
+            yield one.result()
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where nothing will look at them."""
@@ -278,7 +294,7 @@ class RefineStage:
 
     def _found(self, one: _Underway) -> Found:
         """The masks that the method finds."""
-        settings, chunk = self._config.refine, self._config.run.point_chunk
+        settings = self._config.refine
         assert one.dense is not None
         if settings.method == "automatic":
             return voted(one.upstream["propose"].values(one.row.row)["proposals"], one.dense, settings.vote)
@@ -286,7 +302,7 @@ class RefineStage:
             return NOTHING
         see = functools.partial(self._embedding, self._sam, one.row.row, one.image, one.upstream)
         ask = {"guided": guided, "trident": trident}.get(settings.method, prompted)
-        return ask(self._sam, see, one.dense, one.points, settings, chunk)
+        return ask(self._sam, see, one.dense, one.points, settings)
 
     def _embedding(
         self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box

@@ -87,7 +87,7 @@ def _sam(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
 
     pyramid = encode()
     asked = torch.from_numpy(points[:, None]).to(device) * (ours.image_size / 512)
-    step = ours.chunk(None)
+    step = ours.points.items
 
     def decode() -> None:
         with autocast(device, kind):

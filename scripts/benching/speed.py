@@ -223,7 +223,7 @@ def _bare_sam(
         for batch, shape, asked in zip(batches, shapes, points, strict=True):
             if len(asked):
                 coarse, *fine = (sam._ready(part) for part in _flat(sam.forward_bare(batch)))
-                sam.predict(Embedding(coarse, tuple(fine), shape), asked, chunk=config.run.point_chunk)
+                sam.predict(Embedding(coarse, tuple(fine), shape), asked)
 
     return forward
 

@@ -1,0 +1,235 @@
+"""One worker process: how it is started, what it computes, and how it ends.
+
+Workers on a GPU are spawned, since CUDA does not survive a fork. Workers on a CPU are forked from a server that has
+imported the stages and started no thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from ovseg_batch.engine.devices import is_gpu, own_device
+from ovseg_batch.engine.job import StageJob
+from ovseg_batch.errors import DeviceLost, OvsegError
+from ovseg_batch.models.faults import first_line, is_lost
+from ovseg_batch.types import RowResult
+
+PRELOADED = ["ovseg_batch.stages.registry"]  # by the fork server; no module here may query CUDA when it is imported
+SIGNALS = {signal.SIGINT, signal.SIGTERM}  # the parent receives them, and lets the workers finish their shards
+LOST = 70  # exit status of a worker that has lost its GPU
+END_SECONDS = 10.0  # to wait for a killed process; one that hangs in a driver may not end
+STOP_SECONDS = 60.0  # for a worker to end by itself
+PROGRESS_SECONDS = 1.0  # between two messages about finished rows
+
+
+@dataclass(slots=True)
+class Task:
+    """A shard to compute.
+
+    Attributes:
+        deaths: workers that died on it.
+        charged: row → why: rows to blame.
+        passed: rows that the search has processed without a death.
+        accused: rows that have ever been charged.
+        suspect: a row at which one worker died on its own; it is tried once more.
+        searched: whether every row has been charged or has passed.
+    """
+
+    shard: int
+    deaths: int = 0
+    charged: dict[int, str] = field(default_factory=dict)
+    passed: set[int] = field(default_factory=set)
+    accused: set[int] = field(default_factory=set)
+    suspect: int | None = None
+    searched: bool = False
+
+
+class Worker:
+    """One process with the stage's models, and a pipe to it.
+
+    Attributes:
+        task: what it computes; None: it waits.
+        row: the row that it processes on its own.
+        ready: whether its models are loaded.
+        heard: when its last message arrived, by `time.monotonic()`.
+    """
+
+    def __init__(self, job: StageJob, device: str) -> None:
+        self.task: Task | None = None
+        self.row: int | None = None
+        self.ready = False
+        self.heard = time.monotonic()
+        context = _context(device)
+        device, own = own_device(device, os.environ)
+        environment = {**os.environ, **own}  # as it is now, not as it was when the fork server started
+        self.pipe, theirs = context.Pipe()
+        level = logging.getLogger("ovseg_batch").getEffectiveLevel()
+        self._process: Any = context.Process(target=_serve, args=(job, device, theirs, environment, level))  # type: ignore[attr-defined]
+        with _without_main(), _environment(own), _blocked_signals():
+            self._process.start()
+        theirs.close()
+
+    def give(self, task: Task, tries: int) -> None:
+        """Send a shard; one on which `tries` workers have died is searched first."""
+        self.task, self.row, self.heard = task, None, time.monotonic()
+        search = task.deaths >= tries and not task.searched
+        with contextlib.suppress(BrokenPipeError):  # the process has died, which the pipe's end reports
+            self.pipe.send((task.shard, task.charged, task.passed if search else None, task.suspect))
+
+    def cause_of_death(self) -> str:
+        """Wait for the process, and say how it ended."""
+        self._process.join(END_SECONDS)
+        code = self._process.exitcode or 0
+        self.pipe.close()
+        if code == -signal.SIGKILL:
+            return "it was killed, most likely because memory ran out"
+        return f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"
+
+    def end(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.join(END_SECONDS)
+        self.pipe.close()
+
+    def stop(self, at_once: bool) -> None:
+        """End the process: now, or after its shard."""
+        if at_once:
+            self.end()
+            return
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self._process.join(STOP_SECONDS)
+        self.end()
+
+
+def _context(device: str) -> BaseContext:
+    if is_gpu(device):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from importing the caller's script, which may start runs outside of `if __name__ == …`."""
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change the environment while a process is spawned: it must see its own GPU before it imports anything."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Block signals while a process is spawned. It inherits the mask, so that a Ctrl-C does not end it at once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Home(logging.Handler):
+    """A worker's messages to its parent: results, and log records, which the parent shows."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+        self._told = -PROGRESS_SECONDS
+
+    def send(self, kind: str, content: Any = None) -> None:
+        with self.lock or contextlib.nullcontext():  # threads log too
+            self._pipe.send((kind, content))
+
+    def progress(self, result: RowResult) -> None:
+        """Report that a row is finished, and whether it is well."""
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            self.send("progress", result.ok)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = record.getMessage(), None
+        self.send("log", record)
+
+
+def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[str, str], level: int) -> None:
+    """Load the models, then compute shard after shard until the parent ends the pipe."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    home = _Home(pipe)
+    logger = logging.getLogger("ovseg_batch")
+    logger.handlers, logger.propagate = [home], False
+    logger.setLevel(level)
+    try:
+        opened = job.open(device)
+        home.send("ready")
+        while (task := pipe.recv()) is not None:
+            shard, charged, passed, suspect = task
+            if passed is not None:
+                begin = functools.partial(home.send, "row")
+                opened.probe(shard, passed.union(charged), suspect, begin, home.progress)
+                home.send("searched")
+            else:
+                home.send("commit", opened.compute(shard, charged, home.progress))
+    except EOFError:
+        return
+    except Exception as error:
+        if is_gpu(device) and is_lost(error):
+            home.send("lost", f"the GPU failed: {first_line(error)}")
+            os._exit(LOST)  # an orderly end would use the GPU, and may hang
+        home.send("error", _portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error if it can be pickled, otherwise a RuntimeError with its traceback."""
+    if isinstance(error, OvsegError | OSError | DeviceLost):
+        with contextlib.suppress(Exception):
+            pickle.loads(pickle.dumps(error))
+            return error
+    return RuntimeError("in a worker:\n" + "".join(traceback.format_exception(error)))
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent has ended: it would wait for ever, and keep its models on the GPU."""
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
+    os._exit(1)

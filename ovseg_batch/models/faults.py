@@ -1,0 +1,62 @@
+"""What an error of PyTorch means: memory ran out, the GPU is lost to this process, or the model failed."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from ovseg_batch.errors import DeviceLost
+
+#: Parts of the messages by which PyTorch and CUDA's libraries report that they could not allocate memory.
+MEMORY_ERRORS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "unable to find an engine to execute",
+    "unable to find a valid cudnn algorithm",
+)
+
+
+def has_started() -> bool:
+    """Return whether this process uses a GPU."""
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in MEMORY_ERRORS)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether the GPU does not work in this process any more.
+
+    After a device-side assert, an illegal access or a lost device, every later operation of the process fails too. The
+    error itself does not always show it: cuBLAS and cuDNN raise a plain RuntimeError. A synchronisation shows it.
+    """
+    if isinstance(error, DeviceLost):
+        return True
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error) or not has_started():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def release_memory() -> None:
+    """Release what Python no longer reaches and what PyTorch caches on the GPU."""
+    gc.collect()
+    if has_started():
+        torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
