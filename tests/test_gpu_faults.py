@@ -1,0 +1,421 @@
+"""GPUs that fail: an image is charged only when it fails on its own, and a run ends only when no device is left.
+
+The GPUs are emulated (tests/emulated_gpu). The fused stage computes dense and refine in one pass, so that a run has one
+set of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Done
+from PIL import Image
+from test_gpu_runs import emulated_environment
+
+from ovseg_batch.engine.devices import own_device
+from ovseg_batch.models.batches import BatchSize
+
+FUSED = ("--set", "dense.cache=none", "--set", "run.precision=fp32", "--set", "run.threads=1", "--device", "cuda")
+POISON = (250, 3, 129)  # a colour that no scene has
+LATER = 40  # operations before a fault strikes
+
+Emulated = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def emulated(cache: Path) -> Emulated:
+    """Run `ovseg-batch` in a process that sees emulated GPUs; keyword arguments go into its environment."""
+
+    def run(*arguments: object, gpus: int = 2, **environment: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "ovseg_batch", *map(str, arguments)],
+            env=emulated_environment(gpus, OVSEG_CACHE=str(cache), **environment),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def images(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The middle of four scenes."""
+    folder = tmp_path_factory.mktemp("small") / "images"
+    folder.mkdir()
+    for file in sorted((few_scenes / "images").iterdir())[:4]:
+        with Image.open(file) as image:
+            image.crop((32, 32, 160, 160)).save(folder / f"{file.stem}.png")
+    return folder
+
+
+def job(images: Path, workdir: Path, *more: object) -> tuple[object, ...]:
+    """A run of four images in two shards."""
+    shards = ("--set", "manifest.shard_rows=2")
+    return "run", images, "-o", workdir, "--labels", "sky, grass, tree, house", *FUSED, *shards, *more
+
+
+def masks(workdir: Path) -> dict[str, list[tuple[str, str]]]:
+    """Category and RLE of every mask, by image."""
+    content = json.loads((workdir / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    found: dict[str, list[tuple[str, str]]] = {image["file_name"]: [] for image in content["images"]}
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    for one in content["annotations"]:
+        found[files[one["image_id"]]].append((names[one["category_id"]], one["segmentation"]["counts"]))
+    return found
+
+
+def failures(workdir: Path) -> list[tuple[str, str]]:
+    with (workdir / "failures.csv").open(newline="") as file:
+        return [(line["row"], line["code"]) for line in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory, emulated: Emulated) -> Path:
+    """The run on one GPU without a fault."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = emulated(*job(images, workdir), gpus=1)
+    assert done.returncode == 0, done.stderr
+    assert sum(map(len, masks(workdir).values())) > 8
+    return workdir
+
+
+# Sticky errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["assert", "cublas"])
+def test_a_sticky_error_ends_its_worker_and_charges_no_image(
+    kind: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    """cuBLAS raises a plain RuntimeError; only the synchronisation that follows shows that the GPU is lost."""
+    fault = f"{kind}@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").exists()
+    assert "a worker on cuda:0 died in shard" in done.stderr and "the GPU failed: CUDA error" in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+def test_an_error_that_leaves_the_gpu_healthy_does_not_end_the_worker(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    """A batch of windows fails once; its halves do not."""
+    fault = f"cublas-once@dense.py:_seen:{LATER}!{tmp_path / 'mark'}"
+    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").exists() and "died" not in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+def test_only_the_image_that_fails_again_on_its_own_is_charged(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = sorted(path.name for path in images.iterdir())
+    for name in names:
+        (folder / name).write_bytes((images / name).read_bytes())
+    with Image.open(folder / names[1]) as image:
+        pixels = np.asarray(image).copy()
+    pixels[40:80, 40:80] = POISON
+    Image.fromarray(pixels).save(folder / names[1])
+    fault = f"colour={'.'.join(map(str, POISON))}"
+    done = emulated(*job(folder, tmp_path / "run"), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 3, done.stderr
+    assert failures(tmp_path / "run") == [("1", "crashed")]
+    found, expected = masks(tmp_path / "run"), masks(undisturbed)
+    assert [name for name in names if found.get(name) != expected[name]] == [names[1]]
+
+
+def test_a_gpu_that_fails_in_the_commands_own_process_is_replaced_by_a_worker(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    fault = f"assert@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    done = emulated(*job(images, tmp_path / "run", "--workers", "0"), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 0, done.stderr
+    assert "a worker process takes over" in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+# Devices that are left out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("unusable#1", "a worker did not start on cuda:1: the GPU failed: CUDA error"),
+        (f"assert@refine.py:_found:{LATER}#1", "a worker on cuda:1 died in shard"),
+    ],
+    ids=["at start", "later"],
+)
+def test_another_gpu_computes_what_one_that_fails_does_not(
+    fault: str, message: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    done = emulated(*job(images, tmp_path / "run", "--set", "manifest.shard_rows=1"), EMULATED_FAULTS=fault)
+    assert done.returncode == 0, done.stderr
+    assert message in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+@pytest.mark.parametrize("fault", ["unusable", "assert@refine.py:_found"], ids=["at start", "later"])
+def test_a_run_without_a_working_gpu_ends_with_a_sentence_and_charges_nothing(
+    fault: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 1, done.stderr
+    assert "cuda:0 is left out" in done.stderr
+    assert "no device is left to compute on" in done.stderr and "ovseg-batch doctor" in done.stderr
+    assert not list((tmp_path / "run").glob("stages/*/commits/*/*.json"))
+    resumed = emulated(*job(images, tmp_path / "run"), gpus=1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+def test_models_that_a_gpu_does_not_hold_leave_it_out(images: Path, tmp_path: Path, emulated: Emulated) -> None:
+    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_OOM="100000@setup")
+    assert done.returncode == 1, done.stderr
+    assert "loading the models failed" in done.stderr and "out of memory" in done.stderr
+
+
+# Out of memory -------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_size_halves_and_stays() -> None:
+    sizes: list[int] = []
+    batch = BatchSize(8)
+
+    def compute(part: slice) -> int:
+        sizes.append(part.stop - part.start)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return part.start
+
+    assert batch.run(8, compute) == [0, 2, 4, 6]
+    assert (sizes, batch.items) == ([8, 4, 2, 2, 2, 2], 2)
+    sizes.clear()
+    assert batch.run(3, compute) == [0, 2]
+    assert sizes == [2, 1]
+
+
+def test_an_item_that_never_fits_does_not_shrink_the_batches_of_the_others() -> None:
+    batch = BatchSize(4)
+
+    def compute(part: slice) -> list[int]:
+        items = [*range(8)][part]
+        if 5 in items:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return items
+
+    assert batch.run(8, compute, lambda error: []) == [[0, 1, 2, 3], [4], [], [6, 7]]
+    assert batch.items == 4
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.run(8, compute)
+    assert batch.items == 4
+
+
+def test_an_item_is_tried_again_after_cached_memory_is_released() -> None:
+    tried = 0
+
+    def compute(part: slice) -> str:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert BatchSize(1).run(1, compute) == ["done"]
+
+
+@pytest.mark.parametrize("where, name", [("sam.py:_decode", "points"), ("clip.py:patch_features", "windows")])
+def test_out_of_memory_halves_what_is_computed_at_once(
+    where: str, name: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    """The limit is what one call with half of the items takes at most."""
+    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_OOM=f"{LARGEST[where]}@{where}")
+    assert done.returncode == 0, done.stderr
+    assert f"{name} at once instead of" in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+#: Bytes of the largest result of a call that is allowed, by the function that issues it.
+LARGEST = {"sam.py:_decode": 1_000_000, "clip.py:patch_features": 200_000}
+
+
+# A worker without progress -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_hangs_is_killed_and_its_shard_goes_to_another(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    stall = ("--set", "run.stall_minutes=0.75")
+    fault = f"hang@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    done = emulated(*job(images, tmp_path / "run", *stall), gpus=1, EMULATED_FAULTS=fault)
+    assert done.returncode == 0, done.stderr
+    assert "it finished no image for 0.75 minutes (run.stall_minutes) and was killed" in done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+# Precision -----------------------------------------------------------------------------------------------------------
+
+
+SETTLED = """
+from ovseg_batch.config import load_config
+from ovseg_batch.planning import settle
+from ovseg_batch.models.device import prepare
+import torch
+prepare("cuda:0")
+config = settle(load_config(flags={"labels": "sky", "clip.precision": "auto"}, environment={}))
+print(config.run.precision, config.clip.precision, config.sam.precision)
+print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+"""
+
+
+@pytest.mark.parametrize(
+    "capabilities, precision", [("9.0", "bf16"), ("8.0,8.6", "bf16"), ("7.5", "fp16"), ("9.0,7.0", "fp16")]
+)
+def test_auto_is_bf16_only_where_every_gpu_has_it(capabilities: str, precision: str) -> None:
+    environment = emulated_environment(2, EMULATED_CAPABILITY=capabilities)
+    done = subprocess.run([sys.executable, "-c", SETTLED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    chosen, tf32 = done.stdout.splitlines()
+    assert chosen == f"{precision} {precision} None"
+    assert tf32 == "False False", "fp32 means IEEE fp32"
+
+
+# Which GPU a worker sees ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "device, listed, name, visible",
+    [
+        ("cpu", None, "cpu", None),
+        ("cuda", None, "cuda:0", "0"),
+        ("cuda:3", None, "cuda:0", "3"),
+        ("cuda:1", "4, 6", "cuda:0", "6"),
+        ("cuda:1", "GPU-ab,GPU-cd", "cuda:0", "GPU-cd"),
+        ("cuda:0", "MIG-ab,MIG-cd", "cuda:0", "MIG-ab"),
+        ("cuda:2", "4,6", "cuda:0", ""),
+        ("cuda", "", "cuda:0", ""),
+    ],
+)
+def test_a_worker_sees_its_own_gpu_alone(device: str, listed: str | None, name: str, visible: str | None) -> None:
+    environment = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    expected = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert own_device(device, environment) == (name, expected)
+
+
+QUERIES = """
+import importlib, sys, traceback
+import torch
+
+def trap(owner, name):
+    real = getattr(owner, name)
+    def query(*arguments, **options):
+        modules = [f.f_globals.get("__name__") for f, _ in traceback.walk_stack(None) if f.f_code.co_name == "<module>"]
+        print(next((m for m in modules if m not in ("__main__", None)), "?"))
+        return real(*arguments, **options)
+    setattr(owner, name, query)
+
+for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
+    trap(torch.cuda, name)
+trap(torch._C, "_cuda_getDeviceCount")
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+"""
+
+
+def modules_that_query_cuda(*imported: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", QUERIES, *imported], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        ("ovseg_batch.engine.process", "ovseg_batch.stages.registry"),
+        ("ray.data", "ovseg_batch.engine.ray", "ovseg_batch.stages.registry"),
+        ("ovseg_batch.cli", "ovseg_batch.pipeline", "ovseg_batch.api"),
+    ],
+    ids=["local", "ray", "command"],
+)
+def test_no_module_that_is_imported_before_a_worker_exists_queries_cuda(imported: tuple[str, ...]) -> None:
+    assert modules_that_query_cuda(*imported) == set()
+
+
+def test_a_module_that_queries_cuda_would_be_named() -> None:
+    assert modules_that_query_cuda("diffusers.utils.torch_utils") == {"diffusers.utils.torch_utils"}
+
+
+# The end of a run ----------------------------------------------------------------------------------------------------
+
+
+def on_devices(log: Path) -> set[int]:
+    """The processes that have used a GPU and still run."""
+    pids = {int(path.name.partition("-")[0]) for path in log.glob("*-*")} if log.is_dir() else set()
+    return {pid for pid in pids if _runs(pid)}
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt twice", "terminate the group"])
+def test_no_process_is_left_on_a_gpu(how: str, images: Path, tmp_path: Path, cache: Path) -> None:
+    """The GPU hangs, so that no worker ends by itself."""
+    log = tmp_path / "log"
+    environment = emulated_environment(
+        2,
+        OVSEG_CACHE=str(cache),
+        EMULATED_LOG=str(log),
+        EMULATED_FAULTS="hang@refine.py:_found",
+    )
+    arguments = map(str, job(images, tmp_path / "run", "--workers", "2"))
+    command = [sys.executable, "-m", "ovseg_batch", *arguments]
+    running = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert running.stderr is not None
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(running.stderr or ()), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 300
+    while len(on_devices(log)) < 2:
+        assert time.monotonic() < deadline and running.poll() is None, lines
+        time.sleep(0.1)
+    if how == "kill":
+        running.kill()
+    elif how == "interrupt twice":
+        running.send_signal(signal.SIGINT)
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+    else:
+        os.killpg(running.pid, signal.SIGTERM)
+        time.sleep(1)
+        os.killpg(running.pid, signal.SIGTERM)
+    code = running.wait(60)
+    assert code == (-signal.SIGKILL if how == "kill" else 130), lines
+    deadline = time.monotonic() + 30
+    while on_devices(log):
+        assert time.monotonic() < deadline, "a process is left on a GPU"
+        time.sleep(0.1)
+    reader.join(10)
+    assert "Traceback" not in "".join(lines)
