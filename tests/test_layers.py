@@ -20,7 +20,7 @@ LAYERS = [
     {"engine", "export", "evaluate", "report", "progress", "intake", "results", "meter"},
     {"planning"},
     {"pipeline"},
-    {"demonstration", "api"},
+    {"demonstration", "api", "doctor"},
     {"cli"},
     {"__main__"},
 ]

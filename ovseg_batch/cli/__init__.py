@@ -6,6 +6,7 @@ import click
 
 from ovseg_batch import __version__
 from ovseg_batch.cli.base import set_up_logging
+from ovseg_batch.cli.doctor import doctor
 from ovseg_batch.cli.models import methods, models
 from ovseg_batch.cli.outputs import eval_run, export, report
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
@@ -20,5 +21,21 @@ def main(log_format: str, quiet: bool) -> None:
     set_up_logging(log_format, quiet)
 
 
-for command in (run, status, query, bank, retry, verify, gc, manifest, export, report, eval_run, models, methods, demo):
+for command in (
+    run,
+    status,
+    query,
+    bank,
+    retry,
+    verify,
+    gc,
+    manifest,
+    export,
+    report,
+    eval_run,
+    models,
+    methods,
+    demo,
+    doctor,
+):
     main.add_command(command)

@@ -1,0 +1,152 @@
+"""`doctor`: whether a run will work on this machine, and how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from ovseg_batch.cli.base import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, guarded
+from ovseg_batch.errors import Interrupted
+from ovseg_batch.progress import duration
+
+if TYPE_CHECKING:
+    from ovseg_batch.doctor import Diagnosis
+    from ovseg_batch.doctor.trial import Trial
+
+WIDTH = 118  # columns of the report
+NAMES = 18  # columns of a check's name
+INDENT = 8 + NAMES + 1
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, metavar="[INPUT...]")
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Settings of the run: a YAML file, or a name from `methods`.",
+)
+@click.option("--labels", help='Labels of the run, as in "car, road, sky". The trial needs them.')
+@click.option(
+    "-o",
+    "--output",
+    "workdir",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Workdir of the run. It need not exist.  [default: this folder]",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
+@click.option("--device", help="auto, cpu, cuda or cuda:1.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=8, show_default=True, help="Images that the trial measures."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@guarded
+def doctor(
+    inputs: tuple[str, ...],
+    config_file: Path | None,
+    labels: str | None,
+    workdir: Path,
+    overrides: tuple[str, ...],
+    device: str | None,
+    images: int,
+    as_json: bool,
+) -> int:
+    """Check whether a run will work on this machine.
+
+    Checks the GPUs, cores, memory and packages, the file system of the workdir, and the weights that the settings
+    need. With INPUT it also runs a few of its images through every stage, and prints how long the whole INPUT will take
+    and how much it will write. Exit code 1: a check failed. Nothing that it writes is left behind.
+    """
+    from ovseg_batch.doctor import Request, diagnose
+
+    flags = {"labels": labels, "run.device": device}
+    request = Request(inputs, workdir, config_file, overrides, flags, images)
+    try:
+        with _interrupted_by_sigterm():
+            found = diagnose(request, lambda text: click.echo(f"{text} …", err=True))
+    except (KeyboardInterrupt, Interrupted):
+        click.echo("ovseg-batch: stopped. Nothing was left behind.", err=True)
+        return EXIT_INTERRUPTED
+    if as_json:
+        click.echo(json.dumps(found.to_record(), indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    return EXIT_OK if found.ok else EXIT_ERROR
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM, so that temporary folders are removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _print(found: Diagnosis) -> None:
+    """Print one paragraph for each check, the figures of the trial, and a last line with the verdict."""
+    for check in found.checks:
+        first, *following = _wrapped(check.found) or [""]
+        click.echo(f"{check.status:8}{check.name:{NAMES}} {first}")
+        for line in (*following, *(_wrapped(f"→ {check.next}") if check.next else ())):
+            click.echo(" " * INDENT + line)
+    if found.trial is not None:
+        _print_trial(found.trial)
+    bad = [check.name for check in found.checks if check.status == "failed"]
+    doubtful = [check.name for check in found.checks if check.status == "warning"]
+    click.echo()
+    if bad:
+        click.echo(f"FAILED: {', '.join(bad)}")
+    else:
+        click.echo(f"OK, with warnings: {', '.join(doubtful)}" if doubtful else "OK")
+
+
+def _wrapped(text: str) -> list[str]:
+    """Return the lines of a text beside the names; paths and commands are never broken."""
+    return [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False)
+    ]
+
+
+def _print_trial(trial: Trial) -> None:
+    """Print the table of the stages and what the whole INPUT takes."""
+    click.echo(f"\n{trial.images} images on {trial.device}, after {trial.warm_up} images of warm-up:")
+    gpu = any(stage.gpu_memory is not None for stage in trial.stages)
+    click.echo(f"{'stage':10}{'ms/image':>10}{'memory':>12}{'GPU memory' if gpu else '':>12}{'written/image':>16}")
+    for stage in trial.stages:
+        card = _size(stage.gpu_memory) if stage.gpu_memory is not None else ""
+        written = _size(stage.written)
+        click.echo(f"{stage.name:10}{stage.milliseconds:>10.1f}{_size(stage.memory):>12}{card:>12}{written:>16}")
+    for failure in trial.failures:
+        click.echo(f"failed: {failure.key}: {failure.stage}: {failure.code}: {failure.message}")
+    click.echo(
+        f"{trial.listed} images: about {trial.images_per_second:.3g} images/s ({trial.workers}), "
+        f"{duration(trial.seconds)}, {_size(trial.bytes)}"
+    )
+
+
+def _size(count: float) -> str:
+    from ovseg_batch.doctor.records import size
+
+    return size(count)
