@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Done
+from conftest import LABELS, REMOVE, Done
 from PIL import Image
+from ray.cluster_utils import Cluster
 from test_gpu_runs import emulated_environment
 
 from ovseg_batch.engine.devices import own_device
@@ -193,6 +195,38 @@ def test_models_that_a_gpu_does_not_hold_leave_it_out(images: Path, tmp_path: Pa
     assert "loading the models failed" in done.stderr and "out of memory" in done.stderr
 
 
+@contextlib.contextmanager
+def cluster(gpus: int, faults: str) -> Iterator[str]:
+    """A node of Ray whose processes see emulated GPUs, and its address."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in emulated_environment(gpus, EMULATED_FAULTS=faults).items():
+            environment.setenv(name, value)  # the actors are children of Ray's own processes
+        resources = {"num_cpus": gpus, "num_gpus": gpus, "include_dashboard": False}
+        started = Cluster(initialize_head=True, head_node_args=resources)
+    try:
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def test_another_actor_of_ray_computes_what_one_without_a_usable_gpu_does_not(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    with cluster(gpus=2, faults="unusable#1") as address:
+        done = emulated(*job(images, tmp_path / "run", "--engine", "ray", "--workers", "2"), RAY_ADDRESS=address)
+    assert done.returncode == 0, done.stderr
+    assert masks(tmp_path / "run") == masks(undisturbed)
+
+
+def test_ray_without_a_usable_gpu_ends_with_a_sentence(images: Path, tmp_path: Path, emulated: Emulated) -> None:
+    with cluster(gpus=1, faults="unusable") as address:
+        done = emulated(*job(images, tmp_path / "run", "--engine", "ray"), RAY_ADDRESS=address)
+    assert done.returncode == 1, done.stderr
+    assert "a GPU is left out" in done.stderr and "busy or unavailable" in done.stderr
+    assert "No GPU of the cluster is usable" in done.stderr
+    assert not list((tmp_path / "run").glob("stages/*/*.tmp"))
+
+
 # Out of memory -------------------------------------------------------------------------------------------------------
 
 
@@ -242,19 +276,77 @@ def test_an_item_is_tried_again_after_cached_memory_is_released() -> None:
     assert BatchSize(1).run(1, compute) == ["done"]
 
 
-@pytest.mark.parametrize("where, name", [("sam.py:_decode", "points"), ("clip.py:patch_features", "windows")])
+@dataclass(frozen=True)
+class Batches:
+    """Something that is computed in batches.
+
+    Attributes:
+        where: the function whose results are limited.
+        largest: bytes of its largest result that is allowed; a whole batch needs more, half of it does not.
+        settings: of a run that computes it.
+    """
+
+    where: str
+    largest: int
+    settings: tuple[object, ...] = ()
+
+
+PROPOSALS = [
+    f"--set={setting}"
+    for setting in (
+        "clip.model=demo-token",
+        "sam.model=demo",
+        "propose.points_per_side=4",
+        "propose.predicted_iou=0.3",
+        "propose.stability=0.3",
+    )
+]
+BATCHES = {
+    "points": Batches("sam.py:_decode", 1_000_000),
+    "windows": Batches("clip.py:patch_features", 200_000),
+    "crops": Batches("clip.py:image_features", 1_000_000, ("-c", "proposals", *PROPOSALS)),
+    "squares": Batches(
+        "diffusion.py:paint",
+        2_000_000,
+        ("--labels", LABELS, *REMOVE, "--set", "inpaint.batch_size=2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
 def test_out_of_memory_halves_what_is_computed_at_once(
-    where: str, name: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+    name: str, images: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
-    """The limit is what one call with half of the items takes at most."""
-    done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_OOM=f"{LARGEST[where]}@{where}")
+    batches = BATCHES[name]
+    settings = ("--workers", "0", *batches.settings)
+    expected = emulated(*job(images, tmp_path / "whole", *settings), gpus=1)
+    assert expected.returncode == 0 and f"{name} at once" not in expected.stderr, expected.stderr
+    limit = f"{batches.largest}@{batches.where}"
+    done = emulated(*job(images, tmp_path / "halves", *settings), gpus=1, EMULATED_OOM=limit)
     assert done.returncode == 0, done.stderr
     assert f"{name} at once instead of" in done.stderr
-    assert masks(tmp_path / "run") == masks(undisturbed)
+    assert masks(tmp_path / "halves") == masks(tmp_path / "whole")
+    edited = [tmp_path / run / "edited" for run in ("halves", "whole")]
+    assert [path.name for path in sorted(edited[0].glob("*"))] == [path.name for path in sorted(edited[1].glob("*"))]
 
 
-#: Bytes of the largest result of a call that is allowed, by the function that issues it.
-LARGEST = {"sam.py:_decode": 1_000_000, "clip.py:patch_features": 200_000}
+def test_only_the_image_that_alone_does_not_fit_fails(
+    images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
+) -> None:
+    """The label map of the third image is four times as large as the others'."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = sorted(path.name for path in images.iterdir())
+    for name in names:
+        with Image.open(images / name) as image:
+            large = image.resize((256, 256)) if name == names[2] else image
+            large.save(folder / name)
+    limit = "400000@refine.py:_dense_map"
+    done = emulated(*job(folder, tmp_path / "run", "--workers", "0"), gpus=1, EMULATED_OOM=limit)
+    assert done.returncode == 3, done.stderr
+    assert failures(tmp_path / "run") == [("2", "out_of_memory")]
+    found, expected = masks(tmp_path / "run"), masks(undisturbed)
+    assert [name for name in names if found.get(name) != expected[name]] == [names[2]]
 
 
 # A worker without progress -------------------------------------------------------------------------------------------

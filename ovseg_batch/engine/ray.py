@@ -24,13 +24,14 @@ from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.stopping import stop_on_signal
 from ovseg_batch.engine.workers import WorkerPool
 from ovseg_batch.errors import Interrupted, NoDeviceLeft, OvsegError, UsageError
+from ovseg_batch.io.atomic import temporary_path
 from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
 LIVES = 10  # nodes or actors that a shard may cost
 PATIENCE = 20  # seconds to wait for a cluster's head
-NO_DEVICE_SECONDS = 20  # that an actor without a usable GPU keeps a shard
+NO_DEVICE_SECONDS = 30  # that an actor without a usable GPU waits before it takes a shard, and keeps it
 
 #: GPUs, as Ray names them, that do not multiply bf16 in hardware.
 WITHOUT_BF16 = frozenset({"K20", "K80", "P4", "P100", "T4", "V100"})
@@ -115,16 +116,17 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     marker = job.store.folder / f".stop-{uuid.uuid4().hex}"
-    left = list(shards)
+    left, actors = list(shards), min(pool.size(resources), len(shards))
     with stop_on_signal(marker.touch) as stop:
         try:
             while left:
-                left = yield from _pass(job, left, pool, pool.size(resources), marker)
+                left = yield from _pass(job, left, pool, actors, marker)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise OvsegError(f"Ray gave up: {reason}. What is committed stays; run again.") from error
         finally:
             marker.unlink(missing_ok=True)
+            _report_faults(marker)
         if stop.is_set():
             raise Interrupted
 
@@ -140,7 +142,7 @@ def _pass(
         _Actor,
         fn_constructor_args=(job, pool.device, marker),
         batch_size=1,
-        concurrency=min(actors, len(shards)),
+        concurrency=actors,
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         max_restarts=-1,
@@ -149,26 +151,46 @@ def _pass(
     left: list[int] = []
     commits = 0
     for row in answers.iter_rows():
+        _report_faults(marker)
         answer = json.loads(row["answer"])
         if "error" in answer:
             raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
         if "no_device" in answer:
-            log.warning("a GPU of %s is left out: %s", answer["host"], answer["no_device"])
             left.append(answer["shard"])
             if len(left) == len(shards):
-                raise NoDeviceLeft(f"{answer['no_device']} (on {answer['host']})")
+                raise NoDeviceLeft(f"No GPU of the cluster is usable: {answer['no_device']}. What is committed stays.")
         if "commit" in answer:
             commits += 1
             yield Commit.from_record(answer["commit"])
     return left if commits and not marker.exists() else []
 
 
+def _report_faults(marker: Path) -> None:
+    """Log why actors have no usable GPU, and remove the files in which they say so."""
+    for fault in marker.parent.glob(f".{marker.name}.*"):
+        log.warning("a GPU is left out: %s", fault.read_text(encoding="utf-8"))
+        fault.unlink()
+
+
 class _Actor:
-    """One actor: a pool of one worker."""
+    """One actor: a pool of one worker, which is ready when Ray gives the actor its first shard.
+
+    An actor whose GPU is unusable waits before it takes a shard: it would fail at once, and take every shard from the
+    others.
+    """
 
     def __init__(self, job: StageJob, device: str, marker: Path) -> None:
-        self._marker = marker
+        self._marker, self._host = marker, socket.gethostname()
         self._workers = WorkerPool(job, [device], threading.Event())
+        self._error: str | None = None
+        try:
+            fault = self._workers.open()
+        except (OvsegError, OSError, RuntimeError) as error:
+            self._error = str(error)
+            return
+        if fault is not None:
+            temporary_path(marker).write_text(f"{fault} (on {self._host})", encoding="utf-8")
+            time.sleep(NO_DEVICE_SECONDS)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         answers = [self._compute(int(shard)) for shard in batch["shard"]]
@@ -178,12 +200,13 @@ class _Actor:
         """Return the commit; or an error as a value, since Ray would wrap it; or nothing once the marker exists."""
         if self._marker.exists():
             return {}
-        host = socket.gethostname()
+        if self._error is not None:
+            return {"error": self._error, "host": self._host}
         try:
             [commit] = self._workers.run([shard])
         except NoDeviceLeft as error:
-            time.sleep(NO_DEVICE_SECONDS)  # an actor that fails at once would take every shard from the others
-            return {"no_device": str(error), "host": host, "shard": shard}
+            time.sleep(NO_DEVICE_SECONDS)
+            return {"no_device": f"{error} (on {self._host})", "shard": shard}
         except (OvsegError, OSError, RuntimeError) as error:
-            return {"error": f"{error}", "host": host}
+            return {"error": f"{error}", "host": self._host}
         return {"commit": commit.to_record()}

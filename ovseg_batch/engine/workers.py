@@ -94,6 +94,19 @@ class WorkerPool:
             if slot.worker is not None:
                 slot.worker.stop(at_once=error is not None)
 
+    def open(self) -> str | None:
+        """Start a worker on every device, and wait until each is ready or its device is left out.
+
+        Returns:
+            Why no device is left, or None where one is.
+        """
+        for slot in self._slots:
+            while slot.fault is None and not (slot.worker and slot.worker.ready):
+                slot.worker = slot.worker or Worker(self._job, slot.device)
+                self._receive(slot)
+        faults = [slot.fault for slot in self._slots if slot.fault is not None]
+        return "; ".join(faults) if len(faults) == len(self._slots) else None
+
     def run(self, shards: Sequence[int]) -> Iterator[Commit]:
         """Compute the shards, and yield each commit as it is made.
 
@@ -133,7 +146,7 @@ class WorkerPool:
     def _receive(self, slot: _Slot) -> Commit | None:
         """Take one message from a worker, or notice its death."""
         worker = slot.worker
-        if worker is None or worker.task is None:  # it was killed for stalling, in this round
+        if worker is None:
             return None
         try:
             kind, content = worker.pipe.recv()
@@ -153,9 +166,9 @@ class WorkerPool:
                 if content:
                     slot.prove()
             case "searched":
-                _pass(worker)
-                worker.task.searched = True
-                self._take_back(worker, first=not slot.blames(worker.task))
+                task = _pass(worker)
+                task.searched = True
+                self._take_back(worker, first=not slot.blames(task))
             case "lost":
                 worker.end()
                 self._bury(slot, worker, content, lost=True)
@@ -198,10 +211,9 @@ class WorkerPool:
             lost: whether the GPU may be the cause.
         """
         task = worker.task
-        assert task is not None
         slot.worker = None
         self._take_back(worker)
-        if not worker.ready:
+        if not worker.ready or task is None:
             slot.starts += 1
             log.warning("%s: a worker did not start on %s: %s", self._name, slot.device, cause)
             if slot.starts >= STARTS:
@@ -240,8 +252,11 @@ class WorkerPool:
         log.warning("%s: %s is left out: %s", self._name, slot.device, cause)
 
 
-def _pass(worker: Worker) -> None:
-    """Record that the row which a worker processed on its own did not end it."""
-    if worker.task is not None and worker.row is not None:
-        worker.task.passed.add(worker.row)
+def _pass(worker: Worker) -> Task:
+    """Record that the row which a worker processed on its own did not end it, and return its shard."""
+    task = worker.task
+    assert task is not None
+    if worker.row is not None:
+        task.passed.add(worker.row)
         worker.row = None
+    return task
