@@ -10,6 +10,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, REMOVE, Done
+from emulation import emulated_environment, write_crops
 from PIL import Image
 from ray.cluster_utils import Cluster
-from test_gpu_runs import emulated_environment
 
 from ovseg_batch.engine.devices import own_device
 from ovseg_batch.models.batches import BatchSize
@@ -58,12 +59,7 @@ def emulated(cache: Path) -> Emulated:
 @pytest.fixture(scope="module")
 def images(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The middle of four scenes."""
-    folder = tmp_path_factory.mktemp("small") / "images"
-    folder.mkdir()
-    for file in sorted((few_scenes / "images").iterdir())[:4]:
-        with Image.open(file) as image:
-            image.crop((32, 32, 160, 160)).save(folder / f"{file.stem}.png")
-    return folder
+    return write_crops(few_scenes / "images", tmp_path_factory.mktemp("small") / "images", 4)
 
 
 def job(images: Path, workdir: Path, *more: object) -> tuple[object, ...]:
@@ -128,11 +124,8 @@ def test_an_error_that_leaves_the_gpu_healthy_does_not_end_the_worker(
 def test_only_the_image_that_fails_again_on_its_own_is_charged(
     images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    names = sorted(path.name for path in images.iterdir())
-    for name in names:
-        (folder / name).write_bytes((images / name).read_bytes())
+    folder = shutil.copytree(images, tmp_path / "images")
+    names = sorted(path.name for path in folder.iterdir())
     with Image.open(folder / names[1]) as image:
         pixels = np.asarray(image).copy()
     pixels[40:80, 40:80] = POISON
@@ -334,13 +327,10 @@ def test_only_the_image_that_alone_does_not_fit_fails(
     images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
     """The label map of the third image is four times as large as the others'."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    names = sorted(path.name for path in images.iterdir())
-    for name in names:
-        with Image.open(images / name) as image:
-            large = image.resize((256, 256)) if name == names[2] else image
-            large.save(folder / name)
+    folder = shutil.copytree(images, tmp_path / "images")
+    names = sorted(path.name for path in folder.iterdir())
+    with Image.open(folder / names[2]) as image:
+        image.resize((256, 256)).save(folder / names[2])
     limit = "400000@refine.py:_dense_map"
     done = emulated(*job(folder, tmp_path / "run", "--workers", "0"), gpus=1, EMULATED_OOM=limit)
     assert done.returncode == 3, done.stderr

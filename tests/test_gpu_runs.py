@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ import pytest
 from ablate import EMBEDDED
 from click.testing import CliRunner
 from conftest import LABELS, THINGS, Command, Done
+from emulation import ROOT, emulated_environment, write_crops
 from PIL import Image
 from pycocotools import mask as coco
 from ray.cluster_utils import Cluster
@@ -33,9 +33,6 @@ from ray.cluster_utils import Cluster
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
 
-ROOT = Path(__file__).resolve().parent.parent
-PATHS = (ROOT / "tests" / "emulated_gpu", ROOT / "tests", ROOT / "scripts")
-SIDE = 128  # pixels; the embedded models' own size
 QUICK = ("--set", "run.threads=1", "--set", "manifest.shard_rows=1")
 ALONE = ("--set", "run.workers=0")
 FP32 = "--set=run.precision=fp32"
@@ -54,11 +51,6 @@ def serve() -> None:
         problem = "".join(traceback.format_exception(done.exception)) if failure and done.exception else ""
         ended = Done(done.exit_code, done.stdout, done.stderr + problem)
         print(json.dumps([asdict(ended), operations.total() - before]), flush=True)
-
-
-def emulated_environment(gpus: int = 2, **more: str) -> dict[str, str]:
-    paths = os.pathsep.join([*map(str, PATHS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": paths, "EMULATED_GPUS": str(gpus), **more}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +88,7 @@ def on_gpu(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 @pytest.fixture(scope="module")
 def images(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The middle of two scenes."""
-    folder = tmp_path_factory.mktemp("small") / "images"
-    folder.mkdir()
-    for file in sorted((few_scenes / "images").iterdir())[:2]:
-        with Image.open(file) as image:
-            x, y = (image.width - SIDE) // 2, (image.height - SIDE) // 2
-            image.crop((x, y, x + SIDE, y + SIDE)).save(folder / f"{file.stem}.png")
-    return folder
+    return write_crops(few_scenes / "images", tmp_path_factory.mktemp("small") / "images", 2)
 
 
 @dataclass(frozen=True)

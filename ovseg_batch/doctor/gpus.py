@@ -19,6 +19,7 @@ from typing import Any
 
 from ovseg_batch.doctor.gpu_probe import REAL_BF16
 from ovseg_batch.doctor.records import Check, failed, ok, size, warning
+from ovseg_batch.engine.devices import VISIBLE_DEVICES
 from ovseg_batch.errors import UsageError
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.settings import RunConfig
@@ -26,7 +27,6 @@ from ovseg_batch.settings import RunConfig
 PROBE = Path(__file__).with_name("gpu_probe.py")
 PATIENCE = 120.0  # seconds for one probe; the first use of a GPU loads kernels, which takes some
 LITTLE = 4e9  # bytes free; SAM 2.1 large and its points need about this
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _check_gpu(gpus: Gpus, index: int, run: RunConfig) -> Check:
     if problem:
         advice = (
             "See `nvidia-smi` for other processes and errors; restart the driver or the machine. "
-            f"To leave it out, list the other GPUs in {VISIBLE}."
+            f"To leave it out, list the other GPUs in {VISIBLE_DEVICES}."
         )
         asked = run.device == f"cuda:{index}" or not gpus.working
         unused = run.device == "cpu" or run.device not in ("auto", "cuda", f"cuda:{index}")
@@ -157,10 +157,10 @@ def _surroundings(gpus: Gpus) -> str:
     if driver.mig:
         parts.append(
             f"MIG is on ({driver.instances} instances); PyTorch uses one instance in a process. "
-            f"Name the instances in {VISIBLE}."
+            f"Name the instances in {VISIBLE_DEVICES}."
         )
-    if VISIBLE in os.environ:
-        parts.append(f"{VISIBLE}={os.environ[VISIBLE]!r} limits the GPUs.")
+    if VISIBLE_DEVICES in os.environ:
+        parts.append(f"{VISIBLE_DEVICES}={os.environ[VISIBLE_DEVICES]!r} limits the GPUs.")
     return " ".join(parts)
 
 
@@ -168,8 +168,8 @@ def _why_none(gpus: Gpus) -> str:
     """Return why PyTorch sees fewer GPUs than a person expects, and what to do."""
     if gpus.driver.count and not (gpus.seen.get("cuda") or gpus.seen.get("hip")):
         return f"nvidia-smi lists {gpus.driver.count} GPUs, but this torch is for the CPU only: install a CUDA build."
-    if VISIBLE in os.environ and gpus.driver.count > gpus.seen.get("count", 0):
-        return f"{VISIBLE}={os.environ[VISIBLE]!r} hides GPUs: change or unset it."
+    if VISIBLE_DEVICES in os.environ and gpus.driver.count > gpus.seen.get("count", 0):
+        return f"{VISIBLE_DEVICES}={os.environ[VISIBLE_DEVICES]!r} hides GPUs: change or unset it."
     if gpus.driver.count and gpus.seen.get("reason"):
         return f"nvidia-smi lists {gpus.driver.count} GPUs, but PyTorch says: {gpus.seen['reason']}"
     return ""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ovseg_batch.models.faults import has_started
+
 PROCESS = Path("/proc/self")
 RESET_PEAK = "5"  # what the kernel takes in clear_refs to set the peak to the present size (proc(5))
 
@@ -45,7 +47,7 @@ class PeakMemory(logging.Handler):
     def _reset(self) -> None:
         with contextlib.suppress(OSError):  # a sandbox may forbid it; the peak then includes earlier stages
             (PROCESS / "clear_refs").write_text(RESET_PEAK)
-        if self._device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if self._device.type == "cuda" and has_started():
             torch.cuda.reset_peak_memory_stats(self._device)
 
 

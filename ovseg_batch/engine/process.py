@@ -80,7 +80,7 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         level = logging.getLogger("ovseg_batch").getEffectiveLevel()
         self._process: Any = context.Process(target=_serve, args=(job, device, theirs, environment, level))  # type: ignore[attr-defined]
-        with _without_main(), _environment(own), _blocked_signals():
+        with _without_main(), _spawning(own) if own else contextlib.nullcontext():
             self._process.start()
         theirs.close()
 
@@ -140,10 +140,14 @@ def _without_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Change the environment while a process is spawned: it must see its own GPU before it imports anything."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
+    """Change this process's environment and signal mask while another is spawned, which inherits both.
+
+    It must see its own GPU before it imports anything, and a Ctrl-C must not end it before it ignores signals.
+    """
+    before = {name: os.environ.get(name) for name in environment}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    os.environ.update(environment)
     try:
         yield
     finally:
@@ -152,16 +156,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Block signals while a process is spawned. It inherits the mask, so that a Ctrl-C does not end it at once."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Home(logging.Handler):
