@@ -66,14 +66,14 @@ class Worker:
         task: what it computes; None: it waits.
         row: the row that it processes on its own.
         ready: whether its models are loaded.
-        heard: when its last message arrived, by `time.monotonic()`.
+        last_message: when its last message arrived, by `time.monotonic()`.
     """
 
     def __init__(self, job: StageJob, device: str) -> None:
         self.task: Task | None = None
         self.row: int | None = None
         self.ready = False
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         context = _context(device)
         device, own = own_device(device, os.environ)
         environment = {**os.environ, **own}  # as it is now, not as it was when the fork server started
@@ -86,7 +86,7 @@ class Worker:
 
     def give(self, task: Task, tries: int) -> None:
         """Send a shard; one on which `tries` workers have died is searched first."""
-        self.task, self.row, self.heard = task, None, time.monotonic()
+        self.task, self.row, self.last_message = task, None, time.monotonic()
         search = task.deaths >= tries and not task.searched
         with contextlib.suppress(BrokenPipeError):  # the process has died, which the pipe's end reports
             self.pipe.send((task.shard, task.charged, task.passed if search else None, task.suspect))

@@ -153,7 +153,7 @@ class WorkerPool:
         except (EOFError, ConnectionResetError):
             self._bury(slot, worker, worker.cause_of_death(), lost=False)
             return None
-        worker.heard = time.monotonic()
+        worker.last_message = time.monotonic()
         match kind:
             case "log":
                 logging.getLogger(content.name).handle(content)
@@ -198,7 +198,7 @@ class WorkerPool:
     def _end_stalled(self, seconds: float) -> None:
         for slot in self._slots:
             worker = slot.worker
-            if worker is not None and worker.task is not None and time.monotonic() - worker.heard > seconds:
+            if worker is not None and worker.task is not None and time.monotonic() - worker.last_message > seconds:
                 worker.end()
                 minutes = f"{seconds / 60:g} minutes (run.stall_minutes)"
                 self._bury(slot, worker, f"it finished no image for {minutes} and was killed", lost=is_gpu(slot.device))
