@@ -1,9 +1,7 @@
-"""`doctor` finds every kind of failure and exits with 1; a trial gives figures; nothing is left behind."""
+"""`doctor` as a command: devices and the trial. Every failure is found, and nothing is left behind."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import itertools
 import json
 import os
@@ -12,71 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import open_clip
 import pytest
 import torch
-from breaking.disk import CannotMount, SmallDisk, small_disk
 from conftest import LABELS, Command
-from packaging.requirements import Requirement
+from diagnosis import ROOT, THREADS, everything, failures, report
 
-from ovseg_batch.config import load_config
-from ovseg_batch.doctor import disk, gpus, machine, packages, weights
-from ovseg_batch.doctor.records import Check, size
+from ovseg_batch.doctor import gpus
+from ovseg_batch.doctor.records import size
 from ovseg_batch.doctor.sample import spread, write_sample
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.settings import RunConfig
-
-ROOT = Path(__file__).parent.parent
-CHECKPOINTS = ROOT / "checkpoints"
-#: One torch thread and little memory: the tests share the machine.
-THREADS = ("--set", "run.threads=1")
-
-
-def everything(root: Path) -> dict[str, bytes | None]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
-
-
-def report(command: Command, *arguments: object, code: int, **environment: str) -> tuple[dict[str, Any], Any]:
-    """The checks by name and the trial of `doctor --json`."""
-    done = command("doctor", "--json", *THREADS, *arguments, **environment)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == code, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["ok"] is (code == 0)
-    return {check["name"]: check for check in found["checks"]}, found["trial"]
-
-
-def statuses(checks: dict[str, Any]) -> set[str]:
-    return {name for name, check in checks.items() if check["status"] == "failed"}
-
-
-def one(checks: list[Check], name: str) -> Check:
-    return next(check for check in checks if check.name == name)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A file system of 8 MB."""
-    try:
-        with small_disk(tmp_path / "disk", kib=8192) as small:
-            yield small
-    except CannotMount as error:
-        pytest.skip(f"cannot mount here: {error}")
-
 
 # ---- the whole command
 
@@ -137,7 +83,7 @@ def test_a_folder_of_broken_images_fails_the_trial(tmp_path: Path, command: Comm
     for name in ("a.png", "b.png"):
         (tmp_path / "images" / name).write_text("no image")
     checks, trial = report(command, tmp_path / "images", "--labels", LABELS, "-o", tmp_path / "run", code=1)
-    assert statuses(checks) == {"trial"} and "2 of " in checks["trial"]["found"]
+    assert failures(checks) == {"trial"} and "2 of " in checks["trial"]["found"]
     assert {failure["code"] for failure in trial["failures"]} == {"not_an_image"}
 
 
@@ -152,13 +98,13 @@ def test_a_trial_needs_labels_that_the_model_knows(
     arguments: tuple[str, ...], found: str, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
     checks, trial = report(command, few_scenes / "images", *arguments, "-o", tmp_path / "run", code=1)
-    assert trial is None and statuses(checks) <= {"trial", "settings"}
+    assert trial is None and failures(checks) <= {"trial", "settings"}
     assert found in (checks["settings"]["found"] + checks["trial"]["found"])
 
 
 def test_an_input_that_is_not_there(tmp_path: Path, command: Command) -> None:
     checks, trial = report(command, tmp_path / "nothing", "--labels", LABELS, "-o", tmp_path / "run", code=1)
-    assert statuses(checks) == {"trial"} and trial is None
+    assert failures(checks) == {"trial"} and trial is None
     assert str(tmp_path / "nothing") in checks["trial"]["found"]
 
 
@@ -185,7 +131,7 @@ def test_sigterm_during_the_trial_leaves_nothing(few_scenes: Path, tmp_path: Pat
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, command: Command) -> None:
     checks, _ = report(command, "--device", "cuda:99", "-o", tmp_path, code=1)
-    assert statuses(checks) == {"device"}
+    assert failures(checks) == {"device"}
     assert "cuda:99" in checks["device"]["found"] and "--device" in checks["device"]["next"]
 
 
@@ -199,8 +145,8 @@ def test_words_that_are_no_device(device: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_no_gpu(tmp_path: Path, command: Command) -> None:
-    asked, _ = report(command, "--set", "run.device=cuda", "-o", tmp_path, code=1)
-    assert statuses(asked) == {"device"} and "PyTorch sees 0 GPUs" in asked["device"]["found"]
+    required, _ = report(command, "--set", "run.device=cuda", "-o", tmp_path, code=1)
+    assert failures(required) == {"device"} and "PyTorch sees 0 GPUs" in required["device"]["found"]
     left_open, _ = report(command, "-o", tmp_path, code=0)
     assert left_open["device"]["status"] == "warning" and "uses the CPU" in left_open["device"]["found"]
 
@@ -230,7 +176,7 @@ def test_a_gpu_that_fails_and_one_without_bf16(tmp_path: Path) -> None:
 
 def test_no_gpu_that_computes(tmp_path: Path) -> None:
     checks, _ = on_emulated_gpus(tmp_path, 1, EMULATED_GPUS="1", EMULATED_FAULTS="unusable")
-    assert statuses(checks) == {"device", "gpu 0"} and "no GPU that it may use" in checks["device"]["found"]
+    assert failures(checks) == {"device", "gpu 0"} and "no GPU that it may use" in checks["device"]["found"]
 
 
 def test_a_trial_on_a_gpu(few_scenes: Path, tmp_path: Path) -> None:
@@ -240,258 +186,6 @@ def test_a_trial_on_a_gpu(few_scenes: Path, tmp_path: Path) -> None:
     assert trial["device"] == "cuda:1" and trial["workers"] == "1 worker on 1 GPU"
     assert all(stage["gpu_memory"] > 1e6 for stage in trial["stages"])
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- weights
-
-
-def test_missing_weights(hub: Path, tmp_path: Path, command: Command) -> None:
-    checks, _ = report(command, "-c", "prompted", "-o", tmp_path, code=1, OVSEG_CHECKPOINTS=str(hub))
-    assert statuses(checks) == {"clip weights", "sam weights"} and "settings" not in checks
-    assert checks["clip weights"]["next"] == "Run `ovseg-batch models fetch openai-b16`."
-    assert checks["sam weights"]["next"] == "Run `ovseg-batch models fetch sam2.1-large`."
-
-
-def test_a_flipped_byte_in_the_embedded_models(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    shutil.copytree(CHECKPOINTS / "demo", tmp_path / "own" / "demo")
-    file = tmp_path / "own" / "demo" / "sam2.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    arguments = (few_scenes / "images", "--labels", LABELS, "-o", tmp_path / "run")
-    checks, trial = report(command, *arguments, code=1, OVSEG_CHECKPOINTS=str(tmp_path / "own"))
-    assert statuses(checks) == {"sam weights", "trial"} and trial is None
-    assert "wrong hash" in checks["sam weights"]["found"] and str(file) in checks["sam weights"]["found"]
-    assert "sam weights" in checks["trial"]["found"]
-    assert checks["clip weights"]["status"] == "ok" and "hash as published" in checks["clip weights"]["found"]
-
-
-def test_every_embedded_file_has_its_hash() -> None:
-    listed = weights.read_sums(CHECKPOINTS / "demo" / weights.SUMS)
-    files = [
-        p for p in (CHECKPOINTS / "demo").rglob("*") if p.is_file() and p.suffix != ".md" and p.name != weights.SUMS
-    ]
-    assert listed == {p.relative_to(CHECKPOINTS / "demo").as_posix(): weights.file_digest(p) for p in files}
-
-
-def test_files_of_the_hubs_cache_are_compared_with_the_names_of_their_blobs(hub: Path, tmp_path: Path) -> None:
-    torch.save({"model": {"weight": torch.zeros(4)}}, tmp_path / "saved.pt")
-    digest = hashlib.sha256((tmp_path / "saved.pt").read_bytes()).hexdigest()
-    repository = hub / "models--facebook--sam2.1-hiera-tiny"
-    for folder in ("blobs", "refs", "snapshots/0123"):
-        (repository / folder).mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123")
-    blob = (tmp_path / "saved.pt").rename(repository / "blobs" / digest)
-    (repository / "snapshots" / "0123" / "sam2.1_hiera_tiny.pt").symlink_to(f"../../blobs/{digest}")
-    config = load_config(overrides=["sam.model=sam2.1-tiny"], environment={})
-    good = one(weights.check_weights(config), "sam weights")
-    assert good.status == "ok" and "hash as published" in good.found
-    blob.write_bytes(blob.read_bytes() + b"\0")
-    bad = one(weights.check_weights(config), "sam weights")
-    assert bad.status == "failed" and "wrong hash" in bad.found and digest[:16] in bad.found
-    assert bad.next == "Delete the file, then run `ovseg-batch models fetch sam2.1-tiny`."
-
-
-def test_small_files_of_the_hub_have_gits_hash(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}\n")
-    git = hashlib.sha1(b"blob 3\0{}\n").hexdigest()
-    (tmp_path / "config.json").rename(tmp_path / git)
-    (tmp_path / "config.json").symlink_to(tmp_path / git)
-    assert weights.published_hash(tmp_path / "config.json") == (git, "the hub")
-    assert weights.file_digest(tmp_path / "config.json", "sha1") == git
-
-
-@pytest.mark.parametrize("name", ["garbage.safetensors", "garbage.pt"])
-@pytest.mark.parametrize("key", ["clip", "sam"])
-def test_weights_that_are_garbage(key: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"\x93garbage" * 100)
-    model = "clip.model=ViT-B-16" if key == "clip" else "sam.model=sam2.1-tiny"
-    config = load_config(overrides=[model, f"{key}.weights={tmp_path / name}"], environment={})
-    check = one(weights.check_weights(config), f"{key} weights")
-    assert check.status == "failed" and name in check.found + check.next and check.next
-
-
-def test_weights_without_a_published_hash_are_reported_with_theirs(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(4)}, tmp_path / "own.pt")
-    config = load_config(overrides=["sam.model=sam2.1-tiny", f"sam.weights={tmp_path / 'own.pt'}"], environment={})
-    check = one(weights.check_weights(config), "sam weights")
-    assert check.status == "ok" and "no published hash to compare with" in check.found
-    assert weights.file_digest(tmp_path / "own.pt") in check.found
-
-
-def test_originals_of_openai_are_compared_with_their_url(tmp_path: Path) -> None:
-    file = tmp_path / "ViT-B-16.pt"
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
-    url = open_clip.pretrained.get_pretrained_cfg("ViT-B-16", "openai")["url"]
-    assert weights.published_hash(file) == (weights.hash_in_url(url), url)
-    config = load_config(overrides=["clip.model=ViT-B-16-quickgelu", f"clip.weights={file}"], environment={})
-    assert "wrong hash" in one(weights.check_weights(config), "clip weights").found
-    torch.save({"weight": torch.zeros(4)}, file)  # tensors that a person took out of the archive
-    assert weights.published_hash(file) == ("", "")
-
-
-def test_the_hash_in_a_url() -> None:
-    digest = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
-    assert weights.hash_in_url(f"https://example.org/models/{digest}/ViT-B-16.pt") == digest
-    assert weights.hash_in_url("https://example.org/rn50-quickgelu-yfcc15m-455df137.pt") == "455df137"
-    assert weights.hash_in_url("https://example.org/b32_400m.pt") == ""
-
-
-def test_which_models_a_configuration_needs(tmp_path: Path) -> None:
-    def names(*overrides: str) -> list[str]:
-        config = load_config(overrides=overrides, environment={})
-        return [check.name for check in weights.check_weights(config) if check.status == "ok"]
-
-    assert names("refine.method=none") == ["clip weights"]
-    assert names("edit.mode=remove") == ["clip weights", "sam weights", "inpaint weights"]
-    tuned = ("method=proposals", "clip.model=demo-token", "classify.scorer=mask-tokens")
-    file = CHECKPOINTS / "demo" / "masq.safetensors"
-    assert names(*tuned, f"classify.tuned={file}") == ["clip weights", "sam weights", "classify.tuned weights"]
-
-
-def test_an_inpainting_pipeline_that_lost_a_file(tmp_path: Path) -> None:
-    shutil.copytree(CHECKPOINTS / "demo" / "inpaint", tmp_path / "pipeline")
-    file = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
-    file.unlink()
-    file.symlink_to(tmp_path / "gone")
-    config = load_config(overrides=["edit.mode=remove", f"inpaint.model={tmp_path / 'pipeline'}"], environment={})
-    check = one(weights.check_weights(config), "inpaint weights")
-    assert check.status == "failed" and str(file) in check.found
-
-
-# ---- the workdir's file system
-
-
-def test_a_small_disk_then_a_full_one(mounted: SmallDisk, tmp_path: Path, command: Command) -> None:
-    checks, _ = report(command, "-o", mounted.path / "run", code=1)
-    assert statuses(checks) == {"space"} and "MB free" in checks["space"]["found"]
-    assert checks["workdir"]["status"] == "ok" and "tmpfs" in checks["workdir"]["found"]
-    with pytest.raises(OSError, match="No space"), (mounted.path / "ballast").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    full = disk.check_disk(mounted.path)
-    assert [check.status for check in full] == ["failed"] and os.strerror(errno.ENOSPC) in full[0].found
-    assert disk.check_space(mounted.path, None).status == "failed"
-    assert [path.name for path in mounted.path.iterdir()] == ["ballast"]
-
-
-def test_a_read_only_disk(mounted: SmallDisk) -> None:
-    mounted.turn_read_only()
-    [check] = disk.check_disk(mounted.path / "run")
-    assert check.status == "failed" and os.strerror(errno.EROFS) in check.found and "-o" in check.next
-
-
-def test_a_workdir_below_a_file(tmp_path: Path, command: Command) -> None:
-    (tmp_path / "file").write_text("mine")
-    checks, _ = report(command, "-o", tmp_path / "file" / "run", code=1)
-    assert statuses(checks) == {"workdir"} and str(tmp_path / "file") in checks["workdir"]["found"]
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_folder_that_nobody_can_write() -> None:
-    [check] = disk.check_disk(Path("/proc/run"))
-    assert check.status == "failed" and "/proc cannot be written" in check.found
-
-
-def test_more_than_the_disk_holds(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
-    check = disk.check_space(tmp_path, free * 2)
-    assert check.status == "failed" and "dense.cache" in check.next
-
-
-def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    with disk.scratch_folder(tmp_path) as mine:
-        dead = tmp_path / mine.name.replace(f"@{os.getpid()}.", f"@{ended.pid}.")
-        dead.mkdir()
-        (dead / "file").write_text("left over")
-        with disk.scratch_folder(tmp_path):
-            assert mine.is_dir() and not dead.exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_system_without_hard_links(tmp_path: Path) -> None:
-    def refused(source: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    (tmp_path / "block").write_text("")
-    assert disk._check_links(tmp_path).status == "ok"
-    (tmp_path / "linked").unlink()
-    check = disk._check_links(tmp_path, refused)
-    assert check.status == "warning" and "copies" in check.next
-
-
-# ---- cores, memory, packages
-
-
-def test_limits_of_control_groups(tmp_path: Path) -> None:
-    """Version 2: the tightest of the group and those above it. Version 1: its own folders and names."""
-    files = {
-        "job/cpu.max": "max 100000\n",
-        "job/memory.max": "max\n",
-        "cpu.max": "150000 100000\n",
-        "memory.max": "4000000000\n",
-        "memory.current": "1500000000\n",
-        "memory.stat": "anon 1\ninactive_file 500000000\n",
-        "cpu/old/cpu.cfs_quota_us": "400000\n",
-        "cpu/old/cpu.cfs_period_us": "100000\n",
-        "memory/old/memory.limit_in_bytes": "9223372036854771712\n",
-    }
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    (tmp_path / "v2").write_text("0::/job\n")
-    assert machine.control_group(tmp_path / "v2", tmp_path) == machine.Limits(1.5, 4_000_000_000, 1_000_000_000)
-    for name in ("cpu.max", "memory.max"):
-        (tmp_path / name).unlink()
-    (tmp_path / "v1").write_text("3:cpu:/old\n2:memory:/old\n")
-    assert machine.control_group(tmp_path / "v1", tmp_path) == machine.Limits(4.0, None, 0)
-    assert machine.control_group(tmp_path / "none", tmp_path) == machine.Limits()
-
-
-def test_a_control_group_with_less_than_the_threads_take() -> None:
-    limits = machine.Limits(cores=1.0, memory=1_000_000_000, used=100_000_000)
-    [check] = machine.check_cores(RunConfig(threads=4), limits, 1, on_cpu=True)
-    assert check.status == "warning" and "--set run.threads=1" in check.next
-    [fitting] = machine.check_cores(RunConfig(threads=1), limits, 1, on_cpu=True)
-    assert fitting.status == "ok"
-    [two_workers] = machine.check_cores(RunConfig(threads=1), limits, 2, on_cpu=True)
-    assert two_workers.status == "warning"
-    memory = machine.check_memory(limits)
-    assert memory.status == "warning" and "of 1.0 GB (limit of the control group)" in memory.found
-
-
-def test_packages_that_are_missing_or_too_old() -> None:
-    wanted = ["numpy>=2.0", "pillow>=999", "ovseg-no-such-package>=1.0"]
-    checks = packages.check_requirements([Requirement(text) for text in wanted])
-    assert [(check.name, check.status) for check in checks] == [
-        ("package pillow", "failed"),
-        ("package ovseg-no-such-package", "failed"),
-    ]
-    assert "does not satisfy >=999" in checks[0].found and checks[0].next == "Run `pip install 'pillow>=999'`."
-    assert "is not installed" in checks[1].found
-    assert packages.check_python(">=99").status == "failed"
-
-
-def test_an_old_package_cuts_the_report_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
-) -> None:
-    (tmp_path / "diffusers-0.1.dist-info").mkdir()
-    (tmp_path / "diffusers-0.1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: diffusers\nVersion: 0.1\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    checks, _ = report(command, code=1)
-    assert statuses(checks) == {"package diffusers"} and "device" not in checks
-    assert checks["package diffusers"]["next"].startswith("Run `pip install 'diffusers>=")
-
-
-def test_a_package_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ovseg_broken.py").write_text("raise OSError('libGL.so.1: cannot open shared object file')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    [check] = packages.check_imports(["numpy", "ovseg_broken"])
-    assert check.status == "failed" and "libGL.so.1" in check.found
 
 
 # ---- the sample

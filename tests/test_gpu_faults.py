@@ -22,14 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import LABELS, REMOVE, Done
 from emulation import emulated_environment, write_crops
 from PIL import Image
 from ray.cluster_utils import Cluster
-
-from ovseg_batch.engine.devices import own_device
-from ovseg_batch.models.batches import BatchSize
 
 FUSED = ("--set", "dense.cache=none", "--set", "run.precision=fp32", "--set", "run.threads=1", "--device", "cuda")
 POISON = (250, 3, 129)  # a colour that no scene has
@@ -223,52 +219,6 @@ def test_ray_without_a_usable_gpu_ends_with_a_sentence(images: Path, tmp_path: P
 # Out of memory -------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_size_halves_and_stays() -> None:
-    sizes: list[int] = []
-    batch = BatchSize(8)
-
-    def compute(part: slice) -> int:
-        sizes.append(part.stop - part.start)
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return part.start
-
-    assert batch.run(8, compute) == [0, 2, 4, 6]
-    assert (sizes, batch.items) == ([8, 4, 2, 2, 2, 2], 2)
-    sizes.clear()
-    assert batch.run(3, compute) == [0, 2]
-    assert sizes == [2, 1]
-
-
-def test_an_item_that_never_fits_does_not_shrink_the_batches_of_the_others() -> None:
-    batch = BatchSize(4)
-
-    def compute(part: slice) -> list[int]:
-        items = [*range(8)][part]
-        if 5 in items:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return items
-
-    assert batch.run(8, compute, lambda error: []) == [[0, 1, 2, 3], [4], [], [6, 7]]
-    assert batch.items == 4
-    with pytest.raises(torch.OutOfMemoryError):
-        batch.run(8, compute)
-    assert batch.items == 4
-
-
-def test_an_item_is_tried_again_after_cached_memory_is_released() -> None:
-    tried = 0
-
-    def compute(part: slice) -> str:
-        nonlocal tried
-        tried += 1
-        if tried == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return "done"
-
-    assert BatchSize(1).run(1, compute) == ["done"]
-
-
 @dataclass(frozen=True)
 class Batches:
     """Something that is computed in batches.
@@ -351,98 +301,6 @@ def test_a_worker_that_hangs_is_killed_and_its_shard_goes_to_another(
     assert done.returncode == 0, done.stderr
     assert "it finished no image for 0.75 minutes (run.stall_minutes) and was killed" in done.stderr
     assert masks(tmp_path / "run") == masks(undisturbed)
-
-
-# Precision -----------------------------------------------------------------------------------------------------------
-
-
-SETTLED = """
-from ovseg_batch.config import load_config
-from ovseg_batch.planning import settle
-from ovseg_batch.models.device import prepare
-import torch
-prepare("cuda:0")
-config = settle(load_config(flags={"labels": "sky", "clip.precision": "auto"}, environment={}))
-print(config.run.precision, config.clip.precision, config.sam.precision)
-print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-"""
-
-
-@pytest.mark.parametrize(
-    "capabilities, precision", [("9.0", "bf16"), ("8.0,8.6", "bf16"), ("7.5", "fp16"), ("9.0,7.0", "fp16")]
-)
-def test_auto_is_bf16_only_where_every_gpu_has_it(capabilities: str, precision: str) -> None:
-    environment = emulated_environment(2, EMULATED_CAPABILITY=capabilities)
-    done = subprocess.run([sys.executable, "-c", SETTLED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    chosen, tf32 = done.stdout.splitlines()
-    assert chosen == f"{precision} {precision} None"
-    assert tf32 == "False False", "fp32 means IEEE fp32"
-
-
-# Which GPU a worker sees ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "device, listed, name, visible",
-    [
-        ("cpu", None, "cpu", None),
-        ("cuda", None, "cuda:0", "0"),
-        ("cuda:3", None, "cuda:0", "3"),
-        ("cuda:1", "4, 6", "cuda:0", "6"),
-        ("cuda:1", "GPU-ab,GPU-cd", "cuda:0", "GPU-cd"),
-        ("cuda:0", "MIG-ab,MIG-cd", "cuda:0", "MIG-ab"),
-        ("cuda:2", "4,6", "cuda:0", ""),
-        ("cuda", "", "cuda:0", ""),
-    ],
-)
-def test_a_worker_sees_its_own_gpu_alone(device: str, listed: str | None, name: str, visible: str | None) -> None:
-    environment = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
-    expected = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert own_device(device, environment) == (name, expected)
-
-
-QUERIES = """
-import importlib, sys, traceback
-import torch
-
-def trap(owner, name):
-    real = getattr(owner, name)
-    def query(*arguments, **options):
-        modules = [f.f_globals.get("__name__") for f, _ in traceback.walk_stack(None) if f.f_code.co_name == "<module>"]
-        print(next((m for m in modules if m not in ("__main__", None)), "?"))
-        return real(*arguments, **options)
-    setattr(owner, name, query)
-
-for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
-    trap(torch.cuda, name)
-trap(torch._C, "_cuda_getDeviceCount")
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-"""
-
-
-def modules_that_query_cuda(*imported: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", QUERIES, *imported], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-    "imported",
-    [
-        ("ovseg_batch.engine.process", "ovseg_batch.stages.registry"),
-        ("ray.data", "ovseg_batch.engine.ray", "ovseg_batch.stages.registry"),
-        ("ovseg_batch.cli", "ovseg_batch.pipeline", "ovseg_batch.api"),
-    ],
-    ids=["local", "ray", "command"],
-)
-def test_no_module_that_is_imported_before_a_worker_exists_queries_cuda(imported: tuple[str, ...]) -> None:
-    assert modules_that_query_cuda(*imported) == set()
-
-
-def test_a_module_that_queries_cuda_would_be_named() -> None:
-    assert modules_that_query_cuda("diffusers.utils.torch_utils") == {"diffusers.utils.torch_utils"}
 
 
 # The end of a run ----------------------------------------------------------------------------------------------------

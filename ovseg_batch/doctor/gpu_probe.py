@@ -1,4 +1,4 @@
-"""Describe the GPUs that PyTorch sees, or compute on one of them; run as a script in a process of its own.
+"""Describe the GPUs that PyTorch sees, or compute on one of them; run as a script in a separate process.
 
 `gpus.py` runs this file, so that a GPU which hangs or breaks its process cannot harm the caller. It imports torch alone
 and prints one JSON object as its last line.
@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import Any
 
-REAL_BF16 = 8  # the major compute capability from which bf16 is computed in hardware
+REAL_BF16 = 8  # the major compute capability from which bf16 is computed in hardware (models/device.py)
 SIDE = 256  # of the matrices; every product is exact in half precision
 
 

@@ -1,7 +1,7 @@
 """The GPUs of this machine: whether each one computes, its memory, and whether `run.device` can be served.
 
-Every GPU is tried in a process of its own (`gpu_probe.py`): one that hangs, or breaks its process, is reported, and
-the others are still checked.
+Each GPU computes in a separate process (`gpu_probe.py`): one that hangs, or breaks its process, is reported, and the
+others are still checked.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch.doctor.gpu_probe import REAL_BF16
 from ovseg_batch.doctor.records import Check, failed, ok, size, warning
 from ovseg_batch.engine.devices import VISIBLE_DEVICES
 from ovseg_batch.errors import UsageError
-from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.device import HALF_SINCE, resolve_device
 from ovseg_batch.settings import RunConfig
 
 PROBE = Path(__file__).with_name("gpu_probe.py")
@@ -59,7 +58,7 @@ class Gpus:
 
 
 def find_gpus() -> Gpus:
-    """Describe the GPUs and compute on each of them, in processes of their own."""
+    """Describe the GPUs and compute on each of them, in separate processes."""
     seen = _probe()
     with ThreadPoolExecutor(max_workers=8) as pool:
         probes = tuple(pool.map(_probe, range(seen.get("count", 0))))
@@ -116,11 +115,11 @@ def _check_gpu(gpus: Gpus, index: int, run: RunConfig) -> Check:
             "See `nvidia-smi` for other processes and errors; restart the driver or the machine. "
             f"To leave it out, list the other GPUs in {VISIBLE_DEVICES}."
         )
-        asked = run.device == f"cuda:{index}" or not gpus.working
+        needed = run.device == f"cuda:{index}" or not gpus.working
         unused = run.device == "cpu" or run.device not in ("auto", "cuda", f"cuda:{index}")
-        report = failed if asked and not unused else warning
+        report = failed if needed and not unused else warning
         return report(name, f"does not compute: {problem}", advice)
-    real = probe["major"] >= REAL_BF16 or bool(gpus.seen.get("hip"))
+    real = probe["major"] >= HALF_SINCE or bool(gpus.seen.get("hip"))
     found = (
         f"{probe['name']}, compute capability {probe['major']}.{probe['minor']}, {size(probe['free'])} free of "
         f"{size(probe['total'])}, {'bf16 in hardware' if real else 'no bf16 in hardware'}; computes correctly."
@@ -136,7 +135,7 @@ def _precision(gpus: Gpus, run: RunConfig) -> str:
     """Return the precision in which the models run; `auto` is one for all GPUs, so that they give the same masks."""
     if run.precision != "auto":
         return run.precision
-    real = all(gpus.probes[k]["major"] >= REAL_BF16 for k in gpus.working)
+    real = all(gpus.probes[k]["major"] >= HALF_SINCE for k in gpus.working)
     return "bf16" if real or gpus.seen.get("hip") else "fp16"
 
 
@@ -191,7 +190,7 @@ def _probe(index: int | None = None) -> dict[str, Any]:
 
 
 def _driver() -> Driver:
-    """Ask nvidia-smi for the driver and MIG."""
+    """Return what nvidia-smi reports of the driver and MIG."""
     rows = [line.split(",") for line in _nvidia_smi("--query-gpu=driver_version,mig.mode.current")]
     if not rows:
         return Driver()

@@ -55,7 +55,7 @@ EXACT_MASKS = {"clip.precision": "fp32", "sam.precision": "fp32"}
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the runs on the GPU. Each has a workdir of its own: stage folders do not name the device."""
+    """One of the runs on the GPU. Each has a separate workdir: stage folders do not name the device."""
 
     device: str
     precision: str

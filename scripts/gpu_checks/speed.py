@@ -88,8 +88,8 @@ def _models(report: Report, options: Options, sizes: Sizes, device: torch.device
         window = min(sizes.windows[-1], 32)
         parts = {"encoder": timer.encoder(1), "decoder": timer.decoder(point), "CLIP": timer.clip(window)}
         totals[kind] = sum(parts.values())
-        told = ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items())
-        report.measured(f"{kind}: 1 image, {point} points, {window} windows", f"{totals[kind]:.1f} ms ({told})")
+        each = ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items())
+        report.measured(f"{kind}: 1 image, {point} points, {window} windows", f"{totals[kind]:.1f} ms ({each})")
         if kind == half:
             _table(report, f"SAM2 encoder, {kind}", "images", sizes.images, timer.encoder)
             points = _table(report, f"SAM2 decoder, {kind}", "points", sizes.points, timer.decoder)
