@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import LABELS, Command, run_arguments
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -68,6 +69,13 @@ def test_the_same_call_gives_back_what_is_there(run: ovseg_batch.Run, few_scenes
     )
     assert [path.stat().st_mtime_ns for path in commits] == before and len(again) == 6
     assert "6 images of 20 labels, complete" in repr(again)
+
+
+def test_a_run_in_this_process_restores_the_number_of_threads(few_scenes: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    settings = {"run.threads": before + 1, "run.workers": 0, "refine.method": "none"}
+    ovseg_batch.run(few_scenes / "images", NAMES, tmp_path / "run", settings=settings, progress=False)
+    assert torch.get_num_threads() == before
 
 
 def test_exports_and_reports_from_python(run: ovseg_batch.Run, tmp_path: Path) -> None:

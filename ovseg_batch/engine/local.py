@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Generator, Iterator, Sequence
 
+import torch
+
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.stopping import stop_on_signal
 from ovseg_batch.engine.workers import WorkerPool
@@ -40,8 +42,11 @@ def run_stage(
 def _here(
     job: StageJob, shards: Sequence[int], device: str, stop: threading.Event
 ) -> Generator[Commit, None, Sequence[int]]:
-    """Compute the shards in this process, and return those that are left when its GPU fails."""
-    done = 0
+    """Compute the shards in this process, and return those that are left when its GPU fails.
+
+    The caller's number of threads is restored at the end, because PyTorch keeps one number for the whole process.
+    """
+    done, threads = 0, torch.get_num_threads()
     try:
         opened = job.open(device)
         for shard in shards:
@@ -55,4 +60,6 @@ def _here(
             raise
         log.warning("%s failed in this process: %s; a worker process takes over", device, first_line(error))
         return shards[done:]
+    finally:
+        torch.set_num_threads(threads)
     return []
