@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parent.parent / "ovseg_batch"
 
 # Lower layers first; a module may import from its own layer and the ones above it in this list.
 LAYERS = [
-    {"errors", "types", "failpoints", "datasets", "settings", "config", ""},
+    {"errors", "types", "failpoints", "datasets", "lexicon", "settings", "config", ""},
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},
-    {"engine", "export", "evaluate", "report", "progress", "intake", "results", "meter"},
+    {"engine", "export", "evaluate", "report", "progress", "findings", "intake", "results", "meter"},
     {"planning"},
     {"pipeline"},
     {"demonstration", "api", "doctor"},
