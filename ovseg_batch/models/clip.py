@@ -26,6 +26,7 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.mask_tokens import MaskTokens
 from ovseg_batch.models.regions import region_features
+from ovseg_batch.models.text import encode_tokens
 from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_block
 from ovseg_batch.models.weights import read_state_dict
 
@@ -115,7 +116,7 @@ class DenseClip:
 
         def encode(batch: slice) -> Tensor:
             tokens = self._tokenize(prompts[batch]).to(self._device)
-            return F.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
+            return F.normalize(encode_tokens(self.model, tokens).float(), dim=-1).cpu()
 
         return torch.cat(self._prompts.run(len(prompts), encode))
 

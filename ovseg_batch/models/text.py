@@ -1,0 +1,51 @@
+"""CLIP's text tower without its padding.
+
+Attention is causal and the end token is pooled, so nothing behind the longest prompt of a batch has an effect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+
+def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
+    """Return the text features of a CLIP model, computed up to the longest prompt where the tower allows it.
+
+    Args:
+        model: a model of open_clip.
+        tokens: (P, context) token ids; the end token has the highest id of a prompt.
+
+    Returns:
+        (P, D), not normalised. Towers that attend to their padding run at full length, by open_clip's own code.
+    """
+    tower = _causal_tower(model)
+    if tower is None:
+        full: Tensor = model.encode_text(tokens)
+        return full
+    ends = tokens.argmax(dim=-1)
+    tokens = tokens[:, : int(ends.max()) + 1]
+    length = tokens.shape[1]
+    x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    pooled: Tensor = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
+    projection = tower.text_projection
+    if projection is None:
+        return pooled
+    projected: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return projected
+
+
+def _causal_tower(model: Any) -> Any | None:
+    """Return the part of the model that holds a causal text tower with the end token pooled, or None."""
+    if isinstance(model, CLIP):
+        return model if model.text_pool_type == "argmax" and model.attn_mask is not None else None
+    tower = getattr(model, "text", None)
+    if not isinstance(tower, TextTransformer):
+        return None
+    plain = tower.pool_type == "argmax" and tower.cls_emb is None and not tower.use_pad_mask
+    return tower if plain and tower.attn_mask is not None and not tower.output_tokens else None
