@@ -30,6 +30,7 @@ from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Exported, Options
 from ovseg_batch.export.exporting import export as write_export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.findings import read_findings
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import read_image
 from ovseg_batch.methods.colours import palette
@@ -141,6 +142,15 @@ class Run:
     def complete(self) -> bool:
         """Whether every stage has finished every image."""
         return all(not store.missing(self._results.manifest.shards) for store in self._results.stores)
+
+    @property
+    def label_images(self) -> dict[str, int] | None:
+        """Number of images that have a mask of each label; a label that was never found has 0.
+
+        None while the run is not finished, and where an older version wrote its outputs.
+        """
+        found = read_findings(Workdir(self.workdir)) if self.complete else None
+        return None if found is None else found.label_images
 
     def __len__(self) -> int:
         """Images that have been finished."""

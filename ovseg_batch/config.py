@@ -66,8 +66,7 @@ def load_config(
 def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
     """The classes of a data set for `labels`, and its background and thresholds where nothing else was said."""
     tree["labels"] = dataset.labels()
-    if dataset.background:
-        tree.setdefault("background", list(dataset.background))
+    tree.setdefault("background", list(dataset.background) or "none")
     for key, value in dataset.settings.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {}).setdefault(name, value)

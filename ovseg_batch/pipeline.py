@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,15 +17,16 @@ from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
-from ovseg_batch.export.edited import publish_edited
+from ovseg_batch.export.edited import count_edits, publish_edited
 from ovseg_batch.export.failures import write_failures
+from ovseg_batch.findings import Findings
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.meter import Meter
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.planning import PlannedStage, check_manifest, plan, settle, write_plan
+from ovseg_batch.planning import PlannedStage, check_manifest, competition_lines, plan, settle, write_plan
 from ovseg_batch.progress import StageStatus, stage_status
 from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
 from ovseg_batch.settings import Config
@@ -35,6 +37,8 @@ from ovseg_batch.store import Problem, Workdir
 from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
+
+FEW_LABELS = 10  # fewer than these do not cover what photographs show
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Outcome:
     failures: int = 0
     annotations_path: Path | None = None
     edited: int | None = None  # edited files; None where nothing was to be edited
+    findings: Findings | None = None  # None while the outputs are not written
     redone: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -82,7 +87,7 @@ def run(
     manifest = Manifest.open(workdir.manifest)
     check_manifest(manifest, config)
     stages = plan(config, workdir, manifest, workdir.manifest)
-    write_text(workdir.config, dump_config(config))
+    _write_config(workdir, config)
     write_plan(workdir, inputs, manifest, stages, config)
     log.info("%d images in %d shards", manifest.rows, manifest.shards)
     if part[1] > 1:
@@ -152,9 +157,15 @@ def query(
             planned.job.store.create(planned.inputs)
             planned.job.store.adopt(store)
     stages = plan(config, target, manifest, target.manifest)
-    write_text(target.config, dump_config(config))
+    _write_config(target, config)
     write_plan(target, record["inputs"], manifest, stages, config)
     return _execute(target, manifest, stages, config, progress)
+
+
+def _write_config(workdir: Workdir, config: Config) -> None:
+    """Write the resolved settings, and as comments the words that compete with the labels."""
+    comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
+    write_text(workdir.config, comments + dump_config(config))
 
 
 def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
@@ -245,6 +256,13 @@ def cautions(config: Config) -> list[str]:
             f"{' and '.join(f'{s}.model' for s in embedded)}: embedded, for rendered scenes only; on photographs the "
             "masks mean nothing. `ovseg-batch models list` names models for photographs."
         )
+    few = len(config.labels) < FEW_LABELS
+    if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
+        one = len(config.labels) == 1
+        told.append(
+            f"{'1 label' if one else f'{len(config.labels)} labels'} and no background: every pixel gets "
+            f"{'it' if one else 'one of them'}. Set background: auto, or name words for everything else."
+        )
     workers, cores = config.run.workers or 1, torch.get_num_threads()
     threads = config.run.threads or cores
     shared = config.run.engine == "local" and resolve_device(config.run.device).type == "cpu" and workers > 1
@@ -323,7 +341,7 @@ def _finish(
     if sealed is not None and sealed.get("made_of") == identity:
         log.info("everything was done before")
         edited = None if edits is None else publish_edited(workdir, edits)
-        return Outcome(states, **sealed["counts"], annotations_path=workdir.annotations, edited=edited, redone=redone)
+        return _outcome(states, sealed["counts"], workdir, edited, redone)
     last = mask_stage(stages, lambda planned: planned.name).job.store
     vocabulary = make_vocabulary(config)
     first_category = 1 if vocabulary.has_background else 0
@@ -336,14 +354,35 @@ def _finish(
     }
     path = workdir.annotations
     with failpoints.within("export"):
-        images, annotations = write_coco(
+        images, annotations, label_images = write_coco(
             path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
         )
         edited = None if edits is None else publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)
-        counts = {"images": images, "annotations": annotations, "failures": failures}
+        found = Findings(images, label_images, None if edits is None else count_edits(edits, config.edit.mode))
+        counts = {"annotations": annotations, "failures": failures, **found.to_record()}
         workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"made_of": identity, "counts": counts})
-    return Outcome(states, **counts, annotations_path=path, edited=edited, redone=redone)
+    return _outcome(states, counts, workdir, edited, redone)
+
+
+def _outcome(
+    states: list[StageStatus],
+    counts: Mapping[str, Any],
+    workdir: Workdir,
+    edited: int | None,
+    redone: dict[str, list[int]],
+) -> Outcome:
+    """Return how a finished run ended, from the counts that its sealed outputs keep."""
+    return Outcome(
+        states,
+        images=counts["images"],
+        annotations=counts["annotations"],
+        failures=counts["failures"],
+        annotations_path=workdir.annotations,
+        edited=edited,
+        findings=Findings.from_record(counts),
+        redone=redone,
+    )
 
 
 def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:

@@ -17,13 +17,14 @@ from ovseg_batch import intake
 from ovseg_batch.engine import ray
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import RowError, UsageError
+from ovseg_batch.findings import printable
 from ovseg_batch.io.images import Limits, open_image
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models.device import half_precision, resolve_device
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.edit import needs_prompts
-from ovseg_batch.stages.registry import make_stage, make_vocabulary, stage_names
+from ovseg_batch.stages.registry import competition, make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import StageStore, Workdir, fingerprint
 
 SAMPLE = 64  # images whose size stands for all
@@ -160,6 +161,29 @@ def _with_precision(config: Config, precision: str) -> Config:
         if (section := getattr(config, name)).precision == "auto"
     }
     return config.model_copy(update=chosen)
+
+
+def competition_lines(config: Config, listed: bool) -> list[str]:
+    """Describe which words compete with the labels, and which are left out because of a label.
+
+    Args:
+        config: the settings of a run.
+        listed: list the words; otherwise only their number is given.
+
+    Returns:
+        No line under settings that name the background themselves.
+    """
+    if config.background != "auto":
+        return []
+    found = competition(config)
+    if not found.words:
+        return ["No words compete with the labels."]
+    many = len(found.words)
+    words = f": {', '.join(map(printable, found.words))}" if listed else ""
+    lines = [f"{many} {'word competes' if many == 1 else 'words compete'} with the labels{words}"]
+    for label, words_of in found.left_out.items():
+        lines.append(f"left out because of {printable(label)}: {', '.join(map(printable, words_of))}")
+    return lines
 
 
 def check_manifest(manifest: Manifest, config: Config) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ovseg_batch.findings import Findings, read_findings
 from ovseg_batch.store import StageStore, Workdir
 
 
@@ -80,17 +81,25 @@ def watch(workdir: Workdir, every: float) -> Iterator[dict[str, Any]]:
 def status(workdir: Workdir) -> dict[str, Any]:
     """The state of the latest run of a workdir, right with no process running.
 
+    Returns:
+        among others `label_images`, images that have a mask of each label, and `edits`, how many images were edited and
+        how many of them show no change. Both are None while the run is not complete, and where they are not known.
+
     Raises:
         UsageError: there is no run in that folder.
     """
     record = workdir.read_plan()
     stages = [stage_status(store, record["shards"]) for store in workdir.stores()]
     complete = all(stage.complete for stage in stages)
+    found = (read_findings(workdir) if complete else None) or Findings(0)
+    edits = None if found.edits is None else {**asdict(found.edits), "unchanged": found.edits.unchanged}
     return {
         "workdir": str(workdir.root),
         "images": record["rows"],
         "shards": record["shards"],
         "complete": complete,
         "annotations": str(workdir.annotations) if complete else None,
+        "label_images": found.label_images,
+        "edits": edits,
         "stages": [asdict(stage) for stage in stages],
     }

@@ -55,6 +55,8 @@ class Label(Section):
     definition: str = ""
     confusers: tuple[str, ...] = ()  # what the class is mistaken for (classify)
     threshold: Share = 0.0
+    allow: tuple[str, ...] = ()  # words that may not compete with the label (background: auto)
+    compete: tuple[str, ...] = ()  # words that compete with it in any case
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -146,6 +148,14 @@ class ClassifyConfig(Section):
         if len(self.scales) != len(self.weights):
             raise ValueError(f"has {len(self.scales)} scales and {len(self.weights)} weights")
         return self
+
+
+class PresenceConfig(Section):
+    """When a label counts as present in an image, under `background: auto`."""
+
+    margin: Annotated[float, Field(ge=0)] = 2.7  # by which CLIP must prefer the label, at its own logit scale; 0: off
+    share: Share = 0.4  # of a mask's pixels that must reach the margin
+    alone: Share = 0.6  # the same where no mask of SAM2 agrees
 
 
 class RefineConfig(Section):
@@ -281,12 +291,13 @@ class Config(Section):
     about: About = About()
     method: Literal["dense", "proposals"] = "dense"  # a class for every pixel first, or masks first
     labels: tuple[Label, ...] = ()
-    background: tuple[str, ...] | Literal["common"] = ()
+    background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"  # auto: a vocabulary of everything else
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
+    presence: PresenceConfig = PresenceConfig()
     refine: RefineConfig = RefineConfig()
     classify: ClassifyConfig = ClassifyConfig()
     edit: EditConfig = EditConfig()

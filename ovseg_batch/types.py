@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,13 @@ class Annotation:
     predicted_iou: float | None = None
     stability: float | None = None
     reason: str | None = None
+
+
+class Unchanged(StrEnum):
+    """Why an edited image shows no change."""
+
+    NO_MASK = "no_mask"  # the image has no mask of the chosen labels, and was copied
+    WHOLE_IMAGE = "whole_image"  # what is kept is the whole image
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,15 @@ def test_a_run_gives_masks_as_arrays(run: ovseg_batch.Run) -> None:
     assert 0 < images[0].confidence <= 1
 
 
+def test_a_run_says_how_many_images_have_each_label(run: ovseg_batch.Run) -> None:
+    counted = dict.fromkeys(NAMES, 0)
+    for image in run:
+        for label in {mask.label for mask in image.masks}:
+            counted[label] += 1
+    assert run.label_images == counted and list(run.label_images) == NAMES
+    assert 0 in counted.values() and max(counted.values()) > 1
+
+
 def test_an_image_can_be_looked_at(run: ovseg_batch.Run) -> None:
     image = run[next(iter(run)).name]
     assert image.read().shape == (image.height, image.width, 3)
@@ -98,6 +107,7 @@ def test_what_cannot_be_is_said(run: ovseg_batch.Run, few_scenes: Path, tmp_path
     try:
         half = ovseg_batch.Run(run.workdir)
         assert not half.complete and len(half) == len(list(half)) == 4
+        assert half.label_images is None
         with pytest.raises(OvsegError, match="not finished"):
             half.to_coco()
     finally:

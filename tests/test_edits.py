@@ -18,6 +18,7 @@ from skimage import data as photographs
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError
+from ovseg_batch.findings import EditCounts, edit_note, edit_warning
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.stages.edit import EditStage
@@ -202,6 +203,7 @@ def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
             config = settings(mode, way, f"edit.on_empty={choice}")
             [result] = edited(config, [zoo["grey.png"]], nothing)
             assert result.ok and len(result.files) == files
+            assert result.values["unchanged"] == ("no_mask" if choice == "copy" else None)
             for content in result.files.values():
                 assert np.array_equal(pixels_of(content), decoded(zoo["grey.png"]).pixels)
         config = settings(mode, "edit.on_empty=fail", "edit.keep=cat" if mode == "cutout" else "edit.drop=cat")
@@ -216,6 +218,40 @@ def test_a_mask_over_everything_fails_the_row(zoo: dict[str, Path]) -> None:
         assert result.code == "no_edit" and "whole image" in result.message
     [result] = edited(settings("cutout", "edit.keep=cat"), [zoo["grey.png"]], everything)
     assert result.ok
+
+
+@pytest.mark.parametrize("mode", ["cutout", "fill", "mask", "crop"])
+def test_an_edit_that_keeps_the_whole_image_is_marked(mode: str, zoo: dict[str, Path]) -> None:
+    whole, part = ("cat", np.ones((240, 320), bool)), ("cat", disc(240, 320))
+    picture = decoded(zoo["grey.png"]).pixels
+    for masks, unchanged in (([whole], True), ([part], False), ([part, whole], True)):
+        [result] = edited(settings(mode, "edit.keep=cat"), [zoo["grey.png"]], [masks])
+        [content] = result.files.values()
+        made = pixels_of(content)
+        shown = made[..., 3] if mode == "cutout" else made
+        wanted = picture if mode in ("fill", "crop") else np.full((240, 320), 255)
+        assert np.array_equal(shown, wanted) is unchanged
+        assert result.values["unchanged"] == ("whole_image" if unchanged else None)
+
+
+def test_edits_of_what_goes_and_files_for_every_mask_are_marked(zoo: dict[str, Path]) -> None:
+    whole, part = ("cat", np.ones((240, 320), bool)), ("cat", disc(240, 320))
+    corners = np.zeros((240, 320), bool)
+    corners[0, 0] = corners[-1, -1] = True
+    for mode, overrides, masks, unchanged in (
+        ("cutout", ("edit.drop=cat",), [whole], None),  # everything is removed
+        ("mask", ("edit.drop=cat",), [whole], "whole_image"),  # black all over
+        ("mask", ("edit.drop=cat",), [part], None),
+        ("fill", ("edit.drop=cat",), [part], None),
+        ("erase", ("edit.drop=cat",), [part], None),
+        ("crop", ("edit.keep=cat",), [("cat", corners)], "whole_image"),
+        ("crop", ("edit.keep=cat", "edit.crop.margin=2"), [part], "whole_image"),
+        ("cutout", ("edit.apart=true",), [whole, part], None),
+        ("cutout", ("edit.apart=true",), [part, whole], None),
+        ("cutout", ("edit.apart=true",), [whole, whole], "whole_image"),
+    ):
+        [result] = edited(settings(mode, *overrides), [zoo["grey.png"]], [masks])
+        assert result.ok and result.values["unchanged"] == unchanged, (mode, overrides)
 
 
 def test_a_changed_image_fails_the_row(zoo: dict[str, Path]) -> None:
@@ -292,6 +328,39 @@ def test_edited_is_of_one_configuration(cut_out: Path, few_scenes: Path, tmp_pat
     assert command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS)).returncode == 0
     assert tree(workdir / "edited") == before
     assert not list(workdir.glob(".edited*"))
+
+
+def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    """No scene has a tree, and three have a balloon. More than half unchanged is a warning, half is not."""
+    workdir = tmp_path / "run"
+    shutil.copytree(cut_out, workdir)
+    edit = run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep")
+    for _ in range(2):  # the second time nothing is computed
+        done = command(*edit, "tree")
+        assert done.returncode == 0
+        assert "6 of 6 images unchanged: 6 without a mask of the chosen labels\n" in done.stdout
+        assert "warning: 6 of 6 edited images are unchanged. No image has a mask of the chosen labels." in done.stderr
+        assert all(name in done.stderr for name in ("--labels", "edit.min_score", "edit.on_empty", "report"))
+    shown = command("status", workdir)
+    assert "6 of 6 images unchanged" in shown.stdout and "6 of 6 edited images" in shown.stderr
+    counts = {"mode": "cutout", "images": 6, "no_mask": 6, "whole_image": 0, "unchanged": 6}
+    assert json.loads(command("status", workdir, "--json").stdout)["edits"] == counts
+    half = command(*edit, "tree, balloon")
+    assert "3 of 6 images unchanged" in half.stdout and "unchanged" not in half.stderr
+    skipped = command(*edit, "tree, balloon", "--set", "edit.on_empty=skip")
+    assert "3 edited images" in skipped.stdout and "unchanged" not in skipped.stdout + skipped.stderr
+
+
+def test_what_is_said_of_edits_without_effect() -> None:
+    assert edit_note(EditCounts("fill", 6000, 0, 0)) is None and edit_note(None) is None
+    covered = EditCounts("fill", 6000, 7, 3030)
+    assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged: 7 without a mask")
+    assert "The masks cover whole images." in (edit_warning(covered) or "")
+    assert edit_warning(EditCounts("fill", 6000, 0, 3000)) is None and edit_warning(None) is None
+    blank = EditCounts("mask", 4, 3, 0)
+    assert (edit_note(blank) or "").startswith("3 of 4 masks blank") and "masks are blank" in (
+        edit_warning(blank) or ""
+    )
 
 
 def test_verify_finds_a_changed_edited_image(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:

@@ -161,12 +161,27 @@ def test_a_half_finished_run_is_exported_and_later_the_rest(run_of_six: Path, tm
         path = tmp_path / FILES.get(name, name)
         done = command("export", workdir, "-f", name, "-o", path)
         assert done.returncode == 0 and "4 images" in done.stdout and "1 of 3 shards are not in it" in done.stderr
+        assert "never found" not in done.stdout
         commit.write_bytes(content)
         done = command("export", workdir, "-f", name, "-o", path)
         assert done.returncode == 0 and "6 images" in done.stdout and done.stderr.strip() == ""
         assert tree(path) == tree(write(run_of_six, name, tmp_path / "whole"))
         commit.unlink()
     commit.write_bytes(content)
+
+
+def test_labels_that_are_in_no_image_are_named(run_of_six: Path, tmp_path: Path, command: Command) -> None:
+    results = Results.open(Workdir(run_of_six))
+    lines = [line for shard in range(3) for _, line in results.shard(shard)]
+    found = {one["category"] for line in lines for one in line["annotations"]}
+    absent = [label for label in results.labels if label not in found]
+    assert absent and "sky" in found
+    arguments = ("export", run_of_six, "-f", "csv", "-o")
+    said = f"in the run, never found: {', '.join(absent)}\n"
+    assert said in command(*arguments, tmp_path / "all.csv").stdout
+    some = command(*arguments, tmp_path / "some.csv", "--labels", f"sky, {absent[0]}").stdout
+    assert f"never found: {absent[0]}\n" in some
+    assert "never found" not in command(*arguments, tmp_path / "sky.csv", "--labels", "sky").stdout
 
 
 def exported(workdir: Path, path: Path, name: str = "semantic", **options: Any) -> Exported:

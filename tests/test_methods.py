@@ -14,6 +14,7 @@ from ovseg_batch.methods.vocabulary import (
     Vocabulary,
     class_probabilities,
     decide,
+    pool_background,
     scarce_classes,
 )
 from ovseg_batch.methods.voting import (
@@ -49,6 +50,25 @@ def test_softmax_runs_over_all_synonyms_and_a_class_takes_its_best():
     whole = torch.softmax(logits * 40, 0)
     result = class_probabilities(logits, (0, 0, 1), 2, 40.0)
     torch.testing.assert_close(result, torch.stack([whole[0], whole[2]]))
+
+
+@pytest.mark.parametrize("words", [1, 3, 110])
+def test_a_pooled_background_gives_the_probabilities_of_all_its_words(words: int) -> None:
+    behind = tuple(f"word {k}" for k in range(words))
+    labels = [("car", ("car", "auto"), 0.0), ("dog", ("dog",), 0.0)]
+    plain, pooled = (Vocabulary.build(labels, behind, pooled) for pooled in (False, True))
+    cosine = torch.randn(2, words + 3, 5, 7, generator=torch.Generator().manual_seed(words)) * 0.3
+    channels = pool_background(cosine, pooled.background_queries, 40.0)
+    assert channels.shape[1] == pooled.channels == 5 and plain.channels == words + 3
+    for few, all_of_them in zip(channels, cosine, strict=True):
+        torch.testing.assert_close(pooled.probabilities(few, 40.0), plain.probabilities(all_of_them, 40.0))
+
+
+def test_a_pooled_vocabulary_names_the_channels_that_a_row_leaves_out() -> None:
+    labels = [("car", ("car", "auto"), 0.0), ("dog", ("dog",), 0.0)]
+    pooled = Vocabulary.build(labels, ("sky", "wall", "road"), pooled=True)
+    assert pooled.channel_class == (0, 1, 1, 2)
+    assert pooled.left_out("dog") == [1, 2] and pooled.left_out(None) == []
 
 
 def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody():
@@ -101,9 +121,9 @@ def test_the_area_rule_gives_a_scarce_class_to_the_next_best():
     vocabulary = Vocabulary.build([("a", ("a",), 0), ("b", ("b",), 0), ("c", ("c",), 0)])
     logits = torch.zeros(3, 10, 10)
     logits[0], logits[1, :, :2], logits[2] = 0.2, 0.3, 0.1
-    labels, _, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.0)
+    labels = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.0).labels
     assert np.bincount(labels.ravel()).tolist() == [80, 20]
-    labels, _, _ = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.25)
+    labels = label_map(logits, (10, 10), vocabulary, 40.0, 0.0, 0.25).labels
     assert np.bincount(labels.ravel()).tolist() == [100]
 
 

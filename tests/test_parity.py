@@ -175,7 +175,7 @@ def test_sliding_segmentation(slid: torch.Tensor) -> None:
     truth = np.load(DATA / "slide_plain.npz")
     words = (DATA / "cls_plain.txt").read_text().split()
     vocabulary = Vocabulary.build([(word, [word], 0.0) for word in words])
-    labels, _, _ = label_map(slid, tuple(slid.shape[1:]), vocabulary, SCALE, 0.0, 0.0)
+    labels = label_map(slid, tuple(slid.shape[1:]), vocabulary, SCALE, 0.0, 0.0).labels
     seg = truth["slide_plain.seg"]
     near_tie = np.unpackbits(truth["slide_plain.ambiguous"])[: seg.size].reshape(seg.shape).astype(bool)
     assert ((labels != seg) & ~near_tie).sum() <= SEG * seg.size

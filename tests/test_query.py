@@ -161,7 +161,8 @@ def test_outputs_of_before_are_not_taken_for_those_of_now(images: Path, tmp_path
 def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Command) -> None:
     asked, bank = tmp_path / "asked", tmp_path / "bank.parquet"
     kept = KEEPING["prompted"]
-    assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL, *kept).returncode == 0
+    arguments = ("run", images, "-o", asked, "--labels", FIRST, "--set", "background=none", *SMALL, *kept)
+    assert command(*arguments).returncode == 0
     done = command("bank", "build", asked, "-o", bank)
     assert done.returncode == 0, done.stderr
     found = read_bank(bank)
@@ -194,6 +195,11 @@ def test_a_bank_of_other_features_is_refused(images: Path, tmp_path: Path, comma
     assert command("bank", "build", other, "-o", bank).returncode == 0
     told = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
     assert told.returncode == 2 and "another CLIP" in told.stderr
+    nothing = tmp_path / "nothing"
+    high = ("--set", "presence.margin=100")
+    assert command("run", images, "-o", nothing, "--labels", "car", *SMALL, *keep, *high).returncode == 0
+    told = command("bank", "build", nothing, "-o", bank)
+    assert told.returncode == 2 and "no masks" in told.stderr
     plain = tmp_path / "plain"
     assert command("run", images, "-o", plain, "--labels", FIRST, *SMALL).returncode == 0
     told = command("bank", "build", plain, "-o", bank)

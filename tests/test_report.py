@@ -13,6 +13,7 @@ import pytest
 from conftest import LABELS, Command, run_arguments
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from ovseg_batch import findings
 from ovseg_batch.report.building import build_report
 from ovseg_batch.report.gathering import Gathered, worth_showing
 from ovseg_batch.store import Workdir
@@ -253,15 +254,37 @@ def test_a_report_is_brought_up_to_date(few_scenes: Path, tmp_path: Path, comman
     commit.unlink()
     assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
     first = (tmp_path / "report" / "index.html").read_text()
-    assert "Not finished" in first and "4<small>of 6 listed" in first
+    assert "Not finished" in first and "4<small>of 6 listed" in first and "never found" not in first
     commit.write_bytes(content)
     evaluated = command("eval", workdir, "--dataset", "scenes", "--root", few_scenes)
     assert evaluated.returncode == 0, evaluated.stderr
     assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
     second = (tmp_path / "report" / "index.html").read_text()
-    assert "Complete" in second and "6<small>of 6 listed" in second
+    assert "Complete" in second and "6<small>of 6 listed" in second and "never found: tree" in second
     assert "against the truth of scenes" in second and "The unsurest tenth" in second
     assert len(list((tmp_path / "report" / "images").rglob("*.webp"))) == 6
+
+
+def test_labels_without_images_and_edits_without_effect_are_named(
+    few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No scene has a tree. Its name is markup, and would clear a terminal."""
+    hostile, workdir = "<b>tree\x1b[2J</b>", tmp_path / "run"
+    labels = LABELS.replace("tree", f"{hostile}: tree").replace(", ", "; ")
+    arguments = ("run", few_scenes / "images", "-o", workdir, "--labels", labels)
+    done = command(*arguments, "--edit", "cutout", "--keep", hostile)
+    assert done.returncode == 0, done.stderr
+    assert "never found: <b>tree\\x1b[2J</b>\n" in done.stdout and "\x1b" not in done.stdout
+    monkeypatch.setattr(findings, "COMMON_IMAGES", 6)
+    monkeypatch.setattr(findings, "COMMON_SHARE", 0.5)
+    assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    notes = re.findall("<li>(.*)</li>", page[page.index('<ul class="notes">') : page.index("</ul>")])
+    assert notes[0] == "never found: &lt;b&gt;tree\\x1b[2J&lt;/b&gt;"
+    assert notes[1].startswith("found in 50 % of the images: road, balloon. ")
+    assert notes[2] == "6 of 6 images unchanged: 6 without a mask of the chosen labels"
+    assert notes[3].startswith("6 of 6 edited images are unchanged. ")
+    assert len(notes) == 4
 
 
 def test_a_folder_of_others_is_left_alone(reported: Path, tmp_path: Path, command: Command) -> None:

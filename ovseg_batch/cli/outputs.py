@@ -14,6 +14,7 @@ from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_OK, guarded
 from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
+from ovseg_batch.findings import label_notes, read_findings
 from ovseg_batch.store import Workdir
 
 
@@ -74,6 +75,10 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
     click.echo(f"{done.tally['images']} images, {done.tally['masks']} masks: {', '.join(map(str, done.paths[:3]))}")
     if kind == "semantic":
         _tell_balance(done.tally)
+    found = read_findings(Workdir(workdir)) if done.complete else None
+    if found is not None:
+        for note in label_notes(found.images, found.label_images, selection.labels or None):
+            click.echo(f"in the run, {note}")
     if not done.complete:
         left = done.of_shards - done.shards
         click.echo(f"The run is not finished: {left} of {done.of_shards} shards are not in it.", err=True)

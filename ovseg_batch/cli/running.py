@@ -12,12 +12,14 @@ import click
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_FAILED_IMAGES, EXIT_OK, guarded
 from ovseg_batch.errors import UsageError
+from ovseg_batch.findings import Findings, edit_note, edit_warning, label_notes, read_findings
 from ovseg_batch.progress import duration
 from ovseg_batch.store import Workdir
 
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
     from ovseg_batch.planning import DryRun
+    from ovseg_batch.settings import Config
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 
@@ -90,11 +92,21 @@ def run(
     target = Workdir(workdir)
     if dry_run:
         _tell_plan(planning.dry_run(inputs, target, config))
+        _tell_competition(config, listed=True)
         return EXIT_OK
     for caution in pipeline.cautions(config):
         click.echo(f"warning: {caution}", err=True)
+    _tell_competition(config, listed=False)
     outcome = pipeline.run(inputs, target, config, part=_part(part), update=update)
     return _tell(outcome, target)
+
+
+def _tell_competition(config: Config, listed: bool) -> None:
+    """Print which words compete with the labels; without labels, the run itself has the error to print."""
+    from ovseg_batch import planning
+
+    for line in planning.competition_lines(config, listed) if config.labels else ():
+        click.echo(line, err=True)
 
 
 def _tell_plan(found: DryRun) -> None:
@@ -131,10 +143,21 @@ def _tell(outcome: Outcome, workdir: Workdir) -> int:
     click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
     if outcome.edited is not None:
         click.echo(f"{outcome.edited} edited images: {workdir.edited}")
+    if outcome.findings is not None:
+        _tell_findings(outcome.findings)
     if outcome.failures:
         click.echo(f"{outcome.failures} images failed: {workdir.failures}")
         return EXIT_FAILED_IMAGES
     return EXIT_OK
+
+
+def _tell_findings(found: Findings) -> None:
+    """Print what a person should know of a finished run; a warning goes to stderr."""
+    for note in (*label_notes(found.images, found.label_images), edit_note(found.edits)):
+        if note is not None:
+            click.echo(note)
+    if warning := edit_warning(found.edits):
+        click.echo(f"warning: {warning}", err=True)
 
 
 @click.command()
@@ -298,6 +321,8 @@ def _tell_state(state: dict[str, Any]) -> None:
         click.echo(f"{stage['name']:8} {shards}, {stage['ok']} ok, {failed}{pace}")
     if state["annotations"]:
         click.echo(state["annotations"])
+        if (found := read_findings(Workdir(Path(state["workdir"])))) is not None:
+            _tell_findings(found)
 
 
 @click.command()

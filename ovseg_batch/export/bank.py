@@ -34,7 +34,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
         limit: at most about so many regions; of more an even share is taken.
 
     Raises:
-        UsageError: the run has not kept features.
+        UsageError: the run has not kept features, or found no region.
     """
     results = Results.open(workdir)
     dense = next((store for store in results.stores if store.stage == "dense"), None)
@@ -47,7 +47,9 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     shards = [commit.shard for commit in results.masks.commits()]
     total = sum(len(line["annotations"]) for shard in shards for _, line in results.shard(shard))
     share = min(1.0, limit / max(total, 1))
-    width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0)), 1)
+    width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0)), None)
+    if width is None:
+        raise UsageError(f"{workdir.root} has no masks yet, of which a bank is made. Run it with labels that are there.")
     return write_bank(out, width, _parts(results, dense, inputs, shards, share), made_of(inputs))
 
 

@@ -24,7 +24,7 @@ def write_coco(
     categories: Iterable[str],
     info: Mapping[str, Any],
     lines: Callable[[], Iterator[tuple[str, Line]]],
-) -> tuple[int, int]:
+) -> tuple[int, int, dict[str, int]]:
     """Write a COCO instances file, holding one shard at a time.
 
     Args:
@@ -35,16 +35,23 @@ def write_coco(
             manifest rows + 1. Failed images are left out: a trainer would take them for empty ones.
 
     Returns:
-        how many images and annotations were written.
+        how many images and annotations were written, and how many images have a mask of each category, in order.
     """
     ids = {name: index for index, name in enumerate(categories, start=1)}
-    images = (dumps(_image(name, line["row"], line["height"], line["width"])) for name, line in lines())
+    label_images = dict.fromkeys(ids, 0)
+
+    def images() -> Iterator[str]:
+        for name, line in lines():
+            for label in {one["category"] for one in line["annotations"]}:
+                label_images[label] += 1
+            yield dumps(_image(name, line["row"], line["height"], line["width"]))
+
     annotations = (
         dumps(_annotation(one, line["row"], ids, _counts(one, line["height"], line["width"])))
         for _, line in lines()
         for one in line["annotations"]
     )
-    return _write(path, info, _categories(ids), images, annotations)
+    return *_write(path, info, _categories(ids), images(), annotations), label_images
 
 
 class CocoWriter:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from ovseg_batch import failpoints
+from ovseg_batch.findings import EditCounts
 from ovseg_batch.io.atomic import fsync_folder, temporary_path, write_text
+from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import FILES, StageStore, Workdir
+from ovseg_batch.types import Unchanged
 
 
 def publish_edited(workdir: Workdir, store: StageStore) -> int:
@@ -46,6 +50,20 @@ def publish_edited(workdir: Workdir, store: StageStore) -> int:
         shutil.rmtree(fresh, ignore_errors=True)
     write_text(marker, f"{digest}\n")
     return count
+
+
+def count_edits(store: StageStore, mode: str) -> EditCounts:
+    """Count the edited images of a finished edit stage, and those that show no change, from its tables.
+
+    Args:
+        mode: `edit.mode` of the run.
+    """
+    images, unchanged = 0, Counter[str]()
+    for commit in store.commits():
+        for line in read_results(store.data_path(commit.shard, TABLE), ["files", "unchanged"]):
+            images += bool(line["files"])
+            unchanged[line["unchanged"]] += 1
+    return EditCounts(mode, images, unchanged[Unchanged.NO_MASK], unchanged[Unchanged.WHOLE_IMAGE])
 
 
 def _digest(store: StageStore) -> tuple[str, int]:

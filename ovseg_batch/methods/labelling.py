@@ -7,21 +7,38 @@ when a strip asks for them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities, decide, scarce_classes
+from ovseg_batch.methods.vocabulary import Vocabulary, decide, scarce_classes
 from ovseg_batch.methods.windows import Stitched, bilinear_taps
 
 Array = np.ndarray[Any, Any]
 
 BLOCK_ELEMENTS = 16_000_000  # float32 values that are stitched for at a time: 64 MB
 STRIP_ELEMENTS = 2_000_000  # of a strip on a CPU, so few that one pass over them leaves them in the cache for the next
+
+
+class LabelMap(NamedTuple):
+    """A class for every pixel of an image.
+
+    Attributes:
+        labels: (H, W) int16, `UNLABELLED` = -1.
+        confidence: (H, W) float16, the class's probability.
+        lead: (H, W) float16, by how much it exceeds the next class's.
+        sure: (H, W) bool, whether the class exceeds the next one by the margin; None without a margin.
+    """
+
+    labels: Array
+    confidence: Array
+    lead: Array
+    sure: Array | None
 
 
 def label_map(
@@ -31,7 +48,8 @@ def label_map(
     logit_scale: float,
     prob_threshold: float,
     area_threshold: float,
-) -> tuple[Array, Array, Array]:
+    margin: float = 0.0,
+) -> LabelMap:
     """The dense prediction: class and probability of every pixel, and the probability's lead over the next class's.
 
     Args:
@@ -39,24 +57,26 @@ def label_map(
         size: original (H, W).
         vocabulary: classes behind the queries, and their own thresholds.
         logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
-
-    Returns:
-        labels (H, W) int16 (`UNLABELLED` = -1), probability and lead (H, W) float16.
+        margin: similarity, at the scale of the logits, by which a sure pixel's class exceeds the next; 0: none.
     """
     classes = len(vocabulary.names)
     thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
     labels = np.empty(size, np.int16)
-    confidence, margin = np.empty(size, np.float16), np.empty(size, np.float16)
+    confidence, leads = np.empty(size, np.float16), np.empty(size, np.float16)
+    sure = np.empty(size, bool) if margin else None
+    odds = math.exp(-margin * logit_scale)
 
     def run(scarce: Tensor | None) -> Array:
         counts = np.zeros(classes, np.int64)
         for top, strip in upsampled_strips(logits, size):
-            probabilities = class_probabilities(strip, vocabulary.query_class, classes, logit_scale)
+            probabilities = vocabulary.probabilities(strip, logit_scale)
             won, best, lead = decide(probabilities, thresholds, vocabulary.has_background, scarce)
             rows = slice(top, top + won.shape[0])
             labels[rows] = won.cpu().numpy()
             confidence[rows] = best.half().cpu().numpy()
-            margin[rows] = lead.half().cpu().numpy()
+            leads[rows] = lead.half().cpu().numpy()
+            if sure is not None:
+                sure[rows] = (best - lead <= odds * best).cpu().numpy()
             if area_threshold > 0:
                 counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
         return counts
@@ -65,7 +85,7 @@ def label_map(
     scarce = scarce_classes(counts, area_threshold, vocabulary.has_background)
     if (counts[scarce] > 0).any():
         run(torch.from_numpy(scarce).to(logits.device))
-    return labels, confidence, margin
+    return LabelMap(labels, confidence, leads, sure)
 
 
 def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:

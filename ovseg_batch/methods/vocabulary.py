@@ -59,6 +59,7 @@ class Vocabulary:
 
     `names[c]` is class c; `queries[q]` a phrase of class `query_class[q]`; `thresholds[c]` the least probability that
     a pixel of class c needs. With `has_background`, class 0 is the background and catches what falls under a threshold.
+    With `pooled`, the dense map has two channels for the whole background (see `pool_background`).
     """
 
     names: tuple[str, ...]
@@ -66,12 +67,14 @@ class Vocabulary:
     query_class: tuple[int, ...]
     thresholds: tuple[float, ...]
     has_background: bool
+    pooled: bool = False
 
     @classmethod
     def build(
         cls,
         labels: Sequence[tuple[str, Sequence[str], float]],
         background: Sequence[str] = (),
+        pooled: bool = False,
     ) -> Vocabulary:
         """From (name, words, threshold) per class; a background word that is also a label's word is dropped."""
         taken = {word.lower() for _, words, _ in labels for word in words}
@@ -83,10 +86,30 @@ class Vocabulary:
             query_class=tuple(index for index, (_, words, _) in enumerate(classes) for _ in words),
             thresholds=tuple(threshold for _, _, threshold in classes),
             has_background=bool(behind),
+            pooled=pooled and bool(behind),
         )
 
+    @property
+    def background_queries(self) -> int:
+        """How many queries, the first ones, stand for the background."""
+        return self.query_class.count(0) if self.has_background else 0
+
+    @property
+    def channel_class(self) -> tuple[int, ...]:
+        """The class of each channel of a dense map, without the last one of a pooled background."""
+        return (0, *self.query_class[self.background_queries :]) if self.pooled else self.query_class
+
+    @property
+    def channels(self) -> int:
+        """How many channels a dense map has."""
+        return len(self.channel_class) + self.pooled
+
+    def probabilities(self, logits: Tensor, logit_scale: float) -> Tensor:
+        """Return the probability of each class, (C, …) float32, of the channels of a dense map."""
+        return class_probabilities(logits, self.channel_class, len(self.names), logit_scale, self.pooled)
+
     def left_out(self, prompts: str | Sequence[str] | None) -> list[int]:
-        """The queries of the classes that a row does not ask for; the background is always asked for.
+        """The channels of the classes that a row does not ask for; the background is always asked for.
 
         Args:
             prompts: names of classes, as a list or separated by commas; None: all are asked for.
@@ -101,7 +124,7 @@ class Vocabulary:
             if name not in self.names:
                 raise ValueError(f"the row's prompt {name!r} is none of the labels")
         wanted = {self.names.index(name) for name in names} | ({0} if self.has_background else set())
-        return [query for query, label in enumerate(self.query_class) if label not in wanted]
+        return [channel for channel, label in enumerate(self.channel_class) if label not in wanted]
 
 
 def prompts_of(query: str, templates: Sequence[str]) -> list[str]:
@@ -115,19 +138,46 @@ def query_feature(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
-def class_probabilities(logits: Tensor, query_class: Sequence[int], classes: int, logit_scale: float) -> Tensor:
+def pool_background(cosine: Tensor, queries: int, logit_scale: float) -> Tensor:
+    """Reduce the background's queries to two channels, whose cost does not grow with their number.
+
+    The first channel keeps the background's share of the softmax's denominator, log Σ exp(s·c) / s over its queries
+    for a logit scale s. The last one keeps its best query. `class_probabilities` reads both. Where the map is not
+    resized, they give the same probabilities as all queries do.
+
+    Args:
+        cosine: (N, Q, h, w) similarities, the background's queries first.
+        queries: how many these are.
+        logit_scale: s.
+
+    Returns:
+        (N, 1 + labels' queries + 1, h, w).
+    """
+    background = cosine[:, :queries]
+    together = torch.logsumexp(background * logit_scale, dim=1, keepdim=True) / logit_scale
+    return torch.cat([together, cosine[:, queries:], background.amax(dim=1, keepdim=True)], dim=1)
+
+
+def class_probabilities(
+    logits: Tensor, query_class: Sequence[int], classes: int, logit_scale: float, pooled: bool = False
+) -> Tensor:
     """Softmax over all queries, then the maximum over each class's queries (SCLIP).
 
     Args:
-        logits: (Q, …) cosine similarities in [-1, 1].
-        query_class: class of each query, length Q, ascending.
+        logits: (Q, …) cosine similarities in [-1, 1]; with `pooled` the channels of `pool_background`.
+        query_class: class of each query, length Q, ascending; with `pooled` without the last channel.
         classes: how many classes C there are.
         logit_scale: multiplies the cosines before the softmax.
+        pooled: class 0 has the first and the last channel.
 
     Returns:
         (C, …) float32. Columns sum to 1 only where every class has one query.
     """
-    probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
+    if pooled:
+        probabilities = torch.softmax(logits[:-1].float() * logit_scale, dim=0)
+        probabilities[0] *= ((logits[-1].float() - logits[0].float()) * logit_scale).clamp(max=0.0).exp()
+    else:
+        probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
     for query, label in enumerate(query_class):  # a class's place is never behind its queries'

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg_batch.methods.components import Components, connected_components
+from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 
@@ -166,6 +167,7 @@ def assemble(
     min_area: int,
     dense_min_area: int | None,
     by_trust: bool = False,
+    presence: Presence | None = None,
 ) -> tuple[Array, list[Segment]]:
     """Paint the claims over the dense map and name every connected instance.
 
@@ -176,6 +178,7 @@ def assemble(
         min_area: a mask with fewer pixels is an artefact and is left out.
         dense_min_area: pixels that no mask claims keep their dense class, in pieces of at least so many pixels;
             None: they are left unlabelled.
+        presence: what such a piece has to show of its class; None: nothing.
         by_trust: paint what is trusted most last, so that it keeps its pixels; else what is smallest.
 
     Returns:
@@ -187,7 +190,7 @@ def assemble(
         _paint(owner, segments, claims[index], mask_of(index), min_area, merge=not by_trust)
     owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
-        _keep_dense(owner, segments, dense, dense_min_area)
+        _keep_dense(owner, segments, dense, dense_min_area, presence)
     return owner, segments
 
 
@@ -220,12 +223,19 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
     return index_of[owner], [Segment(number, s.label, s.claim) for number, s in enumerate(kept, start=1)]
 
 
-def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int) -> None:
+def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int, presence: Presence | None) -> None:
     """Give unclaimed pixels to the instance of their class that they touch, or make them one of their own."""
     pieces = connected_components(np.where(owner == 0, dense, np.int16(UNLABELLED)))
     drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
     index_of = _touched(pieces, owner, drawn)
-    free = np.flatnonzero((index_of == 0) & (pieces.areas >= min_area) & (pieces.labels != UNLABELLED))
+    enough = (pieces.areas >= min_area) & (pieces.labels != UNLABELLED)
+    if presence is not None:
+        agrees = presence.labels == dense
+        sure = np.bincount(pieces.numbers[agrees], minlength=len(pieces.areas))
+        shown = sure >= presence.alone * pieces.areas
+        index_of[~shown] = 0
+        enough &= shown
+    free = np.flatnonzero((index_of == 0) & enough)
     for k in free[np.argsort(pieces.labels[free], kind="stable")]:
         segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))
         index_of[k] = len(segments)

@@ -30,6 +30,9 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CLIP_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.safetensors")
 
 
+LOGIT_SCALE = 100.0  # at which a CLIP compares images and captions: training stops at it, and the published ones did
+
+
 @dataclass(frozen=True, slots=True)
 class Preset:
     """A model with a name. `tag` is open_clip's; `file` is what the weights are called here or on the hub."""
@@ -41,14 +44,24 @@ class Preset:
     hub: str = ""
     file: str = ""
     embedded: bool = False
+    logit_scale: float = LOGIT_SCALE
 
 
 _SAM = "configs/sam2.1/sam2.1_hiera_{}.yaml"
 PRESETS: dict[str, Preset] = {
-    "demo": Preset("clip", "demo/clip.json", "Apache-2.0", file="demo/clip-region.safetensors", embedded=True),
-    "demo-image": Preset("clip", "demo/clip.json", "Apache-2.0", file="demo/clip-image.safetensors", embedded=True),
+    "demo": Preset(
+        "clip", "demo/clip.json", "Apache-2.0", file="demo/clip-region.safetensors", embedded=True, logit_scale=17.7
+    ),
+    "demo-image": Preset(
+        "clip", "demo/clip.json", "Apache-2.0", file="demo/clip-image.safetensors", embedded=True, logit_scale=19.6
+    ),
     "demo-token": Preset(
-        "clip", "demo/clip-token.json", "Apache-2.0", file="demo/clip-token.safetensors", embedded=True
+        "clip",
+        "demo/clip-token.json",
+        "Apache-2.0",
+        file="demo/clip-token.safetensors",
+        embedded=True,
+        logit_scale=20.0,
     ),
     "openai-b16": Preset("clip", "ViT-B-16-quickgelu", "MIT", tag="openai"),
     "openai-l14": Preset("clip", "ViT-L-14-quickgelu", "MIT", tag="openai"),
@@ -85,6 +98,7 @@ class ModelSpec:
     config_hash: str = ""  # of the architecture's own config file, where it comes with one
     patch: int = 16  # pixels a side of what becomes one feature
     width: int = 256  # of a feature: numbers
+    logit_scale: float = LOGIT_SCALE
 
     @property
     def embedded(self) -> bool:
@@ -145,7 +159,10 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         config = _demo_config(architecture)["model_cfg"]
         side, shape = config["vision_cfg"]["image_size"], _shape(config)
         own = file_hash(embedded_file(architecture)) + file_hash(embedded_file("demo/bpe.txt.gz"))
-        return ModelSpec("clip", model, architecture, _given(found), side, "native", preset.licence, False, own, *shape)
+        return ModelSpec(
+            *("clip", model, architecture, _given(found), side, "native", preset.licence, False, own, *shape),
+            logit_scale=preset.logit_scale,
+        )
     config = _clip_config(model, architecture)
     side = config["vision_cfg"]["image_size"]
     side = side if isinstance(side, int) else min(side)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ovseg_batch import __version__
 from ovseg_batch.evaluate.calibration import CalibrationScore
+from ovseg_batch.findings import Findings, edit_note, edit_warning, label_notes, read_findings
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS
@@ -53,6 +54,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
             **layout,
         },
         numbers=_numbers(results, found),
+        notes=_notes(results, found) if complete else [],
         stages=[_stage(stage) for stage in found.stages],
         settings=_settings(results),
         charts=_charts(results, found),
@@ -87,6 +89,14 @@ def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
     hours = sum(stage.seconds for stage in found.stages) / 3600
     numbers.append(("Working time", duration(3600 * hours), "summed over the workers"))
     return numbers
+
+
+def _notes(results: Results, found: Gathered) -> list[str]:
+    """Return what a person should know of a finished run, a sentence each."""
+    counted = {label: found.label_images[label] for label in results.labels}
+    edits = (read_findings(results.workdir) or Findings(0)).edits
+    edited = [note for note in (edit_note(edits), edit_warning(edits)) if note is not None]
+    return [*label_notes(found.images, counted), *edited]
 
 
 def _stage(stage: StageStatus) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ovseg_batch.io import rle
+from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.tiles import Box, View, place_views
 from ovseg_batch.methods.vocabulary import UNLABELLED
@@ -58,6 +59,7 @@ class DenseMap:
     margin: Array
     probabilities: Callable[[Box, tuple[int, int]], Tensor]
     ignore: tuple[int, ...]  # classes that get no mask
+    presence: Presence | None  # None: every class counts as present
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class _Answers:
     predicted_iou: Tensor  # (P, M)
     classes: Tensor  # (P,)
     labels: Tensor  # (h, w): the dense map there
+    sure: Tensor | None  # (h, w): its sure pixels, where presence counts
 
 
 def _no_mask(index: int) -> Array:
@@ -80,15 +83,16 @@ NOTHING = Found([], _no_mask, 0)
 
 def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[PointPrompt]:
     """Where SAM2 is to be asked, by the method that the settings name; the largest components first."""
+    labels = dense.labels if dense.presence is None else dense.presence.labels
     match settings.method:
         case "guided":
-            sure = np.where(dense.confidence >= settings.min_confidence, dense.labels, UNLABELLED)
+            sure = np.where(dense.confidence >= settings.min_confidence, labels, UNLABELLED)
             points = component_points(sure, settings.min_region, 0.0, settings.point, dense.ignore)
         case "trident":
             sure = dense.confidence.astype(np.float32)
-            points = component_points(dense.labels, settings.min_region, 0.0, "surest", dense.ignore, sure)
+            points = component_points(labels, settings.min_region, 0.0, "surest", dense.ignore, sure)
         case _:
-            points = component_points(dense.labels, min_area, settings.min_distance, settings.point, dense.ignore)
+            points = component_points(labels, min_area, settings.min_distance, settings.point, dense.ignore)
     return sorted(points, key=lambda p: -p.area)[: settings.max_points]
 
 
@@ -119,7 +123,7 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
             if passed and label not in dense.ignore
         ]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense, points, settings), claim)
 
 
 def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -137,7 +141,7 @@ def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], s
         chosen, classes, shares = best.tolist(), answers.classes.tolist(), coverage.tolist()
         return [_Claimed(p, chosen[p], classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense, points, settings), claim)
 
 
 def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -152,7 +156,7 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
         classes, shares = answers.classes.tolist(), coverage.tolist()
         return [_Claimed(p, 0, classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense.labels, points, settings, rough=dense), claim)
+    return _found(sam, dense, points, _ask(sam, see, dense, points, settings, rough=True), claim)
 
 
 def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | str) -> Found:
@@ -177,6 +181,8 @@ def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | st
             coverage = float(counts[label] / max(inside.size, 1))
         if coverage == 0 or (isinstance(vote, float | int) and coverage < vote) or label in dense.ignore:
             continue
+        if dense.presence is not None and not dense.presence.shows(mask, label):
+            continue
         rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
         claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"]), rated))
         kept.append(proposal["rle"])
@@ -196,29 +202,33 @@ class _Claimed:
 def _ask(
     sam: Sam,
     see: See,
-    labels: Array,
+    dense: DenseMap,
     points: Sequence[PointPrompt],
     settings: RefineConfig,
-    rough: DenseMap | None = None,
+    rough: bool = False,
 ) -> Iterator[_Answers]:
     """SAM2's answers, view by view; with `rough` it is also given each component's box and its class's map."""
+    labels = dense.labels
     for view in place_views([point.box for point in points], (labels.shape[0], labels.shape[1]), settings.tile):
         x0, y0, x1, y1 = view.box
         asked = [points[k] for k in view.members]
         embedding = see(view.box)
         coordinates = np.array([(p.x - x0, p.y - y0) for p in asked], np.float32)
         classes = torch.tensor([p.label for p in asked])
-        if rough is None:
+        if not rough:
             logits, predicted_iou = sam.predict(embedding, coordinates)
         else:
             boxes = np.array([p.box for p in asked], np.float32) - np.array([x0, y0, x0, y0], np.float32)
             side = sam.image_size // 4
-            likely = rough.probabilities(view.box, (side, side))[classes]
+            likely = dense.probabilities(view.box, (side, side))[classes]
             maps = torch.where(likely > ROUGH_FLOOR, ROUGH_GAIN * likely, torch.zeros_like(likely))
             logits, predicted_iou = sam.predict(embedding, coordinates, boxes, maps, multimask=False)
         h, w = logits.shape[-2:]
         seen = torch.from_numpy(sampled(labels[y0:y1, x0:x1], h, w)).to(logits.device)
-        yield _Answers(view, logits, predicted_iou, classes.to(logits.device), seen)
+        sure = None
+        if dense.presence is not None:
+            sure = torch.from_numpy(sampled(dense.presence.labels[y0:y1, x0:x1], h, w)).to(logits.device)
+        yield _Answers(view, logits, predicted_iou, classes.to(logits.device), seen, sure)
 
 
 def _found(
@@ -233,7 +243,7 @@ def _found(
     kept: list[tuple[Tensor, View]] = []
     for one in answers:
         x0, y0, x1, y1 = one.view.box
-        chosen = claim(one)
+        chosen = _present(one, claim(one), dense.presence)
         which = (
             torch.tensor([(c.prompt, c.mask) for c in chosen], dtype=torch.long).reshape(-1, 2).to(one.logits.device)
         )
@@ -256,6 +266,16 @@ def _found(
         return mask
 
     return Found(claims, mask_of, len(points))
+
+
+def _present(answers: _Answers, claimed: list[_Claimed], presence: Presence | None) -> list[_Claimed]:
+    """Return the masks that show enough of their class, counted at SAM2's resolution."""
+    if presence is None or answers.sure is None or not claimed:
+        return claimed
+    which = torch.tensor([(c.prompt, c.mask, c.label) for c in claimed], device=answers.logits.device)
+    masks = answers.logits[which[:, 0], which[:, 1]][:, None] > 0
+    shares = low_resolution_coverage(masks, answers.sure, which[:, 2:])[:, 0].tolist()
+    return [one for one, share in zip(claimed, shares, strict=True) if share >= presence.share]
 
 
 def sampled(values: Array, h: int, w: int) -> Array:

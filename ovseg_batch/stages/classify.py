@@ -44,7 +44,7 @@ class ClassifyStage:
     """Annotations of every image from its proposals, at its original size in the frame after EXIF rotation."""
 
     name = "classify"
-    version = 3
+    version = 4
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False
@@ -131,7 +131,7 @@ class ClassifyStage:
         )
         alike = suppressed(alike, nothing, mistaken, settings.background_weight, settings.confuser_weight)
         kept = np.ones(len(vocabulary.names), bool)
-        kept[[vocabulary.query_class[query] for query in vocabulary.left_out(row.extra.get("prompts"))]] = False
+        kept[[vocabulary.channel_class[k] for k in vocabulary.left_out(row.extra.get("prompts"))]] = False
         if settings.denoising is not None:
             kept &= alike.max(axis=0) >= adaptive_floor(alike[:, kept], settings.denoising)
         if not kept.any():

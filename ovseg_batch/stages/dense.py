@@ -29,6 +29,7 @@ from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
 from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
+from ovseg_batch.methods.vocabulary import pool_background
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
@@ -73,12 +74,12 @@ def window_and_stride(config: Config) -> tuple[int, int]:
 
 
 class DenseStage:
-    """Of every image's windows the cosine logits, array `logits` (windows, Q, gh, gw) fp16, or the L2-normalised patch
-    features, array `features` (windows, gh, gw, D) fp16.
+    """Of every image's windows the cosine logits, array `logits` (windows, channels, gh, gw) fp16, or the L2-normalised
+    patch features, array `features` (windows, gh, gw, D) fp16.
     """
 
     name = "dense"
-    version = 4
+    version = 5
     needs: tuple[str, ...]
     resources = Resources()
     arrays = True
@@ -102,6 +103,7 @@ class DenseStage:
         self._window, self._stride = window_and_stride(config)
         self._short_side = dense.short_side or self._spec.short_side
         self._features = dense.cache == "features"
+        self._pools = words.vocabulary.pooled and not self._features
 
     def inputs(self) -> dict[str, Any]:
         dense = self._config.dense
@@ -115,6 +117,7 @@ class DenseStage:
             "short_side": self._short_side,
             "long_side": dense.long_side,
             **({"cache": "features"} if self._features else self._words.inputs()),
+            **({"pooled": dense.logit_scale} if self._pools else {}),
             "views": dense.views,
             "key_smoothing": dense.key_smoothing,
             **({"draft": True} if dense.draft else {}),
@@ -126,7 +129,7 @@ class DenseStage:
         resized = self._resized(height, width)
         boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
         patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
-        each = self._spec.width if self._features else len(self._words.vocabulary.queries)
+        each = self._spec.width if self._features else self._words.vocabulary.channels
         return 2 * int(patches) * each
 
     def setup(self, device: str) -> None:
@@ -215,7 +218,7 @@ class DenseStage:
         dense = self._config.dense
         if self._variant is not None and dense.views == "itaclip":
             features_of = functools.partial(self._clip.patch_features, variant=self._variant, layers=dense.layers)
-            return list(mixed_logits(batch, features_of, self._text).half().cpu().numpy())
+            return self._kept(mixed_logits(batch, features_of, self._text))
         keys = None
         if self._variant is None:
             features = torch.stack(
@@ -233,6 +236,13 @@ class DenseStage:
         cosine = cosines(features, self._text)
         if keys is not None:
             cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
+        return self._kept(cosine)
+
+    def _kept(self, cosine: Tensor) -> list[Array]:
+        """Return the channels of each window as they are stored."""
+        if self._pools:
+            queries = self._words.vocabulary.background_queries
+            cosine = pool_background(cosine, queries, self._config.dense.logit_scale)
         return list(cosine.half().cpu().numpy())
 
 

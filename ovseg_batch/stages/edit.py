@@ -26,7 +26,7 @@ from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, re
 from ovseg_batch.stages.generated_edits import GENERATED, STEERED, Brush, Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
 from ovseg_batch.stages.plain_edits import KEEPS, plain_edit
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import ImageRow, RowResult, Unchanged
 
 Array = np.ndarray[Any, Any]
 
@@ -34,10 +34,13 @@ PEAK = 24  # bytes a pixel while an image is edited
 
 
 class EditStage:
-    """Edited images. `files` are their names under the stage's own folder, and at the end under `edited/`."""
+    """Edited images. `files` are their names under the stage's own folder, and at the end under `edited/`.
+
+    `unchanged` says why an edited file shows no change; it is null where the file does, and where there is no file.
+    """
 
     name = "edit"
-    version = 1
+    version = 2
     arrays = False
     looks = True
     columns = pa.schema(
@@ -48,6 +51,7 @@ class EditStage:
             pa.field("files", pa.list_(pa.string())),
             pa.field("labels", pa.list_(pa.string())),
             pa.field("prompts", pa.list_(pa.string())),
+            pa.field("unchanged", pa.string()),
         ]
     )
 
@@ -130,13 +134,15 @@ class EditStage:
         groups = [[mask] for mask in opened.masks] if edit.apart else [opened.masks]
         suffix = SUFFIXES[opened.encoding.format][0]
         files: dict[str, bytes] = {}
+        changed = False
         with costing_a_row():
             for number, group in enumerate(groups, start=1):
                 counts = [counts for _, counts in group]
-                made = plain_edit(picture, counts, self._config, self._keeps, self._background)
+                made, differs = plain_edit(picture, counts, self._config, self._keeps, self._background)
+                changed |= differs
                 name = part_name(row.file_name, number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
-        return self._answer(row, opened, files, [])
+        return self._answer(row, opened, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 
     def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
         """An image that has no mask to go by."""
@@ -149,7 +155,7 @@ class EditStage:
             picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
         with costing_a_row():
             files = {opened.name: encode_picture(picture, opened.encoding)} if edit.on_empty == "copy" else {}
-        return self._answer(row, opened, files, [])
+        return self._answer(row, opened, files, [], Unchanged.NO_MASK if files else None)
 
     def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
         failures: list[RowResult] = []
@@ -181,7 +187,14 @@ class EditStage:
             content = encode_picture(canvas.picture, opened.encoding)
         return self._answer(canvas.row, opened, {opened.name: content}, canvas.prompts)
 
-    def _answer(self, row: ImageRow, opened: Opened, files: dict[str, bytes], prompts: list[str]) -> RowResult:
+    def _answer(
+        self,
+        row: ImageRow,
+        opened: Opened,
+        files: dict[str, bytes],
+        prompts: list[str],
+        unchanged: Unchanged | None = None,
+    ) -> RowResult:
         height, width = opened.picture.pixels.shape[:2]
         values = {
             "height": height,
@@ -190,6 +203,7 @@ class EditStage:
             "files": list(files),
             "labels": [label for label, _ in opened.masks],
             "prompts": prompts,
+            "unchanged": unchanged,
         }
         return RowResult(row.row, row.key, values, files=files)
 

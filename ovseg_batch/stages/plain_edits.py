@@ -24,12 +24,15 @@ KEEPS = ("cutout", "fill", "mask", "crop")  # what these are told of stays, unle
 
 def plain_edit(
     picture: Picture, counts: Sequence[bytes], config: Config, keeps: bool, background: Array | None
-) -> Picture:
-    """What the settings' mode makes of a picture.
+) -> tuple[Picture, bool]:
+    """Return what the settings' mode makes of a picture, and whether that is a change.
 
     Args:
         counts: RLE of the masks of what stays when `keeps`, else of what goes.
         background: (h, w, 3) uint8 RGB, for `fill.kind: image`.
+
+    Returns:
+        the edited picture; and False where what is kept is the whole picture, or where `mask` makes one grey level.
 
     Raises:
         RowError: nothing is left of the picture to close a hole from.
@@ -37,16 +40,20 @@ def plain_edit(
     mode, (h, w) = config.edit.mode, picture.pixels.shape[:2]
     mask = rle.union(counts, h, w)
     if mode == "crop":
-        return _crop(picture, mask if keeps else ~mask, config)
+        part = _crop(picture, mask if keeps else ~mask, config)
+        return part, part.pixels.shape != picture.pixels.shape
     if mode in ("cutout", "mask"):
-        alpha, colours = _soft(picture, mask if keeps else ~mask, config)
-        return _mask(alpha) if mode == "mask" else _cutout(picture, alpha, colours)
+        shown = mask if keeps else ~mask
+        alpha, colours = _soft(picture, shown, config)
+        if mode == "mask":
+            return _mask(alpha), bool(shown.any() and not shown.all())
+        return _cutout(picture, alpha, colours), not shown.all()
     if keeps:
         alpha, colours = _soft(picture, mask, config)
         new = _filling(picture.pixels, mask, config, background)
         share = 1 - alpha.astype(np.float32) / np.iinfo(alpha.dtype).max
-        return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif)
-    return _replaced(picture, region_of(counts, (h, w), config.edit), config, background)
+        return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif), not mask.all()
+    return _replaced(picture, region_of(counts, (h, w), config.edit), config, background), True
 
 
 def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig) -> Array:

@@ -26,10 +26,11 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.tiles import Box
-from ovseg_batch.methods.vocabulary import class_probabilities
+from ovseg_batch.methods.vocabulary import UNLABELLED, pool_background
 from ovseg_batch.methods.voting import Segment, assemble
 from ovseg_batch.methods.windows import Stitched, window_boxes
 from ovseg_batch.models import zoo
@@ -91,7 +92,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 7
+    version = 8
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -116,6 +117,9 @@ class RefineStage:
         self.needs = ("dense", *(name for name, needed in others if needed))
         self.looks = (asks and not self._kept) or config.refine.pamr > 0
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
+        # The margin is at CLIP's own logit scale; at that of the cosines it is this.
+        own_scale = zoo.resolve("clip", config.clip.model, config.clip.weights).logit_scale
+        self._margin = config.presence.margin / own_scale if self._vocabulary.pooled else 0.0
         features = config.dense.cache == "features"
         self._clip_spec = zoo.resolve("clip", config.clip.model, config.clip.weights) if features else None
 
@@ -126,6 +130,7 @@ class RefineStage:
             "query_class": list(vocabulary.query_class),
             "thresholds": list(vocabulary.thresholds),
             "background": vocabulary.has_background,
+            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
             "logit_scale": config.dense.logit_scale,
             "prob_threshold": config.dense.prob_threshold,
             "area_threshold": config.dense.area_threshold,
@@ -228,7 +233,7 @@ class RefineStage:
         config, dense, found, min_area = self._config.refine, one.dense, one.found, self._min_area(one)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
         by_trust = config.method in ("guided", "trident")
-        owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust)
+        owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust, dense.presence)
         if self._namer is not None:
             segments = self._renamed(self._namer, one.row, one.upstream["dense"], owner, segments)
         values = {"height": one.size[0], "width": one.size[1], "points": found.prompts}
@@ -256,16 +261,19 @@ class RefineStage:
     def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
         scores = self._scores(upstream, row, image)
         dense, vocabulary = self._config.dense, self._vocabulary
-        labels, confidence, margin = label_map(
-            scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold
+        found = label_map(
+            scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold, self._margin
         )
+        presence = None
+        if found.sure is not None:
+            sure = np.where(found.sure, found.labels, np.int16(UNLABELLED))
+            presence = Presence(sure, self._config.presence.share, self._config.presence.alone)
 
         def probabilities(box: Box, at: tuple[int, int]) -> Tensor:
-            return class_probabilities(
-                resampled(scores, box, size, at), vocabulary.query_class, len(vocabulary.names), dense.logit_scale
-            )
+            return vocabulary.probabilities(resampled(scores, box, size, at), dense.logit_scale)
 
-        return DenseMap(labels, confidence, margin, probabilities, (0,) if vocabulary.has_background else ())
+        ignore = (0,) if vocabulary.has_background else ()
+        return DenseMap(found.labels, found.confidence, found.lead, probabilities, ignore, presence)
 
     def _scores(self, upstream: Upstream, row: ImageRow, image: Array | None) -> Tensor | Stitched:
         """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
@@ -277,6 +285,7 @@ class RefineStage:
             logits[:, others] = RULED_OUT
         stitched = Stitched(logits, window_boxes(*resized, self._window, self._stride), resized)
         denoising, iterations = self._config.dense.prompt_denoising, self._config.refine.pamr
+        vocabulary = self._vocabulary
         if not (denoising or iterations):
             return stitched
         scores = stitched.whole()
@@ -284,13 +293,24 @@ class RefineStage:
             small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
             pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
             scores = pamr(pixels, scores, iterations)
-        return denoise_prompts(scores[None], denoising)[0] if denoising else scores
+        if not denoising:
+            return scores
+        if not vocabulary.pooled:
+            return denoise_prompts(scores[None], denoising)[0]
+        denoised = denoise_prompts(scores[None, :-1], denoising)[0]  # the background cannot be absent
+        return torch.cat([scores[:1], denoised[1:], scores[-1:]])
 
     def _logits(self, upstream: Upstream, row: int) -> Tensor:
         """Cosine similarities of every window, (windows, Q, gh, gw): as they were kept, or of the features kept."""
         name = "logits" if self._clip_spec is None else "features"
         kept = torch.from_numpy(upstream.array(row, name)).to(self._device)
-        return kept if self._clip_spec is None else cosines(kept.float(), self._text)
+        if self._clip_spec is None:
+            return kept
+        cosine = cosines(kept.float(), self._text)
+        vocabulary = self._vocabulary
+        if not vocabulary.pooled:
+            return cosine
+        return pool_background(cosine, vocabulary.background_queries, self._config.dense.logit_scale)
 
     def _found(self, one: _Underway) -> Found:
         """The masks that the method finds."""

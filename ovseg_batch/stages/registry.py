@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ovseg_batch import lexicon
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.lexicon import Asked, Competition
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
@@ -67,6 +69,24 @@ def _cost(config: Config) -> str:
     return ", ".join(parts)
 
 
+def competition(config: Config) -> Competition:
+    """Return the words that compete with the labels, and those left out because of a label.
+
+    Under `background: auto` they come from the lexicon, or for an embedded model from the rest of its own vocabulary.
+    """
+    if config.background == "none":
+        return Competition((), {})
+    if config.background == "common":
+        return Competition(COMMON_BACKGROUND, {})
+    if config.background != "auto":
+        return Competition(config.background, {})
+    known = zoo.known_labels(config.clip.model)
+    if known is None:
+        return lexicon.compete([Asked(one.name, one.words, one.allow, one.compete) for one in config.labels])
+    taken = {word.lower() for label in config.labels for word in (*label.words, *label.allow)}
+    return Competition(tuple(word for word in known if word.lower() not in taken), {})
+
+
 def make_vocabulary(config: Config) -> Vocabulary:
     """The classes and queries the config asks for.
 
@@ -77,8 +97,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
         raise UsageError(
             'No labels. Name what to look for, as in --labels "car, road, sky" or `labels:` in the config.'
         )
-    background = COMMON_BACKGROUND if config.background == "common" else config.background
-    vocabulary = Vocabulary.build([(label.name, label.words, label.threshold) for label in config.labels], background)
+    labels = [(label.name, label.words, label.threshold) for label in config.labels]
+    vocabulary = Vocabulary.build(labels, competition(config).words, pooled=config.background == "auto")
     known = zoo.known_labels(config.clip.model)
     if known is not None:
         confusers = [word for label in config.labels for word in label.confusers]

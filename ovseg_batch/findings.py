@@ -1,0 +1,156 @@
+"""Notes on a finished run: labels that are in no image or in nearly every one, and edits that changed nothing.
+
+The counts come from the pass that writes the outputs, and the record that seals the outputs keeps them. Reading them
+takes one small file, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ovseg_batch.store import Workdir
+
+LISTED = 10  # labels that a note names
+SHOWN = 60  # characters that a note shows of a label
+COMMON_IMAGES = 20  # fewer images say nothing about how common a label is
+COMMON_SHARE = 0.95  # of the images, from which a label is found in nearly every image
+MOSTLY = 0.5  # of the edited images: a larger share of unchanged ones is worth a warning
+JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
+
+
+@dataclass(frozen=True, slots=True)
+class EditCounts:
+    """How many images were edited, and how many of them show no change.
+
+    Attributes:
+        mode: `edit.mode` of the run.
+        images: images that have an edited file.
+        no_mask: images that have no mask of the chosen labels, and were copied (`edit.on_empty: copy`).
+        whole_image: images that the kept masks, or the frame of a crop, cover completely.
+    """
+
+    mode: str
+    images: int
+    no_mask: int
+    whole_image: int
+
+    @property
+    def unchanged(self) -> int:
+        return self.no_mask + self.whole_image
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The counts of a finished run.
+
+    Attributes:
+        images: finished images.
+        label_images: images that have a mask of each label. None: the record is older than these counts.
+        edits: None where nothing was edited, or where the record is older.
+    """
+
+    images: int
+    label_images: dict[str, int] | None = None
+    edits: EditCounts | None = None
+
+    @classmethod
+    def from_record(cls, counts: Mapping[str, Any]) -> Findings:
+        """Return the findings among the counts of a sealed record. Counts that it does not have are None."""
+        edits = counts.get("edits")
+        return cls(counts["images"], counts.get("label_images"), None if edits is None else EditCounts(**edits))
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the findings as plain values, for JSON."""
+        return asdict(self)
+
+
+def read_findings(workdir: Workdir) -> Findings | None:
+    """Return the findings of the latest run of a workdir; None while its outputs are not written.
+
+    Raises:
+        UsageError: there is no run in that folder.
+    """
+    plan, sealed = workdir.read_plan(), workdir.sealed_outputs()
+    made_of = [plan["manifest"], *(stage["fingerprint"] for stage in plan["stages"])]
+    if sealed is None or sealed.get("made_of") != made_of:
+        return None
+    return Findings.from_record(sealed["counts"])
+
+
+def label_notes(images: int, label_images: Mapping[str, int] | None, among: Collection[str] | None = None) -> list[str]:
+    """Return a sentence on the labels that no image has, and one on those that nearly every image has.
+
+    Args:
+        images: finished images.
+        label_images: images that have a mask of each label. None: no count is known, and nothing is said.
+        among: labels to speak of. None: all.
+    """
+    if not images or label_images is None:
+        return []
+    chosen = {label: count for label, count in label_images.items() if among is None or label in among}
+    notes = []
+    if absent := [label for label, count in chosen.items() if count == 0]:
+        notes.append(f"never found: {name_labels(absent)}")
+    common = {label: count for label, count in chosen.items() if count >= COMMON_SHARE * images}
+    if common and images >= COMMON_IMAGES and len(label_images) > 1:
+        share = math.floor(100 * min(common.values()) / images)  # 100 % means every image
+        least = "at least " if len(set(common.values())) > 1 else ""
+        notes.append(
+            f"found in {least}{share} % of the images: {name_labels(list(common))}. "
+            "Check the masks: such a word can catch everything that no other label describes."
+        )
+    return notes
+
+
+def edit_note(edits: EditCounts | None) -> str | None:
+    """Return how many edited images show no change, and why; None where all do."""
+    if edits is None or not edits.unchanged:
+        return None
+    causes = [
+        f"{count:,} {what}"
+        for count, what in (
+            (edits.no_mask, "without a mask of the chosen labels"),
+            (edits.whole_image, "that the masks cover completely"),
+        )
+        if count
+    ]
+    state = "masks blank" if edits.mode == "mask" else "images unchanged"
+    return f"{edits.unchanged:,} of {edits.images:,} {state}: {', '.join(causes)}"
+
+
+def edit_warning(edits: EditCounts | None) -> str | None:
+    """Return what to check where more than half of the edited images show no change; else None."""
+    if edits is None or edits.unchanged <= MOSTLY * edits.images:
+        return None
+    if edits.no_mask == edits.images:
+        cause = "No image has a mask of the chosen labels."
+    elif edits.no_mask >= edits.whole_image:
+        cause = "Most of these images have no mask of the chosen labels."
+    else:
+        cause = "The masks cover whole images."
+    state = "masks are blank" if edits.mode == "mask" else "edited images are unchanged"
+    return (
+        f"{edits.unchanged:,} of {edits.images:,} {state}. {cause} "
+        "Check --labels, edit.min_score and edit.on_empty, and look at the images in the report."
+    )
+
+
+def name_labels(labels: Sequence[str]) -> str:
+    """Return labels as one line of text: `a, b, c and 48 more`."""
+    named = ", ".join(printable(label) for label in labels[:LISTED])
+    return f"{named} and {len(labels) - LISTED:,} more" if len(labels) > LISTED else named
+
+
+def printable(label: str) -> str:
+    """Return a label without characters that control a terminal or reorder text; a long one is cut."""
+    cut = label if len(label) <= SHOWN else f"{label[: SHOWN - 1]}…"
+    return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in cut)
+
+
+def _controls(character: str) -> bool:
+    category = unicodedata.category(character)
+    return (category[0] == "C" and character not in JOINERS) or category in ("Zl", "Zp")

@@ -1,0 +1,35 @@
+"""Which labels are in an image: hysteresis thresholds on the dense map.
+
+A class with few competitors wins pixels that show something else, by a small margin. Where it is present, a large part
+of its pixels wins by a large one. So prompts start in sure pixels alone, and a mask keeps its class where enough of it
+is sure, while its outline follows all pixels of the class. Source of the two thresholds: Canny, A Computational
+Approach to Edge Detection, 1986, section VIII; the margin is measured at CLIP's own logit scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a mask has to show of its class.
+
+    Attributes:
+        labels: (H, W) int16 class of the sure pixels, `UNLABELLED` elsewhere.
+        share: of a mask's pixels that must be sure of its class, in [0, 1].
+        alone: the same of a piece of the dense map that no mask has claimed.
+    """
+
+    labels: Array
+    share: float
+    alone: float
+
+    def shows(self, mask: Array, label: int) -> bool:
+        """Return whether enough pixels of a mask, (H, W) bool, are sure of the class."""
+        return bool(np.count_nonzero(self.labels[mask] == label) >= self.share * np.count_nonzero(mask))
