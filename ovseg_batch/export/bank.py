@@ -49,7 +49,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     share = min(1.0, limit / max(total, 1))
     width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0)), None)
     if width is None:
-        raise UsageError(f"{workdir.root} has no masks yet, of which a bank is made. Run it with labels that are there.")
+        raise UsageError(f"{workdir.root} has no masks, of which a bank is made. Run it with labels that are there.")
     return write_bank(out, width, _parts(results, dense, inputs, shards, share), made_of(inputs))
 
 

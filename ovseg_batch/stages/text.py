@@ -15,7 +15,6 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.store import fingerprint
 
-
 TEXT_VERSION = 2  # of the embeddings' last bits: prompts are encoded without their padding
 
 
@@ -57,7 +56,12 @@ class Words:
 
 def text_features(clip: DenseClip, spec: ModelSpec, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(T, D) float32 on the CPU, L2-normalised: one for each text, over all templates."""
-    key = {"version": TEXT_VERSION, "clip": spec.identity(), "tokenizer": clip.tokenizer_id, "templates": list(templates)}
+    key = {
+        "version": TEXT_VERSION,
+        "clip": spec.identity(),
+        "tokenizer": clip.tokenizer_id,
+        "templates": list(templates),
+    }
     embeddings = text_embeddings(
         list(dict.fromkeys(texts)),
         tuple(templates),
