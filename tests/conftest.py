@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,11 @@ def finished(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command
     return workdir
 
 
-def data_files(workdir: Path) -> dict[str, bytes]:
-    """Everything that must not depend on what happened on the way: data files and outputs, no commit records."""
+def data_files(workdir: Path) -> dict[str, str]:
+    """Digests of all that must not depend on what happened on the way: data files and outputs, no commit records."""
     files = [p for p in (workdir / "stages").rglob("data/**/*") if p.is_file()]
     files += [workdir / name for name in ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")]
-    return {p.relative_to(workdir).as_posix(): p.read_bytes() for p in files}
+    return {p.relative_to(workdir).as_posix(): hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,9 @@ def undisturbed(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, star
     return workdir
 
 
-def results(workdir: Path) -> dict[str, bytes]:
+def results(workdir: Path) -> dict[str, str]:
     """All but the settings, which name the engine."""
-    return {name: content for name, content in data_files(workdir).items() if name != "config.yaml"}
+    return {name: digest for name, digest in data_files(workdir).items() if name != "config.yaml"}
 
 
 @pytest.fixture

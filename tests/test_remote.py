@@ -269,7 +269,9 @@ def test_a_run_over_a_bucket_gives_what_a_run_over_the_folder_gives(
         for files in (ours, theirs)
     ]
     assert refined[0] == refined[1] and len(refined[0]) == 3
-    results = [files["annotations.json"].split(b'"images"')[1] for files in (ours, theirs)]
+    results = [
+        (folder / "annotations.json").read_bytes().split(b'"images"')[1] for folder in (tmp_path / "run", finished)
+    ]
     assert results[0] == results[1]
 
 
