@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from ablating import open_world
 
 from ovseg_batch import datasets, pipeline, scenes
 from ovseg_batch.config import load_config, presets
@@ -226,13 +227,19 @@ TABLES = {
 }
 
 
+OPEN_WORLD = "open-world"
+
+
 @click.command()
-@click.option("-t", "--table", "chosen", multiple=True, type=click.Choice(list(TABLES)), help="Only these, on stdout.")
+@click.option(
+    "-t", "--table", "chosen", multiple=True, type=click.Choice([*TABLES, OPEN_WORLD]), help="Only these, on stdout."
+)
 @click.option("--images", default=200, show_default=True, help="Held-out scenes.")
 @click.option("--first", default=0, show_default=True, help="The first of them; tuning used those from 3000 on.")
 @click.option("--root", type=click.Path(path_type=Path), default=ROOT / ".ablations", help="Where the runs live.")
+@click.option("--draws", default=20, show_default=True, help="Of labels, for a row of the open world.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting for every row.")
-def main(chosen: tuple[str, ...], images: int, first: int, root: Path, overrides: tuple[str, ...]) -> None:
+def main(chosen: tuple[str, ...], images: int, first: int, root: Path, draws: int, overrides: tuple[str, ...]) -> None:
     """Run what the tables need and write them."""
     logging.getLogger("ovseg_batch").setLevel(logging.WARNING)
     root = root / f"{first}-{images}"
@@ -240,8 +247,8 @@ def main(chosen: tuple[str, ...], images: int, first: int, root: Path, overrides
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
     bench = Bench(root, overrides)
     parts = []
-    for name in chosen or TABLES:
-        part = bench.table(TABLES[name])
+    for name in chosen or (*TABLES, OPEN_WORLD):
+        part = open_world.table(root, overrides, draws) if name == OPEN_WORLD else bench.table(TABLES[name])
         parts.append(part)
         click.echo(part)
     if not chosen:

@@ -1,0 +1,1 @@
+"""Tables of scripts/ablate.py that need a measurement of their own."""
