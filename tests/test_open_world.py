@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ablating.open_world import RULES, OpenWorld, auc
 from conftest import Command
 from PIL import Image
 from test_presets import PHOTOGRAPHS
@@ -23,6 +24,7 @@ from ovseg_batch.results import Results
 from ovseg_batch.stages.registry import competition, make_vocabulary
 from ovseg_batch.store import Workdir
 
+RULE = "background and presence"
 FEW = ("balloon", "flower", "house")
 ALONE = ("--workers", "0", "--set", "run.threads=1")
 
@@ -182,3 +184,20 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
         assert [segment.label for segment in segments] == kept
     presence = Presence(sure, 0.5, 1.0)
     assert presence.shows(dense == 1, 1) and not presence.shows(dense == 1, 2)
+
+
+def test_the_open_world_is_measured(few_scenes: Path, tmp_path: Path) -> None:
+    """On six scenes and two draws."""
+    for name in ("images", "truth"):
+        (tmp_path / name).symlink_to(few_scenes / name)
+    world = OpenWorld(tmp_path, ["run.threads=1"])
+    alone, both = (world.measure("prompted", 3, 10, RULES[rule], 2) for rule in ("background alone", RULE))
+    assert both["precision"] > alone["precision"] and both["absent found"] < alone["absent found"]
+    assert both["recall"] > 0.5 and both["covered"] < alone["covered"]
+
+
+def test_auc_counts_pairs_in_the_right_order() -> None:
+    assert auc([0.9, 0.8, 0.3], [True, True, False]) == 1.0
+    assert auc([0.5, 0.5], [True, False]) == 0.5
+    assert auc([0.1, 0.9, 0.2], [True, False, True]) == 0.0
+    assert np.isnan(auc([0.1], [True]))
