@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ Array = np.ndarray[Any, Any]
 Encode = Callable[[list[str]], Array]
 
 log = logging.getLogger(__name__)
+
+EVERY = 5.0  # seconds between two lines of progress
 
 
 def cache_folder() -> Path:
@@ -48,8 +51,15 @@ def text_embeddings(
     path = folder / "text" / f"{fingerprint}.parquet"
     known = _read(path, len(templates))
     wanted = list(dict.fromkeys(queries))
-    fresh = {q: encode([t.format(q) for t in templates]) for q in wanted if q not in known}
-    log.info("text embeddings: %d of %d labels from the cache %s", len(wanted) - len(fresh), len(wanted), path)
+    missing = [query for query in wanted if query not in known]
+    log.info("text embeddings: %d of %d labels from the cache %s", len(wanted) - len(missing), len(wanted), path)
+    fresh = {}
+    said = time.monotonic()
+    for done, query in enumerate(missing):
+        if time.monotonic() > said + EVERY:
+            said = time.monotonic()
+            log.info("text embeddings: %d of %d labels are computed", done, len(missing))
+        fresh[query] = encode([template.format(query) for template in templates])
     if fresh:
         try:
             _write(path, {**known, **fresh}, templates)

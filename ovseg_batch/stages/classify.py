@@ -61,6 +61,7 @@ class ClassifyStage:
         self._config = config
         self._vocabulary, self._templates = words.vocabulary, words.templates
         self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        self._margin = config.presence.margin / self._spec.logit_scale if self._vocabulary.pooled else 0.0
         confusers = {label.name: label.confusers for label in config.labels}
         self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
 
@@ -74,6 +75,7 @@ class ClassifyStage:
             "query_class": list(vocabulary.query_class),
             "thresholds": list(vocabulary.thresholds),
             "background": vocabulary.has_background,
+            **({"margin": self._margin} if vocabulary.pooled else {}),
             "confusers": [list(words) for words in self._confusers],
             "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
         }
@@ -134,11 +136,15 @@ class ClassifyStage:
         kept[[vocabulary.channel_class[k] for k in vocabulary.left_out(row.extra.get("prompts"))]] = False
         if settings.denoising is not None:
             kept &= alike.max(axis=0) >= adaptive_floor(alike[:, kept], settings.denoising)
+            kept[0] |= vocabulary.pooled  # the background cannot be absent
         if not kept.any():
             return np.zeros_like(alike)
         share = np.array([proposal["area"] for proposal in proposals]) / pixels
         penalty = size_penalty(share) if settings.size_penalty else np.ones(len(share))
         believed: Array = probabilities(alike, kept, settings.temperature) * penalty[:, None]
+        if self._margin:
+            first = np.sort(np.where(kept, alike, -np.inf), axis=1)
+            believed[first[:, -1] - first[:, -2] < self._margin] = 0.0
         return believed
 
     def _annotations(
