@@ -153,7 +153,7 @@ class ClassifyConfig(Section):
 class PresenceConfig(Section):
     """When a label counts as present in an image, under `background: auto`."""
 
-    margin: Annotated[float, Field(ge=0)] = 2.7  # by which CLIP must prefer the label, at its own logit scale; 0: off
+    margin: Annotated[float, Field(ge=0)] = 3.0  # by which CLIP must prefer the label, at its own logit scale; 0: off
     share: Share = 0.4  # of a mask's pixels that must reach the margin
     alone: Share = 0.6  # the same where no mask of SAM2 agrees
 

@@ -32,7 +32,7 @@ class LabelMap(NamedTuple):
         labels: (H, W) int16, `UNLABELLED` = -1.
         confidence: (H, W) float16, the class's probability.
         lead: (H, W) float16, by how much it exceeds the next class's.
-        sure: (H, W) bool, whether the class exceeds the next one by the margin; None without a margin.
+        sure: (H, W) bool, whether the class exceeds the background by the margin; None without a margin.
     """
 
     labels: Array
@@ -57,7 +57,7 @@ def label_map(
         size: original (H, W).
         vocabulary: classes behind the queries, and their own thresholds.
         logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
-        margin: similarity, at the scale of the logits, by which a sure pixel's class exceeds the next; 0: none.
+        margin: similarity by which a sure pixel's class exceeds the best word of the background, class 0; 0: none.
     """
     classes = len(vocabulary.names)
     thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
@@ -76,7 +76,7 @@ def label_map(
             confidence[rows] = best.half().cpu().numpy()
             leads[rows] = lead.half().cpu().numpy()
             if sure is not None:
-                sure[rows] = (best - lead <= odds * best).cpu().numpy()
+                sure[rows] = (probabilities[0] <= odds * best).cpu().numpy()
             if area_threshold > 0:
                 counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
         return counts

@@ -143,8 +143,8 @@ class ClassifyStage:
         penalty = size_penalty(share) if settings.size_penalty else np.ones(len(share))
         believed: Array = probabilities(alike, kept, settings.temperature) * penalty[:, None]
         if self._margin:
-            first = np.sort(np.where(kept, alike, -np.inf), axis=1)
-            believed[first[:, -1] - first[:, -2] < self._margin] = 0.0
+            won = np.where(kept, alike, -np.inf)[:, 1:].max(axis=1)
+            believed[won - alike[:, 0] < self._margin] = 0.0
         return believed
 
     def _annotations(
