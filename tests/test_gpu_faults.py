@@ -27,7 +27,10 @@ from emulation import emulated_environment, write_crops
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-FUSED = ("--set", "dense.cache=none", "--set", "run.precision=fp32", "--set", "run.threads=1", "--device", "cuda")
+FUSED = (
+    *("--set", "dense.cache=none", "--set", "background=none"),
+    *("--set", "run.precision=fp32", "--set", "run.threads=1", "--device", "cuda"),
+)
 POISON = (250, 3, 129)  # a colour that no scene has
 LATER = 40  # operations before a fault strikes
 
