@@ -149,7 +149,7 @@ def test_outputs_of_before_are_not_taken_for_those_of_now(images: Path, tmp_path
     assert command(*arguments).returncode == 0
     whole = (workdir / "annotations.json").read_bytes()
     next((workdir / "stages").glob("refine-*/commits/*/000000.json")).unlink()
-    assert command(*arguments, OVSEG_FAILPOINTS="export.rename=EIO").returncode == 1
+    assert command(*arguments, OVSEG_FAILPOINTS="export.rename+=EIO").returncode == 1
     (workdir / "annotations.json").write_bytes(b" " * len(whole))  # of the size it had
     assert command(*arguments).returncode == 0
     assert (workdir / "annotations.json").read_bytes() == whole
