@@ -59,7 +59,7 @@ class Findings:
 
     @classmethod
     def from_record(cls, counts: Mapping[str, Any]) -> Findings:
-        """Return the findings among the counts of a sealed record. Counts that it does not have are None."""
+        """Return the findings among the counts of a sealed record. A missing count is None."""
         edits = counts.get("edits")
         return cls(counts["images"], counts.get("label_images"), None if edits is None else EditCounts(**edits))
 
@@ -86,7 +86,7 @@ def label_notes(images: int, label_images: Mapping[str, int] | None, among: Coll
 
     Args:
         images: finished images.
-        label_images: images that have a mask of each label. None: no count is known, and nothing is said.
+        label_images: images that have a mask of each label. None: unknown, then there is no sentence.
         among: labels to speak of. None: all.
     """
     if not images or label_images is None:

@@ -83,7 +83,7 @@ def status(workdir: Workdir) -> dict[str, Any]:
 
     Returns:
         among others `label_images`, images that have a mask of each label, and `edits`, how many images were edited and
-        how many of them show no change. Both are None while the run is not complete, and where they are not known.
+        how many of them show no change. Both are None while the run is not complete, and for outputs of older versions.
 
     Raises:
         UsageError: there is no run in that folder.

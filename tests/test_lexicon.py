@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from ovseg_batch import lexicon
 from ovseg_batch.datasets import load
 from ovseg_batch.errors import UsageError
-from ovseg_batch.lexicon import Asked, compete, relations
+from ovseg_batch.lexicon import LabelWords, compete, relations
 
 PERSON = "person face hand hair clothes shoe hat"
 
 
 def left_out(*phrases: str) -> set[str]:
     """The words that a label with these phrases leaves out."""
-    return set(compete([Asked(phrases[0], phrases)]).left_out.get(phrases[0], ()))
+    return set(compete([LabelWords(phrases[0], phrases)]).left_out.get(phrases[0], ()))
 
 
 @pytest.mark.parametrize(
@@ -145,57 +145,63 @@ def test_a_phrase_that_wordnet_has_is_no_phrase_about_its_last_word() -> None:
 
 
 def test_an_unknown_word_leaves_out_nothing() -> None:
-    competition = compete([Asked("zorgblat", ("zorgblat",))])
+    competition = compete([LabelWords("zorgblat", ("zorgblat",))])
     assert competition.words == lexicon.words() and competition.left_out == {}
 
 
 def test_all_phrases_of_a_label_count_but_not_its_name() -> None:
     assert left_out("sofa", "couch") == {"sofa", "furniture", "pillow"}
     assert left_out("pet", "dog", "cat") >= {"dog", "cat", "animal"}
-    assert compete([Asked("dog", ("zorgblat",))]).left_out == {}
+    assert compete([LabelWords("dog", ("zorgblat",))]).left_out == {}
 
 
 def test_words_are_left_out_by_label_and_kept_in_order() -> None:
-    competition = compete([Asked("dog", ("dog",)), Asked("cat", ("cat",)), Asked("zorgblat", ("zorgblat",))])
+    competition = compete(
+        [LabelWords("dog", ("dog",)), LabelWords("cat", ("cat",)), LabelWords("zorgblat", ("zorgblat",))]
+    )
     assert competition.left_out == {"dog": ("face", "hair", "animal", "dog"), "cat": ("face", "hair", "animal", "cat")}
     gone = {"face", "hair", "animal", "dog", "cat"}
     assert competition.words == tuple(word for word in lexicon.words() if word not in gone)
 
 
 def test_a_user_allows_words_for_a_label() -> None:
-    competition = compete([Asked("lesion", ("lesion",), allow=("hands", "Face"))])
+    competition = compete([LabelWords("lesion", ("lesion",), allow=("hands", "Face"))])
     assert competition.left_out == {"lesion": ("face", "hand")}
 
 
 def test_a_user_requires_words_to_compete() -> None:
-    labels = [Asked("dog", ("dog",), compete=("animals", "wolf")), Asked("horse", ("horse",))]
+    labels = [LabelWords("dog", ("dog",), compete=("animals", "wolf")), LabelWords("horse", ("horse",))]
     competition = compete(labels)
     assert "animal" in competition.words and competition.words[-1] == "wolf"
     assert competition.left_out == {"dog": ("face", "hair", "dog"), "horse": ("face", "hair", "horse")}
 
 
 def test_a_required_word_competes_against_every_label_but_not_with_itself() -> None:
-    labels = [Asked("puppy", ("puppy",), compete=("dog",)), Asked("dog", ("dog",)), Asked("x", ("x",), allow=("cat",))]
+    labels = [
+        LabelWords("puppy", ("puppy",), compete=("dog",)),
+        LabelWords("dog", ("dog",)),
+        LabelWords("x", ("x",), allow=("cat",)),
+    ]
     assert "dog" not in compete(labels).words
-    assert "dog" not in compete([Asked("pet", ("dogs",), compete=("dog",))]).words
-    labels = [Asked("zorgblat", ("zorgblat",), compete=("zorgblats",))]
+    assert "dog" not in compete([LabelWords("pet", ("dogs",), compete=("dog",))]).words
+    labels = [LabelWords("zorgblat", ("zorgblat",), compete=("zorgblats",))]
     assert compete(labels).words == lexicon.words()
-    labels = [Asked("x", ("zorgblat",), compete=("cat",)), Asked("y", ("blatzorg",), allow=("cat",))]
+    labels = [LabelWords("x", ("zorgblat",), compete=("cat",)), LabelWords("y", ("blatzorg",), allow=("cat",))]
     assert "cat" in compete(labels).words and compete(labels).left_out == {}
 
 
 def test_a_word_that_cannot_be_allowed_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"'vechicle' in allow is not a competing word\. Did you mean 'vehicle'"):
-        compete([Asked("car", ("car",), allow=("vechicle",))])
+        compete([LabelWords("car", ("car",), allow=("vechicle",))])
     with pytest.raises(UsageError, match="'sky' both in allow and in compete"):
-        compete([Asked("car", ("car",), allow=("sky",), compete=("Sky",))])
+        compete([LabelWords("car", ("car",), allow=("sky",), compete=("Sky",))])
 
 
 def test_the_order_of_labels_does_not_matter() -> None:
     labels = [
-        Asked("dog", ("dog",), compete=("wolf", "animal")),
-        Asked("car", ("car",), compete=("van",)),
-        Asked("a", ("a",)),
+        LabelWords("dog", ("dog",), compete=("wolf", "animal")),
+        LabelWords("car", ("car",), compete=("van",)),
+        LabelWords("a", ("a",)),
     ]
     assert compete(labels) == compete(labels[::-1])
 
@@ -212,7 +218,7 @@ def test_a_class_leaves_out_its_own_word_and_few_others(dataset: str, most: int)
 
 def test_all_classes_of_a_data_set_leave_words_that_compete() -> None:
     classes = load("voc20").classes
-    competition = compete([Asked(name, (name,)) for name in classes])
+    competition = compete([LabelWords(name, (name,)) for name in classes])
     assert {"sky", "tree", "wall", "road", "water", "cup"} <= set(competition.words)
     assert not {"animal", "vehicle", "furniture", "person"} & set(competition.words)
 
@@ -233,7 +239,7 @@ def test_relations_go_both_ways() -> None:
 
 @given(st.lists(st.tuples(st.text(), st.lists(st.text(), max_size=3)), max_size=4))
 def test_no_text_is_an_error(labels: list[tuple[str, list[str]]]) -> None:
-    competition = compete([Asked(name, (name, *phrases)) for name, phrases in labels])
+    competition = compete([LabelWords(name, (name, *phrases)) for name, phrases in labels])
     gone = {word for out in competition.left_out.values() for word in out}
     assert set(competition.words) | gone == set(lexicon.words()) and not gone & set(competition.words)
 

@@ -15,12 +15,14 @@ from test_presets import PHOTOGRAPHS
 
 from ovseg_batch import pipeline, planning, scenes
 from ovseg_batch.config import load_config
+from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import assemble
 from ovseg_batch.results import Results
+from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition, make_vocabulary
 from ovseg_batch.store import Workdir
 
@@ -140,10 +142,10 @@ def test_data_sets_keep_their_own_background() -> None:
     assert len(voc.background) == 26 and not make_vocabulary_of(voc).pooled
 
 
-def make_vocabulary_of(config: object) -> Vocabulary:
+def make_vocabulary_of(config: Config) -> Vocabulary:
     """The vocabulary, for a CLIP that knows any word."""
-    clip = config.clip.model_copy(update={"model": "ViT-B-32", "weights": "random:0"})  # type: ignore[attr-defined]
-    return make_vocabulary(config.model_copy(update={"clip": clip}))  # type: ignore[attr-defined]
+    clip = config.clip.model_copy(update={"model": "ViT-B-32"})
+    return make_vocabulary(config.model_copy(update={"clip": clip}))
 
 
 def test_per_label_words_overrule_the_lexicon() -> None:
@@ -154,6 +156,21 @@ def test_per_label_words_overrule_the_lexicon() -> None:
     assert "cat" in words() and "animal" not in words()
     assert "cat" not in words(allow=["cat"])
     assert {"animal", "wolf"} <= set(words(compete=["animal", "wolf"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "background", "said"),
+    [
+        ([{"name": "cat", "allow": ["sky"]}], "none", "act under background: auto alone"),
+        ([{"name": "cat", "compete": ["sky"]}], ["wood"], "act under background: auto alone"),
+        ([{"name": "cat", "compete": ["wolf"]}], "auto", "does not know the label 'wolf'"),
+        ([{"name": "cat", "allow": ["wolf"]}], "auto", "does not know the label 'wolf'"),
+    ],
+)
+def test_words_without_an_effect_are_errors(labels: list[object], background: object, said: str) -> None:
+    config = load_config(None, flags={"labels": labels, "background": background}, environment={})
+    with pytest.raises(UsageError, match=said):
+        make_vocabulary(config)
 
 
 def test_a_full_vocabulary_has_no_background() -> None:

@@ -423,18 +423,6 @@ def test_a_definition_makes_another_run(few_scenes: Path, tmp_path: Path, comman
     assert "dense" in plain.stdout and plain.stdout.count("0 shards to do") == 0
 
 
-def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    own = {"OVSEG_CACHE": str(tmp_path / "cache")}
-    alone = ("--set", "background=none")
-    first = command("run", few_scenes / "images", "-o", tmp_path / "one", "--labels", "sky, car", *alone, **own)
-    assert "text embeddings: 0 of 2 labels from the cache" in first.stderr
-    labels = "car, sky, cat"
-    second = command("run", few_scenes / "images", "-o", tmp_path / "two", "--labels", labels, *alone, **own)
-    assert "text embeddings: 2 of 3 labels from the cache" in second.stderr
-    [file] = (tmp_path / "cache").rglob("*.parquet")
-    assert set(pq.read_table(file).column_names) == {"label", "prompt", "template", "embedding"}
-
-
 def test_resolved_config_gives_the_same_run(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     shutil.copy(finished / "config.yaml", tmp_path / "config.yaml")
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", tmp_path / "config.yaml")

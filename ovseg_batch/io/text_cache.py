@@ -24,7 +24,7 @@ Encode = Callable[[list[str]], Array]
 
 log = logging.getLogger(__name__)
 
-EVERY = 5.0  # seconds between two lines of progress
+PROGRESS_SECONDS = 5.0  # between two lines of progress
 
 
 def cache_folder() -> Path:
@@ -54,10 +54,10 @@ def text_embeddings(
     missing = [query for query in wanted if query not in known]
     log.info("text embeddings: %d of %d labels from the cache %s", len(wanted) - len(missing), len(wanted), path)
     fresh = {}
-    said = time.monotonic()
+    reported = time.monotonic()
     for done, query in enumerate(missing):
-        if time.monotonic() > said + EVERY:
-            said = time.monotonic()
+        if time.monotonic() > reported + PROGRESS_SECONDS:
+            reported = time.monotonic()
             log.info("text embeddings: %d of %d labels are computed", done, len(missing))
         fresh[query] = encode([template.format(query) for template in templates])
     if fresh:

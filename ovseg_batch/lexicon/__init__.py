@@ -49,7 +49,7 @@ _BETWEEN_WORDS = re.compile(r"[\s_\-./,;:!?()\"]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LabelWords:
     """A label and what the user decided on the words that compete with it.
 
     `words` are the phrases that CLIP is given; the name itself has no meaning here unless it is one of them. Words in
@@ -80,7 +80,7 @@ def words() -> tuple[str, ...]:
     return _data().words
 
 
-def compete(labels: Sequence[Asked]) -> Competition:
+def compete(labels: Sequence[LabelWords]) -> Competition:
     """Return the words that compete with all labels together.
 
     Args:
@@ -97,7 +97,7 @@ def compete(labels: Sequence[Asked]) -> Competition:
     left_out: dict[str, set[str]] = {}
     for label in labels:
         keys = {key for word in label.words for key in _keys(word)}
-        related = {word for phrase in label.words for word in relations(phrase)} | _allowed(label, competing)
+        related = {word for phrase in label.words for word in relations(phrase)} | _checked_allow(label, competing)
         if here := {word for word in competing if word in related or keys & _keys(word)} - required:
             left_out.setdefault(label.name, set()).update(here)
     gone = set().union(*left_out.values())
@@ -142,7 +142,7 @@ def _forms(token: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _keys(phrase: str) -> frozenset[str]:
-    """Return what two phrases share if they differ in nothing but case, spacing and plural: "hot-dogs", "hotdog"."""
+    """Return keys of a phrase. Phrases that differ in case, spacing or plural alone share one: "hot-dogs", "hotdog"."""
     *first, last = _tokens(phrase) or [""]
     return frozenset("".join(first) + form for form in _forms(last)) if last else frozenset()
 
@@ -181,7 +181,8 @@ def _listed(word: str) -> str:
     return next((one for one in words() if _keys(one) & _keys(word)), " ".join(word.split()))
 
 
-def _allowed(label: Asked, competing: Sequence[str]) -> set[str]:
+def _checked_allow(label: LabelWords, competing: Sequence[str]) -> set[str]:
+    """Return the words of the lexicon in `allow` of a label. Raises UsageError as `compete` does."""
     allowed, required = {_listed(word) for word in label.allow}, {_listed(word) for word in label.compete}
     for word in sorted(allowed):
         if word in required:

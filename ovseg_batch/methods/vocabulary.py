@@ -109,7 +109,7 @@ class Vocabulary:
         return class_probabilities(logits, self.channel_class, len(self.names), logit_scale, self.pooled)
 
     def left_out(self, prompts: str | Sequence[str] | None) -> list[int]:
-        """The channels of the classes that a row does not ask for; the background is always asked for.
+        """Return the channels of the classes that a row excludes; the background is never excluded.
 
         Args:
             prompts: names of classes, as a list or separated by commas; None: all are asked for.

@@ -30,7 +30,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CLIP_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.safetensors")
 
 
-LOGIT_SCALE = 100.0  # at which a CLIP compares images and captions: training stops at it, and the published ones did
+LOGIT_SCALE = 100.0  # multiplies the similarities that CLIP is trained on; training clips it at this value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ovseg_batch import lexicon
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.errors import UsageError, nearest
-from ovseg_batch.lexicon import Asked, Competition
+from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
 from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
@@ -72,8 +72,14 @@ def _cost(config: Config) -> str:
 def competition(config: Config) -> Competition:
     """Return the words that compete with the labels, and those left out because of a label.
 
-    Under `background: auto` they come from the lexicon, or for an embedded model from the rest of its own vocabulary.
+    Under `background: auto` they come from the lexicon. An embedded model has its other words instead.
+
+    Raises:
+        UsageError: `allow` or `compete` of a label that cannot have an effect.
     """
+    decided = next((label.name for label in config.labels if label.allow or label.compete), None)
+    if decided is not None and config.background != "auto":
+        raise UsageError(f"Label {decided!r} has allow or compete, which act under background: auto alone.")
     if config.background == "none":
         return Competition((), {})
     if config.background == "common":
@@ -82,7 +88,7 @@ def competition(config: Config) -> Competition:
         return Competition(config.background, {})
     known = zoo.known_labels(config.clip.model)
     if known is None:
-        return lexicon.compete([Asked(one.name, one.words, one.allow, one.compete) for one in config.labels])
+        return lexicon.compete([LabelWords(one.name, one.words, one.allow, one.compete) for one in config.labels])
     taken = {word.lower() for label in config.labels for word in (*label.words, *label.allow)}
     return Competition(tuple(word for word in known if word.lower() not in taken), {})
 
@@ -101,8 +107,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
     vocabulary = Vocabulary.build(labels, competition(config).words, pooled=config.background == "auto")
     known = zoo.known_labels(config.clip.model)
     if known is not None:
-        confusers = [word for label in config.labels for word in label.confusers]
-        for query in [*vocabulary.queries, *confusers, *config.classify.background]:
+        others = [word for label in config.labels for word in (*label.confusers, *label.allow, *label.compete)]
+        for query in [*vocabulary.queries, *others, *config.classify.background]:
             if query.lower() not in known:
                 raise UsageError(
                     f"The embedded model {config.clip.model!r} does not know the label {query!r}."

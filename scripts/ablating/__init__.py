@@ -1,1 +1,1 @@
-"""Tables of scripts/ablate.py that need a measurement of their own."""
+"""Tables of scripts/ablate.py that do not come from one run a row."""

@@ -44,17 +44,8 @@ KEEP: dict[str, Any] = {
     "run.workers": 0,
     "manifest.shard_rows": 64,
 }
-EMBEDDED: dict[str, dict[str, Any]] = {
-    "prompted": {"clip.model": "demo", "sam.model": "demo"},
-    "guided": {"clip.model": "demo", "sam.model": "demo"},
-    "trident": {"clip.model": "demo", "sam.model": "demo"},
-    "proposals": {
-        "clip.model": "demo-token",
-        "sam.model": "demo",
-        "propose.predicted_iou": 0.6,
-        "propose.stability": 0.7,
-    },
-}
+DENSE = {"clip.model": "demo", "sam.model": "demo"}
+MASKS_FIRST = {"clip.model": "demo-token", "sam.model": "demo", "propose.predicted_iou": 0.6, "propose.stability": 0.7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +228,7 @@ class OpenWorld:
 
     def _run(self, method: str) -> Workdir:
         workdir = Workdir(self._root / f"open-world-{method}")
-        settings = {**KEEP, **EMBEDDED[method]}
+        settings = {**KEEP, **(MASKS_FIRST if method == "proposals" else DENSE)}
         overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *self._overrides]
         config = load_config(presets()[method], overrides, {"labels": "dataset:scenes"}, environment={})
         pipeline.run([str(self._root / "images")], workdir, config, progress=False)
@@ -246,8 +237,8 @@ class OpenWorld:
     def _query(self, source: Workdir, labels: Sequence[str], unknown: Sequence[str], rule: Mapping[str, Any]) -> Masks:
         answer = Workdir(self._root / "open-world-answer")
         shutil.rmtree(answer.root, ignore_errors=True)
-        asked = [{"name": label, "allow": list(unknown)} for label in labels]
-        settings = {"labels": asked, "background": "auto", **rule}
+        allow = [] if rule.get("background") == "none" else list(unknown)
+        settings = {"labels": [{"name": label, "allow": allow} for label in labels], "background": "auto", **rule}
         overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *self._overrides]
         pipeline.query(source, answer, None, overrides, progress=False)
         return read_masks(answer, self._truths)

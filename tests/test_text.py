@@ -1,0 +1,47 @@
+"""What words are to CLIP: encoded without padding, kept between runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Command
+
+from ovseg_batch.models.text import encode_tokens
+
+TOWERS: list[dict[str, object]] = [{}, {"proj_bias": True}, {"no_causal_mask": True, "pool_type": "last"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *((kind, text) for kind in (open_clip.CLIP, open_clip.CustomTextCLIP) for text in TOWERS),
+        (open_clip.CustomTextCLIP, {"embed_cls": True}),
+    ],
+)
+@torch.inference_mode()
+def test_text_without_padding_is_open_clips_own(kind: type, text: dict[str, object]) -> None:
+    """Towers that attend to their padding, or pool another token, run at full length."""
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
+    tower = {"context_length": 20, "vocab_size": 50, "width": 64, "heads": 2, "layers": 2, **text}
+    model = kind(embed_dim=32, vision_cfg=vision, text_cfg=tower).eval()
+    tokens = torch.zeros(3, 20, dtype=torch.long)
+    for row, length in enumerate((4, 9, 6)):
+        tokens[row, :length] = torch.tensor([48, *torch.randint(1, 47, (length - 2,)), 49])
+    torch.testing.assert_close(encode_tokens(model, tokens), model.encode_text(tokens), atol=2e-6, rtol=1e-5)
+
+
+def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    own = {"OVSEG_CACHE": str(tmp_path / "cache")}
+    alone = ("--set", "background=none")
+    first = command("run", few_scenes / "images", "-o", tmp_path / "one", "--labels", "sky, car", *alone, **own)
+    assert "text embeddings: 0 of 2 labels from the cache" in first.stderr
+    labels = "car, sky, cat"
+    second = command("run", few_scenes / "images", "-o", tmp_path / "two", "--labels", labels, *alone, **own)
+    assert "text embeddings: 2 of 3 labels from the cache" in second.stderr
+    [file] = (tmp_path / "cache").rglob("*.parquet")
+    assert set(pq.read_table(file).column_names) == {"label", "prompt", "template", "embedding"}
