@@ -34,7 +34,7 @@ from ovseg_batch.findings import read_findings
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import read_image
 from ovseg_batch.methods.colours import palette
-from ovseg_batch.methods.confidence import image_confidence
+from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.building import LIMIT, build_report
 from ovseg_batch.results import Results, failed_rows
 from ovseg_batch.settings import RunConfig
@@ -72,13 +72,17 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedImage:
-    """An image with its masks. `name` is relative to INPUT, `path` is where it was opened."""
+    """An image with its masks. `name` is relative to INPUT, `path` is where it was opened.
+
+    `confidence` is that of the least sure mask, 1 without masks; `unsure` counts the masks of a confidence below 0.5.
+    """
 
     name: str
     path: str
     height: int
     width: int
     confidence: float
+    unsure: int
     masks: tuple[Mask, ...]
     colours: Mapping[str, tuple[int, int, int]]
 
@@ -193,9 +197,8 @@ class Run:
             )
             for one in line["annotations"]
         )
-        return SegmentedImage(
-            name, path, *size, image_confidence(mask.confidence for mask in masks), masks, self._colours
-        )
+        sure = ImageConfidence.from_masks(mask.confidence for mask in masks)
+        return SegmentedImage(name, path, *size, sure.least, sure.unsure, masks, self._colours)
 
     @property
     def failures(self) -> list[Failure]:

@@ -77,6 +77,7 @@ def run(
         Interrupted: the person asked to stop.
     """
     config = settle(config)
+    _announce(config)
     workdir.create()
     workdir.remove_leftovers()
     remote = read_limits(config.run).remote
@@ -143,6 +144,7 @@ def query(
     if config.run.workers is None:  # nothing here can abort a process, and one more takes seconds to start
         config = config.model_copy(update={"run": config.run.model_copy(update={"workers": 0})})
     config = settle(config)
+    _announce(config)
     manifest = Manifest.open(source.manifest)
     kept = {planned.name: planned for planned in plan(config, source, manifest, source.manifest)}
     for planned in kept.values():
@@ -243,6 +245,14 @@ def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
         for folder, _ in found:
             workdir.remove(folder)
     return found
+
+
+def _announce(config: Config) -> None:
+    """Log the cautions, and how many words compete with the labels."""
+    for caution in cautions(config):
+        log.warning("warning: %s", caution)
+    for line in competition_lines(config, listed=False):
+        log.info("%s", line)
 
 
 def cautions(config: Config) -> list[str]:

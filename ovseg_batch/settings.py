@@ -156,6 +156,7 @@ class PresenceConfig(Section):
     margin: Annotated[float, Field(ge=0)] = 3.0  # by which CLIP must prefer the label, at its own logit scale; 0: off
     share: Share = 0.4  # of a mask's pixels that must reach the margin
     alone: Share = 0.6  # the same where no mask of SAM2 agrees
+    alone_area: Share = 0.004  # of the image, that such a piece must cover
 
 
 class RefineConfig(Section):

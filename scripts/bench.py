@@ -6,6 +6,7 @@ scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam s
 scripts/bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
 scripts/bench.py kernels                  # the models' forwards, their libraries' and ours
 scripts/bench.py query                    # another question to a finished run, beside the run
+scripts/bench.py words                    # three labels and the words that compete, beside four plain labels
 scripts/bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 scripts/bench.py memory                   # peak memory of 2,000 images against 200
 scripts/bench.py manifest                 # a million rows: written, planned, asked about
@@ -33,6 +34,7 @@ from benching.kernels import kernels, run_kernels
 from benching.measure import measured, measured_process
 from benching.outputs import exports, report
 from benching.speed import COMMANDS as SPEED
+from benching.words import words
 
 from ovseg_batch import planning, scenes
 from ovseg_batch.config import load_config
@@ -216,7 +218,8 @@ def _commit_everything(workdir: Path, rows: int) -> None:
             store.write_commit(Commit(stage["name"], stage["fingerprint"], shard, 256, 256, {}, files, 1, 0.0, ""))
 
 
-for command in (*SPEED, kernels, run_kernels, edits, edit_memory, run_edits, generator, exports, report, query, bank):
+EDITS = (edits, edit_memory, run_edits, generator)
+for command in (*SPEED, kernels, run_kernels, *EDITS, exports, report, query, bank, words):
     main.add_command(command)
 
 

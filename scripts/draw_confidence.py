@@ -53,12 +53,12 @@ def main(images: int, first: int, draw: bool) -> None:
 
 
 def _tell(calibration: CalibrationScore, quality: dict[int, float]) -> None:
-    rows, sure, segments = calibration.images().T
+    rows, doubt, segments = calibration.images().T
     classes = 1 - np.array([quality[int(row)] for row in rows])
     click.echo(f"{len(rows)} images, {segments.sum():.0f} wrong or missed segments in {(segments > 0).sum()} of them")
     for name, errors in (("wrong and missed segments", segments), ("1 - mean IoU of the image's classes", classes)):
         few = max(1, round(WORST * len(errors)))
-        found = errors[np.argsort(sure, kind="stable")[:few]].sum() / errors.sum()
+        found = errors[np.argsort(-doubt, kind="stable")[:few]].sum() / errors.sum()
         most = np.sort(errors)[::-1][:few].sum() / errors.sum()
         click.echo(f"{name:36} in the least certain tenth {found:.3f}, in the worst tenth there is {most:.3f}")
     for share, errors in calibration.risk_coverage()[[len(rows) * k // 10 - 1 for k in range(1, 11)]].tolist():

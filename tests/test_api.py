@@ -44,7 +44,9 @@ def test_a_run_gives_masks_as_arrays(run: ovseg_batch.Run) -> None:
         assert np.array_equal(mask.array, coco_mask.decode(entry["segmentation"]).astype(bool))
         assert (mask.score, mask.confidence) == pytest.approx((entry["score"], entry["confidence"]), abs=1e-6)
         assert mask.label == NAMES[entry["category_id"] - 1]
-    assert 0 < images[0].confidence <= 1
+    for image in images:
+        own = [mask.confidence for mask in image.masks]
+        assert image.confidence == min(own) and image.unsure == sum(value < 0.5 for value in own)
 
 
 def test_a_run_says_how_many_images_have_each_label(run: ovseg_batch.Run) -> None:

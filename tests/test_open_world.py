@@ -17,8 +17,9 @@ from ovseg_batch import pipeline, planning, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
+from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.methods.labelling import label_map
-from ovseg_batch.methods.presence import Presence
+from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import assemble
 from ovseg_batch.results import Results
@@ -105,7 +106,8 @@ def test_a_query_finds_what_a_run_finds(few_scenes: Path, tmp_path: Path, comman
     run(command, few_scenes, tmp_path / "other", "car, boat", *keep)
     run(command, few_scenes, tmp_path / "run", ", ".join(FEW), *keep)
     arguments = ("query", tmp_path / "other", "-o", tmp_path / "answer", "--labels", ", ".join(FEW))
-    assert command(*arguments, "--set", "run.threads=1").returncode == 0
+    done = command(*arguments, "--set", "run.threads=1")
+    assert done.returncode == 0 and "17 words compete with the labels" in done.stderr, done.stderr
     answer, full = ((tmp_path / name / "annotations.json").read_bytes() for name in ("answer", "run"))
     assert answer == full
 
@@ -186,8 +188,9 @@ def test_sure_pixels_exceed_the_background_by_the_margin() -> None:
     channels = torch.stack([background, cosine[2], cosine[3], cosine[:2].amax(0)])
     found = label_map(channels, (6, 7), vocabulary, 40.0, 0.0, 0.0, margin=0.1)
     best = torch.stack([cosine[:2].amax(0), cosine[2], cosine[3]])
-    assert found.sure is not None and 0 < found.sure.sum() < 42
-    assert (found.sure == (best.amax(0) - best[0] >= 0.1).numpy()).all()
+    lead = best.amax(0) - best[0]
+    assert found.sure is not None and set(np.unique(found.sure)) == {0, SURE, CLEAR}
+    assert (found.sure == ((lead >= 0.1).byte() + (lead >= 0.15).byte()).numpy()).all()
     assert (found.labels == best.argmax(0).numpy()).all()
 
 
@@ -195,10 +198,11 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
     dense = np.full((4, 10), UNLABELLED, np.int16)
     dense[:, :4], dense[:, 5:9] = 1, 2
     sure = np.where(np.arange(10) % 2 == 0, dense, np.int16(UNLABELLED))  # half of each
-    for alone, kept in ((0.4, [1, 2]), (0.6, [])):
-        _, segments = assemble(dense, [], lambda _: dense > 0, 1, 1, presence=Presence(sure, 0.0, alone))
+    clear = np.zeros(dense.shape, bool)
+    for alone, least, kept in ((0.4, 1, [1, 2]), (0.6, 1, []), (0.4, 16, [1, 2]), (0.4, 17, [])):
+        _, segments = assemble(dense, [], lambda _: dense > 0, 1, 1, presence=Presence(sure, clear, 0.0, alone, least))
         assert [segment.label for segment in segments] == kept
-    presence = Presence(sure, 0.5, 1.0)
+    presence = Presence(sure, clear, 0.5, 1.0, 1)
     assert presence.shows(dense == 1, 1) and not presence.shows(dense == 1, 2)
 
 
@@ -210,6 +214,45 @@ def test_the_open_world_is_measured(few_scenes: Path, tmp_path: Path) -> None:
     alone, both = (world.measure("prompted", 3, 10, RULES[rule], 2) for rule in ("background alone", RULE))
     assert both["precision"] > alone["precision"] and both["absent found"] < alone["absent found"]
     assert both["recall"] > 0.5 and both["covered"] < alone["covered"]
+
+
+def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    """Ten words do not compete; the confidence alone tells right masks from wrong ones, as presence is switched low."""
+    config = tmp_path / "few.yaml"
+    unknown = ["sky", "grass", "water", "sand", "road", "tree", "car", "boat", "cat", "person"]
+    config.write_text(json.dumps({"labels": [{"name": label, "allow": unknown} for label in FEW]}))
+    rules = (
+        "--set",
+        "presence.margin=2",
+        "--set",
+        "presence.share=0.05",
+        "--set",
+        "presence.alone=0.05",
+        "--set",
+        "presence.alone_area=0",
+    )
+    done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config, *ALONE, *rules)
+    assert done.returncode == 0, done.stderr
+    right = [share > 0.5 for _, _, share in found(tmp_path / "run", few_scenes / "truth")]
+    results = Results.open(Workdir(tmp_path / "run"))
+    sure = [
+        one["confidence"]
+        for shard in range(results.manifest.shards)
+        for _, line in results.shard(shard)
+        for one in line["annotations"]
+    ]
+    assert 3 <= sum(right) < len(right) - 3 and auc(sure, right) > 0.9
+
+
+def test_an_image_is_reviewed_by_its_unsure_masks() -> None:
+    one, three, sure, none = (ImageConfidence.from_masks(c) for c in ((0.4, 0.9), (0.45,) * 3, (0.5,) * 12, ()))
+    assert (str(one), str(three), str(sure)) == (
+        "1 of 2 masks unsure",
+        "3 of 3 masks unsure",
+        "0 of 12 masks unsure",
+    )
+    assert three.doubt > one.doubt > sure.doubt > none.doubt == 0.0
+    assert (one.least, none.least) == (0.4, 1.0)
 
 
 def test_auc_counts_pairs_in_the_right_order() -> None:

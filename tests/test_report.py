@@ -124,10 +124,14 @@ def test_filters(page: Page) -> None:
 
 def test_the_least_certain_come_first(page: Page) -> None:
     page.select_option("#show", "masks")
-    sure = [float(text) for text in page.locator(".sure").all_inner_texts()]
+    texts = page.locator(".sure").all_inner_texts()
+    unsure = [int(text.split()[0]) if "unsure" in text else 0 for text in texts]
     by_place = names(page)
     page.select_option("#order", "sure")
-    assert sorted(sure) == sure and names(page) == by_place[::-1]
+    assert unsure[0] > 0 and sorted(unsure, reverse=True) == unsure and names(page) == by_place[::-1]
+    page.select_option("#show", "unsure")
+    assert page.inner_text("#count").startswith(f"{sum(count > 0 for count in unsure)} of")
+    page.select_option("#show", "masks")
     page.locator("#most").evaluate("input => { input.value = 0.01; input.dispatchEvent(new Event('input')); }")
     page.wait_for_function("document.getElementById('count').textContent.startsWith('0 of')")
 
@@ -304,9 +308,9 @@ def test_processes_make_the_same_report(reported: Path, tmp_path: Path) -> None:
 
 
 def test_which_images_are_worth_showing() -> None:
-    confidence = np.linspace(1, 0, 1000).astype(np.float32)
-    confidence[[3, 5]] = np.nan
-    found = Gathered(confidence, [], failures={3: ("dense", "empty", "")})
+    doubt = np.linspace(0, 1, 1000).astype(np.float32)
+    doubt[[3, 5]] = np.nan
+    found = Gathered(doubt, [], failures={3: ("dense", "empty", "")})
     rows = worth_showing(found, 101).tolist()
     assert len(rows) == 101 and rows == sorted(set(rows)) and 3 in rows and 5 not in rows
     assert set(range(950, 1000)) <= set(rows)  # the least certain

@@ -19,7 +19,6 @@ from ovseg_batch.store import Workdir
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
     from ovseg_batch.planning import DryRun
-    from ovseg_batch.settings import Config
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 
@@ -92,21 +91,12 @@ def run(
     target = Workdir(workdir)
     if dry_run:
         _tell_plan(planning.dry_run(inputs, target, config))
-        _tell_competition(config, listed=True)
+        warnings = (f"warning: {caution}" for caution in pipeline.cautions(config))
+        for line in (*warnings, *planning.competition_lines(config, listed=True)):
+            click.echo(line, err=True)
         return EXIT_OK
-    for caution in pipeline.cautions(config):
-        click.echo(f"warning: {caution}", err=True)
-    _tell_competition(config, listed=False)
     outcome = pipeline.run(inputs, target, config, part=_part(part), update=update)
     return _tell(outcome, target)
-
-
-def _tell_competition(config: Config, listed: bool) -> None:
-    """Print which words compete with the labels; without labels, the run itself has the error to print."""
-    from ovseg_batch import planning
-
-    for line in planning.competition_lines(config, listed) if config.labels else ():
-        click.echo(line, err=True)
 
 
 def _tell_plan(found: DryRun) -> None:

@@ -17,7 +17,7 @@ WORST = 0.1  # of the images, the least certain
 class CalibrationScore:
     """Adds up images. `counts` (C, STEPS + 1, 2): pixels of masks of a class and confidence, and how many are right.
 
-    `images` (N, 3): manifest row, confidence, and wrong and missed segments of each image, as panoptic quality counts
+    `images` (N, 3): manifest row, doubt, and wrong and missed segments of each image, as panoptic quality counts
     them (NaN where the truth has no segments).
     """
 
@@ -28,16 +28,17 @@ class CalibrationScore:
     def add_mask(self, label: int, confidence: float, pixels: int, right: int) -> None:
         self._counts[label, step_of(confidence)] += pixels, right
 
-    def add_image(self, row: int, confidence: float, errors: float) -> None:
-        self._images.append(np.array([[row, confidence, errors]]))
+    def add_image(self, row: int, doubt: float, errors: float) -> None:
+        """Add an image with its `ImageConfidence.doubt`."""
+        self._images.append(np.array([[row, doubt, errors]]))
 
     def arrays(self) -> dict[str, Array]:
-        return {"confidence counts": self._counts, "confidence images": self.images()}
+        return {"confidence counts": self._counts, "doubt of images": self.images()}
 
     def merge(self, arrays: Mapping[str, Array]) -> None:
         """Add what another score of the same classes has counted."""
         self._counts += arrays["confidence counts"]
-        self._images.append(arrays["confidence images"])
+        self._images.append(arrays["doubt of images"])
 
     def images(self) -> Array:
         return np.concatenate(self._images) if self._images else np.zeros((0, 3))
@@ -83,5 +84,5 @@ class CalibrationScore:
     def _surest_first(self) -> Array:
         images = self.images()
         known = images[~np.isnan(images[:, 2])]
-        errors: Array = known[np.argsort(-known[:, 1], kind="stable"), 2]
+        errors: Array = known[np.argsort(known[:, 1], kind="stable"), 2]
         return errors

@@ -18,7 +18,7 @@ from ovseg_batch.evaluate.panoptic import PanopticScore
 from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
-from ovseg_batch.methods.confidence import image_confidence
+from ovseg_batch.methods.confidence import ImageConfidence
 
 Array = np.ndarray[Any, Any]
 Line = Mapping[str, Any]
@@ -70,8 +70,8 @@ class Score:
             self._instances.add(line["row"], size, things, objects)
         errors = self._add_segments(line, truth) if self._panoptic is not None else math.nan
         if self._calibration is not None:
-            sure = image_confidence(one["confidence"] for one in line["annotations"])
-            self._calibration.add_image(line["row"], sure, errors)
+            sure = ImageConfidence.from_masks(one["confidence"] for one in line["annotations"])
+            self._calibration.add_image(line["row"], sure.doubt, errors)
         self._images[line["row"]] = quality
 
     def arrays(self) -> dict[str, Array]:

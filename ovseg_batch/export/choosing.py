@@ -12,7 +12,7 @@ import numpy as np
 
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.methods.confidence import image_confidence
+from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.results import Results
 from ovseg_batch.types import ImageRow
 
@@ -78,7 +78,7 @@ class ChosenImage:
     height: int
     width: int
     annotations: list[dict[str, Any]]
-    confidence: float
+    confidence: ImageConfidence
     split: str
 
     @property
@@ -113,7 +113,7 @@ class Chooser:
                 continue
             masks = line["annotations"]
             chosen = [one for one in masks if self._is_wanted(one)]
-            sure = image_confidence(one["confidence"] for one in masks)
+            sure = ImageConfidence.from_masks(one["confidence"] for one in masks)
             apart = "" if wanted.split is not None else split
             yield ChosenImage(row, self._name(row), line["height"], line["width"], chosen, sure, apart)
 

@@ -68,7 +68,7 @@ class CocoWriter:
         for image in images:
             number, size = image.row.row, (image.height, image.width)
             entry = _image(image.row.file_name, number, *size)
-            entry["confidence"] = round(image.confidence, 6)
+            entry |= {"confidence": round(image.confidence.least, 6), "unsure_masks": image.confidence.unsure}
             lines.add("images", image.split, dumps(entry))
             for one in image.annotations:
                 outline = self._polygons(one["rle"], *size) if self.polygons else _counts(one, *size)

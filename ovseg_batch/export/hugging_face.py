@@ -62,7 +62,8 @@ class ParquetWriter:
             "file_name": image.row.file_name,
             "width": image.width,
             "height": image.height,
-            "confidence": image.confidence,
+            "confidence": image.confidence.least,
+            "unsure_masks": image.confidence.unsure,
             "objects": [
                 {**one, "category": labels.index(one["category"]), "counts": one["rle"].decode("ascii")}
                 for one in image.annotations
@@ -75,7 +76,8 @@ class ParquetWriter:
     def _schema(self) -> pa.Schema:
         """Columns, and what `datasets` makes of them."""
         fields = [("mask", PICTURE), ("key", pa.string()), ("file_name", pa.string()), ("width", pa.int32())]
-        fields += [("height", pa.int32()), ("confidence", pa.float32()), ("objects", pa.list_(OBJECT))]
+        fields += [("height", pa.int32()), ("confidence", pa.float32()), ("unsure_masks", pa.int32())]
+        fields += [("objects", pa.list_(OBJECT))]
         if self._with_images:
             fields.insert(0, ("image", PICTURE))
         label = {"names": list(self._plan.labels), "_type": "ClassLabel"}
@@ -116,7 +118,8 @@ class ImageFolderWriter:
             "file_name": f"images/{image.name}{image.suffix}",
             "mask_file_name": f"masks/{image.name}.png",
             "key": image.row.key,
-            "confidence": image.confidence,
+            "confidence": image.confidence.least,
+            "unsure_masks": image.confidence.unsure,
             "objects": objects,
         }
 

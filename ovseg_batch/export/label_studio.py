@@ -38,7 +38,7 @@ class LabelStudioWriter:
         lines = ShardLines(("tasks", "order"), self._plan.splits)
         for image in images:
             lines.add("tasks", image.split, dumps(self._task(image)))
-            lines.add("order", image.split, f"{image.confidence:.9f}")
+            lines.add("order", image.split, f"{-image.confidence.doubt:.9f}")
             tally.update(images=1, masks=len(image.annotations))
         lines.write(self._plan.parts, shard)
         return tally
@@ -63,8 +63,14 @@ class LabelStudioWriter:
             }
             for number, one in enumerate(image.annotations, start=1)
         ]
-        prediction = {"model_version": "ovseg_batch", "score": round(image.confidence, 6), "result": results}
-        data = {"image": self._url(image), "key": image.row.key, "confidence": round(image.confidence, 6)}
+        prediction = {"model_version": "ovseg_batch", "score": round(image.confidence.least, 6), "result": results}
+        sure = image.confidence
+        data = {
+            "image": self._url(image),
+            "key": image.row.key,
+            "confidence": round(sure.least, 6),
+            "unsure": str(sure),
+        }
         return {"data": data, "predictions": [prediction]}
 
     def _url(self, image: ChosenImage) -> str:

@@ -112,7 +112,8 @@ class PanopticWriter:
                 files.add(f"{of_split('panoptic', image.split)}/{image.name}.png", png(_id_colours(segments)))
                 number = image.row.row + 1
                 described = {"id": number, "file_name": image.row.file_name}
-                described |= {"width": image.width, "height": image.height, "confidence": round(image.confidence, 6)}
+                described |= {"width": image.width, "height": image.height}
+                described |= {"confidence": round(image.confidence.least, 6), "unsure_masks": image.confidence.unsure}
                 lines.add("images", image.split, dumps(described))
                 entry = {"image_id": number, "file_name": f"{image.name}.png", "segments_info": entries}
                 lines.add("annotations", image.split, dumps(entry))

@@ -1,41 +1,61 @@
-"""How far a mask and an image can be believed: what to look at first, and what to leave out of training.
+"""How far a mask and an image can be believed: what to review first, and what to leave out of training.
 
-A mask is wrong when the dense map was torn between two classes there, or when SAM2 saw no object where CLIP did. Both
-were chosen on rendered scenes (docs/confidence.md), where the share of the dense map that agrees with a mask, SAM2's
-stability, and the score that ranks masks for average precision add nothing to the order of the images.
+A mask is wrong when the dense map was torn between two classes there, when the class hardly exceeds the words that
+compete, or when SAM2 saw no object where CLIP did. The factors were chosen on rendered scenes (docs/confidence.md).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 #: What is left of a mask's margin where SAM2 was asked and drew no mask that agreed with the dense map.
 ALONE = 0.25
+UNSURE = 0.5  # a mask of less confidence is one to review
 STEPS = 1000  # of confidence, where masks are counted by it
 
 
-def mask_confidence(margin: float, predicted_iou: float | None, asked: bool) -> float:
-    """Margin × predicted IoU, in [0, 1].
+def mask_confidence(margin: float, predicted_iou: float | None, asked: bool, clear: float = 1.0) -> float:
+    """Return margin × predicted IoU × clear, in [0, 1].
 
     Args:
         margin: mean over the mask of the best class's probability less the second's, in [0, 1].
         predicted_iou: SAM2's own of the mask; None where the dense map drew it.
         asked: whether SAM2 was asked for masks at all.
+        clear: share of the mask's pixels whose class exceeds the words that compete by far (`presence.CLEAR`).
     """
     if predicted_iou is None:
-        return _share(margin) * (ALONE if asked else 1.0)
-    return _share(margin) * _share(predicted_iou)
+        return _share(margin) * _share(clear) * (ALONE if asked else 1.0)
+    return _share(margin) * _share(clear) * _share(predicted_iou)
 
 
-def image_confidence(confidences: Iterable[float]) -> float:
-    """exp(-the number of wrong masks to be expected), in [0, 1]; 0 where there is no mask to speak for the image.
+@dataclass(frozen=True, slots=True)
+class ImageConfidence:
+    """What the masks of an image say of it together.
 
-    Args:
-        confidences: of all its masks.
+    Attributes:
+        masks: number of masks.
+        unsure: those whose confidence is below `UNSURE`.
+        least: confidence of the least sure mask, in [0, 1]; 1 without masks.
     """
-    wrong = [1.0 - confidence for confidence in confidences]
-    return math.exp(-sum(wrong)) if wrong else 0.0
+
+    masks: int
+    unsure: int
+    least: float
+
+    @classmethod
+    def from_masks(cls, confidences: Iterable[float]) -> ImageConfidence:
+        """Summarise the confidences of all masks of an image."""
+        values = list(confidences)
+        return cls(len(values), sum(value < UNSURE for value in values), min(values, default=1.0))
+
+    @property
+    def doubt(self) -> float:
+        """The order of review, in [0, masks + 1]: unsure masks first, then the least sure mask. Larger is earlier."""
+        return self.unsure + 1.0 - self.least
+
+    def __str__(self) -> str:
+        return f"{self.unsure} of {self.masks} {'mask' if self.masks == 1 else 'masks'} unsure"
 
 
 def step_of(confidence: float) -> int:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovseg_batch.methods.presence import CLEAR_MARGIN
 from ovseg_batch.methods.vocabulary import Vocabulary, decide, scarce_classes
 from ovseg_batch.methods.windows import Stitched, bilinear_taps
 
@@ -32,7 +33,8 @@ class LabelMap(NamedTuple):
         labels: (H, W) int16, `UNLABELLED` = -1.
         confidence: (H, W) float16, the class's probability.
         lead: (H, W) float16, by how much it exceeds the next class's.
-        sure: (H, W) bool, whether the class exceeds the background by the margin; None without a margin.
+        sure: (H, W) uint8, how clearly the class exceeds the background: `presence.SURE`, `presence.CLEAR`, or 0.
+            None without a margin.
     """
 
     labels: Array
@@ -63,8 +65,8 @@ def label_map(
     thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
     labels = np.empty(size, np.int16)
     confidence, leads = np.empty(size, np.float16), np.empty(size, np.float16)
-    sure = np.empty(size, bool) if margin else None
-    odds = math.exp(-margin * logit_scale)
+    sure = np.empty(size, np.uint8) if margin else None
+    odds = [math.exp(-factor * margin * logit_scale) for factor in (1.0, CLEAR_MARGIN)]
 
     def run(scarce: Tensor | None) -> Array:
         counts = np.zeros(classes, np.int64)
@@ -76,7 +78,9 @@ def label_map(
             confidence[rows] = best.half().cpu().numpy()
             leads[rows] = lead.half().cpu().numpy()
             if sure is not None:
-                sure[rows] = (probabilities[0] <= odds * best).cpu().numpy()
+                level = (probabilities[0] <= odds[0] * best).byte()
+                level += probabilities[0] <= odds[1] * best
+                sure[rows] = level.cpu().numpy()
             if area_threshold > 0:
                 counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
         return counts

@@ -15,6 +15,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+SURE, CLEAR = 1, 2  # levels of a pixel: its class exceeds the background by the margin, and by `CLEAR_MARGIN` of them
+CLEAR_MARGIN = 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class Presence:
@@ -22,13 +25,17 @@ class Presence:
 
     Attributes:
         labels: (H, W) int16 class of the sure pixels, `UNLABELLED` elsewhere.
+        clear: (H, W) bool, whether the class exceeds the background by far.
         share: of a mask's pixels that must be sure of its class, in [0, 1].
         alone: the same of a piece of the dense map that no mask has claimed.
+        alone_area: pixels that such a piece must have.
     """
 
     labels: Array
+    clear: Array
     share: float
     alone: float
+    alone_area: int
 
     def shows(self, mask: Array, label: int) -> bool:
         """Return whether enough pixels of a mask, (H, W) bool, are sure of the class."""

@@ -234,7 +234,7 @@ def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: i
         sure = np.bincount(pieces.numbers[agrees], minlength=len(pieces.areas))
         shown = sure >= presence.alone * pieces.areas
         index_of[~shown] = 0
-        enough &= shown
+        enough &= shown & (pieces.areas >= presence.alone_area)
     free = np.flatnonzero((index_of == 0) & enough)
     for k in free[np.argsort(pieces.labels[free], kind="stable")]:
         segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))

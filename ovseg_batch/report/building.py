@@ -17,7 +17,7 @@ from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.methods.confidence import image_confidence
+from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
 from ovseg_batch.report.thumbnails import CLOSED, Album
@@ -167,7 +167,7 @@ def _entry(
     if not is_remote(row.path) and code not in CLOSED:
         pictures |= IMAGE * album.add_image(row.row, row.path, job.limits)
     masks: list[list[Any]] = []
-    sure = 0
+    sure = ImageConfidence.from_masks(())
     if line is not None:
         if line["annotations"]:
             album.add_layer(row.row, line, results.labels)
@@ -176,13 +176,14 @@ def _entry(
         for one in sorted(line["annotations"], key=lambda one: one["confidence"]):
             label = results.labels.index(one["category"])
             masks.append([label, round(one["confidence"], 3), round(one["area"] / size, 6), one["source"]])
-        sure = round(1000 * image_confidence(mask["confidence"] for mask in line["annotations"]))
+        sure = ImageConfidence.from_masks(mask["confidence"] for mask in line["annotations"])
     if edited is not None:
         pictures |= EDITED * album.add_edited(row.row, edited)
     place = shown(row.path) if is_remote(row.path) else Path(row.path).absolute().as_uri()
     labels = sorted({mask[0] for mask in masks})
     number = job.codes.index(code) if code else -1
-    return [row.row, row.file_name, sure, len(masks), labels, number, pictures], [place, message, masks]
+    entry = [row.row, row.file_name, round(1000 * sure.least), sure.unsure, len(masks), labels, number, pictures]
+    return entry, [place, message, masks]
 
 
 def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]]) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ovseg_batch.methods.confidence import STEPS, image_confidence, step_of
+from ovseg_batch.methods.confidence import STEPS, ImageConfidence, step_of
 from ovseg_batch.progress import StageStatus, stage_status
 from ovseg_batch.results import Results, failed_rows
 
 Array = np.ndarray[Any, Any]
 
+MOST_UNSURE = 10  # images with more unsure masks are counted together
 AREA_BINS = 12  # of the logarithm of a mask's share of its image, each half as large as the next
 
 
@@ -22,11 +23,12 @@ AREA_BINS = 12  # of the logarithm of a mask's share of its image, each half as 
 class Gathered:
     """Sums over everything a run has committed.
 
-    `confidence` (rows,) float32 of every image: NaN where it has not been done or failed. `failures` are the first of
-    each code, at most `listed` in all; `codes` counts them all.
+    `doubt` (rows,) float32 of every image, the order of review: NaN where it has not been done or failed. `sure` counts
+    masks by steps of confidence, `unsure` images by their unsure masks. `failures` are the first of each code, at most
+    `listed` in all; `codes` counts them all.
     """
 
-    confidence: Array
+    doubt: Array
     stages: list[StageStatus]
     masks: int = 0
     empty: int = 0  # images without a mask
@@ -36,13 +38,14 @@ class Gathered:
     pixels: int = 0
     areas: Array = field(default_factory=lambda: np.zeros(AREA_BINS, np.int64))
     sure: Array = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))
+    unsure: Array = field(default_factory=lambda: np.zeros(MOST_UNSURE + 1, np.int64))
     codes: Counter[str] = field(default_factory=Counter)
     failures: dict[int, tuple[str, str, str]] = field(default_factory=dict)  # row → stage, code, message
 
     @property
     def images(self) -> int:
         """That have masks, or were found to have none."""
-        return int((~np.isnan(self.confidence)).sum())
+        return int((~np.isnan(self.doubt)).sum())
 
 
 def gather(results: Results, listed: int) -> Gathered:
@@ -63,7 +66,9 @@ def gather(results: Results, listed: int) -> Gathered:
 
 def _count(found: Gathered, row: int, line: dict[str, Any]) -> None:
     masks, size = line["annotations"], line["height"] * line["width"]
-    found.confidence[row] = image_confidence(one["confidence"] for one in masks)
+    confidence = ImageConfidence.from_masks(one["confidence"] for one in masks)
+    found.doubt[row] = confidence.doubt
+    found.unsure[min(confidence.unsure, MOST_UNSURE)] += 1
     found.masks += len(masks)
     found.empty += not masks
     found.pixels += size
@@ -82,11 +87,11 @@ def worth_showing(found: Gathered, limit: int) -> Array:
     Args:
         limit: at most so many.
     """
-    done = np.flatnonzero(~np.isnan(found.confidence))
+    done = np.flatnonzero(~np.isnan(found.doubt))
     chosen = np.array(sorted(found.failures), np.int64)[:limit]
     room = limit - len(chosen)
     if len(done) > room:
-        order = done[np.argsort(found.confidence[done], kind="stable")]
+        order = done[np.argsort(-found.doubt[done], kind="stable")]
         unsure, others = order[: room // 2], np.sort(order[room // 2 :])
         even = others[np.linspace(0, len(others) - 1, room - len(unsure)).astype(np.int64)]
         done = np.concatenate([unsure, even])

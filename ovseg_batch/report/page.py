@@ -15,10 +15,10 @@ from ovseg_batch.evaluate.calibration import CalibrationScore
 from ovseg_batch.findings import Findings, edit_note, edit_warning, label_notes, read_findings
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.methods.colours import hex_palette
-from ovseg_batch.methods.confidence import STEPS
+from ovseg_batch.methods.confidence import STEPS, UNSURE, step_of
 from ovseg_batch.progress import StageStatus, duration
 from ovseg_batch.report import charts
-from ovseg_batch.report.gathering import AREA_BINS, Gathered
+from ovseg_batch.report.gathering import AREA_BINS, MOST_UNSURE, Gathered
 from ovseg_batch.results import Results
 
 BARS = 40  # labels in a chart
@@ -41,7 +41,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
     template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
     complete = all(stage.complete for stage in found.stages)
     colours = hex_palette(len(results.labels))
-    left_out = found.images + sum(math.isnan(found.confidence[row]) for row in found.failures) - layout["entries"]
+    left_out = found.images + sum(math.isnan(found.doubt[row]) for row in found.failures) - layout["entries"]
     page = template.render(
         title=results.workdir.root.resolve().name,
         workdir=results.workdir.root.resolve(),
@@ -78,13 +78,13 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
 def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
     """(name, value, what to know of it)."""
     rows, failed = results.manifest.rows, sum(found.codes.values())
-    sure = found.confidence[~np.isnan(found.confidence)]
+    unsure = int(found.sure[: step_of(UNSURE)].sum())
     numbers = [
         ("Images", f"{found.images:,}", f"of {rows:,} listed"),
         ("Masks", f"{found.masks:,}", f"{found.masks / max(found.images, 1):.1f} an image"),
         ("Without masks", f"{found.empty:,}", ""),
         ("Failed", f"{failed:,}", f"{failed / max(rows, 1):.2%}" if failed else ""),
-        ("Median confidence", f"{np.median(sure):.2f}" if len(sure) else "–", "of an image"),
+        ("Unsure masks", f"{unsure:,}", f"{unsure / max(found.masks, 1):.1%}, confidence below {UNSURE}"),
     ]
     hours = sum(stage.seconds for stage in found.stages) / 3600
     numbers.append(("Working time", duration(3600 * hours), "summed over the workers"))
@@ -133,13 +133,13 @@ def _charts(results: Results, found: Gathered) -> list[dict[str, str]]:
     areas = [f"1/{2 ** (k + 1)}" if k < AREA_BINS - 1 else "less" for k in range(AREA_BINS)]
     masks = found.sure[:STEPS].reshape(20, -1).sum(axis=1)
     masks[-1] += found.sure[STEPS]
-    images = np.histogram(found.confidence[~np.isnan(found.confidence)], bins=20, range=(0, 1))[0]
     steps = [f"{k / 20:.2f}" for k in range(20)]
+    counts = [*(str(k) for k in range(MOST_UNSURE)), f"{MOST_UNSURE} or more"]
     drawn = {
         f"Masks of every label{rest}": charts.bars([found.label_masks[name] for name in most], most, "masks"),
         "Area of the masks: at least this share of the image": charts.bars(found.areas.tolist(), areas, "masks"),
         "Confidence of the masks": charts.bars(masks.tolist(), steps, "masks"),
-        "Confidence of the images": charts.bars(images.tolist(), steps, "images"),
+        "Unsure masks of the images": charts.bars(found.unsure.tolist(), counts, "images"),
     }
     for name, calibration in _evaluations(results):
         drawn |= _calibration_charts(name, calibration)
@@ -169,7 +169,7 @@ def _evaluations(results: Results) -> list[tuple[str, CalibrationScore]]:
             continue
         for path in parts:
             with np.load(path, allow_pickle=False) as arrays:
-                if "confidence counts" in arrays:
+                if "doubt of images" in arrays:
                     total = total or CalibrationScore(len(arrays["confidence counts"]))
                     total.merge(arrays)
         if total is not None:

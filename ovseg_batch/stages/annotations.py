@@ -40,6 +40,7 @@ def annotation_line(
     coverage: float | None,
     margin: float,
     asked: bool,
+    clear: float = 1.0,
 ) -> dict[str, Any]:
     """One segment of an assembled map as a line of the table.
 
@@ -49,6 +50,7 @@ def annotation_line(
         claim: the mask that drew it; None: the dense map did.
         score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
         asked: whether SAM2 was asked for masks.
+        clear: share of its pixels that exceed the background by far.
     """
     return asdict(
         Annotation(
@@ -58,7 +60,7 @@ def annotation_line(
             area=rle.area(counts, *size),
             rle=counts,
             source="sam" if claim else "dense",
-            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, asked),
+            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, asked, clear),
             margin=margin,
             coverage=coverage,
             predicted_iou=claim.predicted_iou if claim else None,

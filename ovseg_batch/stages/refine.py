@@ -26,7 +26,7 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
-from ovseg_batch.methods.presence import Presence
+from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.tiles import Box
@@ -92,7 +92,7 @@ class RefineStage:
     """Annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 8
+    version = 9
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -266,8 +266,10 @@ class RefineStage:
         )
         presence = None
         if found.sure is not None:
-            sure = np.where(found.sure, found.labels, np.int16(UNLABELLED))
-            presence = Presence(sure, self._config.presence.share, self._config.presence.alone)
+            rule = self._config.presence
+            sure = np.where(found.sure >= SURE, found.labels, np.int16(UNLABELLED))
+            least = math.ceil(rule.alone_area * size[0] * size[1])
+            presence = Presence(sure, found.sure == CLEAR, rule.share, rule.alone, least)
 
         def probabilities(box: Box, at: tuple[int, int]) -> Tensor:
             return vocabulary.probabilities(resampled(scores, box, size, at), dense.logit_scale)
@@ -342,7 +344,7 @@ class RefineStage:
         if not segments:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
-        area, agreeing, trust, margin = _tally(owner, dense, label_of)
+        area, agreeing, trust, margin, clear = _tally(owner, dense, label_of)
         outlines, asked = rle.encode_regions(owner), self._spec is not None
         annotations = []
         for segment in segments:
@@ -352,12 +354,20 @@ class RefineStage:
             score, lead = segment.renamed or (trust[k] / max(agreeing[k], 1), float(margin[k] / area[k]))
             score *= claim.predicted_iou if claim else 1.0
             name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
-            annotations.append(annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, asked))
+            shown = 1.0 if segment.renamed else float(clear[k] / area[k])
+            annotations.append(
+                annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, asked, shown)
+            )
         return annotations
 
 
-def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array]:
-    """Per segment: pixels, those whose dense class is its own, the probability summed over these, the lead over all."""
+def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Sum the dense map over each segment.
+
+    Returns:
+        Pixels, those whose dense class is the segment's, the probability summed over these, the lead summed over all,
+        and those of the segment's class that exceed the background by far (all pixels where presence does not count).
+    """
     runs = row_runs(owner, dense.labels)
     segment = owner.ravel()[runs.starts]
     agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
@@ -367,7 +377,8 @@ def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array
 
     area, agreeing = per_segment(runs.lengths), per_segment(runs.lengths * agrees)
     trust, margin = per_segment(runs.sums(dense.confidence) * agrees), per_segment(runs.sums(dense.margin))
-    return area.astype(np.int64), agreeing.astype(np.int64), trust, margin
+    clear = area if dense.presence is None else per_segment(runs.sums(dense.presence.clear) * agrees)
+    return area.astype(np.int64), agreeing.astype(np.int64), trust, margin, clear
 
 
 def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:

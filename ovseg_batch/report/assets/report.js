@@ -1,8 +1,9 @@
 "use strict";
 
-// An entry is [row, name, confidence in thousandths, masks, label numbers, failure code number or -1, pictures];
-// pictures: 1 the image, 2 its masks, 4 what became of it. Only what is on the screen is in the page.
-const ROW = 0, NAME = 1, SURE = 2, MASKS = 3, LABELS = 4, CODE = 5, PICTURES = 6;
+// An entry is [row, name, confidence of the least sure mask in thousandths, unsure masks, masks, label numbers, failure
+// code number or -1, pictures]; pictures: 1 the image, 2 its masks, 4 what became of it. Only what is on the screen is in
+// the page.
+const ROW = 0, NAME = 1, SURE = 2, UNSURE = 3, MASKS = 4, LABELS = 5, CODE = 6, PICTURES = 7;
 const IMAGE = 1, LAYER = 2, EDITED = 4;
 const CAPTION = 34, BEYOND = 3; // pixels; rows of tiles kept ready above and below
 
@@ -41,6 +42,8 @@ const picture = (kind, row) =>
 
 // --- which images, in which order ---
 
+const doubt = (entry) => 1000 * entry[UNSURE] - entry[SURE];
+
 function select() {
   const name = at("name").value.trim().toLowerCase();
   const label = at("label").value === "" ? null : Number(at("label").value);
@@ -53,6 +56,7 @@ function select() {
     if (!failed && entry[SURE] > most) continue;
     if (failed && most < 1000) continue;
     if (show === "masks" && !entry[MASKS]) continue;
+    if (show === "unsure" && !entry[UNSURE]) continue;
     if (show === "empty" && (failed || entry[MASKS])) continue;
     if (show === "edited" && !(entry[PICTURES] & EDITED)) continue;
     if (show.startsWith("failed") && (!failed || (show !== "failed" && run.codes[entry[CODE]] !== show.slice(7)))) continue;
@@ -60,8 +64,8 @@ function select() {
   }
   const order = at("order").value;
   const by = {
-    unsure: (a, b) => (a[CODE] >= 0) - (b[CODE] >= 0) || a[SURE] - b[SURE], // what failed has a place of its own
-    sure: (a, b) => b[SURE] - a[SURE],
+    unsure: (a, b) => (a[CODE] >= 0) - (b[CODE] >= 0) || doubt(b) - doubt(a), // what failed has a place of its own
+    sure: (a, b) => doubt(a) - doubt(b),
     masks: (a, b) => b[MASKS] - a[MASKS],
   }[order];
   if (by) found.sort((a, b) => by(entries[a], entries[b]) || a - b);
@@ -121,12 +125,17 @@ function tile(place) {
   if (failed) button.append(element("span", "why", run.codes[entry[CODE]]));
   const caption = element("span", "caption");
   caption.append(element("bdi", "name", entry[NAME]));
-  if (!failed) caption.append(element("span", "sure", (entry[SURE] / 1000).toFixed(2)));
+  if (!failed) caption.append(element("span", "sure", summary(entry)));
   button.append(caption);
-  button.setAttribute("aria-label", `${entry[NAME]}, ${failed ? `failed: ${run.codes[entry[CODE]]}` :
-    `${entry[MASKS]} masks, confidence ${(entry[SURE] / 1000).toFixed(2)}`}`);
+  const state = failed ? `failed: ${run.codes[entry[CODE]]}` : summary(entry);
+  button.setAttribute("aria-label", `${entry[NAME]}, ${state}`);
   cell.append(button);
   return cell;
+}
+
+function summary(entry) {
+  const masks = `${entry[MASKS]} ${entry[MASKS] === 1 ? "mask" : "masks"}`;
+  return entry[UNSURE] ? `${entry[UNSURE]} of ${masks} unsure` : entry[MASKS] ? masks : "no masks";
 }
 
 function pictures(entry, text) {
