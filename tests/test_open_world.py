@@ -221,16 +221,8 @@ def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Pa
     config = tmp_path / "few.yaml"
     unknown = ["sky", "grass", "water", "sand", "road", "tree", "car", "boat", "cat", "person"]
     config.write_text(json.dumps({"labels": [{"name": label, "allow": unknown} for label in FEW]}))
-    rules = (
-        "--set",
-        "presence.margin=2",
-        "--set",
-        "presence.share=0.05",
-        "--set",
-        "presence.alone=0.05",
-        "--set",
-        "presence.alone_area=0",
-    )
+    low = {"margin": 2, "share": 0.05, "alone": 0.05, "alone_area": 0}
+    rules = [f"--set=presence.{key}={value}" for key, value in low.items()]
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config, *ALONE, *rules)
     assert done.returncode == 0, done.stderr
     right = [share > 0.5 for _, _, share in found(tmp_path / "run", few_scenes / "truth")]

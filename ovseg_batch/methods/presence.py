@@ -26,7 +26,7 @@ class Presence:
     Attributes:
         labels: (H, W) int16 class of the sure pixels, `UNLABELLED` elsewhere.
         clear: (H, W) bool, whether the class exceeds the background by far.
-        share: of a mask's pixels that must be sure of its class, in [0, 1].
+        share: of the pixels of its class in a mask that must be sure, in [0, 1].
         alone: the same of a piece of the dense map that no mask has claimed.
         alone_area: pixels that such a piece must have.
     """
@@ -37,6 +37,13 @@ class Presence:
     alone: float
     alone_area: int
 
-    def shows(self, mask: Array, label: int) -> bool:
-        """Return whether enough pixels of a mask, (H, W) bool, are sure of the class."""
-        return bool(np.count_nonzero(self.labels[mask] == label) >= self.share * np.count_nonzero(mask))
+    def shows(self, classes: Array, mask: Array, label: int) -> bool:
+        """Return whether enough pixels of a class in a mask are sure.
+
+        Args:
+            classes: (H, W) int16 class of every pixel.
+            mask: (H, W) bool.
+            label: the mask's class.
+        """
+        sure = np.count_nonzero(self.labels[mask] == label)
+        return bool(sure >= self.share * np.count_nonzero(classes[mask] == label))

@@ -5,6 +5,7 @@ Each answers with claims, at SAM2's own resolution until somebody asks for a mas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,7 @@ def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | st
             coverage = float(counts[label] / max(inside.size, 1))
         if coverage == 0 or (isinstance(vote, float | int) and coverage < vote) or label in dense.ignore:
             continue
-        if dense.presence is not None and not dense.presence.shows(mask, label):
+        if dense.presence is not None and not dense.presence.shows(dense.labels, mask, label):
             continue
         rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
         claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"]), rated))
@@ -274,8 +275,11 @@ def _present(answers: _Answers, claimed: list[_Claimed], presence: Presence | No
         return claimed
     which = torch.tensor([(c.prompt, c.mask, c.label) for c in claimed], device=answers.logits.device)
     masks = answers.logits[which[:, 0], which[:, 1]][:, None] > 0
-    shares = low_resolution_coverage(masks, answers.sure, which[:, 2:])[:, 0].tolist()
-    return [one for one, share in zip(claimed, shares, strict=True) if share >= presence.share]
+    sure, all_pixels = (
+        low_resolution_coverage(masks, labels, which[:, 2:])[:, 0] for labels in (answers.sure, answers.labels)
+    )
+    shown = (sure >= presence.share * all_pixels).tolist()
+    return list(itertools.compress(claimed, shown))
 
 
 def sampled(values: Array, h: int, w: int) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ovseg_batch import datasets, pipeline
 from ovseg_batch.config import load_config, presets
@@ -36,6 +37,8 @@ RULES: dict[str, dict[str, Any]] = {
 METHODS = ("prompted", "guided", "trident", "proposals")
 LEAST_STUFF = 0.001  # of the image: connected parts of stuff that are smaller are no objects
 HALF = 0.5
+OPAQUE = 127  # of 255: pixels with more alpha are kept in an edited image
+CUT_OUTS = 100  # scenes
 COLUMNS = ("precision", "at IoU .5", "recall", "of stuff", "of things", "absent found", "confidence AUC", "covered")
 
 KEEP: dict[str, Any] = {
@@ -244,12 +247,85 @@ class OpenWorld:
         return read_masks(answer, self._truths)
 
 
+@dataclass(frozen=True, slots=True)
+class CutOuts:
+    """How well one named thing was cut out of scenes that hold it.
+
+    Attributes:
+        ious: IoU of the pixels that an edited image keeps with the thing's pixels, one per scene.
+        whole: scenes of which everything was kept.
+        nothing: scenes without a mask, which `edit.on_empty: copy` leaves as they were.
+    """
+
+    ious: list[float]
+    whole: int
+    nothing: int
+
+
+def cut_out(root: Path, overrides: Sequence[str], count: int, largest: bool) -> CutOuts:
+    """Cut one thing out of every scene, `--labels THING --edit cutout`, with the default settings.
+
+    Args:
+        root: `images/` and `truth/`, and where the runs live.
+        overrides: `section.key=value` for every run.
+        count: how many scenes; those without a thing of at least `LEAST_STUFF` of their pixels are passed over.
+        largest: the thing with the most pixels, or any thing, drawn by chance.
+    """
+    truths, chance = Truths(root), random.Random("cut-outs")
+    scenes_of: dict[str, list[Path]] = {}
+    for path in sorted((root / "images").iterdir()):
+        classes = truths[path.name].classes
+        shares = {name: float((classes == SCENES.classes.index(name)).mean()) for name in SCENES.things}
+        things = [name for name in SCENES.things if shares[name] >= LEAST_STUFF]
+        if things and sum(map(len, scenes_of.values())) < count:
+            thing = max(things, key=lambda name: shares[name]) if largest else chance.choice(things)
+            scenes_of.setdefault(thing, []).append(path)
+    found = CutOuts([], 0, 0)
+    for thing, paths in scenes_of.items():
+        found = _added(found, thing, paths, _cut_out(root, overrides, thing, paths), truths)
+    return found
+
+
+def _cut_out(root: Path, overrides: Sequence[str], thing: str, paths: Sequence[Path]) -> Workdir:
+    """Run one thing's scenes."""
+    listing, workdir = root / f"cut-out-{thing}.txt", Workdir(root / f"cut-out-{thing}")
+    shutil.rmtree(workdir.root, ignore_errors=True)
+    listing.write_text("".join(f"{path}\n" for path in paths))
+    chosen = ["run.workers=0", *(f"{key}={json.dumps(value)}" for key, value in DENSE.items()), *overrides]
+    config = load_config(None, chosen, {"labels": thing, "edit.mode": "cutout"}, environment={})
+    pipeline.run([str(listing)], workdir, config, progress=False)
+    return workdir
+
+
+def _added(found: CutOuts, thing: str, paths: Sequence[Path], workdir: Workdir, truths: Truths) -> CutOuts:
+    """Compare the edited images of one thing with the truth."""
+    edited = {path.stem: path for path in workdir.edited.rglob("*") if path.is_file()}
+    masked = {Path(name).name for name, masks in read_masks(workdir, truths).items() if masks}
+    whole = nothing = 0
+    for path in paths:
+        kept = np.array(Image.open(edited[path.stem]).convert("RGBA"))[..., 3] > OPAQUE
+        true = truths[path.name].classes == SCENES.classes.index(thing)
+        found.ious.append(float((kept & true).sum() / (kept | true).sum()))
+        empty = path.name not in masked
+        nothing, whole = nothing + empty, whole + (bool(kept.all()) and not empty)
+    return CutOuts(found.ious, found.whole + whole, found.nothing + nothing)
+
+
 def draw(size: int, missing: int, number: int) -> tuple[list[str], list[str]]:
     """Labels, and the words among the others that do not compete; at least one word competes."""
     chance = random.Random(f"{size} {missing} {number}")
     labels = chance.sample(SCENES.classes, size)
     others = [word for word in SCENES.classes if word not in labels]
     return labels, chance.sample(others, min(missing, len(others) - 1))
+
+
+def cut_out_line(found: CutOuts, which: str) -> str:
+    """Describe cut-outs in a sentence."""
+    return (
+        f"Cut-outs of {which} (`--labels THING --edit cutout`) on {len(found.ious)} scenes that hold it: mean "
+        f"IoU of the kept pixels with the thing's {np.mean(found.ious):.3f}, median {np.median(found.ious):.3f}. "
+        f"{found.whole} images are kept whole, and {found.nothing} more have no mask and are copied."
+    )
 
 
 def table(
@@ -286,4 +362,7 @@ def table(
         f"{draws} draws of labels a row. A mask is right if more than half of its pixels have its class. Recall is the "
         "share of the objects that the run with all words finds at IoU .5. A label is absent where the image lacks it."
     )
-    return "\n".join(["## Open world", "", about, "", *lines, ""])
+    which = {"the largest thing": True, "any thing": False}
+    cut = "\n".join(cut_out_line(cut_out(root, overrides, CUT_OUTS, which[name]), name) for name in which)
+    print(cut, flush=True)
+    return "\n".join(["## Open world", "", about, "", *lines, "", cut, ""])
