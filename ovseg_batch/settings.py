@@ -154,8 +154,8 @@ class PresenceConfig(Section):
     """When a label counts as present in an image, under `background: auto`."""
 
     margin: Annotated[float, Field(ge=0)] = 3.0  # by which CLIP must prefer the label, at its own logit scale; 0: off
-    share: Share = 0.5  # of the pixels of its class in a mask that must reach the margin
-    alone: Share = 0.6  # the same where no mask of SAM2 agrees
+    share: Share = 0.3  # of the pixels of its class in a mask that must reach the margin
+    alone: Share = 0.7  # the same where no mask of SAM2 agrees
     alone_area: Share = 0.004  # of the image, that such a piece must cover
 
 

@@ -202,8 +202,9 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
     for alone, least, kept in ((0.4, 1, [1, 2]), (0.6, 1, []), (0.4, 16, [1, 2]), (0.4, 17, [])):
         _, segments = assemble(dense, [], lambda _: dense > 0, 1, 1, presence=Presence(sure, clear, 0.0, alone, least))
         assert [segment.label for segment in segments] == kept
-    presence = Presence(sure, clear, 0.5, 1.0, 1)
-    assert presence.shows(dense == 1, 1) and not presence.shows(dense == 1, 2)
+    everything = np.ones(dense.shape, bool)
+    assert Presence(sure, clear, 0.5, 1.0, 1).shows(dense, everything, 1)  # half of its pixels, a fifth of the mask's
+    assert not Presence(sure, clear, 0.6, 1.0, 1).shows(dense, everything, 1)
 
 
 def test_the_open_world_is_measured(few_scenes: Path, tmp_path: Path) -> None:
