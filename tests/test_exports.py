@@ -60,7 +60,9 @@ def test_coco_gives_the_masks_back(name: str, run_of_six: Path, masks: Masks, tm
     assert {one["iscrowd"] for one in content["annotations"]} == {0}
     assert [one["id"] for one in content["annotations"]] == list(range(1, 1 + sum(map(len, masks.values()))))
     assert all(0 <= one["confidence"] <= 1 and one["source"] in ("sam", "dense") for one in content["annotations"])
-    assert all(0 <= image["confidence"] <= 1 for image in content["images"])
+    for image in content["images"]:
+        sure = [one["confidence"] for one in content["annotations"] if one["image_id"] == image["id"]]
+        assert (image["confidence"], image["unsure_masks"]) == (min(sure), sum(one < 0.5 for one in sure))
     assert not list(tmp_path.glob(".*"))  # no parts are left
 
 
@@ -179,8 +181,8 @@ def test_label_studio_shows_the_least_certain_first(run_of_six: Path, masks: Mas
     assert brush is not None and [one.get("value") for one in brush] == NAMES
     [path] = folder.glob("tasks-*.json")
     tasks = json.loads(path.read_text())
-    scores = [task["predictions"][0]["score"] for task in tasks]
-    assert scores == sorted(scores) and len(set(scores)) > 1
+    order = [(-int(task["data"]["unsure"].split()[0]), task["predictions"][0]["score"]) for task in tasks]
+    assert order == sorted(order) and len(set(order)) > 1
     found: Masks = {}
     for task in tasks:
         entries = []
