@@ -33,8 +33,8 @@ SIDES: dict[str, dict[str, Any]] = {
     PLAIN: {"labels": "; ".join(LABELS), "background": "none"},
     COMPETING: {"labels": "; ".join(LABELS[:3]), "background": "auto"},
 }
-# With random weights nothing is present, so presence would save all prompts of SAM2 and the comparison would flatter.
-PRESENCE: dict[str, dict[str, Any]] = {"presence": {}, "no presence": {"presence.margin": 0}}
+# With random weights the best of many words wins every pixel, so SAM2 has no prompt: compare the dense maps alone, too.
+RULES: dict[str, dict[str, Any]] = {"with SAM2": {}, "dense map alone": {"refine.method": "none"}}
 
 Side = tuple[Any, planning.PlannedStage, Manifest]
 
@@ -53,7 +53,7 @@ def words(megapixels: str, repeats: int, overrides: Sequence[str], json_file: Pa
         source = chosen_folder(asked, root / "source")
         for size in megapixels.split(","):
             images = _resized(source, root / size, float(size))
-            for rule, settings in PRESENCE.items():
+            for rule, settings in RULES.items():
                 sides = {}
                 for name, vocabulary in SIDES.items():
                     flags = {**model_flags(asked), "run.device": "cpu", **vocabulary, **settings}
