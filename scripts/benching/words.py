@@ -100,7 +100,7 @@ def _compare(title: str, sides: Mapping[str, Sequence[Side]], repeats: int) -> d
     totals = {name: sum(of_stages.values()) for name, of_stages in fastest.items()}
     for name, of_stages in fastest.items():
         stages_told = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in of_stages.items())
-        click.echo(f"{title:20} {name:16} {totals[name]:7.2f} s  ({stages_told})")
+        click.echo(f"{title:26} {name:16} {totals[name]:7.2f} s  ({stages_told})")
     ratio = totals[COMPETING] / totals[PLAIN]
-    click.echo(f"{title:20} ratio {ratio:.3f}")
+    click.echo(f"{title:26} ratio {ratio:.3f}")
     return {"seconds": fastest, "ratio": ratio}
