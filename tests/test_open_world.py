@@ -218,7 +218,7 @@ def test_the_open_world_is_measured(few_scenes: Path, tmp_path: Path) -> None:
 
 
 def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    """Ten words do not compete; the confidence alone tells right masks from wrong ones, as presence is switched low."""
+    """Ten words do not compete, and presence keeps nearly every mask, so that the confidence alone must order them."""
     config = tmp_path / "few.yaml"
     unknown = ["sky", "grass", "water", "sand", "road", "tree", "car", "boat", "cat", "person"]
     config.write_text(json.dumps({"labels": [{"name": label, "allow": unknown} for label in FEW]}))

@@ -63,14 +63,9 @@ class LabelStudioWriter:
             }
             for number, one in enumerate(image.annotations, start=1)
         ]
-        prediction = {"model_version": "ovseg_batch", "score": round(image.confidence.least, 6), "result": results}
-        sure = image.confidence
-        data = {
-            "image": self._url(image),
-            "key": image.row.key,
-            "confidence": round(sure.least, 6),
-            "unsure": str(sure),
-        }
+        least = round(image.confidence.least, 6)
+        prediction = {"model_version": "ovseg_batch", "score": least, "result": results}
+        data = {"image": self._url(image), "key": image.row.key, "confidence": least, "unsure": str(image.confidence)}
         return {"data": data, "predictions": [prediction]}
 
     def _url(self, image: ChosenImage) -> str:

@@ -15,17 +15,17 @@ UNSURE = 0.5  # a mask of less confidence is one to review
 STEPS = 1000  # of confidence, where masks are counted by it
 
 
-def mask_confidence(margin: float, predicted_iou: float | None, asked: bool, clear: float = 1.0) -> float:
+def mask_confidence(margin: float, predicted_iou: float | None, with_sam: bool, clear: float = 1.0) -> float:
     """Return margin × predicted IoU × clear, in [0, 1].
 
     Args:
         margin: mean over the mask of the best class's probability less the second's, in [0, 1].
         predicted_iou: SAM2's own of the mask; None where the dense map drew it.
-        asked: whether SAM2 was asked for masks at all.
+        with_sam: whether the run uses SAM2.
         clear: share of the mask's pixels whose class exceeds the words that compete by far (`presence.CLEAR`).
     """
     if predicted_iou is None:
-        return _share(margin) * _share(clear) * (ALONE if asked else 1.0)
+        return _share(margin) * _share(clear) * (ALONE if with_sam else 1.0)
     return _share(margin) * _share(clear) * _share(predicted_iou)
 
 

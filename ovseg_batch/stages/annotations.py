@@ -39,7 +39,7 @@ def annotation_line(
     score: float,
     coverage: float | None,
     margin: float,
-    asked: bool,
+    with_sam: bool,
     clear: float = 1.0,
 ) -> dict[str, Any]:
     """One segment of an assembled map as a line of the table.
@@ -49,7 +49,7 @@ def annotation_line(
         size: (H, W).
         claim: the mask that drew it; None: the dense map did.
         score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
-        asked: whether SAM2 was asked for masks.
+        with_sam: whether the run uses SAM2.
         clear: share of its pixels that exceed the background by far.
     """
     return asdict(
@@ -60,7 +60,7 @@ def annotation_line(
             area=rle.area(counts, *size),
             rle=counts,
             source="sam" if claim else "dense",
-            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, asked, clear),
+            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, with_sam, clear),
             margin=margin,
             coverage=coverage,
             predicted_iou=claim.predicted_iou if claim else None,

@@ -345,7 +345,7 @@ class RefineStage:
             return []
         label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
         area, agreeing, trust, margin, clear = _tally(owner, dense, label_of)
-        outlines, asked = rle.encode_regions(owner), self._spec is not None
+        outlines, with_sam = rle.encode_regions(owner), self._spec is not None
         annotations = []
         for segment in segments:
             k, claim = segment.index, segment.claim
@@ -356,7 +356,7 @@ class RefineStage:
             name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
             shown = 1.0 if segment.renamed else float(clear[k] / area[k])
             annotations.append(
-                annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, asked, shown)
+                annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, with_sam, shown)
             )
         return annotations
 

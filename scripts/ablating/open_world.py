@@ -247,7 +247,7 @@ class OpenWorld:
         return read_masks(answer, self._truths)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CutOuts:
     """How well one named thing was cut out of scenes that hold it.
 
@@ -257,9 +257,22 @@ class CutOuts:
         nothing: scenes without a mask, which `edit.on_empty: copy` leaves as they were.
     """
 
-    ious: list[float]
-    whole: int
-    nothing: int
+    ious: list[float] = field(default_factory=list)
+    whole: int = 0
+    nothing: int = 0
+
+    def add(self, thing: str, paths: Sequence[Path], workdir: Workdir, truths: Truths) -> None:
+        """Compare the edited images of one thing with the truth."""
+        edited = {path.stem: path for path in workdir.edited.rglob("*") if path.is_file()}
+        masked = {Path(name).name for name, masks in read_masks(workdir, truths).items() if masks}
+        for path in paths:
+            kept = np.array(Image.open(edited[path.stem]).convert("RGBA"))[..., 3] > OPAQUE
+            true = truths[path.name].classes == SCENES.classes.index(thing)
+            self.ious.append(float((kept & true).sum() / (kept | true).sum()))
+            if path.name not in masked:
+                self.nothing += 1
+            elif kept.all():
+                self.whole += 1
 
 
 def cut_out(root: Path, overrides: Sequence[str], count: int, largest: bool) -> CutOuts:
@@ -280,9 +293,9 @@ def cut_out(root: Path, overrides: Sequence[str], count: int, largest: bool) -> 
         if things and sum(map(len, scenes_of.values())) < count:
             thing = max(things, key=lambda name: shares[name]) if largest else chance.choice(things)
             scenes_of.setdefault(thing, []).append(path)
-    found = CutOuts([], 0, 0)
+    found = CutOuts()
     for thing, paths in scenes_of.items():
-        found = _added(found, thing, paths, _cut_out(root, overrides, thing, paths), truths)
+        found.add(thing, paths, _cut_out(root, overrides, thing, paths), truths)
     return found
 
 
@@ -295,20 +308,6 @@ def _cut_out(root: Path, overrides: Sequence[str], thing: str, paths: Sequence[P
     config = load_config(None, chosen, {"labels": thing, "edit.mode": "cutout"}, environment={})
     pipeline.run([str(listing)], workdir, config, progress=False)
     return workdir
-
-
-def _added(found: CutOuts, thing: str, paths: Sequence[Path], workdir: Workdir, truths: Truths) -> CutOuts:
-    """Compare the edited images of one thing with the truth."""
-    edited = {path.stem: path for path in workdir.edited.rglob("*") if path.is_file()}
-    masked = {Path(name).name for name, masks in read_masks(workdir, truths).items() if masks}
-    whole = nothing = 0
-    for path in paths:
-        kept = np.array(Image.open(edited[path.stem]).convert("RGBA"))[..., 3] > OPAQUE
-        true = truths[path.name].classes == SCENES.classes.index(thing)
-        found.ious.append(float((kept & true).sum() / (kept | true).sum()))
-        empty = path.name not in masked
-        nothing, whole = nothing + empty, whole + (bool(kept.all()) and not empty)
-    return CutOuts(found.ious, found.whole + whole, found.nothing + nothing)
 
 
 def draw(size: int, missing: int, number: int) -> tuple[list[str], list[str]]:

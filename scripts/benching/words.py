@@ -43,20 +43,20 @@ Side = tuple[Any, planning.PlannedStage, Manifest]
 @shared_options
 @click.option("--megapixels", default="0.2,12", show_default=True, help="Sizes that the images are brought to.")
 @click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
-def words(megapixels: str, repeats: int, overrides: Sequence[str], json_file: Path | None, **asked: Any) -> None:
+def words(megapixels: str, repeats: int, overrides: Sequence[str], json_file: Path | None, **options: Any) -> None:
     """Seconds of each stage with four plain labels, and with three labels and the words that compete with them."""
     keep_memory()
     figures: dict[str, Any] = {"machine": machine(CPU)}
     click.echo(figures["machine"])
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        source = chosen_folder(asked, root / "source")
+        source = chosen_folder(options, root / "source")
         for size in megapixels.split(","):
             images = _resized(source, root / size, float(size))
             for rule, settings in RULES.items():
                 sides = {}
                 for name, vocabulary in SIDES.items():
-                    flags = {**model_flags(asked), "run.device": "cpu", **vocabulary, **settings}
+                    flags = {**model_flags(options), "run.device": "cpu", **vocabulary, **settings}
                     sides[name] = _stages(images, root / f"{size} {rule} {name}", flags, overrides)
                 figures[f"{size} MP, {rule}"] = _compare(f"{size} MP, {rule}", sides, repeats)
     if json_file is not None:
