@@ -181,8 +181,8 @@ def test_label_studio_shows_the_least_certain_first(run_of_six: Path, masks: Mas
     assert brush is not None and [one.get("value") for one in brush] == NAMES
     [path] = folder.glob("tasks-*.json")
     tasks = json.loads(path.read_text())
-    order = [(-int(task["data"]["unsure"].split()[0]), task["predictions"][0]["score"]) for task in tasks]
-    assert order == sorted(order) and len(set(order)) > 1
+    doubts = [sum(1 - one["score"] for one in task["predictions"][0]["result"]) for task in tasks]
+    assert doubts == sorted(doubts, reverse=True) and len(set(doubts)) > 1
     found: Masks = {}
     for task in tasks:
         entries = []

@@ -244,7 +244,7 @@ def test_an_image_is_reviewed_by_its_unsure_masks() -> None:
         "3 of 3 masks unsure",
         "0 of 12 masks unsure",
     )
-    assert three.doubt > one.doubt > sure.doubt > none.doubt == 0.0
+    assert [image.doubt for image in (one, three, sure, none)] == pytest.approx([0.7, 1.65, 6.0, 0.0])
     assert (one.least, none.least) == (0.4, 1.0)
 
 

@@ -37,22 +37,20 @@ class ImageConfidence:
         masks: number of masks.
         unsure: those whose confidence is below `UNSURE`.
         least: confidence of the least sure mask, in [0, 1]; 1 without masks.
+        doubt: sum of 1 - confidence over the masks, in [0, masks]. Images of more doubt are reviewed earlier.
     """
 
     masks: int
     unsure: int
     least: float
+    doubt: float
 
     @classmethod
     def from_masks(cls, confidences: Iterable[float]) -> ImageConfidence:
         """Summarise the confidences of all masks of an image."""
         values = list(confidences)
-        return cls(len(values), sum(value < UNSURE for value in values), min(values, default=1.0))
-
-    @property
-    def doubt(self) -> float:
-        """The order of review, in [0, masks + 1]: unsure masks first, then the least sure mask. Larger is earlier."""
-        return self.unsure + 1.0 - self.least
+        unsure, least = sum(value < UNSURE for value in values), min(values, default=1.0)
+        return cls(len(values), unsure, least, sum((1.0 - value for value in values), 0.0))
 
     def __str__(self) -> str:
         return f"{self.unsure} of {self.masks} {'mask' if self.masks == 1 else 'masks'} unsure"

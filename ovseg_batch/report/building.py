@@ -182,8 +182,8 @@ def _entry(
     place = shown(row.path) if is_remote(row.path) else Path(row.path).absolute().as_uri()
     labels = sorted({mask[0] for mask in masks})
     number = job.codes.index(code) if code else -1
-    entry = [row.row, row.file_name, round(1000 * sure.least), sure.unsure, len(masks), labels, number, pictures]
-    return entry, [place, message, masks]
+    numbers = [round(1000 * sure.least), round(1000 * sure.doubt), sure.unsure, len(masks)]
+    return [row.row, row.file_name, *numbers, labels, number, pictures], [place, message, masks]
 
 
 def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]]) -> None:

@@ -1,9 +1,9 @@
 "use strict";
 
-// An entry is [row, name, confidence of the least sure mask in thousandths, unsure masks, masks, label numbers, failure
-// code number or -1, pictures]; pictures: 1 the image, 2 its masks, 4 what became of it. Only what is on the screen is in
-// the page.
-const ROW = 0, NAME = 1, SURE = 2, UNSURE = 3, MASKS = 4, LABELS = 5, CODE = 6, PICTURES = 7;
+// An entry is [row, name, confidence of the least sure mask and doubt in thousandths, unsure masks, masks, label numbers,
+// failure code number or -1, pictures]; pictures: 1 the image, 2 its masks, 4 what became of it. Only what is on the screen
+// is in the page.
+const ROW = 0, NAME = 1, SURE = 2, DOUBT = 3, UNSURE = 4, MASKS = 5, LABELS = 6, CODE = 7, PICTURES = 8;
 const IMAGE = 1, LAYER = 2, EDITED = 4;
 const CAPTION = 34, BEYOND = 3; // pixels; rows of tiles kept ready above and below
 
@@ -42,8 +42,6 @@ const picture = (kind, row) =>
 
 // --- which images, in which order ---
 
-const doubt = (entry) => 1000 * entry[UNSURE] - entry[SURE];
-
 function select() {
   const name = at("name").value.trim().toLowerCase();
   const label = at("label").value === "" ? null : Number(at("label").value);
@@ -64,8 +62,8 @@ function select() {
   }
   const order = at("order").value;
   const by = {
-    unsure: (a, b) => (a[CODE] >= 0) - (b[CODE] >= 0) || doubt(b) - doubt(a), // what failed has a place of its own
-    sure: (a, b) => doubt(a) - doubt(b),
+    unsure: (a, b) => (a[CODE] >= 0) - (b[CODE] >= 0) || b[DOUBT] - a[DOUBT], // what failed has a place of its own
+    sure: (a, b) => a[DOUBT] - b[DOUBT],
     masks: (a, b) => b[MASKS] - a[MASKS],
   }[order];
   if (by) found.sort((a, b) => by(entries[a], entries[b]) || a - b);
