@@ -15,6 +15,7 @@ from diagnosis import CHECKPOINTS, failures, one, report
 
 from ovseg_batch.config import load_config
 from ovseg_batch.doctor import weights
+from ovseg_batch.io.hashing import file_digest
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_every_embedded_file_has_its_hash() -> None:
     files = [
         p for p in (CHECKPOINTS / "demo").rglob("*") if p.is_file() and p.suffix != ".md" and p.name != weights.SUMS
     ]
-    assert listed == {p.relative_to(CHECKPOINTS / "demo").as_posix(): weights.file_digest(p) for p in files}
+    assert listed == {p.relative_to(CHECKPOINTS / "demo").as_posix(): file_digest(p) for p in files}
 
 
 def test_files_of_the_hubs_cache_are_compared_with_the_names_of_their_blobs(hub: Path, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_files_of_the_hubs_cache_are_compared_with_the_names_of_their_blobs(hub:
     (repository / "refs" / "main").write_text("0123")
     blob = (tmp_path / "saved.pt").rename(repository / "blobs" / digest)
     (repository / "snapshots" / "0123" / "sam2.1_hiera_tiny.pt").symlink_to(f"../../blobs/{digest}")
-    config = load_config(overrides=["sam.model=sam2.1-tiny"], environment={})
+    config = load_config("demo", overrides=["sam.model=sam2.1-tiny"], environment={})
     good = one(weights.check_weights(config), "sam weights")
     assert good.status == "ok" and "hash as published" in good.found
     blob.write_bytes(blob.read_bytes() + b"\0")
@@ -79,7 +80,7 @@ def test_small_files_of_the_hub_have_gits_hash(tmp_path: Path) -> None:
     (tmp_path / "config.json").rename(tmp_path / git)
     (tmp_path / "config.json").symlink_to(tmp_path / git)
     assert weights.published_hash(tmp_path / "config.json") == (git, "the hub")
-    assert weights.file_digest(tmp_path / "config.json", "sha1") == git
+    assert file_digest(tmp_path / "config.json", "sha1") == git
 
 
 @pytest.mark.parametrize("name", ["garbage.safetensors", "garbage.pt"])
@@ -87,17 +88,19 @@ def test_small_files_of_the_hub_have_gits_hash(tmp_path: Path) -> None:
 def test_weights_that_are_garbage(key: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x93garbage" * 100)
     model = "clip.model=ViT-B-16" if key == "clip" else "sam.model=sam2.1-tiny"
-    config = load_config(overrides=[model, f"{key}.weights={tmp_path / name}"], environment={})
+    config = load_config("demo", overrides=[model, f"{key}.weights={tmp_path / name}"], environment={})
     check = one(weights.check_weights(config), f"{key} weights")
     assert check.status == "failed" and name in check.found + check.next and check.next
 
 
 def test_weights_without_a_published_hash_are_reported_with_theirs(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(4)}, tmp_path / "own.pt")
-    config = load_config(overrides=["sam.model=sam2.1-tiny", f"sam.weights={tmp_path / 'own.pt'}"], environment={})
+    config = load_config(
+        Path("demo"), overrides=["sam.model=sam2.1-tiny", f"sam.weights={tmp_path / 'own.pt'}"], environment={}
+    )
     check = one(weights.check_weights(config), "sam weights")
     assert check.status == "ok" and "no published hash to compare with" in check.found
-    assert weights.file_digest(tmp_path / "own.pt") in check.found
+    assert file_digest(tmp_path / "own.pt") in check.found
 
 
 def test_originals_of_openai_are_compared_with_their_url(tmp_path: Path) -> None:
@@ -105,7 +108,9 @@ def test_originals_of_openai_are_compared_with_their_url(tmp_path: Path) -> None
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
     url = open_clip.pretrained.get_pretrained_cfg("ViT-B-16", "openai")["url"]
     assert weights.published_hash(file) == (weights.hash_in_url(url), url)
-    config = load_config(overrides=["clip.model=ViT-B-16-quickgelu", f"clip.weights={file}"], environment={})
+    config = load_config(
+        Path("demo"), overrides=["clip.model=ViT-B-16-quickgelu", f"clip.weights={file}"], environment={}
+    )
     assert "wrong hash" in one(weights.check_weights(config), "clip weights").found
     torch.save({"weight": torch.zeros(4)}, file)  # tensors that a person took out of the archive
     assert weights.published_hash(file) == ("", "")
@@ -120,7 +125,7 @@ def test_the_hash_in_a_url() -> None:
 
 def test_which_models_a_configuration_needs(tmp_path: Path) -> None:
     def names(*overrides: str) -> list[str]:
-        config = load_config(overrides=overrides, environment={})
+        config = load_config("demo", overrides=overrides, environment={})
         return [check.name for check in weights.check_weights(config) if check.status == "ok"]
 
     assert names("refine.method=none") == ["clip weights"]
@@ -135,6 +140,8 @@ def test_an_inpainting_pipeline_that_lost_a_file(tmp_path: Path) -> None:
     file = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     file.unlink()
     file.symlink_to(tmp_path / "gone")
-    config = load_config(overrides=["edit.mode=remove", f"inpaint.model={tmp_path / 'pipeline'}"], environment={})
+    config = load_config(
+        Path("demo"), overrides=["edit.mode=remove", f"inpaint.model={tmp_path / 'pipeline'}"], environment={}
+    )
     check = one(weights.check_weights(config), "inpaint weights")
     assert check.status == "failed" and str(file) in check.found

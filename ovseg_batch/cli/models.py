@@ -1,48 +1,89 @@
-"""Commands about the models and what is done with them."""
+"""Commands for models and presets."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from ovseg_batch.cli.base import guarded
+from ovseg_batch.errors import UsageError
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
-def methods() -> None:
-    """The presets for `run -c`, with what they ask of the models and what they are good at."""
+def methods(as_json: bool) -> None:
+    """List the presets for `run -c`: stages, cost, purpose and source."""
     from ovseg_batch.stages.registry import describe_presets
 
-    for name, lines in describe_presets():
-        click.echo(name)
-        for line in lines:
+    described = describe_presets()
+    if as_json:
+        click.echo(json.dumps([asdict(preset) for preset in described], indent=2, ensure_ascii=False))
+        return
+    for preset in described:
+        click.echo(preset.name)
+        for line in (
+            preset.what,
+            f"{' → '.join(preset.stages)}: {preset.cost}",
+            f"good at {preset.good_at}",
+            f"source: {preset.source}",
+        ):
             click.echo(f"    {line}")
 
 
 @click.group()
 def models() -> None:
-    """The CLIP and SAM2 weights this machine has or could have."""
+    """List, fetch and check the weights of CLIP, SAM2 and the inpainting pipelines."""
 
 
 @models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Write the list as JSON.")
 @guarded
-def list_models() -> None:
-    """Every named model, where its weights come from, and whether they are here."""
-    from ovseg_batch.models import zoo
+def list_models(as_json: bool) -> None:
+    """List every named model: its size, its licence, and whether and where it is on this machine."""
+    from ovseg_batch.models import inventory
 
-    for line in zoo.list_models():
-        widths = {"kind": 7, "name": 18, "state": 9, "architecture": 50, "licence": 0}
-        click.echo(" ".join(line[column].ljust(width) for column, width in widths.items()))
+    listed = inventory.list_models()
+    click.echo(json.dumps([asdict(line) for line in listed], indent=2) if as_json else inventory.table(listed))
 
 
 @models.command("fetch")
-@click.argument("model")
+@click.argument("names", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Fetch every model that these settings need: a YAML file, or a name from `methods`.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting of --config. Repeatable.")
 @guarded
-def fetch_model(model: str) -> None:
-    """Download the weights of a named model into the hub's cache."""
-    from ovseg_batch.models import zoo
+def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tuple[str, ...]) -> None:
+    """Download models by name, or all that a configuration needs.
 
-    click.echo(zoo.fetch(model, lambda text: click.echo(text, err=True)))
+    MODEL is a name from `models list`, an open_clip ARCHITECTURE:TAG, hf-hub:OWNER/NAME for a CLIP of the Hugging Face
+    hub, or OWNER/NAME for an inpainting pipeline of the hub. Files go to the hub's cache (HF_HOME). An interrupted
+    download continues. The hash of every file is compared with the published one. Models that are here are skipped.
+    """
+    from ovseg_batch.models import fetching
+
+    def report(line: str) -> None:
+        click.echo(line, err=True)
+
+    if not names and config_file is None:
+        raise UsageError("Nothing to fetch. Name models, or a configuration with -c. `models list` shows the names.")
+    fetched = {name: fetching.fetch(name, report) for name in names}
+    if config_file is not None:
+        from ovseg_batch.config import load_config
+        from ovseg_batch.needed_models import fetch_missing
+
+        fetched |= fetch_missing(load_config(config_file, overrides), report)
+        click.echo(f"Every model of {config_file} is here.", err=True)
+    for name, path in fetched.items():
+        click.echo(f"{name} is here: {path}" if path else f"{name} comes with the package.")
 
 
 @models.command("check")
@@ -55,11 +96,11 @@ def fetch_model(model: str) -> None:
 def check_models(
     clip_model: str | None, clip_weights: str | None, sam_model: str | None, sam_weights: str | None, device: str
 ) -> None:
-    """Load the models, run each once, and say what they are."""
-    from ovseg_batch.models import zoo
+    """Load the models, run each once, and print their properties."""
+    from ovseg_batch.models import presets, zoo
     from ovseg_batch.models.check import check_model
 
-    chosen: list[tuple[zoo.Kind, str | None, str | None]] = [
+    chosen: list[tuple[presets.Kind, str | None, str | None]] = [
         ("clip", clip_model, clip_weights),
         ("sam", sam_model, sam_weights),
     ]

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ovseg_batch.doctor.records import Check, failed, ok, size, warning
+from ovseg_batch.doctor.records import Check, failed, ok, warning
 from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, owner_is_gone, temporary_path, write_bytes
+from ovseg_batch.units import size
 
 SYNCS = 9  # files written to measure the speed of fsync; the median is reported
 BLOCK = 4096  # bytes of each

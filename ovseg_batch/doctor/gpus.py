@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch.doctor.records import Check, failed, ok, size, warning
+from ovseg_batch.doctor.records import Check, failed, ok, warning
 from ovseg_batch.engine.devices import VISIBLE_DEVICES
 from ovseg_batch.errors import UsageError
 from ovseg_batch.models.device import HALF_SINCE, resolve_device
 from ovseg_batch.settings import RunConfig
+from ovseg_batch.units import size
 
 PROBE = Path(__file__).with_name("gpu_probe.py")
 PATIENCE = 120.0  # seconds for one probe; the first use of a GPU loads kernels, which takes some

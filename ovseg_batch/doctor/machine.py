@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovseg_batch.doctor.records import Check, ok, size, warning
+from ovseg_batch.doctor.records import Check, ok, warning
 from ovseg_batch.settings import RunConfig
+from ovseg_batch.units import size
 
 LEAST_MEMORY = 2e9  # bytes: the models of a preset and a few decoded images
 CGROUPS = Path("/sys/fs/cgroup")

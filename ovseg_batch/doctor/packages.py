@@ -72,7 +72,7 @@ def check_extra(extra: str, needed_by: str) -> list[Check]:
             if not problem:
                 checks.append(ok(name, f"{requirement.name} {version}"))
             elif needed_by:
-                advice = f"Run `pip install 'ovseg-batch[{extra}]'`."
+                advice = f"Run `pip install {shlex.quote(_plain(requirement))}`."
                 checks.append(failed(name, f"{problem} {needed_by} needs it.", advice))
             else:
                 checks.append(ok(name, f"{problem} These settings do not need it."))

@@ -49,11 +49,3 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def size(count: float) -> str:
-    """Return a number of bytes as text: `512 B`, `12.3 kB`, `6.5 MB`, `78.2 GB`."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f} B"

@@ -18,16 +18,17 @@ import torch
 from ovseg_batch import intake, pipeline
 from ovseg_batch.doctor.disk import nearest_folder, scratch_folder
 from ovseg_batch.doctor.memory import PeakMemory, peak_memory
-from ovseg_batch.doctor.records import Check, failed, ok, one_line, size, warning
+from ovseg_batch.doctor.records import Check, failed, ok, one_line, warning
 from ovseg_batch.doctor.sample import TIMED_SHARD, Sample, write_sample
 from ovseg_batch.errors import DeviceLost, Interrupted, NoDeviceLeft, OvsegError
-from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.planning import check_manifest
 from ovseg_batch.results import failed_rows
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.units import size
 
 NAMED = 3  # failed images that a sentence names
 
@@ -151,8 +152,9 @@ def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path)
     notes: list[str] = []
     listed = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
     if listed is None:
-        listed = folder / "manifest.parquet"
-        notes = build_manifest(inputs, listed, config.manifest.shard_rows, read_limits(config.run).remote).notes()
+        intake.check_inputs(inputs, workdir)
+        listed, remote = folder / "manifest.parquet", read_limits(config.run).remote
+        notes = intake.list_images(inputs, workdir, listed, config.manifest.shard_rows, remote).notes()
     manifest = Manifest.open(listed)
     check_manifest(manifest, config)
     found = f"{manifest.rows} images."

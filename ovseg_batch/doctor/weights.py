@@ -10,45 +10,41 @@ Other sources publish none; the hash is then reported alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import open_clip
-
-from ovseg_batch.doctor.records import Check, failed, ok, one_line, size
+from ovseg_batch.doctor.records import Check, failed, ok, one_line
 from ovseg_batch.errors import OvsegError
-from ovseg_batch.models import pipelines, zoo
+from ovseg_batch.io.hashing import GIT_SHA1, SHA256, file_digest
+from ovseg_batch.models import pipelines, presets, zoo
+from ovseg_batch.models.layouts import is_torchscript
 from ovseg_batch.models.weights import read_state_dict
+from ovseg_batch.needed_models import NeededModel, needed_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.generated_edits import GENERATED
-from ovseg_batch.stages.refine import ASKING
 from ovseg_batch.stages.registry import stage_names
+from ovseg_batch.units import size
 
 SUMS = "SHA256SUMS"
 DEPTH = 3  # folders above a file in which SHA256SUMS is looked for: demo/inpaint/unet/ has it in demo/
 TOKENIZER = "demo/bpe.txt.gz"  # of the embedded CLIP
-BLOCK = 1 << 22  # bytes
-SHA256, GIT_SHA1 = 64, 40  # hex digits
 
 
 def check_weights(config: Config) -> list[Check]:
     """Check every model that the stages of these settings load. Labels are not needed."""
-    names = stage_names(config)
-    checks = [_check_model("clip", config.clip.model, config.clip.weights)]
-    asks = "refine" in names and config.refine.method in ASKING
-    if asks or "propose" in names or "encode" in names:
-        checks.append(_check_model("sam", config.sam.model, config.sam.weights))
-    if "embed" in names and config.classify.scorer == "mask-tokens" and config.classify.tuned:
+    checks = [_check_model(one) for one in needed_models(config)]
+    if "embed" in stage_names(config) and config.classify.scorer == "mask-tokens" and config.classify.tuned:
         checks.append(_check_files("classify.tuned weights", config.classify.tuned, [Path(config.classify.tuned)], ""))
-    if config.edit.mode in GENERATED:
-        checks.append(_check_inpainting(config.inpaint.model))
     return checks
 
 
-def _check_model(kind: zoo.Kind, model: str, weights: str | None) -> Check:
+def _check_model(needed: NeededModel) -> Check:
+    if needed.kind == "inpaint":
+        return _check_inpainting(needed.model)
+    return _check_weights(needed.kind, needed.model, needed.weights)
+
+
+def _check_weights(kind: presets.Kind, model: str, weights: str | None) -> Check:
     name = f"{kind} weights"
     try:
         spec = zoo.resolve(kind, model, weights)
@@ -92,7 +88,7 @@ def _unresolved(name: str, what: str, error: Exception) -> Check:
 def _fetch(model: str, embedded: bool) -> str:
     if embedded:
         return "Install ovseg_batch again, or restore checkpoints/demo."
-    known = model in zoo.PRESETS or model in zoo.SAM_PRESETS or model in pipelines.PIPELINES
+    known = model in presets.CLIP or model in presets.SAM or model in pipelines.PIPELINES
     return f"Delete the file, then run `ovseg-batch models fetch {model}`." if known else "Get the file again."
 
 
@@ -138,17 +134,6 @@ def _require_tensors(file: Path) -> None:
         read_state_dict(str(file))
 
 
-def file_digest(file: Path, kind: str = "sha256") -> str:
-    """Return the hash of a file in hex: `sha256`, or `sha1` as Git computes it over a blob."""
-    digest = hashlib.new(kind, usedforsecurity=False)
-    if kind == "sha1":
-        digest.update(b"blob %d\0" % file.stat().st_size)
-    with file.open("rb") as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def published_hash(file: Path) -> tuple[str, str]:
     """Return the published hash of a weights file (or its first digits) and where it is published.
 
@@ -164,7 +149,7 @@ def published_hash(file: Path) -> tuple[str, str]:
             return digest, str(folder / SUMS)
     for url in _urls():
         digest = hash_in_url(url)
-        if digest and url.rpartition("/")[2] == file.name and (len(digest) < SHA256 or _is_torchscript(file)):
+        if digest and url.rpartition("/")[2] == file.name and (len(digest) < SHA256 or is_torchscript(file)):
             return digest, url
     return "", ""
 
@@ -192,15 +177,8 @@ def hash_in_url(url: str) -> str:
 
 
 def _urls() -> set[str]:
-    """Return the URLs of all weights that open_clip knows."""
+    """Return the URLs of all weights that open_clip knows. Imports open_clip."""
+    import open_clip
+
     pairs = open_clip.list_pretrained()
     return {str(open_clip.pretrained.get_pretrained_cfg(*pair).get("url", "")) for pair in pairs}
-
-
-def _is_torchscript(file: Path) -> bool:
-    """Return whether the file is a TorchScript archive, as OpenAI's originals are; tensors taken out of one are not."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False

@@ -12,7 +12,8 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam
 
 

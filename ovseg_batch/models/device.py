@@ -47,22 +47,6 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def precision(asked: str, device: str, large: bool = False) -> str:
-    """Return the precision that a setting means on a device.
-
-    Args:
-        asked: `fp32`, `bf16`, `fp16` or `auto`. `auto` is `half_precision()` on a GPU and fp32 on a CPU, but bf16 for
-            a large model on a CPU with AMX.
-        device: as `resolve_device` takes it.
-        large: whether the model is of full size.
-    """
-    if asked != "auto":
-        return asked
-    if resolve_device(device).type == "cuda":
-        return half_precision()
-    return "bf16" if large and torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
-
-
 def half_precision() -> str:
     """Return `bf16` where every visible GPU multiplies it in hardware, otherwise `fp16`.
 
@@ -79,7 +63,7 @@ def half_precision() -> str:
     except RuntimeError as error:
         raise OvsegError(
             f"PyTorch sees a GPU, but CUDA does not start: {first_line(error)}. `ovseg-batch doctor` checks the GPUs; "
-            "--device cpu computes without them."
+            "run.device: cpu computes without them."
         ) from None
     return "bf16" if all(major >= HALF_SINCE for major, _ in capabilities) else "fp16"
 

@@ -64,7 +64,7 @@ class Inpainter:
 
         if offload != "none" and (device.type != "cuda" or importlib.util.find_spec("accelerate") is None):
             raise UsageError(
-                f"inpaint.offload: {offload} needs a GPU and the package accelerate (pip install ovseg-batch[offload])."
+                f"inpaint.offload: {offload} needs a GPU and the package accelerate. Run `pip install accelerate`."
             )
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()

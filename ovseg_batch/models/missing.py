@@ -1,0 +1,56 @@
+"""The error for weights that are not on this machine: all of them, their sizes, and the command that fetches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ovseg_batch.errors import OvsegError
+from ovseg_batch.units import size
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A model whose files are not on this machine.
+
+    Attributes:
+        name: what `models fetch` takes.
+        what: what is missing, as `CLIP weights`.
+        size: bytes of the download, or None where they are not known before it is fetched.
+        licence: of the weights.
+        gated: whether the hub sends them only to those who have accepted the licence there.
+        alternative: the other way to provide them, as a clause after "or".
+    """
+
+    name: str
+    what: str
+    size: int | None = None
+    licence: str = ""
+    gated: bool = False
+    alternative: str = ""
+
+    def details(self) -> str:
+        """Return what it is, its size and its licence."""
+        download = "size unknown until fetched" if self.size is None else f"about {size(self.size)}"
+        parts = (self.what, download, self.licence, "gated: needs a token of the hub" if self.gated else "")
+        return ", ".join(part for part in parts if part)
+
+
+class MissingModels(OvsegError):
+    """Weights that are not on this machine. The message lists all of them and ends with the command."""
+
+    def __init__(self, missing: Sequence[Missing]) -> None:
+        super().__init__(missing)
+        self.missing = tuple({one.name: one for one in missing}.values())
+
+    def __str__(self) -> str:
+        command = f"`ovseg-batch models fetch {' '.join(one.name for one in self.missing)}`"
+        if len(self.missing) == 1:
+            [one] = self.missing
+            other = f", or {one.alternative}" if one.alternative else ""
+            return f"{one.name} is not on this machine ({one.details()}). Fetch it with {command}{other}."
+        width = max(len(one.name) for one in self.missing)
+        table = "".join(f"\n  {one.name.ljust(width)}  {one.details()}" for one in self.missing)
+        known = [one.size for one in self.missing if one.size is not None]
+        total = f" ({size(sum(known))})" if len(known) == len(self.missing) else ""
+        return f"{len(self.missing)} models are not on this machine:{table}\nFetch them{total} with {command}."

@@ -1,0 +1,111 @@
+"""The models with a name: what each is, where its weights are published, and under which licence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["clip", "sam"]
+
+LOGIT_SCALE = 100.0  # multiplies the similarities that CLIP is trained on; training clips it at this value
+FLOAT32 = 4  # bytes a parameter: the size of a file, but for its header, where only its parameters are known
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A CLIP or SAM2 model with a name.
+
+    Attributes:
+        architecture: of open_clip or of the sam2 package; `demo/…` for the embedded models.
+        licence: of the weights.
+        tag: open_clip's name of the weights.
+        hub: repository on the Hugging Face hub that holds the weights.
+        file: name of the weights file; empty where open_clip's names are tried.
+        embedded: whether the file comes with the package.
+        logit_scale: multiplies the similarities of image and text.
+        size: bytes of the published file, or None where they are not known before it is fetched.
+    """
+
+    kind: Kind
+    architecture: str
+    licence: str
+    tag: str = ""
+    hub: str = ""
+    file: str = ""
+    embedded: bool = False
+    logit_scale: float = LOGIT_SCALE
+    size: int | None = None
+
+
+def _demo(architecture: str, file: str, logit_scale: float) -> Preset:
+    return Preset(
+        "clip",
+        f"demo/{architecture}.json",
+        "Apache-2.0",
+        file=f"demo/{file}.safetensors",
+        embedded=True,
+        logit_scale=logit_scale,
+    )
+
+
+CLIP: dict[str, Preset] = {
+    "demo": _demo("clip", "clip-region", 17.7),
+    "demo-image": _demo("clip", "clip-image", 19.6),
+    "demo-token": _demo("clip-token", "clip-token", 20.0),
+    "openai-b16": Preset(
+        "clip",
+        "ViT-B-16-quickgelu",
+        "MIT",
+        tag="openai",
+        hub="timm/vit_base_patch16_clip_224.openai",
+        size=598_516_980,
+    ),
+    "openai-l14": Preset(
+        "clip",
+        "ViT-L-14-quickgelu",
+        "MIT",
+        tag="openai",
+        hub="timm/vit_large_patch14_clip_224.openai",
+        size=FLOAT32 * 427_616_513,
+    ),
+    "laion-b16": Preset(
+        "clip",
+        "ViT-B-16",
+        "MIT",
+        tag="laion2b_s34b_b88k",
+        hub="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+        size=FLOAT32 * 149_620_737,
+    ),
+    "metaclip-b16": Preset(
+        "clip",
+        "ViT-B-16-quickgelu",
+        "CC-BY-NC-4.0",
+        tag="metaclip_fullcc",
+        hub="timm/vit_base_patch16_clip_224.metaclip_2pt5b",
+    ),
+}
+
+
+def _sam(name: str, letter: str, size: int) -> Preset:
+    return Preset(
+        "sam",
+        f"configs/sam2.1/sam2.1_hiera_{letter}.yaml",
+        "Apache-2.0",
+        hub=f"facebook/sam2.1-hiera-{name}",
+        file=f"sam2.1_hiera_{name.replace('-', '_')}.pt",
+        size=size,
+    )
+
+
+SAM: dict[str, Preset] = {
+    "demo": Preset("sam", "demo/sam2.yaml", "Apache-2.0", file="demo/sam2.safetensors", embedded=True),
+    "sam2.1-tiny": _sam("tiny", "t", 156_008_466),
+    "sam2.1-small": _sam("small", "s", 184_416_285),
+    "sam2.1-base-plus": _sam("base-plus", "b+", 323_606_802),
+    "sam2.1-large": _sam("large", "l", 898_083_611),
+}
+
+
+def named(kind: Kind) -> dict[str, Preset]:
+    """Return the presets of one kind by their names."""
+    return CLIP if kind == "clip" else SAM

@@ -1,0 +1,69 @@
+"""The models that settings need: which they are, which are not on this machine, and fetching those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ovseg_batch.models import fetching, zoo
+from ovseg_batch.models.missing import Missing, MissingModels
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.edit_plan import GENERATED
+from ovseg_batch.stages.plans import ASKING
+from ovseg_batch.stages.registry import stage_names
+
+
+@dataclass(frozen=True, slots=True)
+class NeededModel:
+    """A model that the stages load: the section of the settings that names it, its name, and its weights if set."""
+
+    kind: Literal["clip", "sam", "inpaint"]
+    model: str
+    weights: str | None = None
+
+    def missing(self) -> tuple[Missing, ...]:
+        """Return what of it is not on this machine. Raises UsageError for a name that nothing has."""
+        try:
+            if self.kind == "inpaint":
+                zoo.resolve_inpainting(self.model)
+            else:
+                zoo.resolve(self.kind, self.model, self.weights)
+        except MissingModels as error:
+            return error.missing
+        return ()
+
+
+def needed_models(config: Config) -> list[NeededModel]:
+    """Return the models that the stages of these settings load. Labels are not needed."""
+    names = stage_names(config)
+    needed = [NeededModel("clip", config.clip.model, config.clip.weights)]
+    prompts = "refine" in names and config.refine.method in ASKING
+    if prompts or "propose" in names or "encode" in names:
+        needed.append(NeededModel("sam", config.sam.model, config.sam.weights))
+    if config.edit.mode in GENERATED:
+        needed.append(NeededModel("inpaint", config.inpaint.model))
+    return needed
+
+
+def missing_models(config: Config) -> list[Missing]:
+    """Return every model of these settings that is not on this machine."""
+    return [missing for model in needed_models(config) for missing in model.missing()]
+
+
+def require_models(config: Config) -> None:
+    """Raise MissingModels with every model of these settings that is not on this machine."""
+    missing = missing_models(config)
+    if missing:
+        raise MissingModels(missing)
+
+
+def fetch_missing(config: Config, report: fetching.Report) -> dict[str, str]:
+    """Fetch every model of these settings that is not on this machine.
+
+    Returns:
+        The names that were fetched → the files of their weights, or the folders of pipelines.
+
+    Raises:
+        OvsegError: as `fetching.fetch`.
+    """
+    return {missing.name: fetching.fetch(missing.name, report) for missing in missing_models(config)}

@@ -1,0 +1,11 @@
+"""Quantities as text."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as text: `512 B`, `12.3 kB`, `6.5 MB`, `78.2 GB`."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"
