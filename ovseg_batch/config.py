@@ -1,11 +1,12 @@
 """The settings of a run: YAML, environment, `--set` and flags merged into one checked, immutable tree.
 
 Precedence: flags and `--set` > `OVSEG_<SECTION>__<KEY>` > file > defaults. Unknown keys are errors that name the
-nearest valid one. Which keys decide a stage's result is the stage's own knowledge (`Stage.inputs`), not this module's.
+nearest valid one. Each stage states which keys decide its result (`Stage.inputs`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,18 @@ from pydantic import BaseModel, ValidationError
 from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.settings import Config
+from ovseg_batch.settings.errors import explain, similar_keys, unknown_key
+from ovseg_batch.settings.labels import read_labels
+
+log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "OVSEG_"
+EXTENDS = "extends"  # key of a settings file that names the preset or file that it builds on
 RESERVED_ENVIRONMENT = {"OVSEG_CACHE", "OVSEG_CHECKPOINTS", "OVSEG_FAILPOINTS"}
 
 
 def load_config(
-    file: Path | None = None,
+    file: Path | str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -39,13 +45,14 @@ def load_config(
     Raises:
         UsageError: an unreadable file, an unknown key (with the nearest valid one), or a value out of range.
     """
-    file = _preset_or_file(file) if file else None
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
-    origin = str(file) if file else "config"
-    _check_keys(tree, Config, origin)
+    tree = _read_settings(_preset_or_file(Path(file))) if file else {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
-            _assign(tree, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _scalar(text), f"${name}")
+            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            if len(path) == 1 and path[0] not in Config.model_fields:
+                log.warning("warning: %s", _no_setting(name, path[0]))
+            else:
+                _assign(tree, path, _scalar(text), f"${name}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -54,17 +61,25 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(tree, key.split("."), value, key)
-    labels = tree.get("labels")
-    if isinstance(labels, str) and labels.strip().startswith(datasets.PREFIX):
-        _of_dataset(tree, datasets.load(labels.strip().removeprefix(datasets.PREFIX)))
+    if isinstance(tree.get("labels"), str):
+        tree["labels"] = read_labels([tree["labels"]])
+    if isinstance(tree.get("labels"), str):
+        _of_dataset(tree, datasets.load(tree["labels"].removeprefix(datasets.PREFIX)))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(_explain(error)) from None
+        raise UsageError(explain(error, tree, Config)) from None
+
+
+def _no_setting(variable: str, name: str) -> str:
+    """Return the warning for an environment variable that has our prefix and names no setting."""
+    similar = [f"{ENVIRONMENT_PREFIX}{key.replace('.', '__').upper()}" for key in similar_keys(name, Config)]
+    meant = f" Did you mean {similar[0]}?" if similar else ""
+    return f"the environment variable {variable} is no setting and is ignored.{meant}"
 
 
 def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
-    """The classes of a data set for `labels`, and its background and thresholds where nothing else was said."""
+    """Set the labels to the classes of a data set, and its background and settings where the tree has none."""
     tree["labels"] = dataset.labels()
     tree.setdefault("background", list(dataset.background) or "none")
     for key, value in dataset.settings.items():
@@ -86,7 +101,43 @@ def presets() -> dict[str, Path]:
 
 def _preset_or_file(file: Path) -> Path:
     """A file wins over a preset of its name."""
-    return file if file.exists() else presets().get(str(file), file)
+    return file if file.is_file() else presets().get(str(file), file)
+
+
+def _read_settings(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the settings of a file, merged into those of the preset or file that its `extends` names.
+
+    Args:
+        file: a YAML file.
+        extended_by: the files that lead to this one.
+
+    Raises:
+        UsageError: an unreadable file, an unknown key, or files that extend each other.
+    """
+    tree = _read_yaml(file)
+    base = tree.pop(EXTENDS, None)
+    _check_keys(tree, Config, str(file))
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UsageError(f"{file}: '{EXTENDS}' names one preset or file, not {base!r}.")
+    beside = file.parent / base
+    below = beside if beside.is_file() else _preset_or_file(Path(base))
+    chain = (*extended_by, file)
+    if below.resolve() in {one.resolve() for one in chain}:
+        raise UsageError(f"{file}: {EXTENDS}: {base} leads back to a file that extends it. Remove one of the two.")
+    return _merged(_read_settings(below, chain), tree)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which those of `above` replace those of `below`, section by section, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        if key != "labels" and isinstance(value, Mapping) and isinstance(known, Mapping):
+            value = _merged(known, value)
+        merged[key] = value
+    return merged
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -114,14 +165,13 @@ def _scalar(text: str) -> Any:
 def _check_keys(tree: Mapping[str, Any], model: type[BaseModel], origin: str, path: str = "") -> None:
     for key, value in tree.items():
         if key not in model.model_fields:
-            raise UsageError(
-                f"{origin}: unknown key '{path}{key}'.{nearest(str(key), model.model_fields)} "
-                f"Valid here: {', '.join(model.model_fields)}."
-            )
+            raise UsageError(unknown_key(origin, f"{path}{key}", value, model, Config))
         kind = model.model_fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and value is not None:
             if not isinstance(value, Mapping):
-                raise UsageError(f"{origin}: '{path}{key}' is a section with keys, not {value!r}.")
+                raise UsageError(
+                    f"{origin}: '{path}{key}' is a section with the keys {', '.join(kind.model_fields)}, not {value!r}."
+                )
             _check_keys(value, kind, origin, f"{path}{key}.")
 
 
@@ -132,14 +182,7 @@ def _assign(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) 
     _check_keys(nested, Config, origin)
     branch = tree
     for key in path[:-1]:
-        branch = branch.setdefault(key, {})
+        if not isinstance(branch.get(key), dict):
+            branch[key] = {}
+        branch = branch[key]
     branch[path[-1]] = value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        given = f" (given: {problem['input']!r})" if problem["type"] != "missing" else ""
-        lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    return "The settings do not make sense:\n  " + "\n  ".join(dict.fromkeys(lines))

@@ -1,0 +1,47 @@
+"""The options that take labels, which several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ovseg_batch.cli.completion import complete_labels
+
+SYNTAX = '"car; road; person: person, people", or labels.txt with one label a line.'
+ADDS_UP = "Can be given several times."
+QUOTES = 'Several labels need quotes, as in --labels "sky; tree".'
+STRAY = "unexpected extra argument"  # of click's message
+
+Decorator = Callable[[Any], Any]
+
+
+def labels_option(about: str, required: bool = False) -> Decorator:
+    """Return the option `--labels` of a command: a tuple of texts, empty if it is not given."""
+    return click.option(
+        "--labels",
+        multiple=True,
+        required=required,
+        metavar="LABELS",
+        shell_complete=complete_labels,
+        help=f"{about} {ADDS_UP}",
+    )
+
+
+def names_option(name: str, about: str) -> Decorator:
+    """Return an option that takes names of a run's labels: a tuple of texts, empty if it is not given."""
+    return click.option(name, multiple=True, metavar="LABELS", help=f"{about} {ADDS_UP}")
+
+
+class LabelsCommand(click.Command):
+    """A command whose error for a stray argument says that labels need quotes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = [*args]
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if STRAY in error.message and "--labels" in given:
+                raise click.UsageError(f"{error.message.rstrip('.')}. {QUOTES}", ctx) from None
+            raise

@@ -1,0 +1,30 @@
+"""The settings of a run: the tree and its meanings, the syntax of labels, and messages for wrong values."""
+
+from __future__ import annotations
+
+from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.running import ManifestConfig, RunConfig
+from ovseg_batch.settings.tree import (
+    ATTENTIONS,
+    REGION_LIMITED,
+    Config,
+    DenseConfig,
+    EditConfig,
+    Label,
+    RefineConfig,
+)
+
+__all__ = [
+    "ATTENTIONS",
+    "REGION_LIMITED",
+    "ClipConfig",
+    "Config",
+    "DenseConfig",
+    "EditConfig",
+    "InpaintConfig",
+    "Label",
+    "ManifestConfig",
+    "RefineConfig",
+    "RunConfig",
+    "SamConfig",
+]

@@ -1,0 +1,249 @@
+"""Every key of the settings in words: type, default, meaning, and what reads it.
+
+`ovseg-batch settings` prints these lines, and `docs/settings.md` is made of them. All but the readers comes from the
+models of the settings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ovseg_batch.settings.tree import Config, Label
+
+LABEL = "labels[]."  # before the keys of an entry of `labels`
+PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
+BOUNDS = {annotated_types.Ge: ("ge", "≥"), annotated_types.Gt: ("gt", ">"), annotated_types.Le: ("le", "≤")}
+BOUNDS |= {annotated_types.Lt: ("lt", "<"), annotated_types.MultipleOf: ("multiple_of", "multiple of")}
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """What reads a key.
+
+    Attributes:
+        names: stages, or other parts of the program.
+        choice: the key whose value decides whether it is read; empty: it always is.
+        values: the values of `choice` under which it is read.
+    """
+
+    names: str
+    choice: str = ""
+    values: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.names} ({self.choice}: {', '.join(self.values)})" if self.choice else self.names
+
+
+PROMPTING = ("prompted", "guided", "trident")
+GENERATED = ("remove", "replace", "style")
+CHANGED = ("fill", "erase", *GENERATED)
+
+
+def _refine(*methods: str) -> Readers:
+    return Readers("refine", "refine.method", methods)
+
+
+def _edit(*modes: str) -> Readers:
+    return Readers("edit", "edit.mode", modes)
+
+
+#: key or section → what reads it. A key without an entry has that of its section.
+READERS = {
+    "about": Readers("`ovseg-batch methods`"),
+    "method": Readers("the choice of the stages"),
+    "labels": Readers("dense, refine, classify, edit"),
+    "labels[].confusers": Readers("classify"),
+    "labels[].definition": Readers("dense"),
+    "labels[].threshold": Readers("refine, classify"),
+    "background": Readers("dense, refine, classify"),
+    "manifest": Readers("the list of images"),
+    "clip": Readers("dense, embed, classify"),
+    "sam": Readers("propose, encode, refine"),
+    "sam.cache": Readers("encode, refine", "refine.method", PROMPTING),
+    "dense": Readers("dense"),
+    "dense.window": Readers("dense, refine"),
+    "dense.stride": Readers("dense, refine"),
+    "dense.templates": Readers("dense, classify"),
+    "dense.prompt_denoising": Readers("refine"),
+    "dense.logit_scale": Readers("dense, refine"),
+    "dense.prob_threshold": Readers("refine"),
+    "dense.area_threshold": Readers("refine"),
+    "dense.cache": Readers("dense, refine"),
+    "propose": Readers("propose"),
+    "presence": Readers("refine"),
+    "refine": Readers("refine"),
+    "refine.vote": _refine("prompted", "automatic"),
+    "refine.tile": _refine(*PROMPTING),
+    "refine.point": _refine("prompted", "guided"),
+    "refine.min_distance": _refine("prompted"),
+    "refine.min_confidence": _refine("guided"),
+    "refine.min_region": _refine("guided", "trident"),
+    "refine.predicted_iou": _refine("trident"),
+    "refine.same_object": _refine("guided"),
+    "refine.max_points": _refine(*PROMPTING),
+    "refine.bank": Readers("refine", "dense.cache", ("features",)),
+    "refine.bank_neighbours": Readers("refine", "dense.cache", ("features",)),
+    "refine.bank_weight": Readers("refine", "dense.cache", ("features",)),
+    "classify": Readers("classify"),
+    "classify.scorer": Readers("embed"),
+    "classify.tuned": Readers("embed", "classify.scorer", ("mask-tokens",)),
+    "classify.scales": Readers("embed", "classify.scorer", ("crops",)),
+    "classify.outside": Readers("embed", "classify.scorer", ("crops",)),
+    "classify.weights": Readers("classify", "classify.scorer", ("crops",)),
+    "edit": Readers("edit"),
+    "edit.apart": _edit("cutout", "mask", "crop"),
+    "edit.dilation": _edit(*CHANGED),
+    "edit.feather": _edit(*CHANGED),
+    "edit.shape": _edit(*CHANGED),
+    "edit.alpha": _edit("cutout", "fill", "mask", "erase"),
+    "edit.fill": _edit("fill", "erase"),
+    "edit.crop": _edit("crop"),
+    "edit.prompt": _edit(*GENERATED),
+    "edit.prompts": _edit(*GENERATED),
+    "edit.negative_prompt": _edit(*GENERATED),
+    "edit.seed": _edit(*GENERATED),
+    "edit.together": _edit(*GENERATED),
+    "inpaint": _edit(*GENERATED),
+    "inpaint.context": _edit(*CHANGED),
+    "run": Readers("every stage"),
+    "run.cpus_per_worker": Readers("the engine ray"),
+    "run.gpus_per_worker": Readers("the engine ray"),
+    "run.batch_size": Readers("dense, embed"),
+    "run.point_chunk": Readers("propose, refine"),
+    "run.remote_private": Readers("whatever reads images", "run.allow_remote", ("true",)),
+    "run.remote_tries": Readers("whatever reads images", "run.allow_remote", ("true",)),
+    "run.remote_timeout": Readers("whatever reads images", "run.allow_remote", ("true",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SettingLine:
+    """One key in words.
+
+    Attributes:
+        key: dotted, as `--set` takes it. The keys of an entry of `labels` begin with `labels[].`
+        type: type, allowed values and range.
+        default: as YAML writes it; None where a value has to be given.
+        meaning: one or two sentences.
+        read_by: the stages that read it, and under which choice.
+    """
+
+    key: str
+    type: str
+    default: str | None
+    meaning: str
+    read_by: str
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the line as plain values, for JSON."""
+        return asdict(self)
+
+    def contains(self, word: str) -> bool:
+        """Return whether the key or the meaning contains a word, in capitals or not."""
+        return word.lower() in f"{self.key}\n{self.meaning}".lower()
+
+
+def setting_lines() -> list[SettingLine]:
+    """Return a line for every key, in the order of the settings."""
+    lines = []
+    for key, field in _fields(Config):
+        lines.append(_line(key, field))
+        if key == "labels":
+            lines += [_line(LABEL + name, entry) for name, entry in Label.model_fields.items()]
+    return lines
+
+
+def section_meanings() -> dict[str, str]:
+    """Return section → what it is about, in the order of the settings. The empty section has the keys without one."""
+    found = {"": inspect.getdoc(Config) or ""}
+    for name, field in Config.model_fields.items():
+        if (model := _section(field)) is not None:
+            found[name] = inspect.getdoc(model) or ""
+    return found
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """Return the values of a key that takes certain values alone, as `--set` takes them; otherwise none."""
+    field = dict(_fields(Config)).get(key)
+    if field is None:
+        return ()
+    if field.annotation is bool:
+        return "true", "false"
+    parts = get_args(field.annotation) if _is_union(field.annotation) else (field.annotation,)
+    return tuple(str(value) for part in parts if get_origin(part) is Literal for value in get_args(part))
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield (dotted key, field) of everything that is no section."""
+    for name, field in model.model_fields.items():
+        section = _section(field)
+        if section is None:
+            yield prefix + name, field
+        else:
+            yield from _fields(section, f"{prefix}{name}.")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _line(key: str, field: FieldInfo) -> SettingLine:
+    kind = _type_text(field.annotation, field.metadata)
+    default = None if field.is_required() else _yaml(field.get_default(call_default_factory=True))
+    return SettingLine(key, kind, default, " ".join((field.description or "").split()), str(readers(key)))
+
+
+def readers(key: str) -> Readers:
+    """Return what reads a key: its own entry, or that of the nearest section around it."""
+    while key not in READERS:
+        key = key.removesuffix("[]").rpartition(".")[0] or key.partition("[")[0]
+    return READERS[key]
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _type_text(kind: Any, limits: typing.Sequence[Any] = ()) -> str:
+    """Return a type in words, with its allowed values and its range."""
+    if isinstance(kind, type) and kind in PLAIN:
+        bounds = [f"{sign} {getattr(limit, name)}" for limit in limits for name, sign in _bound(limit)]
+        return ", ".join([PLAIN[kind], *bounds])
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is typing.Annotated:
+        return _type_text(parts[0], _flat(parts[1:]))
+    if _is_union(kind):
+        return "; or ".join(_type_text(part) for part in parts)
+    if origin is Literal:
+        return " | ".join(str(value) for value in parts)
+    if origin is tuple:
+        return f"list of {'labels' if parts[0] is Label else _type_text(parts[0])}"
+    assert origin is dict, kind
+    return f"mapping of text to {_type_text(parts[1])}"
+
+
+def _bound(limit: Any) -> list[tuple[str, str]]:
+    return [BOUNDS[type(limit)]] if type(limit) in BOUNDS else []
+
+
+def _flat(metadata: typing.Sequence[Any]) -> list[Any]:
+    """Return the limits behind `Annotated`, those in a `Field` among them."""
+    return [limit for one in metadata for limit in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = [round(part, 4) if isinstance(part, float) else part for part in value]
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
+    return text.removesuffix("\n...\n").strip()
