@@ -1,5 +1,33 @@
-"""`python -m ovseg_batch`."""
+"""`ovseg-batch`, and `python -m ovseg_batch`."""
 
-from ovseg_batch.cli import main
+from __future__ import annotations
 
-main(prog_name="ovseg-batch")
+import atexit
+import os
+import sys
+
+from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, hold_signals
+
+
+def main() -> None:
+    """Run the command line. Signals wait until its modules are imported.
+
+    Python ends itself with a signal where KeyboardInterrupt has left an `exec`, as of an import, even if it was caught
+    later; and it waits for threads. An interrupted command ends at once, with its exit code.
+    """
+    hold_signals()
+    from ovseg_batch.cli import main as command
+
+    try:
+        command(prog_name="ovseg-batch")
+    except SystemExit as end:
+        if end.code != EXIT_INTERRUPTED:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +55,23 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
 
 
+def pace(per_second: float) -> str:
+    """Return a speed with two digits that count: `12.3`, `0.41`, `0.037`."""
+    return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as text, such as `0-2, 5, 7-9`."""
+    parts: list[str] = []
+    start = previous = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number is None or number != previous + 1:
+            parts.append(f"{start}" if start == previous else f"{start}-{previous}")
+            start = number if number is not None else start
+        previous = number if number is not None else previous
+    return ", ".join(parts)
+
+
 def watch(workdir: Workdir, every: float) -> Iterator[dict[str, Any]]:
     """The state now and again after so many seconds, until it is complete; speed and time left once they are known.
 
@@ -82,8 +99,9 @@ def status(workdir: Workdir) -> dict[str, Any]:
     """The state of the latest run of a workdir, right with no process running.
 
     Returns:
-        among others `label_images`, images that have a mask of each label, and `edits`, how many images were edited and
-        how many of them show no change. Both are None while the run is not complete, and for outputs of older versions.
+        Among others: `embedded_models`, the settings that name a small model of the package; `label_images`, how many
+        images have a mask of each label; and `edits`, how many images were edited and how many of them show no change.
+        The last two are None while the run is not complete, and for outputs of older versions.
 
     Raises:
         UsageError: there is no run in that folder.
@@ -99,6 +117,7 @@ def status(workdir: Workdir) -> dict[str, Any]:
         "shards": record["shards"],
         "complete": complete,
         "annotations": str(workdir.annotations) if complete else None,
+        "embedded_models": record.get("embedded_models", []),
         "label_images": found.label_images,
         "edits": edits,
         "stages": [asdict(stage) for stage in stages],

@@ -5,20 +5,20 @@ from __future__ import annotations
 import click
 
 from ovseg_batch import __version__
-from ovseg_batch.cli.base import set_up_logging
+from ovseg_batch.cli.base import CommandLine
 from ovseg_batch.cli.doctor import doctor
 from ovseg_batch.cli.models import methods, models
 from ovseg_batch.cli.outputs import eval_run, export, report
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
+from ovseg_batch.cli.settings import settings
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ovseg-batch")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines look on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
 def main(log_format: str, quiet: bool) -> None:
     """Masks for a list of words, for every image of a folder. Stop it any time; the same command resumes."""
-    set_up_logging(log_format, quiet)
 
 
 for command in (
@@ -35,6 +35,7 @@ for command in (
     eval_run,
     models,
     methods,
+    settings,
     demo,
     doctor,
 ):

@@ -10,18 +10,33 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from tqdm import tqdm
 
+from ovseg_batch.engine.logs import send_logs_to
+from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, interruptible
 from ovseg_batch.errors import Interrupted, OvsegError
 
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-EXIT_PIPE = 141  # as a shell says of what died of SIGPIPE
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES = 0, 1, 2, 3
+EXIT_PIPE = 141  # as a shell reports a process that died of SIGPIPE
+STOPPED = "stopped. What is committed stays; the same command resumes."
+
+log = logging.getLogger("ovseg_batch")
+ending = logging.getLogger(__name__)  # its lines say why a command has ended
+
+
+class TextLines(logging.Formatter):
+    """The message alone; the reason why a command has ended carries the name of the program."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"ovseg-batch: {text}" if record.name == ending.name else text
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: when, how grave, who, what, and the numbers of a shard where it is about one."""
+    """One JSON object a line: time, level, logger, message, and the numbers of a shard or a stage."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -31,22 +46,71 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
+class Lines(logging.Handler):
+    """Writes records to stderr. A progress bar that is shown there is drawn again below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+FORMATTERS: dict[str, Callable[[], logging.Formatter]] = {"text": TextLines, "json": JsonLines}
+
+
 def set_up_logging(log_format: str, quiet: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(message)s"))
-    logger = logging.getLogger("ovseg_batch")
-    logger.handlers = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False
+    handler = Lines()
+    handler.setFormatter(FORMATTERS[log_format]())
+    send_logs_to(handler, logging.WARNING if quiet else logging.INFO)
     shards = logging.NOTSET if log_format == "json" else logging.WARNING  # people have a bar
     logging.getLogger("ovseg_batch.meter").setLevel(shards)
 
 
+class CommandLine(click.Group):
+    """The group of all commands. Its options decide how usage errors are written, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        set_up_logging("text", quiet=False)
+        rest = super().parse_args(ctx, args)
+        set_up_logging(ctx.params["log_format"], ctx.params["quiet"])
+        return rest
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
+        except click.ClickException as error:
+            if _is_json():
+                ending.error(error.format_message())
+            else:
+                error.show()
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            ending.error(STOPPED)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def _is_json() -> bool:
+    return any(isinstance(handler.formatter, JsonLines) for handler in log.handlers)
+
+
+def bar_option() -> bool | None:
+    """Return what `progress` is in a command: a bar where stderr is a terminal, and none with JSON lines or --quiet."""
+    return False if _is_json() or not log.isEnabledFor(logging.INFO) else None
+
+
+def bar(name: str) -> tqdm[NoReturn]:
+    """Return a bar that counts images, shown as `bar_option` says."""
+    return tqdm(desc=name, unit=" images", disable=bar_option() is False or None)
+
+
 def _nobody_reads() -> bool:
-    """Whether stdout's reader has gone, as `head` does; what is left to say is then thrown away."""
+    """Return whether stdout's reader has gone, as `head` does. Further output is then thrown away."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))
@@ -60,24 +124,39 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except OvsegError as error:
-            click.echo(f"ovseg-batch: {error}", err=True)
-            code = error.exit_code
-        except (KeyboardInterrupt, Interrupted):
-            click.echo("ovseg-batch: stopped. What is committed stays; the same command resumes.", err=True)
-            code = EXIT_INTERRUPTED
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
-                sys.exit(EXIT_PIPE)
-            where = f" ({error.filename})" if error.filename else ""
-            click.echo(
-                f"ovseg-batch: {error.strerror or error}{where}. What is committed stays; "
-                "mend the cause and give the same command again.",
-                err=True,
-            )
-            code = EXIT_ERROR
-        sys.exit(code or EXIT_OK)
+        with interruptible() as interruption:
+            try:
+                interruption.begin()
+                code = command(*args, **kwargs) or EXIT_OK
+            except BaseException as error:
+                interruption.end()
+                stopped = interruption.requested and not isinstance(error, SystemExit)
+                code = _report(KeyboardInterrupt() if stopped else error)  # an import may have replaced the exception
+        sys.exit(code)
 
     return run
+
+
+def _report(error: BaseException) -> int:
+    """Write why a command has ended, and return its exit code."""
+    match error:
+        case OvsegError():
+            ending.error("%s", error)
+            return error.exit_code
+        case KeyboardInterrupt() | Interrupted():
+            ending.error(STOPPED)
+            return EXIT_INTERRUPTED
+        case BrokenPipeError() if _nobody_reads():
+            return EXIT_PIPE
+        case OSError():
+            where = f" ({error.filename})" if error.filename else ""
+            ending.error(
+                "%s%s. What is committed stays; correct the cause and give the same command again.",
+                error.strerror or error,
+                where,
+            )
+            return EXIT_ERROR
+        case Exception() if _is_json():
+            ending.error("%s: %s", type(error).__name__, error, exc_info=error)
+            return EXIT_ERROR
+    raise error

@@ -6,13 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ovseg_batch.errors import DeviceLost
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.models.device import prepare
 from ovseg_batch.models.faults import first_line, is_lost, is_out_of_memory
-from ovseg_batch.stages.base import Progress, Stage, probe_shard, run_shard
+from ovseg_batch.stages.base import Stage
+from ovseg_batch.stages.shard import Progress, probe_shard, run_shard
 from ovseg_batch.store import StageStore
 from ovseg_batch.types import Commit
 
@@ -22,8 +20,8 @@ class StageJob:
     """What a worker needs to run shards of one stage. It can be pickled.
 
     Attributes:
-        threads: those that PyTorch computes with. They are the same for every worker, because the number decides in
-            which order floating-point sums are taken, and so the last bits of a result.
+        threads: those that PyTorch computes with; None: PyTorch's default. They are the same for every worker, because
+            the number decides in which order floating-point sums are taken, and so the last bits of a result.
         retry: keep the committed rows that are well, and compute the failed ones alone.
         stall_seconds: a worker without a finished image for so long is killed; None: never.
     """
@@ -32,7 +30,7 @@ class StageJob:
     store: StageStore
     upstream: dict[str, StageStore]
     manifest: Path
-    threads: int
+    threads: int | None
     retry: bool = False
     stall_seconds: float | None = None
 
@@ -42,7 +40,11 @@ class StageJob:
         Raises:
             DeviceLost: the GPU cannot be used, or its memory does not hold the models.
         """
-        torch.set_num_threads(self.threads)
+        import torch
+
+        from ovseg_batch.models.device import prepare
+
+        torch.set_num_threads(self.threads or torch.get_num_threads())
         prepare(device)
         stage = self.make_stage()
         try:

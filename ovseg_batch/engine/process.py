@@ -19,22 +19,25 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import Any
 
 from ovseg_batch.engine.devices import is_gpu, own_device
+from ovseg_batch.engine.flight import InFlight, Tally
 from ovseg_batch.engine.job import StageJob
+from ovseg_batch.engine.logs import OWN, send_logs_to
+from ovseg_batch.engine.stopping import SIGNALS
 from ovseg_batch.errors import DeviceLost, OvsegError
 from ovseg_batch.models.faults import first_line, is_lost
-from ovseg_batch.types import RowResult
 
-PRELOADED = ["ovseg_batch.stages.registry"]  # by the fork server; no module here may query CUDA when it is imported
-SIGNALS = {signal.SIGINT, signal.SIGTERM}  # the parent receives them, and lets the workers finish their shards
+# The fork server imports this. No module of it may query CUDA when it is imported.
+PRELOADED = ["ovseg_batch.stages.implementations"]
 LOST = 70  # exit status of a worker that has lost its GPU
 END_SECONDS = 10.0  # to wait for a killed process; one that hangs in a driver may not end
 STOP_SECONDS = 60.0  # for a worker to end by itself
-PROGRESS_SECONDS = 1.0  # between two messages about finished rows
+PROGRESS_SECONDS = 1.0  # between two messages about finished images
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class Worker:
     Attributes:
         task: what it computes; None: it waits.
         row: the row that it processes on its own.
+        flight: how far its shard is; None: its computation has not begun.
+        searching: whether it searches its shard for the row to blame.
         ready: whether its models are loaded.
         last_message: when its last message arrived, by `time.monotonic()`.
     """
@@ -72,22 +77,27 @@ class Worker:
     def __init__(self, job: StageJob, device: str) -> None:
         self.task: Task | None = None
         self.row: int | None = None
+        self.flight: InFlight | None = None
+        self.searching = False
         self.ready = False
         self.last_message = time.monotonic()
         context = _context(device)
         device, own = own_device(device, os.environ)
         environment = {**os.environ, **own}  # as it is now, not as it was when the fork server started
         self.pipe, theirs = context.Pipe()
-        level = logging.getLogger("ovseg_batch").getEffectiveLevel()
+        level = logging.getLogger(OWN).getEffectiveLevel()
         self._process: Any = context.Process(target=_serve, args=(job, device, theirs, environment, level))  # type: ignore[attr-defined]
-        with _without_main(), _spawning(own) if own else contextlib.nullcontext():
-            self._process.start()
+        with _without_main():
+            with _spawning(own):
+                (self._process.start if own else forkserver.ensure_running)()
+            if not own:
+                self._process.start()  # waits for the fork server's imports, so it must not hold signals back
         theirs.close()
 
     def give(self, task: Task, tries: int) -> None:
         """Send a shard; one on which `tries` workers have died is searched first."""
-        self.task, self.row, self.last_message = task, None, time.monotonic()
-        search = task.deaths >= tries and not task.searched
+        self.task, self.row, self.flight, self.last_message = task, None, None, time.monotonic()
+        self.searching = search = task.deaths >= tries and not task.searched
         with contextlib.suppress(BrokenPipeError):  # the process has died, which the pipe's end reports
             self.pipe.send((task.shard, task.charged, task.passed if search else None, task.suspect))
 
@@ -143,9 +153,11 @@ def _without_main() -> Iterator[None]:
 def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
     """Change this process's environment and signal mask while another is spawned, which inherits both.
 
-    It must see its own GPU before it imports anything, and a Ctrl-C must not end it before it ignores signals.
+    It must see its own GPU before it imports anything, and a Ctrl-C must not end it before it ignores signals. The fork
+    server needs this as well: it ignores signals only after it has imported the stages.
     """
     before = {name: os.environ.get(name) for name in environment}
+    resource_tracker.ensure_running()  # it would be started below, and unblocks the signals then
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.environ.update(environment)
     try:
@@ -165,20 +177,40 @@ class _Home(logging.Handler):
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
         self._pipe = pipe
-        self._told = -PROGRESS_SECONDS
+        self._lock = threading.RLock()  # threads log too
+        self._flight: InFlight | None = None
 
     def send(self, kind: str, content: Any = None) -> None:
-        with self.lock or contextlib.nullcontext():  # threads log too
+        """Send a message, after the finished images that are not reported yet."""
+        with self._lock:
+            self.flush()
             self._pipe.send((kind, content))
 
-    def progress(self, result: RowResult) -> None:
-        """Report that a row is finished, and whether it is well."""
-        if time.monotonic() - self._told >= PROGRESS_SECONDS:
-            self._told = time.monotonic()
-            self.send("progress", result.ok)
+    def report(self, flight: InFlight) -> None:
+        """Keep how far a shard is for the next `flush`; its beginning is sent at once."""
+        with self._lock:
+            self._flight = flight
+            if flight.done == 0:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send how far the shard is if that has changed."""
+        with self._lock:
+            if self._flight is not None:
+                self._pipe.send(("flight", self._flight))
+                self._flight = None
+
+    def keep_flushing(self) -> None:
+        """Send finished images every `PROGRESS_SECONDS` until the parent has ended."""
+        with contextlib.suppress(OSError):
+            while True:
+                time.sleep(PROGRESS_SECONDS)
+                self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
         record.msg, record.args = record.getMessage(), None
+        if record.exc_info:  # which cannot be pickled
+            record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
         self.send("log", record)
 
 
@@ -191,20 +223,20 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
     os.environ.clear()
     os.environ.update(environment)
     home = _Home(pipe)
-    logger = logging.getLogger("ovseg_batch")
-    logger.handlers, logger.propagate = [home], False
-    logger.setLevel(level)
+    send_logs_to(home, level)
+    threading.Thread(target=home.keep_flushing, daemon=True).start()
     try:
         opened = job.open(device)
         home.send("ready")
         while (task := pipe.recv()) is not None:
             shard, charged, passed, suspect = task
+            tally = Tally(shard, opened.manifest.rows_of(shard), home.report)
             if passed is not None:
                 begin = functools.partial(home.send, "row")
-                opened.probe(shard, passed.union(charged), suspect, begin, home.progress)
+                opened.probe(shard, passed.union(charged), suspect, begin, tally.add)
                 home.send("searched")
             else:
-                home.send("commit", opened.compute(shard, charged, home.progress))
+                home.send("commit", opened.compute(shard, charged, tally.add))
     except EOFError:
         return
     except Exception as error:

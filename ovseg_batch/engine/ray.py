@@ -46,7 +46,7 @@ def connect() -> dict[str, float]:
     try:
         import ray
     except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'ovseg-batch[ray]'.") from None
+        raise UsageError("run.engine: ray needs Ray. Run `pip install 'ray[data]'`.") from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
         try:
@@ -117,7 +117,8 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
     context.execution_options.preserve_order = False
     marker = job.store.folder / f".stop-{uuid.uuid4().hex}"
     left, actors = list(shards), min(pool.size(resources), len(shards))
-    with stop_on_signal(marker.touch) as stop:
+    stop = threading.Event()
+    with stop_on_signal(stop, lambda: "the shards in flight", marker.touch):
         try:
             while left:
                 left = yield from _pass(job, left, pool, actors, marker)

@@ -1,35 +1,118 @@
-"""How a person stops a run: the first Ctrl-C or SIGTERM lets workers finish their shards, the second ends it now."""
+"""How a person stops a command with Ctrl-C or SIGTERM.
+
+While shards are computed, the first signal lets the workers finish their shards, and the second ends the run at once.
+At any other time the first signal ends the command at once. A further signal ends the process without any cleaning up;
+the next run removes what is left over, as after `kill -9`.
+
+The command line imports this module before any other, so it imports little.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_INTERRUPTED = 130
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+def _end_process(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(EXIT_INTERRUPTED)
+
+
+def hold_signals() -> None:
+    """Hold signals back until `Interruption.begin`; after the command they end the process. For a command line.
+
+    A KeyboardInterrupt while modules are imported would end in a traceback.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _end_process)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+class Interruption:
+    """Whether a signal has ended the command.
+
+    Attributes:
+        requested: a signal has raised KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._ended = False
+
+    def begin(self) -> None:
+        """Deliver a signal that `hold_signals` has held back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def end(self) -> None:
+        """Let every further signal end the process."""
+        self._ended = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt at the first signal, and end the process at the second."""
+        if self.requested or self._ended:
+            _end_process(number, frame)
+        self.requested = True
+        raise KeyboardInterrupt
+
 
 @contextlib.contextmanager
-def stop_on_signal(tell: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
-    """Yield an event that the first signal sets, having called `tell`; the second raises KeyboardInterrupt."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+def interruptible() -> Iterator[Interruption]:
+    """Raise KeyboardInterrupt in this block at the first signal, and end the process at the second."""
+    interruption = Interruption()
+    with _handled_by(interruption.handle):
+        yield interruption
 
-    def ask(number: int, frame: FrameType | None) -> None:
+
+@contextlib.contextmanager
+def stop_on_signal(
+    stop: threading.Event, rest: Callable[[], str], act: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Set `stop` at the first signal; the second raises KeyboardInterrupt.
+
+    Args:
+        rest: returns what is finished before the run stops, such as "the shards in flight"; empty where nothing is.
+        act: called at the first signal.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
+            outer = before[signal.Signals(number)]
+            if callable(outer):
+                outer(number, frame)
             raise KeyboardInterrupt
-        log.warning("stopping after the shard in flight; once more to stop at once")
         stop.set()
-        tell()
+        act()
+        # The signal may have interrupted a write of this thread, and a stream permits no second write inside it.
+        what = f"Stopping after {text}" if (text := rest()) else "Stopping"
+        threading.Thread(target=log.warning, args=("%s; press Ctrl-C again to stop at once.", what)).start()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handled_by(handle):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Handler) -> Iterator[None]:
+    """Handle signals in this block. Only the main thread can; in another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, one in previous.items():
+            signal.signal(number, one)

@@ -9,6 +9,7 @@ A GPU whose workers cannot start, or die one after the other, is left out.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 
 from ovseg_batch.engine.devices import is_gpu
+from ovseg_batch.engine.flight import InFlight, Report, ignore
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.process import Task, Worker
 from ovseg_batch.errors import NoDeviceLeft, OvsegError
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 TRIES = 2  # workers that may die on a shard before it is searched for the row to blame
 STARTS = 2  # workers that may fail to start on a device before it is left out
 DEATHS = 8  # times in a row, without a finished image, that a GPU may fail its workers before it is left out
-CHECKS = 4  # times that stalled workers are looked for within the time that they may stall
+WAKE_SECONDS = 1.0  # between two checks whether a worker stalls or the run is to stop
 
 
 @dataclass(slots=True)
@@ -75,10 +77,11 @@ class WorkerPool:
         job: what they compute.
         devices: one entry per worker.
         stop: once set, no shard is begun.
+        report: called with the shards in flight as images are finished.
     """
 
-    def __init__(self, job: StageJob, devices: Sequence[str], stop: threading.Event) -> None:
-        self._job, self._stop = job, stop
+    def __init__(self, job: StageJob, devices: Sequence[str], stop: threading.Event, report: Report = ignore) -> None:
+        self._job, self._stop, self._report = job, stop, report
         self._slots = [_Slot(device) for device in devices]
         self._todo: deque[Task] = deque()
         self._name = job.store.stage
@@ -89,10 +92,18 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the workers. After an error they are killed; the shards they were computing are not committed."""
+        """End the workers. After an error they are killed; the shards they were computing are not committed.
+
+        A worker that is still loading its models is killed as well: it has begun no shard.
+        """
         for slot in self._slots:
             if slot.worker is not None:
-                slot.worker.stop(at_once=error is not None)
+                slot.worker.stop(at_once=error is not None or not slot.worker.ready)
+
+    def flights(self) -> list[InFlight]:
+        """Return the shards that are being computed."""
+        workers = [slot.worker for slot in self._slots if slot.worker is not None]
+        return [worker.flight for worker in workers if worker.task is not None and worker.flight is not None]
 
     def open(self) -> str | None:
         """Start a worker on every device, and wait until each is ready or its device is left out.
@@ -117,16 +128,19 @@ class WorkerPool:
         self._todo = deque(Task(shard) for shard in shards)
         while True:
             self._assign()
-            busy = {slot.worker.pipe: slot for slot in self._slots if slot.worker and slot.worker.task}
+            busy = {slot.worker.pipe: slot for slot in self._slots if slot.worker and self._is_awaited(slot.worker)}
             if not busy:
                 return
-            seconds = self._job.stall_seconds
-            for pipe in wait(list(busy), None if seconds is None else seconds / CHECKS):
+            for pipe in wait(list(busy), WAKE_SECONDS):
                 commit = self._receive(busy[pipe])  # type: ignore[index]
                 if commit is not None:
                     yield commit
-            if seconds is not None:
-                self._end_stalled(seconds)
+            if self._job.stall_seconds is not None:
+                self._end_stalled(self._job.stall_seconds)
+
+    def _is_awaited(self, worker: Worker) -> bool:
+        """Return whether a worker has a shard to finish. One that loads its models has none once the run is to stop."""
+        return worker.task is not None and (worker.ready or not self._stop.is_set())
 
     def _assign(self) -> None:
         """Give every idle worker a shard, and start a worker in an empty slot where a shard is left for it."""
@@ -162,9 +176,12 @@ class WorkerPool:
             case "row":
                 _pass(worker)
                 worker.row = content
-            case "progress":
-                if content:
+            case "flight":
+                if content.done > content.failed:
                     slot.prove()
+                worker.flight = content
+                if not worker.searching:
+                    self._report(content)
             case "searched":
                 task = _pass(worker)
                 task.searched = True
@@ -175,7 +192,7 @@ class WorkerPool:
             case "error":
                 raise content
             case _:
-                worker.task = None
+                worker.task = worker.flight = None
                 commit: Commit = content
                 return commit
         return None
@@ -212,6 +229,8 @@ class WorkerPool:
         """
         task = worker.task
         slot.worker = None
+        if worker.flight is not None:
+            self._report(dataclasses.replace(worker.flight, done=0, failed=0))
         self._take_back(worker)
         if not worker.ready or task is None:
             slot.starts += 1

@@ -1,0 +1,39 @@
+"""Where the log records of a process go: its own, those of other libraries, and Python's warnings."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TextIO
+
+OWN = "ovseg_batch"
+
+#: Beginnings of messages that are wrong here: open_clip makes the model, and its weights are loaded afterwards.
+MISLEADING = ("No pretrained weights loaded for model",)
+
+
+def send_logs_to(handler: logging.Handler, level: int) -> None:
+    """Give a handler the records of this package from `level` on, and every warning and error of other libraries."""
+    handler.addFilter(_is_useful)
+    own, root = logging.getLogger(OWN), logging.getLogger()
+    own.handlers, own.propagate = [handler], False
+    own.setLevel(level)
+    root.handlers = [one for one in root.handlers if not isinstance(one, type(handler))] + [handler]
+    root.setLevel(logging.WARNING)
+    warnings.showwarning = _log_warning
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    own = record.name.partition(".")[0] == OWN
+    return own or (record.levelno >= logging.WARNING and not record.getMessage().startswith(MISLEADING))
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    logging.getLogger("py.warnings").warning("%s: %s", category.__name__, message)
