@@ -1,26 +1,82 @@
-"""Which manifest a run works through: the one its workdir has, one that was made before, or one made of its inputs."""
+"""What a run starts from: its inputs, its manifest, and the labels of the run before it in the same workdir.
+
+The manifest is the one that the workdir has, one that was made before, or one made of the inputs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.findings import LISTED, printable
 from ovseg_batch.io.atomic import atomic_path
-from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.entries import Entry
+from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.io.remote import Remote, check_installed, is_remote
+from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
+from ovseg_batch.settings import Config, Label
+from ovseg_batch.settings.labels import format_labels
 from ovseg_batch.store import Workdir
+from ovseg_batch.wording import setting, spelled
 
 log = logging.getLogger(__name__)
+
+OWN = "belongs to the workdir {}, which the run writes. Choose another workdir."
 
 
 def absolute(inputs: Sequence[str]) -> list[str]:
     return [item if is_remote(item) else str(Path(item).absolute()) for item in inputs]
+
+
+def check_inputs(inputs: Sequence[str], workdir: Workdir) -> None:
+    """Check that the inputs exist and are not what the run writes. Lists nothing, so that it costs no time.
+
+    Raises:
+        UsageError: an input does not exist, is the workdir itself, or is in one of the workdir's own folders.
+    """
+    for text in inputs:
+        check_source(text)
+        if is_remote(text):
+            continue
+        place = fixed_part(text).resolve()
+        if place == workdir.root.resolve():
+            raise UsageError(
+                f"{text} is INPUT and workdir at once, so the run would list the images that it writes itself. "
+                f"Choose another workdir, such as {workdir.root / 'out'}; the run does not list that folder."
+            )
+        if workdir.owns(place):
+            raise UsageError(f"{text} {OWN.format(workdir.root)}")
+
+
+def list_images(inputs: Sequence[str], workdir: Workdir, out: Path, shard_rows: int, remote: Remote | None) -> Summary:
+    """Write the manifest of the inputs into `out`, as `build_manifest` does.
+
+    Raises:
+        UsageError: as `build_manifest`; or an image lies in one of the workdir's own folders.
+    """
+
+    @functools.lru_cache(maxsize=1024)
+    def owned(folder: str) -> bool:
+        return workdir.owns(Path(folder).resolve())
+
+    def checked(entries: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            if not is_remote(entry.path) and owned(entry.path.rpartition("/")[0]):
+                raise UsageError(f"{entry.where}: {entry.path} {OWN.format(workdir.root)}")
+            yield entry
+
+    sources = [open_source(text, remote) for text in inputs]
+    for source in sources:
+        source.entries = checked(source.entries)
+    return build_manifest(sources, out, shard_rows)
 
 
 def check_remote(manifest: Manifest, allowed: bool) -> None:
@@ -33,7 +89,8 @@ def check_remote(manifest: Manifest, allowed: bool) -> None:
         kinds = ", ".join(f"{scheme}://" for scheme in manifest.remote)
         count = sum(manifest.remote.values())
         raise UsageError(
-            f"{count} of {manifest.rows} images are behind URLs ({kinds}). Give --allow-remote to fetch them."
+            f"{count} of {manifest.rows} images are behind URLs ({kinds}). "
+            f"Give {spelled('--allow-remote', setting('run.allow_remote', True))} to fetch them."
         )
     for scheme in manifest.remote:
         check_installed(scheme)
@@ -62,7 +119,7 @@ def update(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Rem
         fresh = ready_made_manifest(inputs)
         if fresh is None:
             fresh = Path(folder) / "manifest.parquet"
-            for note in build_manifest(inputs, fresh, shard_rows, remote).notes():
+            for note in list_images(inputs, workdir, fresh, shard_rows, remote).notes():
                 log.warning(note)
         found = update_manifest(workdir.manifest, fresh)
     if found:
@@ -75,12 +132,12 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, r
     """See that the workdir has the manifest of these inputs, and of no others."""
     if existing_manifest(workdir, inputs) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
-        log.info("(--update lists it, and takes up what is new, changed or gone)")
+        log.info("(%s lists it, and takes up what is new, changed or gone)", spelled("--update", "update=True"))
         return
     ready_made = ready_made_manifest(inputs)
     if not workdir.manifest.exists():
         if ready_made is None:
-            for note in build_manifest(inputs, workdir.manifest, shard_rows, remote).notes():
+            for note in list_images(inputs, workdir, workdir.manifest, shard_rows, remote).notes():
                 log.warning(note)
         else:
             with atomic_path(workdir.manifest) as temporary:
@@ -89,11 +146,37 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, r
     with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
         if ready_made is None:
             ready_made = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, ready_made, shard_rows, remote)
+            list_images(inputs, workdir, ready_made, shard_rows, remote)
         given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
     if given.fingerprint != ours.fingerprint:
         raise UsageError(
             f"The workdir {workdir.root} belongs to another manifest ({ours.rows} images in {ours.shards} shards; "
-            f"this input has {given.rows} in {given.shards}). Choose another workdir with -o; "
-            "or, if it is the same collection and has changed, say --update."
+            f"this input has {given.rows} in {given.shards}). Choose another workdir with {spelled('-o', 'workdir=')}; "
+            f"or, if it is the same collection and has changed, give {spelled('--update', 'update=True')}."
         )
+
+
+def replaced_labels(workdir: Workdir, config: Config) -> str | None:
+    """Return a warning if the new run drops labels or synonyms of the run before it in this workdir; else None."""
+    if not workdir.config.exists():
+        return None
+    try:
+        before = load_config(workdir.config, environment={}).labels
+    except OvsegError:  # written by another version, or by hand
+        return None
+    if {(label.name, label.words) for label in before} <= {(label.name, label.words) for label in config.labels}:
+        return None
+    names = {label.name for label in before}
+    added = [label for label in config.labels if label.name not in names]
+    old, both = (_quoted(labels) for labels in (before, (*before, *added)))
+    return (
+        f"these labels replace those of {workdir.root}, which were {old}. To have both in one run, give "
+        f"{spelled('--labels', 'labels=')} {both}. To keep the old result, choose another workdir; `ovseg-batch query` "
+        "makes one from the features that a run has kept."
+    )
+
+
+def _quoted(labels: Sequence[Label]) -> str:
+    """Return labels as a text for `--labels`, in quotes; of many, the first ones."""
+    shown = format_labels((printable(one.name), [*map(printable, one.synonyms)]) for one in labels[:LISTED])
+    return f'"{shown}; …" ({len(labels)} labels)' if len(labels) > LISTED else f'"{shown}"'

@@ -184,8 +184,10 @@ def test_labels_that_are_in_no_image_are_named(run_of_six: Path, tmp_path: Path,
     assert "never found" not in command(*arguments, tmp_path / "sky.csv", "--labels", "sky").stdout
 
 
-def exported(workdir: Path, path: Path, name: str = "semantic", **options: Any) -> Exported:
-    return export(Workdir(workdir), WRITERS[name], path, Selection(), Options(**options), workers=0)
+def exported(workdir: Path, path: Path, name: str = "semantic", overwrite: bool = False, **options: Any) -> Exported:
+    return export(
+        Workdir(workdir), WRITERS[name], path, Selection(), Options(**options), workers=0, overwrite=overwrite
+    )
 
 
 def test_nothing_of_others_is_overwritten(run_of_six: Path, tmp_path: Path) -> None:
@@ -197,6 +199,42 @@ def test_nothing_of_others_is_overwritten(run_of_six: Path, tmp_path: Path) -> N
         exported(run_of_six, tmp_path / "maps", palette="voc")
     with pytest.raises(UsageError, match="is a folder"):
         exported(run_of_six, tmp_path / "maps", "coco")
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-polygon", "cvat", "csv"])
+def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / FILES[name]
+    arguments = ("export", run_of_six, "-f", name, "-o", path)
+    path.write_text("mine")
+    told = command(*arguments)
+    assert told.returncode == 2 and f"{path} exists and is no earlier export as {name}." in told.stderr
+    assert path.read_text() == "mine" and [path] == list(tmp_path.iterdir())
+    assert command(*arguments, "--overwrite").returncode == 0
+    first = path.read_bytes()
+    assert first != b"mine"
+    again = command(*arguments, "--labels", "sky")
+    assert again.returncode == 0, again.stderr
+    assert path.read_bytes() != first
+
+
+def test_every_file_of_a_split_is_checked(run_of_six: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "masks-val.csv").write_text("mine")
+    told = command("export", run_of_six, "-f", "csv", "-o", tmp_path / "masks.csv", "--val", "0.5")
+    assert told.returncode == 2 and "masks-val.csv exists" in told.stderr
+    assert (tmp_path / "masks-val.csv").read_text() == "mine"
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(run_of_six: Path, tmp_path: Path) -> None:
+    exported(run_of_six, tmp_path / "maps")
+    exported(run_of_six, tmp_path / "maps", overwrite=True, palette="voc")
+    assert tree(tmp_path / "maps") == tree(write(run_of_six, "semantic", tmp_path / "other", palette="voc"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else than an export"):
+        exported(run_of_six, tmp_path / "mine", overwrite=True)
+    for own in ("annotations.json", "edited/masks.json"):
+        with pytest.raises(UsageError, match="belongs to the workdir"):
+            exported(run_of_six, run_of_six / own, "coco", overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from ovseg_batch.stages.banked import made_of
 from ovseg_batch.stages.base import ARRAYS
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.wording import setting
 
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +42,8 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     inputs = {} if dense is None else json.loads((dense.folder / "stage.json").read_bytes())["inputs"]["settings"]
     if dense is None or inputs.get("cache") != "features":
         raise UsageError(
-            f"{workdir.root} has kept no features, of which a bank is made. Give its `run` again with "
-            "--set dense.cache=features."
+            f"{workdir.root} has kept no features, of which a bank is made. Run it again with "
+            f"{setting('dense.cache', 'features')}."
         )
     shards = [commit.shard for commit in results.masks.commits()]
     total = sum(len(line["annotations"]) for shard in shards for _, line in results.shard(shard))

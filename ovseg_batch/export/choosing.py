@@ -15,6 +15,7 @@ from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.results import Results
 from ovseg_batch.types import ImageRow
+from ovseg_batch.wording import spelled
 
 SPLITS = ("train", "val", "test")
 
@@ -48,7 +49,7 @@ class Selection:
         if self.split is not None and self.split not in self._parts(results.manifest):
             raise UsageError(
                 f"There is no split {self.split!r}: the list of images has no column `split`, and no share of them "
-                "was asked to be val (--val 0.1)."
+                f"was chosen as val with {spelled('--val 0.1', 'Selection(val_share=0.1)')}."
             )
 
     def splits(self, manifest: Manifest) -> tuple[str, ...]:

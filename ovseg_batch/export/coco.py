@@ -14,9 +14,11 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
-from ovseg_batch.methods.polygons import edge_rings
+from ovseg_batch.io.marks import DESCRIPTION
 
 Line = Mapping[str, Any]
+
+HEAD = f'{{"info": {{"description": "{DESCRIPTION}"'  # of every file that `_write` writes
 
 
 def write_coco(
@@ -79,6 +81,8 @@ class CocoWriter:
         return tally
 
     def _polygons(self, counts: bytes, height: int, width: int) -> list[list[float]]:
+        from ovseg_batch.methods.polygons import edge_rings  # imports OpenCV, which RLE does not need
+
         rings = edge_rings(rle.decode(counts, height, width), self._plan.options.tolerance)
         return [[int(v) if v == int(v) else round(v, 2) for v in ring.ravel().tolist()] for ring in rings]
 
@@ -88,7 +92,7 @@ class CocoWriter:
             path = split_path(plan.path, split)
             images = plan.parts.read(shards, of_split("images", split))
             annotations = plan.parts.read(shards, of_split("annotations", split))
-            info = {"description": "masks by ovseg_batch", **plan.info}
+            info = {"description": DESCRIPTION, **plan.info}
             _write(path, info, _categories(plan.ids), images, annotations)
             paths.append(path)
         return paths

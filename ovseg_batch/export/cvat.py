@@ -18,6 +18,7 @@ from ovseg_batch.methods.colours import hex_palette
 
 Array = np.ndarray[Any, Any]
 
+HEAD = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task><labels>'
 ATTRIBUTES = ("confidence", "score")
 
 
@@ -45,8 +46,7 @@ class CvatWriter:
         for split in plan.splits or ("",):
             path = split_path(plan.path, split)
             with atomic_path(path) as temporary, create_text(temporary) as file:
-                file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
-                file.write(f"<meta><task><labels>{labels}</labels></task></meta>\n")
+                file.write(f"{HEAD}{labels}</labels></task></meta>\n")
                 for line in plan.parts.read(shards, of_split("images", split)):
                     file.write(f"{line}\n")
                 file.write("</annotations>\n")

@@ -22,15 +22,16 @@ from typing import Any, Literal, Protocol
 from ovseg_batch import failpoints
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.export.choosing import Chooser, ChosenImage, Selection, shared_stems
-from ovseg_batch.export.parts import Parts
+from ovseg_batch.export.parts import Parts, split_path
 from ovseg_batch.io.atomic import write_text
+from ovseg_batch.io.marks import EXPORT
 from ovseg_batch.results import Results
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import Commit
+from ovseg_batch.wording import spelled
 
 VERSION = 1  # of what is written: another one is another export
-RECORD = "export.json"
-KEPT = ".ovseg-export"  # in a folder that was exported: what it is, and how far
+KEPT, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far
 FEW = 2_000  # images that are not worth starting processes for
 
 Tally = Counter[str]
@@ -95,11 +96,27 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A name for `-f`, its writer, and whether what it writes is a folder or a file."""
+    """One format.
+
+    Attributes:
+        name: for `-f`.
+        make: its writer.
+        head: how each file begins that the writer writes. Empty: the writer writes a folder.
+    """
 
     name: str
     make: type[Writer]
-    is_folder: bool
+    head: str
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.head
+
+    def wrote(self, path: Path) -> bool:
+        """Return whether a file begins as those of this format."""
+        head = self.head.encode()
+        with path.open("rb") as file:
+            return file.read(len(head)) == head
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +187,14 @@ def export(
     options: Options,
     workers: int | None = None,
     advance: Callable[[int], object] = lambda rows: None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write what a run has committed so far into `path`.
 
     Args:
-        path: a file, or a folder that is empty or holds the same export, which then goes on.
+        path: a file that does not exist or is an export of this format, which is replaced; or a folder that is empty
+            or holds the same export, which then goes on.
+        overwrite: replace any file, and any folder that holds an export.
         workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
         advance: told how many rows of the manifest have been gone through.
 
@@ -192,7 +212,7 @@ def export(
     state = {"version": VERSION, "format": format.name, "run": results.masks.fingerprint}
     state |= {"selection": asdict(selection), "options": asdict(options)}
     shards, made_of = [commit.shard for commit in commits], _digest(commits)
-    known = _enter(job, fingerprint(state))
+    known = _enter(job, fingerprint(state), selection.splits(results.manifest), overwrite)
     if known.get("made_of") == made_of:
         advance(sum(commit.rows for commit in commits))
         return Exported([path / name for name in known["paths"]], Tally(known["tally"]), len(shards), len(shards))
@@ -209,22 +229,47 @@ def export(
     return Exported(paths, tally, len(shards), results.manifest.shards)
 
 
-def _enter(job: Job, state: str) -> dict[str, Any]:
-    """See that the place is free or holds this very export; what is known of it."""
+def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict[str, Any]:
+    """Require a destination that may be written; return what is known of this same export there.
+
+    Raises:
+        UsageError: the destination holds something else.
+    """
+    if Workdir(job.workdir).owns(job.path.resolve()):
+        raise UsageError(f"{job.path} belongs to the workdir {job.workdir}. Give another {spelled('-o', 'path')}.")
+    if not job.format.is_folder:
+        _check_files(job, splits, overwrite)
     record = job.kept / RECORD
     known = _read(record)
     if known.get("fingerprint") == state:
         return known
-    if job.format.is_folder:
-        if job.path.exists() and (not job.path.is_dir() or any(job.path.iterdir())):
-            what = "an export with other settings or of another run" if known else "something else"
-            raise UsageError(f"{job.path} holds {what}. Give another -o, or delete it.")
-    else:
-        if job.path.is_dir():
-            raise UsageError(f"{job.path} is a folder; {job.format.name} is a file. Give -o a file's name.")
+    if not job.format.is_folder:
         shutil.rmtree(job.kept, ignore_errors=True)
+    elif job.path.exists() and (not job.path.is_dir() or any(job.path.iterdir())):
+        if not known:
+            raise UsageError(
+                f"{job.path} holds something else than an export. Give another {spelled('-o', 'path')}, or delete it."
+            )
+        if not overwrite:
+            raise UsageError(f"{job.path} holds an export with other settings or of another run. {_otherwise()}")
+        shutil.rmtree(job.path)
     write_text(record, json.dumps({"fingerprint": state}))
     return {}
+
+
+def _check_files(job: Job, splits: Sequence[str], overwrite: bool) -> None:
+    """Raise UsageError where a file to write is a folder, or, without `overwrite`, a file of another kind."""
+    for path in (split_path(job.path, split) for split in splits or ("",)):
+        if path.is_dir():
+            raise UsageError(
+                f"{path} is a folder; {job.format.name} is a file. Give {spelled('-o', 'path')} a file's name."
+            )
+        if path.exists() and not overwrite and not job.format.wrote(path):
+            raise UsageError(f"{path} exists and is no earlier export as {job.format.name}. {_otherwise()}")
+
+
+def _otherwise() -> str:
+    return f"Give another {spelled('-o', 'path')}, or {spelled('--overwrite', 'overwrite=True')}."
 
 
 def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:

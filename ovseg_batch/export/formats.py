@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ovseg_batch.export import coco, cvat, table
 from ovseg_batch.export.coco import CocoPolygonWriter, CocoWriter
 from ovseg_batch.export.cvat import CvatWriter
 from ovseg_batch.export.exporting import Format
@@ -11,19 +12,21 @@ from ovseg_batch.export.pictures import MasksWriter, PanopticWriter, SemanticWri
 from ovseg_batch.export.table import CsvWriter
 from ovseg_batch.export.yolo import YoloWriter
 
+FOLDER = ""
+
 WRITERS = {
-    name: Format(name, make, is_folder)
-    for name, make, is_folder in (
-        ("coco", CocoWriter, False),
-        ("coco-polygon", CocoPolygonWriter, False),
-        ("panoptic", PanopticWriter, True),
-        ("semantic", SemanticWriter, True),
-        ("yolo", YoloWriter, True),
-        ("label-studio", LabelStudioWriter, True),
-        ("cvat", CvatWriter, False),
-        ("hf", ParquetWriter, True),
-        ("hf-imagefolder", ImageFolderWriter, True),
-        ("masks", MasksWriter, True),
-        ("csv", CsvWriter, False),
+    name: Format(name, make, head)
+    for name, make, head in (
+        ("coco", CocoWriter, coco.HEAD),
+        ("coco-polygon", CocoPolygonWriter, coco.HEAD),
+        ("panoptic", PanopticWriter, FOLDER),
+        ("semantic", SemanticWriter, FOLDER),
+        ("yolo", YoloWriter, FOLDER),
+        ("label-studio", LabelStudioWriter, FOLDER),
+        ("cvat", CvatWriter, cvat.HEAD),
+        ("hf", ParquetWriter, FOLDER),
+        ("hf-imagefolder", ImageFolderWriter, FOLDER),
+        ("masks", MasksWriter, FOLDER),
+        ("csv", CsvWriter, table.HEAD),
     )
 }

@@ -10,6 +10,7 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.atomic import temporary_path
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
+from ovseg_batch.wording import spelled
 
 
 def place_image(row: ImageRow, target: Path, how: Literal["link", "copy", "none"]) -> None:
@@ -42,8 +43,13 @@ def local_path(row: ImageRow) -> Path:
         OvsegError: nowhere any more.
     """
     if is_remote(row.path):
-        raise UsageError(f"{shown(row.path)} is not on this machine; with --images none the export holds no images.")
+        raise UsageError(f"{shown(row.path)} is not on this machine; {_without_images()}.")
     path = Path(row.path).absolute()
     if not path.is_file():
-        raise OvsegError(f"{path} is not there any more; with --images none the export holds no images.")
+        raise OvsegError(f"{path} is not there any more; {_without_images()}.")
     return path
+
+
+def _without_images() -> str:
+    option = spelled("--images none", 'Options(images="none")')
+    return f"with {option} the export holds no images"

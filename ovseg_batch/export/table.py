@@ -17,6 +17,7 @@ from ovseg_batch.io.atomic import atomic_path, create_text
 MEASURED = ("confidence", "score", "margin", "coverage", "predicted_iou", "stability")
 ABOUT = ("key", "file_name", "split", "width", "height", "label")
 COLUMNS = (*ABOUT, *MEASURED, "x", "y", "box_width", "box_height", "area", "source", "reason", "rle")
+HEAD = ",".join(COLUMNS) + "\n"
 
 
 class CsvWriter:
@@ -40,7 +41,7 @@ class CsvWriter:
         for split in self._plan.splits or ("",):
             path = split_path(self._plan.path, split)
             with atomic_path(path) as temporary, create_text(temporary) as file:
-                file.write(",".join(COLUMNS) + "\n")
+                file.write(HEAD)
                 for line in self._plan.parts.read(shards, of_split("lines", split)):
                     file.write(f"{line}\n")
             paths.append(path)

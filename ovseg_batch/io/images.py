@@ -67,7 +67,7 @@ def _content(path: str, limits: Limits) -> bytes:
     most = limits.max_file_bytes
     if is_remote(path):
         if limits.remote is None:
-            raise RowError(FailureCode.UNREADABLE, f"{shown(path)} is a URL, and --allow-remote was not given")
+            raise RowError(FailureCode.UNREADABLE, f"{shown(path)} is a URL, and run.allow_remote is off")
         content = limits.remote.read(path, most)
         size = len(content)
     else:

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
+from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
-from ovseg_batch.io.sources import Entry, Source, open_source
+from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
 
 FORMAT = b"ovseg_batch.manifest"
@@ -59,6 +60,7 @@ class Summary:
     missing: int = 0
     duplicates: int = 0
     skipped: int = 0
+    left_out: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
@@ -67,6 +69,7 @@ class Summary:
             "missing": f"{self.missing} files are not there; their rows will fail",
             "duplicates": f"{self.duplicates} images were listed more than once and are taken once",
             "skipped": f"{self.skipped} files are no images by their names and were left out",
+            "left_out": f"{self.left_out} folders that ovseg-batch wrote were left out",
         }
         return [
             text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")
@@ -127,10 +130,20 @@ class Manifest:
         """One more than the greatest row number there can be; rows that have been removed leave gaps."""
         return self.shards * self.shard_rows
 
+    def rows_of(self, shard: int) -> int:
+        """Return the number of rows in a shard."""
+        return int(self._file.metadata.row_group(shard).num_rows)
+
     def read_column(self, name: str) -> Iterator[Any]:
         """One column of all rows, a shard at a time."""
         for group in range(self.shards):
             yield from self._file.read_row_group(group, columns=[name]).column(0).to_pylist()
+
+    def read_paths(self) -> Iterator[tuple[int, str]]:
+        """Yield the row number and the path or URL of every image, a shard at a time."""
+        for group in range(self.shards):
+            columns = self._file.read_row_group(group, columns=["row", "path"]).to_pydict()
+            yield from zip(columns["row"], map(_path_from_text, columns["path"]), strict=True)
 
     def read_shard(self, shard: int) -> list[ImageRow]:
         """The rows of one shard, without reading any other."""
@@ -179,9 +192,12 @@ def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, r
             finally:
                 first_draft.unlink()
         summary.skipped = sum(source.skipped for source in sources)
+        for folder in (folder for source in sources for folder in source.left_out):
+            summary.count("left_out", folder)
         named = ", ".join(str(source.name) for source in sources)
         if summary.rows == 0:
-            raise UsageError(f"There is no image in {named}.")
+            notes = "".join(f" {note}." for note in summary.notes())
+            raise UsageError(f"There is no image in {named}.{notes}")
         if summary.missing == summary.rows:
             raise UsageError(
                 f"None of the {summary.rows} images of {named} exists ({summary.examples['missing'][0]} …). "

@@ -85,13 +85,14 @@ def scheme_of(url: str) -> str:
 
 
 def check_installed(scheme: str) -> None:
-    """Raises UsageError where the library that reads the scheme is not there."""
+    """Raise UsageError where the library that reads the scheme is not installed."""
     modules = {"https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
     try:
         __import__("fsspec")
         __import__(modules[SCHEMES[scheme]])
     except ImportError:
-        raise UsageError(f"{scheme}:// needs more packages: pip install 'ovseg-batch[{SCHEMES[scheme]}]'.") from None
+        package = modules[SCHEMES[scheme]]
+        raise UsageError(f"{scheme}:// needs more packages. Run `pip install fsspec {package}`.") from None
 
 
 def shown(url: str) -> str:

@@ -24,6 +24,24 @@ RESULT_COLUMNS = pa.schema(
     ]
 )
 
+#: the fields of `types.Annotation`
+ANNOTATION = pa.struct(
+    [
+        pa.field("category", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("bbox", pa.list_(pa.float64(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("source", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("margin", pa.float32()),
+        pa.field("coverage", pa.float32()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+        pa.field("reason", pa.string()),
+    ]
+)
+
 
 class ResultWriter:
     """Writes the rows of one shard to a closed Parquet file, buffering only a few at a time."""

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import publish, temporary_path
 from ovseg_batch.io.manifest import REVISION, UNHASHED, Manifest, ManifestWriter, key_hash
+from ovseg_batch.wording import spelled
 
 GROUPS = 8  # of the fresh list that are held at once, for rows that have changed
 
@@ -51,7 +52,7 @@ def update_manifest(ours: Path, fresh: Path) -> Changes:
     if [name for name in old.columns if name != REVISION] != new.columns:
         raise UsageError(
             f"The list has other columns than that of the workdir ({', '.join(new.columns)}; there it was "
-            f"{', '.join(old.columns)}). Choose another workdir with -o."
+            f"{', '.join(old.columns)}). Choose another workdir with {spelled('-o', 'workdir=')}."
         )
     found = _Fresh(fresh)
     changes, revisions, revision = Changes(), dict(old.revisions), old.revision + 1
