@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ovseg_batch.api import Failure, Mask, Run, SegmentedImage, run
+    from ovseg_batch.api.records import Failure, Mask, SegmentedImage
+    from ovseg_batch.api.runs import Run, run
+    from ovseg_batch.api.segmenter import Segmenter, segment
+    from ovseg_batch.errors import FailureCode, Interrupted, OvsegError, RowError, UsageError
+    from ovseg_batch.export.choosing import Selection
+    from ovseg_batch.export.exporting import Exported, Options
 
 __version__ = "0.1.0"
-__all__ = ["Failure", "Mask", "Run", "SegmentedImage", "__version__", "run"]
+__all__ = [
+    "Exported",
+    "Failure",
+    "FailureCode",
+    "Interrupted",
+    "Mask",
+    "Options",
+    "OvsegError",
+    "RowError",
+    "Run",
+    "SegmentedImage",
+    "Segmenter",
+    "Selection",
+    "UsageError",
+    "__version__",
+    "run",
+    "segment",
+]
+
+#: the modules of the names above; the first access imports one
+_MODULES = {
+    "api.records": ("Failure", "Mask", "SegmentedImage"),
+    "api.runs": ("Run", "run"),
+    "api.segmenter": ("Segmenter", "segment"),
+    "errors": ("FailureCode", "Interrupted", "OvsegError", "RowError", "UsageError"),
+    "export.choosing": ("Selection",),
+    "export.exporting": ("Exported", "Options"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The API, when it is asked for: it imports the model libraries, which `status` can do without."""
-    if name in __all__:
-        from ovseg_batch import api
-
-        return getattr(api, name)
+    """Import a name of the API at its first access, so that the command line starts without it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"ovseg_batch.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,60 @@
+"""What every call from Python has in common: its settings, and the process that it is made in."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovseg_batch.config import load_config
+from ovseg_batch.findings import embedded_note
+from ovseg_batch.settings import Config
+
+log = logging.getLogger(__name__)
+
+#: "car; person: person, people", a sequence of such labels or of {name, synonyms, …}, or a mapping of name → synonyms
+Labels = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
+Settings = Mapping[str, Any]
+
+
+def load_settings(config: str | Path | None, labels: Labels, settings: Settings | None) -> Config:
+    """Merge the arguments of a call into checked settings.
+
+    Raises:
+        UsageError: an unreadable config, an unknown key, or a value out of range.
+    """
+    return load_config(None if config is None else Path(config), (), {"labels": labels, **plain_settings(settings)})
+
+
+def plain_settings(settings: Settings | None) -> dict[str, Any]:
+    """Return the settings with paths as text, as YAML would hold them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in (settings or {}).items()}
+
+
+def without_workers(config: Config) -> Config:
+    """Return the settings of a run that computes in this process."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"engine": "local", "workers": 0})})
+
+
+def may_start_processes() -> bool:
+    """Return whether this process may start others. A daemonic process, such as a task of Celery, may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def fit_to_process(config: Config) -> Config:
+    """Return the settings, changed to compute in this process where it may not start workers."""
+    if may_start_processes() or config.run.engine != "local" or config.run.workers == 0:
+        return config
+    log.warning("This process is daemonic and cannot start workers. It computes the images itself (run.workers: 0).")
+    return without_workers(config)
+
+
+def warn_of_embedded_models(config: Config) -> None:
+    """Issue a UserWarning where a setting names a small model of the package, which knows rendered scenes alone."""
+    from ovseg_batch.planning import embedded_models
+
+    if note := embedded_note(embedded_models(config)):
+        warnings.warn(note, UserWarning, stacklevel=4)  # this function, the caller, and the caller's decorator

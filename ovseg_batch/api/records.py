@@ -1,0 +1,188 @@
+"""What a run gives in Python: images, their masks, and the images that failed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ovseg_batch.io import rle
+from ovseg_batch.methods.colours import palette
+from ovseg_batch.methods.confidence import ImageConfidence
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+
+Array = np.ndarray[Any, Any]
+Colours = Mapping[str, tuple[int, int, int]]
+
+STRENGTH = 0.55  # share of a label's colour in the pixels of its masks
+EDGE = 0.5  # factor of the brightness along an outline
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask of an image, in the upright image's pixels.
+
+    Attributes:
+        label: its class.
+        score: ranks the masks of a label, in [0, 1].
+        confidence: how far the mask can be believed, in [0, 1] (docs/confidence.md).
+        bbox: x, y, width, height in pixels.
+        area: pixels.
+        rle: COCO's compressed counts.
+        size: (H, W) of the image.
+        source: what drew the outline, `sam` or `dense`.
+        margin: mean difference between the best and the second-best class probability, in [0, 1].
+        coverage: share of the mask whose class in the dense map is its label. None where there is no dense map.
+        predicted_iou: SAM2's own rating in [0, 1]. None where the dense map drew the outline.
+        stability: IoU of the mask under a lower and a higher threshold, in [0, 1]. None where `predicted_iou` is.
+        reason: why the mask was chosen, where a rule decided between several.
+    """
+
+    label: str
+    score: float
+    confidence: float
+    bbox: tuple[float, float, float, float]
+    area: int
+    rle: bytes
+    size: tuple[int, int]
+    source: str
+    margin: float | None = None
+    coverage: float | None = None
+    predicted_iou: float | None = None
+    stability: float | None = None
+    reason: str | None = None
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any], size: tuple[int, int]) -> Mask:
+        """Return the mask of an annotation as a stage's table holds it."""
+        known = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
+        return cls(**{**known, "label": line["category"], "bbox": tuple(line["bbox"]), "size": size})
+
+    @property
+    def array(self) -> Array:
+        """Return the mask, (H, W) bool. It is decoded at every access."""
+        return rle.decode(self.rle, *self.size)
+
+    def polygons(self, tolerance: float = 0.0) -> list[Array]:
+        """Return the outlines along the edges of pixels, for readers that fill polygons as pycocotools does.
+
+        Args:
+            tolerance: pixels by which an outline may be simplified. 0 gives the mask back exactly.
+
+        Returns:
+            One ring (N, 2) float64 of x, y for each connected part. Bridges of no width join a part and its holes.
+        """
+        from ovseg_batch.methods.polygons import edge_rings
+
+        return edge_rings(self.array, tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedImage:
+    """An image with its masks.
+
+    Attributes:
+        name: relative to INPUT.
+        path: where the image was opened. None for an image given in memory.
+        height, width: of the upright image, in pixels.
+        confidence: of the least confident mask; 1 without masks.
+        unsure: number of masks with a confidence below 0.5.
+        masks: of all labels.
+        colours: label → red, green, blue, in the order of the run's labels.
+    """
+
+    name: str
+    path: str | None
+    height: int
+    width: int
+    confidence: float
+    unsure: int
+    masks: tuple[Mask, ...]
+    colours: Colours
+    _source: Callable[[], Array] = field(repr=False, compare=False)
+
+    @classmethod
+    def from_line(
+        cls, name: str, path: str | None, line: Mapping[str, Any], colours: Colours, source: Callable[[], Array]
+    ) -> SegmentedImage:
+        """Return the image of a line of the mask stage's table. `source` returns its pixels."""
+        size = (line["height"], line["width"])
+        masks = tuple(Mask.from_line(one, size) for one in line["annotations"])
+        sure = ImageConfidence.from_masks(mask.confidence for mask in masks)
+        return cls(name, path, *size, sure.least, sure.unsure, masks, colours, source)
+
+    def read(self) -> Array:
+        """Return the image, upright: (H, W, 3) uint8 RGB. A file is read under the limits of its run.
+
+        Raises:
+            RowError: the file cannot be read any more.
+        """
+        return self._source()
+
+    def label_map(self, labels: Sequence[str]) -> Array:
+        """Return (H, W) int16: indices into `labels`, -1 where none of them has a mask."""
+        found = np.full((self.height, self.width), -1, np.int16)
+        for mask in self.masks:
+            if mask.label in labels:
+                found[mask.array] = labels.index(mask.label)
+        return found
+
+    def overlay(self) -> Image.Image:
+        """Return the image with every mask in its label's colour."""
+        pixels = self.read().astype(np.float32)
+        for mask in self.masks:
+            inside = mask.array
+            pixels[inside] += STRENGTH * (np.array(self.colours[mask.label]) - pixels[inside])
+            kept = inside.copy()
+            kept[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+            pixels[inside & ~kept] *= EDGE
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return the masks as `Detections` of the library supervision. `class_id` counts the run's labels from 0.
+
+        Raises:
+            UsageError: supervision is not installed.
+        """
+        from ovseg_batch.api.conversions import detections
+
+        return detections(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return one row per mask, with the columns of `Run.to_pandas`.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from ovseg_batch.api.conversions import data_frame
+
+        return data_frame([self])
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.overlay().save(file, "PNG")
+        return file.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image without masks: the stage that failed it, the code of the failure, and its message."""
+
+    row: int
+    key: str
+    stage: str
+    code: str
+    message: str
+
+
+def label_colours(labels: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Return label → red, green, blue, in the order of the labels."""
+    chosen = palette(len(labels)).tolist() if labels else []
+    return {label: (red, green, blue) for label, (red, green, blue) in zip(labels, chosen, strict=True)}

@@ -1,0 +1,286 @@
+"""Start a run from Python, and read what a run has left in its workdir."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from ovseg_batch.api.calling import (
+    Labels,
+    Settings,
+    fit_to_process,
+    load_settings,
+    may_start_processes,
+    plain_settings,
+    warn_of_embedded_models,
+)
+from ovseg_batch.api.records import Colours, Failure, SegmentedImage, label_colours
+from ovseg_batch.config import load_config
+from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.export.choosing import Selection
+from ovseg_batch.export.exporting import Exported, Options
+from ovseg_batch.export.exporting import export as write_export
+from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.findings import read_findings
+from ovseg_batch.io.images import read_image
+from ovseg_batch.report.building import LIMIT, build_report
+from ovseg_batch.results import Results, failed_rows
+from ovseg_batch.settings import RunConfig
+from ovseg_batch.store import Workdir
+from ovseg_batch.types import Commit
+from ovseg_batch.wording import for_python
+
+if TYPE_CHECKING:
+    import pandas
+
+Array = np.ndarray[Any, Any]
+
+
+class RunFiles:
+    """Reads the image files of a run under the limits of its settings."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+
+    @cached_property
+    def _settings(self) -> RunConfig:
+        return load_config(self._config, environment={}).run if self._config.is_file() else RunConfig()
+
+    def read(self, path: str) -> Array:
+        """Return the image, upright: (H, W, 3) uint8 RGB. Raises RowError."""
+        from ovseg_batch.stages.base import read_limits
+
+        return read_image(path, read_limits(self._settings))
+
+
+class Run:
+    """What a run has left in its workdir: a sequence of its finished images, in the order of the list."""
+
+    @for_python()
+    def __init__(self, workdir: str | Path) -> None:
+        """Open the latest run of a workdir, finished or not.
+
+        Raises:
+            UsageError: there is no run in that folder.
+        """
+        self.workdir = Path(workdir)
+        self._results = Results.open(Workdir(self.workdir))
+        self._files = RunFiles(Workdir(self.workdir).config)
+        self._last: tuple[Commit, list[SegmentedImage]] | None = None  # the shard that was indexed last
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels of the run, in order."""
+        return self._results.labels
+
+    @property
+    def complete(self) -> bool:
+        """Return whether every stage has finished every image."""
+        return all(not store.missing(self._results.manifest.shards) for store in self._results.stores)
+
+    @property
+    def label_images(self) -> dict[str, int] | None:
+        """Number of images that have a mask of each label; a label that was never found has 0.
+
+        None while the run is not finished, and where an older version wrote its outputs.
+        """
+        found = read_findings(Workdir(self.workdir)) if self.complete else None
+        return None if found is None else found.label_images
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Return the images that have failed so far."""
+        return [Failure(*found) for found in failed_rows(self._results.manifest, self._results.stores)]
+
+    def __len__(self) -> int:
+        """Return the number of finished images."""
+        return sum(commit.ok for commit in self._results.masks.commits())
+
+    def __iter__(self) -> Iterator[SegmentedImage]:
+        for commit in self._results.masks.commits():
+            yield from self._read_shard(commit.shard)
+
+    @overload
+    def __getitem__(self, which: int | str) -> SegmentedImage: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> list[SegmentedImage]: ...
+
+    def __getitem__(self, which: int | slice | str) -> SegmentedImage | list[SegmentedImage]:
+        """Return finished images by their place, or one by its name. Only the shards that hold them are read.
+
+        Raises:
+            IndexError: there is no finished image at that place.
+            KeyError: no finished image has that name.
+        """
+        if isinstance(which, str):
+            return self._named(which)
+        commits = self._commits
+        ends = list(itertools.accumulate(commit.ok for commit in commits))
+        count = ends[-1] if ends else 0
+        if isinstance(which, slice):
+            return [self._at(commits, ends, place) for place in range(*which.indices(count))]
+        place = operator.index(which)
+        if not -count <= place < count:
+            raise IndexError(f"The run has {count} finished images; there is none at {place}.")
+        return self._at(commits, ends, place % count)
+
+    @property
+    def _commits(self) -> list[Commit]:
+        return self._all_commits if self.complete else list(self._results.masks.commits())
+
+    @cached_property
+    def _all_commits(self) -> list[Commit]:
+        """The commits of a complete run, which change no more."""
+        return list(self._results.masks.commits())
+
+    def _at(self, commits: Sequence[Commit], ends: Sequence[int], place: int) -> SegmentedImage:
+        """Return the finished image at a place. `ends` are the places behind each commit's last image."""
+        number = bisect.bisect_right(ends, place)
+        commit = commits[number]
+        if self._last is None or self._last[0] != commit:
+            self._last = commit, list(self._read_shard(commit.shard))
+        return self._last[1][place - ends[number]]  # negative: from the shard's end
+
+    def _named(self, name: str) -> SegmentedImage:
+        manifest = self._results.manifest
+        for row, found in zip(manifest.read_column("row"), manifest.read_column("file_name"), strict=True):
+            shard = manifest.shard_of(row)
+            if found == name and self._results.masks.read_commit(shard) is not None:
+                for image in self._read_shard(shard):
+                    if image.name == name:
+                        return image
+        raise KeyError(name)
+
+    def _read_shard(self, shard: int) -> Iterator[SegmentedImage]:
+        for row, line in self._results.shard(shard):
+            source = functools.partial(self._files.read, row.path)
+            yield SegmentedImage.from_line(row.file_name, row.path, line, self._colours, source)
+
+    @cached_property
+    def _colours(self) -> Colours:
+        return label_colours(self.labels)
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the content of `annotations.json`: images, annotations with RLE counts as text, categories.
+
+        Raises:
+            OvsegError: the run is not finished.
+        """
+        path = Workdir(self.workdir).annotations
+        if not self.complete or not path.is_file():
+            raise OvsegError(
+                f"The run in {self.workdir} is not finished, so it has no {path.name} yet. "
+                "Call ovseg_batch.run again with the same arguments; it resumes."
+            )
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return content
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return one row per mask of the finished images, all in memory.
+
+        The columns are those of `export("csv", …)` without `key`, `split` and `rle`.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from ovseg_batch.api.conversions import data_frame
+
+        return data_frame(self)
+
+    @for_python()
+    def export(
+        self, format: str, path: str | Path, selection: Selection | None = None, options: Options | None = None
+    ) -> Exported:
+        """Write the masks in another tool's format, as `ovseg-batch export` does.
+
+        Raises:
+            UsageError: there is no such format, or the selection or the options do not fit the run.
+        """
+        if format not in WRITERS:
+            raise UsageError(f"There is no format {format!r}.{nearest(format, WRITERS)} Formats: {', '.join(WRITERS)}.")
+        chosen, workers = selection or Selection(), None if may_start_processes() else 0
+        return write_export(
+            Workdir(self.workdir), WRITERS[format], Path(path), chosen, options or Options(), workers=workers
+        )
+
+    @for_python()
+    def query(self, labels: Labels, workdir: str | Path, *, settings: Settings | None = None) -> Run:
+        """Compute the masks of other labels from what the run has kept, without reading an image again.
+
+        Args:
+            labels: as `ovseg_batch.run` takes them.
+            workdir: where the new run is kept.
+            settings: keys that differ from the run's.
+
+        Raises:
+            UsageError: the run has not kept what the query needs.
+        """
+        from ovseg_batch import pipeline
+
+        chosen = {"labels": labels, **plain_settings(settings)}
+        if not may_start_processes():
+            chosen["run.workers"] = 0
+        pipeline.query(Workdir(self.workdir), Workdir(Path(workdir)), None, settings=chosen)
+        return Run(workdir)
+
+    @for_python()
+    def report(self, path: str | Path, limit: int = LIMIT) -> Path:
+        """Write the report into a folder, and return the path of its page.
+
+        Args:
+            limit: images in the gallery.
+        """
+        workers = None if may_start_processes() else 0
+        return build_report(Workdir(self.workdir), Path(path), limit, workers).page
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not finished"
+        return f"<Run {self.workdir}: {len(self)} images of {len(self.labels)} labels, {state}>"
+
+
+@for_python()
+def run(
+    images: str | Path | Sequence[str | Path],
+    labels: Labels,
+    workdir: str | Path = "ovseg-out",
+    *,
+    config: str | Path | None = None,
+    settings: Settings | None = None,
+    progress: bool = True,
+    update: bool = False,
+) -> Run:
+    """Segment image files, as `ovseg-batch run` does. The same call again resumes, or returns the finished run.
+
+    A daemonic process, such as a task of Celery, cannot start workers. It then computes the images itself.
+
+    Args:
+        images: folders, globs, lists, COCO files: whatever the command takes as INPUT.
+        labels: "car; person: person, people; sky", or a sequence of such labels.
+        workdir: where everything is kept.
+        config: a YAML file, or a preset by name.
+        settings: single keys, as in {"refine.vote": 0.5, "clip.model": "openai-b16"}.
+        progress: show a bar for every stage.
+        update: list the images again, and compute what is new or has changed.
+
+    Raises:
+        UsageError: settings or input that are not valid. Nothing has been written then.
+        OvsegError, OSError: the run cannot continue. What is committed stays, and the same call resumes.
+        Interrupted: a signal stopped the run, after the shard in flight was committed.
+    """
+    from ovseg_batch import pipeline
+
+    inputs = [images] if isinstance(images, str | Path) else list(images)
+    loaded = fit_to_process(load_settings(config, labels, settings))
+    warn_of_embedded_models(loaded)
+    pipeline.run([str(one) for one in inputs], Workdir(Path(workdir)), loaded, progress=progress, update=update)
+    return Run(workdir)
