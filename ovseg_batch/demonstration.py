@@ -12,7 +12,7 @@ from ovseg_batch.report.building import build_report
 from ovseg_batch.store import Workdir
 
 
-def run_demo(output: Path, images: int) -> list[str]:
+def run_demo(output: Path, images: int, progress: bool | None = None) -> list[str]:
     """Fill `output` with images/, truth/, run/ (an ordinary workdir) and report/.
 
     Run again, it resumes, as any run does.
@@ -26,9 +26,9 @@ def run_demo(output: Path, images: int) -> list[str]:
     present = len(list((output / "images").glob("scene-*"))) if (output / "images").is_dir() else 0
     if present != images:
         write_scenes(output, scenes.DEMO_SEEDS[:images])
-    config = load_config(flags={"labels": list(scenes.CLASSES)}, environment={})
+    config = load_config("demo", flags={"labels": list(scenes.CLASSES)}, environment={})
     workdir = Workdir(output / "run")
-    outcome = pipeline.run([str(output / "images")], workdir, config)
+    outcome = pipeline.run([str(output / "images")], workdir, config, progress)
     found = evaluate(workdir, datasets.load("scenes"), output).figures()
     page = build_report(workdir, output / "report").page
     shares = {name: f"{value:.3f}" for name, value in found.items()}

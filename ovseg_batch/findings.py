@@ -81,6 +81,26 @@ def read_findings(workdir: Workdir) -> Findings | None:
     return Findings.from_record(sealed["counts"])
 
 
+def embedded_note(settings: Sequence[str]) -> str | None:
+    """Return what masks of the package's own small models are worth; None where no setting names one."""
+    if not settings:
+        return None
+    return (
+        f"{' and '.join(settings)}: embedded demo weights, trained on rendered scenes only. "
+        "Their results on photographs mean nothing. `ovseg-batch models list` names models for photographs."
+    )
+
+
+def found_note(label_images: Mapping[str, int] | None) -> str | None:
+    """Return how many images have a mask of each label, the most frequent labels first; None where none has."""
+    found = sorted(((count, label) for label, count in (label_images or {}).items() if count), key=lambda x: -x[0])
+    if not found:
+        return None
+    named = ", ".join(f"{printable(label)} {count:,}" for count, label in found[:LISTED])
+    more = f" and {len(found) - LISTED:,} more labels" if len(found) > LISTED else ""
+    return f"images with a mask: {named}{more}"
+
+
 def label_notes(images: int, label_images: Mapping[str, int] | None, among: Collection[str] | None = None) -> list[str]:
     """Return a sentence on the labels that no image has, and one on those that nearly every image has.
 
@@ -135,7 +155,7 @@ def edit_warning(edits: EditCounts | None) -> str | None:
     state = "masks are blank" if edits.mode == "mask" else "edited images are unchanged"
     return (
         f"{edits.unchanged:,} of {edits.images:,} {state}. {cause} "
-        "Check --labels, edit.min_score and edit.on_empty, and look at the images in the report."
+        "Check the labels, edit.min_score and edit.on_empty, and look at the images in the report."
     )
 
 

@@ -1,40 +1,47 @@
-"""Plan, run and look at a workdir. Everything said about progress is read from commits, never from memory."""
+"""Run, retry and query. Progress is read from commits, never from memory."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ovseg_batch import __version__, failpoints, intake
 from ovseg_batch.config import dump_config, load_config
-from ovseg_batch.engine import local, ray
+from ovseg_batch.engine.flight import Report
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.edited import count_edits, publish_edited
 from ovseg_batch.export.failures import write_failures
-from ovseg_batch.findings import Findings
+from ovseg_batch.findings import Findings, embedded_note
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.marks import DESCRIPTION
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.meter import Meter
-from ovseg_batch.models import zoo
-from ovseg_batch.models.device import resolve_device
-from ovseg_batch.planning import PlannedStage, check_manifest, competition_lines, plan, settle, write_plan
-from ovseg_batch.progress import StageStatus, stage_status
+from ovseg_batch.models.precision import uses_gpu
+from ovseg_batch.planning import (
+    PlannedStage,
+    check_manifest,
+    competition_lines,
+    embedded_models,
+    plan,
+    settle,
+    write_plan,
+)
+from ovseg_batch.progress import StageStatus, ranges, stage_status
 from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
-from ovseg_batch.stages.generated_edits import GENERATED
 from ovseg_batch.stages.registry import make_vocabulary
-from ovseg_batch.store import Problem, Workdir
+from ovseg_batch.store import Workdir
 from ovseg_batch.types import Commit
+from ovseg_batch.wording import setting, spelled
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +83,10 @@ def run(
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
+    if update or intake.existing_manifest(workdir, inputs) is None:
+        intake.check_inputs(inputs, workdir)
     config = settle(config)
-    _announce(config)
+    _announce(config, workdir)
     workdir.create()
     workdir.remove_leftovers()
     remote = read_limits(config.run).remote
@@ -110,7 +119,7 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
     workdir.remove_leftovers()
     stages = plan(config, workdir, manifest, workdir.manifest)
     if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
-        raise UsageError(f"The models or the code have changed since {workdir.root} was run; give its `run` again.")
+        raise UsageError(f"The models or the code have changed since {workdir.root} was run; run it again.")
     again = []
     for planned in stages:
         failed = [commit.shard for commit in planned.job.store.commits() if commit.failed]
@@ -122,33 +131,36 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
 def query(
     source: Workdir,
     target: Workdir,
-    labels: str | None,
+    labels: str | Sequence[Mapping[str, Any]] | None,
     overrides: Sequence[str] = (),
     progress: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Ask what a run has kept for other words; the answer is a workdir like any other. No image is opened.
 
     Args:
         source: of a run whose stages have kept enough: `dense.cache: features`, proposals, `sam.cache: embeddings`.
         target: gets links to what is kept, and the stages that the words decide.
-        labels: as `run` takes them; None: the run's own.
+        labels: in any form of the setting `labels`. None: the run's own.
         overrides: `section.key=value` settings that differ from the run's.
+        settings: the same as key → value.
 
     Raises:
         UsageError: no run there, or it has not kept what the question needs.
     """
     record = source.read_plan()
     if target.root.resolve() == source.root.resolve():
-        raise UsageError(f"-o is the workdir that is asked, {source.root}. Give the answer one of its own.")
-    config = load_config(source.config, overrides, {"labels": labels, "edit.mode": "none"}, environment={})
+        raise UsageError(f"{spelled('-o', 'workdir=')} is the run's own workdir, {source.root}. Give another one.")
+    flags = {"labels": labels, "edit.mode": "none", **(settings or {})}
+    config = load_config(source.config, overrides, flags, environment={})
     if config.run.workers is None:  # nothing here can abort a process, and one more takes seconds to start
         config = config.model_copy(update={"run": config.run.model_copy(update={"workers": 0})})
     config = settle(config)
-    _announce(config)
+    _announce(config, target)
     manifest = Manifest.open(source.manifest)
     kept = {planned.name: planned for planned in plan(config, source, manifest, source.manifest)}
     for planned in kept.values():
-        if planned.missing and planned.job.make_stage().looks:
+        if planned.missing and planned.plan.looks:
             raise UsageError(_not_kept(planned, manifest, source, config))
     target.create()
     target.remove_leftovers()
@@ -176,18 +188,19 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
         return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
     if config.dense.cache == "none":
         return (
-            f"{source.root} has kept nothing of what CLIP said. Give its `run` again with "
-            "--set dense.cache=features, and it can be asked for any words."
+            f"{source.root} has kept nothing of what CLIP said. Run it again with "
+            f"{setting('dense.cache', 'features')}, and it can be asked for any words."
         )
     if planned.name == "dense" and config.dense.cache == "logits":
         return (
-            f"{source.root} has kept CLIP's answers to its own words alone. Give its `run` again with "
-            "--set dense.cache=features, and it can be asked for any words."
+            f"{source.root} has kept CLIP's answers to its own words alone. Run it again with "
+            f"{setting('dense.cache', 'features')}, and it can be asked for any words."
         )
     if planned.name == "refine":
         return (
             f"refine.method: {config.refine.method} asks SAM2 about every image, and {source.root} has not kept what "
-            "that takes. Give its `run` again with --set sam.cache=embeddings, or ask with --set refine.method=none."
+            f"that takes. Run it again with {setting('sam.cache', 'embeddings')}, or query with "
+            f"{setting('refine.method', 'none')}."
         )
     return (
         f"{source.root} has no {planned.name} of these settings, and that stage opens the images. Ask with the "
@@ -206,66 +219,31 @@ def _execute(
             planned.job.store.create(planned.inputs)
             stack.enter_context(planned.job.store.in_use())
         try:
-            for planned in stages:
-                redone[planned.name] = _run_planned(planned, manifest, config, progress)
+            for number, planned in enumerate(stages, 1):
+                place = f"stage {number} of {len(stages)}"
+                redone[planned.name] = _run_planned(planned, place, manifest, config, progress)
         except OvsegError:
             _write_failures(workdir, manifest, stages)
             raise
-        finally:  # of workers sent home in the middle of a shard, and of an earlier run's that died after its parent
+        finally:  # drafts of workers that were killed, also of an earlier run's that outlived their parent
             workdir.remove_leftovers()
         return _finish(workdir, manifest, stages, config, redone)
 
 
-def verify(workdir: Workdir, repair: bool = False) -> list[Problem]:
-    """What of a run is not as it was committed; with `repair`, the damaged shards lose their commits.
-
-    Raises:
-        UsageError: no run there.
-    """
-    problems = workdir.verify()
-    if repair:
-        for problem in problems:
-            if problem.store is not None and problem.shard is not None:
-                problem.store.uncommit(problem.shard)
-    return problems
-
-
-def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
-    """Stage folders that the latest run does not use, and their bytes; deleted only when asked.
-
-    Raises:
-        UsageError: no run there.
-    """
-    found = [
-        (folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-        for folder in workdir.unused()
-    ]
-    if delete:
-        workdir.remove_leftovers()
-        for folder, _ in found:
-            workdir.remove(folder)
-    return found
-
-
-def _announce(config: Config) -> None:
-    """Log the cautions, and how many words compete with the labels."""
-    for caution in cautions(config):
-        log.warning("warning: %s", caution)
+def _announce(config: Config, workdir: Workdir) -> None:
+    """Log the cautions, a warning about labels that are replaced, and how many words compete with the labels."""
+    for caution in (*cautions(config), intake.replaced_labels(workdir, config)):
+        if caution is not None:
+            log.warning("warning: %s", caution)
     for line in competition_lines(config, listed=False):
         log.info("%s", line)
 
 
 def cautions(config: Config) -> list[str]:
     """What a person should know before these settings run all night."""
-    embedded = [s for s in ("clip", "sam") if zoo.is_embedded(s, getattr(config, s).model)]
-    if config.edit.mode in GENERATED and config.inpaint.model == "demo":
-        embedded.append("inpaint")
     told = []
-    if embedded:
-        told.append(
-            f"{' and '.join(f'{s}.model' for s in embedded)}: embedded, for rendered scenes only; on photographs the "
-            "masks mean nothing. `ovseg-batch models list` names models for photographs."
-        )
+    if note := embedded_note(embedded_models(config)):
+        told.append(note)
     few = len(config.labels) < FEW_LABELS
     if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
         one = len(config.labels) == 1
@@ -273,19 +251,25 @@ def cautions(config: Config) -> list[str]:
             f"{'1 label' if one else f'{len(config.labels)} labels'} and no background: every pixel gets "
             f"{'it' if one else 'one of them'}. Set background: auto, or name words for everything else."
         )
-    workers, cores = config.run.workers or 1, torch.get_num_threads()
+    workers, cores = config.run.workers or 1, len(os.sched_getaffinity(0))
     threads = config.run.threads or cores
-    shared = config.run.engine == "local" and resolve_device(config.run.device).type == "cpu" and workers > 1
+    shared = config.run.engine == "local" and workers > 1 and not uses_gpu(config.run.device)
     if shared and workers * threads > cores:
         told.append(
             f"{workers} workers of {threads} threads each on {cores} cores stand in each other's way. "
-            f"Give each fewer: --set run.threads={max(1, cores // workers)}, from the run's first shard on."
+            f"Give each fewer: {setting('run.threads', max(1, cores // workers))}, from the run's first shard on."
         )
     return told
 
 
 def _devices(config: Config, accelerator: bool = True) -> list[str]:
     """Return one device per worker: the visible GPUs in turn, or the CPU for a stage that needs no accelerator."""
+    if not uses_gpu(config.run.device):
+        return ["cpu"] * (config.run.workers or 1)
+    import torch
+
+    from ovseg_batch.models.device import resolve_device
+
     device = str(resolve_device(config.run.device))
     count = torch.cuda.device_count() if device == "cuda" else 0
     workers = config.run.workers or max(count, 1)
@@ -299,19 +283,23 @@ def _workers(config: Config) -> int:
     return max(len(_devices(config)) if config.run.engine == "local" else config.run.workers or 1, 1)
 
 
-def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, progress: bool | None) -> list[int]:
+def _run_planned(
+    planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None
+) -> list[int]:
+    """Compute the missing shards of a stage, and return their numbers."""
     store = planned.job.store
     begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
-    done = manifest.shards - len(planned.missing)
-    log.info("%s [%s]: %d of %d shards already committed", planned.name, store.folder.name, done, manifest.shards)
+    done, shards, folder = planned.committed, manifest.shards, store.folder.name
+    log.info("%s, %s [%s]: %d of %d shards already committed", planned.name, place, folder, done, shards)
     if not planned.missing:
         return []
-    if done or begun:
-        log.info("%s: computing shards %s", planned.name, _ranges(planned.missing))
+    if begun or len(planned.missing) < shards:
+        log.info("%s: computing shards %s", planned.name, ranges(planned.missing))
     run, rows, failed = config.run, 0, Counter[str]()
+    waiting = "loading models" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
-    with Meter(planned.name, manifest.rows, store.commits(), _workers(config), progress, metrics) as meter:
-        for commit in _commits(planned, config):
+    with Meter.of(store, planned.missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
+        for commit in _commits(planned, config, meter.follow):
             meter.add(commit)
             rows += commit.rows
             failed.update(commit.failed)
@@ -319,12 +307,14 @@ def _run_planned(planned: PlannedStage, manifest: Manifest, config: Config, prog
     return planned.missing
 
 
-def _commits(planned: PlannedStage, config: Config) -> Iterator[Commit]:
-    """The missing shards, by the engine that the settings name."""
+def _commits(planned: PlannedStage, config: Config, report: Report) -> Iterator[Commit]:
+    """Compute the missing shards with the engine that the settings name. Ray reports no images in flight."""
+    from ovseg_batch.engine import local, ray
+
     run, on_gpu = config.run, planned.accelerator and config.run.device != "cpu"
     if run.engine == "local":
         devices = _devices(config, planned.accelerator)
-        return local.run_stage(planned.job, planned.missing, devices, in_process=run.workers == 0)
+        return local.run_stage(planned.job, planned.missing, devices, run.workers == 0, report)
     share = run.gpus_per_worker.get(planned.name, 1.0) if on_gpu else 0.0
     pool = ray.Pool("cuda" if on_gpu else "cpu", cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
     return ray.run_stage(planned.job, planned.missing, pool)
@@ -334,8 +324,8 @@ def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) ->
     bad = sum(failed.values())
     if bad > budget * rows:
         raise OvsegError(
-            f"{stage}: {bad} of {rows} images failed ({dict(failed)}), more than --max-failure-rate {budget}. "
-            "What is committed stays. failures.csv lists them; mend the cause, and run again."
+            f"{stage}: {bad} of {rows} images failed ({dict(failed)}), more than run.max_failure_rate: {budget}. "
+            "What is committed stays. failures.csv lists them. Correct the cause, and run again."
         )
 
 
@@ -356,9 +346,10 @@ def _finish(
     vocabulary = make_vocabulary(config)
     first_category = 1 if vocabulary.has_background else 0
     info = {
-        "description": "masks by ovseg_batch",
+        "description": DESCRIPTION,
         "version": __version__,
         "manifest": manifest.fingerprint,
+        **({"embedded_models": embedded} if (embedded := embedded_models(config)) else {}),
         "stages": {planned.name: planned.job.store.fingerprint for planned in stages if planned.name != EDIT},
         "settings": {planned.name: planned.inputs["settings"] for planned in stages if planned.name != EDIT},
     }
@@ -397,15 +388,3 @@ def _outcome(
 
 def _write_failures(workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage]) -> int:
     return write_failures(workdir.failures, failed_rows(manifest, [p.job.store for p in stages]))
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0-2, 5, 7-9` for the sorted numbers."""
-    parts: list[str] = []
-    start = previous = numbers[0]
-    for number in [*numbers[1:], None]:
-        if number is None or number != previous + 1:
-            parts.append(f"{start}" if start == previous else f"{start}-{previous}")
-            start = number if number is not None else start
-        previous = number if number is not None else previous
-    return ", ".join(parts)

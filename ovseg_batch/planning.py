@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ovseg_batch import intake
 from ovseg_batch.engine import ray
@@ -19,12 +18,16 @@ from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import RowError, UsageError
 from ovseg_batch.findings import printable
 from ovseg_batch.io.images import Limits, open_image
-from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.models.device import half_precision, resolve_device
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.updating import Changes, update_manifest
+from ovseg_batch.models import zoo
+from ovseg_batch.models.missing import MissingModels
+from ovseg_batch.models.precision import precision, uses_gpu
+from ovseg_batch.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import read_limits
-from ovseg_batch.stages.edit import needs_prompts
-from ovseg_batch.stages.registry import competition, make_stage, make_vocabulary, stage_names
+from ovseg_batch.stages.base import StagePlan, read_limits
+from ovseg_batch.stages.edit_plan import needs_prompts
+from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, stage_names
 from ovseg_batch.store import StageStore, Workdir, fingerprint
 
 SAMPLE = 64  # images whose size stands for all
@@ -32,16 +35,22 @@ SAMPLE = 64  # images whose size stands for all
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage of this run, its folder, and the shards of it that are not committed."""
+    """A stage of this run, its folder, the shards to compute, and how many shards are committed already."""
 
     job: StageJob
+    plan: StagePlan
     inputs: dict[str, Any]
     missing: list[int]
-    accelerator: bool = True  # whether its workers compute on the run's device, or on the CPU
+    committed: int
 
     @property
     def name(self) -> str:
         return self.job.store.stage
+
+    @property
+    def accelerator(self) -> bool:
+        """Whether its workers compute on the run's device, or on the CPU."""
+        return self.plan.resources.accelerator
 
 
 def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
@@ -49,28 +58,35 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
     for name in stage_names(config):
-        stage = make_stage(config, name)
+        stage_plan = make_plan(config, name)
         inputs = {
-            "stage": stage.name,
-            "version": stage.version,
+            "stage": stage_plan.name,
+            "version": stage_plan.version,
             "manifest": manifest.origin,
-            "upstream": {need: stores[need].fingerprint for need in stage.needs},
-            "settings": stage.inputs(),
+            "upstream": {need: stores[need].fingerprint for need in stage_plan.needs},
+            "settings": stage_plan.inputs(),
         }
         store = workdir.stage(name, fingerprint(inputs), manifest.revisions)
-        upstream = {need: stores[need] for need in stage.needs}
+        upstream = {need: stores[need] for need in stage_plan.needs}
         stall = config.run.stall_minutes
         job = StageJob(
             functools.partial(make_stage, config, name),
             store,
             upstream,
             manifest_path,
-            threads=config.run.threads or torch.get_num_threads(),
+            threads=config.run.threads or _own_threads(),
             stall_seconds=None if stall is None else 60 * stall,
         )
-        planned.append(PlannedStage(job, inputs, store.missing(manifest.shards), stage.resources.accelerator))
+        missing = store.missing(manifest.shards)
+        planned.append(PlannedStage(job, stage_plan, inputs, missing, manifest.shards - len(missing)))
         stores[name] = store
     return planned
+
+
+def _own_threads() -> int | None:
+    """Return the number of threads that the caller has given PyTorch in this process; None where it is not imported."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +97,57 @@ class DryRun:
         disk: for each stage, bytes that what it has still to do will take, by the sizes of a sample of the images;
             tables of masks and edited images are not counted. None where the content of the images decides.
         free: bytes free where the workdir is or would be.
+        changes: what `--update` would take up; None without it, and for a new workdir.
     """
 
     manifest: Manifest
     stages: list[PlannedStage]
     disk: list[int | None]
     free: int
+    changes: Changes | None = None
 
 
-def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config) -> DryRun:
-    """What `run` would do, having written nothing into the workdir."""
+def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config, update: bool = False) -> DryRun:
+    """Return what `run` would do. Nothing is written into the workdir.
+
+    Raises:
+        UsageError, OvsegError: as `pipeline.run`.
+    """
+    if update or intake.existing_manifest(workdir, inputs) is None:
+        intake.check_inputs(inputs, workdir)
     config = settle(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
-        existing = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
-        if existing is None:
-            existing = Path(folder) / "manifest.parquet"
-            build_manifest(inputs, existing, config.manifest.shard_rows, read_limits(config.run).remote)
-        manifest = Manifest.open(existing)
+        path, changes = _listed(inputs, workdir, config, update, Path(folder))
+        manifest = Manifest.open(path)
         check_manifest(manifest, config)
         stages = plan(config, workdir, manifest, workdir.manifest)
         sizes = _sizes(manifest, read_limits(config.run)) if any(planned.missing for planned in stages) else []
         disk = [_disk(planned, manifest, sizes) for planned in stages]
     there = next(path for path in (workdir.root, *workdir.root.absolute().parents) if path.exists())
-    return DryRun(manifest, stages, disk, shutil.disk_usage(there).free)
+    return DryRun(manifest, stages, disk, shutil.disk_usage(there).free, changes)
+
+
+def _listed(
+    inputs: Sequence[str], workdir: Workdir, config: Config, update: bool, folder: Path
+) -> tuple[Path, Changes | None]:
+    """Return the manifest that a run would have, and what `--update` would change in the workdir's own."""
+    known = intake.existing_manifest(workdir, inputs)
+    if known is not None and not update:
+        return known, None
+    fresh = intake.ready_made_manifest(inputs)
+    if fresh is None:
+        fresh = folder / "manifest.parquet"
+        intake.list_images(inputs, workdir, fresh, config.manifest.shard_rows, read_limits(config.run).remote)
+    if not (update and workdir.manifest.exists()):
+        return fresh, None
+    copy = folder / "updated.parquet"
+    shutil.copyfile(workdir.manifest, copy)
+    changes = update_manifest(copy, fresh)
+    return copy, changes
 
 
 def _disk(planned: PlannedStage, manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> int | None:
-    stage = planned.job.make_stage()
-    each = [stage.disk(*size) for size in sizes]
+    each = [planned.plan.disk(*size) for size in sizes]
     known = [size for size in each if size is not None]
     if len(known) < len(each):
         return None
@@ -138,17 +177,21 @@ def settle(config: Config) -> Config:
 
     Raises:
         UsageError: settings that do not go together, or a device or cluster that is not there.
+        MissingModels: models that are not on this machine.
     """
-    for name in stage_names(config):
-        make_stage(config, name)
+    try:
+        for name in stage_names(config):
+            make_plan(config, name)
+    except MissingModels:
+        require_models(config)  # one error for all of them
+        raise
     run = config.run
     if run.engine == "local":
-        on_gpu = resolve_device(run.device).type == "cuda"
-        return _with_precision(config, half_precision()) if on_gpu else config
+        return _with_precision(config, precision("auto", run.device)) if uses_gpu(run.device) else config
     resources = ray.connect()
     device = ("cuda" if resources.get("GPU") else "cpu") if run.device == "auto" else run.device
     if device not in ("cuda", "cpu"):
-        raise UsageError(f"run.device: {device} means a GPU of this machine. With --engine ray write cuda or cpu.")
+        raise UsageError(f"run.device: {device} means a GPU of this machine. With run.engine: ray write cuda or cpu.")
     config = config.model_copy(update={"run": run.model_copy(update={"device": device})})
     return _with_precision(config, ray.half_precision(resources) if device == "cuda" else "fp32")
 
@@ -196,6 +239,11 @@ def check_manifest(manifest: Manifest, config: Config) -> None:
         )
 
 
+def embedded_models(config: Config) -> list[str]:
+    """Return the settings that name a small model of the package, which knows rendered scenes alone."""
+    return [f"{needed.kind}.model" for needed in needed_models(config) if zoo.is_embedded(needed.kind, needed.model)]
+
+
 def write_plan(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
@@ -207,6 +255,7 @@ def write_plan(
         "revisions": manifest.revisions,
         "labels": [label.name for label in config.labels],
         "background": make_vocabulary(config).has_background,
+        "embedded_models": embedded_models(config),
         "stages": [
             {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
         ],

@@ -28,8 +28,10 @@ from ovseg_batch.io.atomic import (
     write_bytes,
     write_text,
 )
+from ovseg_batch.io.marks import MANIFEST, PLAN
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.types import Commit, FileRecord
+from ovseg_batch.wording import spelled
 
 FORMAT_VERSION = 1
 SHARDS_PER_FOLDER = 1000
@@ -241,7 +243,7 @@ class Workdir:
 
     @property
     def manifest(self) -> Path:
-        return self.root / "manifest.parquet"
+        return self.root / MANIFEST
 
     @property
     def annotations(self) -> Path:
@@ -262,7 +264,17 @@ class Workdir:
     @property
     def plan(self) -> Path:
         """Which stage folders the latest run uses, so that `status` needs no model and no config."""
-        return self.root / "stages" / "plan.json"
+        return self.root / PLAN
+
+    def owns(self, path: Path) -> bool:
+        """Return whether a path is a file that runs write and replace, or lies in one of their folders.
+
+        Args:
+            path: absolute, without symbolic links.
+        """
+        root = self.root.resolve()
+        written = ("stages", self.edited.name, self.annotations.name, self.failures.name, self.config.name)
+        return path.is_relative_to(root) and path != root and path.relative_to(root).parts[0] in written
 
     def create(self) -> None:
         """Make the folder and see that it can be written, before any work is done for it."""
@@ -273,7 +285,8 @@ class Workdir:
         except OSError as error:
             raise OvsegError(
                 f"Cannot write to the workdir {self.root}: {error.strerror or error}. "
-                "What is committed stays; mend the cause and give the same command again, or another -o."
+                "What is committed stays. Correct the cause and "
+                f"{spelled('give the same command again, or another -o', 'call it again, or with another workdir=')}."
             ) from None
 
     def remove_leftovers(self) -> int:

@@ -26,9 +26,9 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
-from ovseg_batch.methods.views import VIEWS
-from ovseg_batch.settings import Config
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.settings import REGION_LIMITED, Config
+from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.store import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -185,7 +185,7 @@ def restart(rows: int) -> None:
         workdir.create()
         build_manifest([str(listing)], workdir.manifest, 256)
         manifest = Manifest.open(workdir.manifest)
-        config = load_config(flags={"labels": "sky"}, environment={})
+        config = load_config("demo", flags={"labels": "sky"}, environment={})
         for planned in planning.plan(config, workdir, manifest, workdir.manifest):
             store = planned.job.store
             store.create(planned.inputs)

@@ -71,7 +71,7 @@ def _run(root: Path) -> None:
     labels = [ATTACK + ": sky" if name == "sky" else name for name in scenes.CLASSES]
     flags = {"labels": labels, "edit.mode": "cutout", "edit.keep": list(scenes.THING_NAMES)}
     workdir = Workdir(root / "run")
-    pipeline.run([str(root / "images")], workdir, load_config(None, (), flags, environment={}))
+    pipeline.run([str(root / "images")], workdir, load_config("demo", (), flags, environment={}))
     evaluate(workdir, datasets.load("scenes"), root)
 
 

@@ -42,7 +42,7 @@ def main(images: int, first: int, draw: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
-        config = load_config(None, (), {"labels": list(scenes.CLASSES)}, environment={})
+        config = load_config("demo", (), {"labels": list(scenes.CLASSES)}, environment={})
         workdir = Workdir(root / "run")
         pipeline.run([str(root / "images")], workdir, config)
         score = evaluate(workdir, datasets.load("scenes"), root)

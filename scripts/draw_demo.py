@@ -29,7 +29,7 @@ def predictions(root: Path, method: str) -> dict[str, Array]:
     """File name → label map of a run over `root/images`."""
     flags = {"labels": list(scenes.CLASSES), "refine.method": method, "refine.output": "semantic"}
     workdir = Workdir(root / "run")
-    pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
+    pipeline.run([str(root / "images")], workdir, load_config("demo", flags=flags, environment={}), progress=False)
     store = workdir.stores()[-1]
     return {
         name: paint(line, datasets.load("scenes"))

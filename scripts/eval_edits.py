@@ -39,7 +39,7 @@ class Bench:
     def edit(self, mode: str, *overrides: str, **flags: Any) -> dict[str, float]:
         """Run with these settings and give the figures."""
         named = {"labels": list(scenes.CLASSES), "edit.mode": mode, "inpaint.batch_size": 4, **flags}
-        pipeline.run([str(self.folder / "images")], self.workdir, load_config(None, overrides, named, environment={}))
+        pipeline.run([str(self.folder / "images")], self.workdir, load_config("demo", overrides, named, environment={}))
         return edit_figures(self.workdir, self.folder)
 
 

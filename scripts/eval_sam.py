@@ -14,7 +14,8 @@ import torch
 from ovseg_batch import scenes
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.models import zoo
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam
 
 MIN_AREA = 0.001  # of the image: what the pipeline itself would prompt

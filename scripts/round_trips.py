@@ -52,7 +52,7 @@ def main(images: int, only: str | None, environments: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ovseg-round-trips-") as folder:
         root = Path(folder)
         write_scenes(root, scenes.HELD_OUT_SEEDS[FIRST : FIRST + images], jpeg_every=0)
-        config = load_config(None, ["refine.output=semantic"], {"labels": list(scenes.CLASSES)}, environment={})
+        config = load_config("demo", ["refine.output=semantic"], {"labels": list(scenes.CLASSES)}, environment={})
         pipeline.run([str(root / "images")], Workdir(root / "run"), config, progress=False)
         _keep_masks(Results.open(Workdir(root / "run")), root)
         for name, format in WRITERS.items():

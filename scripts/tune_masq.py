@@ -30,7 +30,8 @@ from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io import rle
-from ovseg_batch.methods.vocabulary import TEMPLATES, query_feature
+from ovseg_batch.methods.class_scores import query_feature
+from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.mask_tokens import MaskTokens, touched_patches
@@ -191,7 +192,7 @@ def compare(images: int, first: int, tuned: Path, root: Path) -> None:
             "classify.scorer": "mask-tokens",
             "classify.tuned": file,
         }
-        pipeline.run([str(root / "images")], workdir, load_config(flags=flags, environment={}), progress=False)
+        pipeline.run([str(root / "images")], workdir, load_config("demo", flags=flags, environment={}), progress=False)
         found = evaluate(workdir, dataset, root).figures()
         cells = [f"{key} {found[key]:.3f}" for key in ("mask AP base", "mask AP novel", "mIoU base", "mIoU novel")]
         click.echo(f"{name:10} " + "  ".join(cells))

@@ -20,12 +20,12 @@ INTRODUCTION = f"""# Command line
 What `{NAME} COMMAND --help` says; this page is written by `scripts/write_cli_docs.py`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 all done, 1 error, 2 usage, 3 finished with failed
-images, 130 interrupted (the first Ctrl-C finishes the shard in flight).
+images, 130 interrupted (the first Ctrl-C finishes the shards in flight).
 
 Settings come from, in falling order: options, `--set KEY=VALUE`, the environment (`OVSEG_REFINE__VOTE=0.5` is
-`refine.vote`), the file or preset of `-c`, the defaults.
+`refine.vote`), the file or preset of `-c`, the defaults. [Settings](settings.md) lists every key.
 
-Completion of commands, options and formats for bash, zsh and fish:
+Completion of commands, options, presets, keys of `--set` and files of labels for bash, zsh and fish:
 
 ```
 eval "$(_OVSEG_BATCH_COMPLETE=bash_source {NAME})"      # in ~/.bashrc; zsh_source and fish_source likewise

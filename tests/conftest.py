@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from breaking.guises import write_guises
-from breaking.job import Running, start_command
+from breaking.job import Running, start_command, with_embedded_models
 from click.testing import CliRunner
 from PIL import Image
 from skimage import data as photographs
@@ -76,7 +76,7 @@ def command(cache: Path) -> Command:
     """Run `ovseg-batch` as `process` does, but in this process, where everything is imported already."""
 
     def run(*arguments: object, **environment: str) -> Done:
-        done = CliRunner().invoke(main, [*map(str, arguments)], env={"OVSEG_CACHE": str(cache), **environment})
+        done = CliRunner().invoke(main, with_embedded_models(arguments), env={"OVSEG_CACHE": str(cache), **environment})
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return Done(done.exit_code, done.stdout, done.stderr)

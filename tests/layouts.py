@@ -28,7 +28,7 @@ def class_of(dataset: datasets.Dataset) -> dict[str, str]:
 def settings(dataset: datasets.Dataset) -> str:
     """A config by which the embedded CLIP finds these classes."""
     labels = [{"name": name, "synonyms": [word]} for word, name in class_of(dataset).items()]
-    config: dict[str, Any] = {"labels": labels}
+    config: dict[str, Any] = {"extends": "demo", "labels": labels}
     if dataset.background or not dataset.truth:
         config["background"] = list(scenes.STUFF)
     return json.dumps(config)

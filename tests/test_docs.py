@@ -16,7 +16,7 @@ from write_cli_docs import PAGE, pages
 from ovseg_batch import scenes
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.models import zoo
+from ovseg_batch.models import fetching, inventory
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/**/*.md")])
@@ -50,13 +50,13 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "INPAINT__STEPS": "1",
     }.items():
         monkeypatch.setenv(f"OVSEG_{key}", value)
-    monkeypatch.setattr(zoo, "fetch", lambda name, say: say(f"fetching {name}") or known(name))
+    monkeypatch.setattr(fetching, "fetch", lambda name, report: report(f"fetching {name}") or known(name))
     return tmp_path
 
 
 def known(name: str) -> str:
-    """Fetching is not done here; that the name is one that can be fetched is seen."""
-    assert name in {line["name"] for line in zoo.list_models()}
+    """Check that a name can be fetched, without fetching it."""
+    assert name in {line.name for line in inventory.list_models()}
     return f"/there/{name}"
 
 
@@ -141,3 +141,10 @@ def test_messages_of_the_troubleshooting_page_are_printed() -> None:
     for message in quoted:
         assert message in source, message
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == {str(code) for code in FailureCode} - {"upstream"}
+
+
+def test_nothing_tells_to_install_a_name_that_is_not_ours() -> None:
+    """A stranger could publish a package under our name, which is not in the index."""
+    sources = [*PAGES, *(ROOT / "ovseg_batch").rglob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    for path in sources:
+        assert not re.search(r"pip install[^`\n]*ovseg", path.read_text()), path

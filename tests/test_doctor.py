@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from breaking.job import with_embedded_models
 from conftest import LABELS, Command
 from diagnosis import ROOT, THREADS, everything, failures, report
 
 from ovseg_batch.doctor import gpus
-from ovseg_batch.doctor.records import size
 from ovseg_batch.doctor.sample import spread, write_sample
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.settings import RunConfig
+from ovseg_batch.units import size
 
 # ---- the whole command
 
@@ -115,7 +116,9 @@ def test_a_preset_that_is_not_there(command: Command) -> None:
 
 def test_sigterm_during_the_trial_leaves_nothing(few_scenes: Path, tmp_path: Path) -> None:
     arguments = ["doctor", few_scenes / "images", "--labels", LABELS, "-o", tmp_path / "run", *THREADS]
-    process = subprocess.Popen([sys.executable, "-m", "ovseg_batch", *map(str, arguments)], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)], stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob(".ovseg-doctor.*.tmp/run/stages/dense-*")) and time.monotonic() < deadline:
         assert process.poll() is None
@@ -154,7 +157,19 @@ def test_no_gpu(tmp_path: Path, command: Command) -> None:
 def on_emulated_gpus(workdir: Path, code: int, *arguments: str, **environment: str) -> tuple[dict[str, Any], Any]:
     """The checks by name and the trial, on the emulated GPUs that the environment describes."""
     path = str(ROOT / "tests" / "emulated_gpu")
-    command = [sys.executable, "-m", "ovseg_batch", "doctor", "--json", "-o", str(workdir), *THREADS, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "ovseg_batch",
+        "doctor",
+        "-c",
+        "demo",
+        "--json",
+        "-o",
+        str(workdir),
+        *THREADS,
+        *arguments,
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, **environment}
     )

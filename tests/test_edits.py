@@ -278,7 +278,7 @@ def test_a_changed_image_fails_the_row(zoo: dict[str, Path]) -> None:
 )
 def test_settings_that_cannot_be_done_are_refused(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(OvsegError, match=said):
-        EditStage(load_config(None, overrides, {"labels": "cat, sky"}, environment={}), "refine")
+        EditStage(load_config("demo", overrides, {"labels": "cat, sky"}, environment={}), "refine")
 
 
 def test_words_are_asked_for_before_the_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:

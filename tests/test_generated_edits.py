@@ -21,7 +21,7 @@ from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import resolve_inpainting
 from ovseg_batch.stages import edit as edit_stage
 from ovseg_batch.stages.edit import EditStage
-from ovseg_batch.stages.generated_edits import Brush
+from ovseg_batch.stages.edit_plan import InpaintParameters
 from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
 
@@ -65,10 +65,10 @@ def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], sp
 
 def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
     spec = resolve_inpainting("demo")
-    assert Brush.of(settings("remove", "edit.drop=cat"), spec) == Brush(96, *spec.removing, 1.0)
-    assert Brush.of(settings("style", "edit.prompt=x"), spec) == Brush(96, *spec.usual, 0.6)
+    assert InpaintParameters.of(settings("remove", "edit.drop=cat"), spec) == InpaintParameters(96, *spec.removing, 1.0)
+    assert InpaintParameters.of(settings("style", "edit.prompt=x"), spec) == InpaintParameters(96, *spec.usual, 0.6)
     said = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
-    assert Brush.of(settings("style", "edit.prompt=x", *said), spec) == Brush(64, 3, 0.0, 0.5)
+    assert InpaintParameters.of(settings("style", "edit.prompt=x", *said), spec) == InpaintParameters(64, 3, 0.0, 0.5)
     usual, named = (
         EditStage(settings("remove", "edit.drop=cat", *sets), "refine").inputs()
         for sets in ((), (f"inpaint.steps={spec.removing.steps}",))

@@ -14,6 +14,7 @@ from ovseg_batch import pipeline, planning
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.engine.devices import own_device
+from ovseg_batch.engine.flight import ignore
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.planning import PlannedStage
@@ -26,7 +27,7 @@ from ovseg_batch.planning import settle
 from ovseg_batch.models.device import prepare
 import torch
 prepare("cuda:0")
-config = settle(load_config(flags={"labels": "sky", "clip.precision": "auto"}, environment={}))
+config = settle(load_config("demo", flags={"labels": "sky", "clip.precision": "auto"}, environment={}))
 print(config.run.precision, config.clip.precision, config.sam.precision)
 print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 """
@@ -107,7 +108,7 @@ def test_a_module_that_queries_cuda_would_be_named() -> None:
 
 
 def config(**flags: object) -> Config:
-    return load_config(flags={"labels": "sky", **flags}, environment={})
+    return load_config("demo", flags={"labels": "sky", **flags}, environment={})
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_on_ray_a_stage_without_a_model_reserves_no_gpu(
     monkeypatch.setattr(ray, "run_stage", lambda job, shards, pool: pools.append(pool))
     settings = config(**{"run.engine": "ray", "run.device": "cuda", "run.gpus_per_worker": {"refine": 0.5}})
     for stage in cutout:
-        pipeline._commits(stage, settings)
+        pipeline._commits(stage, settings, ignore)
     assert [(pool.device, pool.gpus) for pool in pools] == [("cuda", 1.0), ("cuda", 0.5), ("cpu", 0.0)]
 
 
@@ -135,11 +136,11 @@ def test_on_this_machine_a_stage_without_a_model_computes_on_the_cpu(
     cutout: list[PlannedStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[Any] = []
-    monkeypatch.setattr(local, "run_stage", lambda job, shards, chosen, in_process: devices.append(chosen))
+    monkeypatch.setattr(local, "run_stage", lambda job, shards, chosen, in_process, report: devices.append(chosen))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for stage in cutout:
-        pipeline._commits(stage, config(**{"run.device": "cuda"}))
+        pipeline._commits(stage, config(**{"run.device": "cuda"}), ignore)
     assert devices == [["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"], ["cpu", "cpu"]]
 
 
@@ -161,5 +162,5 @@ def test_the_gpus_of_a_cluster_decide_the_precision(
 
 def test_a_gpu_by_number_means_nothing_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "connect", lambda: {"GPU": 2.0})
-    with pytest.raises(UsageError, match="With --engine ray write cuda or cpu"):
+    with pytest.raises(UsageError, match=r"With run\.engine: ray write cuda or cpu"):
         planning.settle(config(**{"run.engine": "ray", "run.device": "cuda:1"}))

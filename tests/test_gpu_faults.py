@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from breaking.job import with_embedded_models
 from conftest import LABELS, REMOVE, Done
 from emulation import emulated_environment, write_crops
 from PIL import Image
@@ -43,7 +44,7 @@ def emulated(cache: Path) -> Emulated:
 
     def run(*arguments: object, gpus: int = 2, **environment: str) -> Done:
         done = subprocess.run(
-            [sys.executable, "-m", "ovseg_batch", *map(str, arguments)],
+            [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)],
             env=emulated_environment(gpus, OVSEG_CACHE=str(cache), **environment),
             capture_output=True,
             text=True,
@@ -332,7 +333,7 @@ def test_no_process_is_left_on_a_gpu(how: str, images: Path, tmp_path: Path, cac
         EMULATED_FAULTS="hang@refine.py:_found",
     )
     arguments = map(str, job(images, tmp_path / "run", "--workers", "2"))
-    command = [sys.executable, "-m", "ovseg_batch", *arguments]
+    command = [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)]
     running = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )

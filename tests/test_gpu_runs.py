@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ablate import EMBEDDED
+from breaking.job import with_embedded_models
 from click.testing import CliRunner
 from conftest import LABELS, THINGS, Command, Done
 from emulation import ROOT, emulated_environment, write_crops
@@ -75,7 +76,7 @@ def on_gpu(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
         def run(*arguments: object) -> Done:
             assert process.stdin is not None and process.stdout is not None
-            print(json.dumps([*map(str, arguments)]), file=process.stdin, flush=True)
+            print(json.dumps(with_embedded_models(arguments)), file=process.stdin, flush=True)
             answer = process.stdout.readline()
             assert answer, log.read_text()
             ended, operations = json.loads(answer)
@@ -274,7 +275,19 @@ def run_process(workdir: Path, images: Path, cache: Path, *settings: str, **envi
         process id → physical devices that it used.
     """
     log = workdir.with_name("log")
-    command = [sys.executable, "-m", "ovseg_batch", "run", str(images), "-o", str(workdir), "--labels", LABELS]
+    command = [
+        sys.executable,
+        "-m",
+        "ovseg_batch",
+        "run",
+        "-c",
+        "demo",
+        str(images),
+        "-o",
+        str(workdir),
+        "--labels",
+        LABELS,
+    ]
     command += [*QUICK, FP32, *settings]
     variables = emulated_environment(OVSEG_CACHE=str(cache), EMULATED_LOG=str(log), **environment)
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)

@@ -13,7 +13,7 @@ from conftest import Command, data_files, run_arguments
 from test_store import ROWS, Echo
 
 from ovseg_batch.io.sealed import seal, unseal
-from ovseg_batch.stages.base import run_shard
+from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.store import LOCK, Workdir, fingerprint
 
 SHARDS = 3

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED
+
 PACKAGE = Path(__file__).parent.parent / "ovseg_batch"
 
 # Lower layers first; a module may import from its own layer and the ones above it in this list.
 LAYERS = [
-    {"errors", "types", "failpoints", "datasets", "lexicon", "settings", "config", ""},
+    {"errors", "types", "failpoints", "datasets", "lexicon", "settings", "config", "units", "wording", ""},
     {"methods", "io", "scenes"},
     {"models", "store"},
     {"stages"},
-    {"engine", "export", "evaluate", "report", "progress", "findings", "intake", "results", "meter"},
+    {"engine", "export", "evaluate", "report", "progress", "findings", "intake", "results", "meter", "needed_models"},
     {"planning"},
     {"pipeline"},
     {"demonstration", "api", "doctor"},
@@ -78,14 +81,34 @@ def test_methods_are_pure() -> None:
 
 def test_only_run_shard_commits() -> None:
     writers = [p for p in FILES if ".write_commit(" in p.read_text()]
-    assert [p.relative_to(PACKAGE).as_posix() for p in writers] == ["stages/base.py"]
+    assert [p.relative_to(PACKAGE).as_posix() for p in writers] == ["stages/shard.py"]
 
 
-def test_asking_is_quick() -> None:
-    """`status` and `manifest` load no model library: they are asked for while a run is under way."""
-    code = "import sys, ovseg_batch.cli, ovseg_batch.progress, ovseg_batch.io.manifest; print(*sys.modules)"
+MODEL_LIBRARIES = {"torch", "torchvision", "open_clip", "sam2", "timm", "diffusers", "transformers"}
+
+
+def test_planning_imports_no_model_library() -> None:
+    """All commands but those that compute start in a fraction of a second."""
+    code = f"""
+import sys, ovseg_batch.cli, ovseg_batch.pipeline, ovseg_batch.doctor.machine
+from ovseg_batch.config import load_config, presets
+from ovseg_batch.stages.registry import make_plan, stage_names
+
+for file in presets().values():
+    labels = {{"labels": "person; sky; number plate"}}
+    overrides = {{**labels, "edit.mode": "cutout", "inpaint.model": "demo", "classify.tuned": {__file__!r}}}
+    weights = {{"clip.model": "openai-b16", "clip.weights": "random:0", "sam.weights": "random:0"}}
+    config = load_config(file, (), {{**overrides, **weights}}, environment={{}})
+    for name in stage_names(config):
+        make_plan(config, name).inputs()
+print(*sys.modules)
+"""
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "open_clip", "sam2"} & set(loaded)
+    assert not MODEL_LIBRARIES & set(loaded)
+
+
+def test_attentions_of_the_settings_are_the_variants() -> None:
+    assert (*VARIANTS, REGION_LIMITED) == ATTENTIONS
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

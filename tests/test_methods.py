@@ -4,19 +4,19 @@ import torch
 from torch.nn.functional import interpolate
 
 from ovseg_batch.methods import labelling
-from ovseg_batch.methods.labelling import label_map, resampled, upsampled_strips
-from ovseg_batch.methods.pamr import pamr
-from ovseg_batch.methods.prompts import component_points
-from ovseg_batch.methods.tiles import place_views
-from ovseg_batch.methods.vocabulary import (
-    TEMPLATES,
-    UNLABELLED,
-    Vocabulary,
+from ovseg_batch.methods.class_scores import (
     class_probabilities,
     decide,
     pool_background,
     scarce_classes,
+    vocabulary_probabilities,
 )
+from ovseg_batch.methods.labelling import label_map, resampled, upsampled_strips
+from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.prompts import component_points
+from ovseg_batch.methods.stitching import Stitched
+from ovseg_batch.methods.tiles import place_views
+from ovseg_batch.methods.vocabulary import TEMPLATES, UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import (
     Claim,
     assemble,
@@ -26,7 +26,7 @@ from ovseg_batch.methods.voting import (
     mode_labels,
     soft_labels,
 )
-from ovseg_batch.methods.windows import Stitched, window_boxes
+from ovseg_batch.methods.windows import window_boxes
 
 
 def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
@@ -61,7 +61,9 @@ def test_a_pooled_background_gives_the_probabilities_of_all_its_words(words: int
     channels = pool_background(cosine, pooled.background_queries, 40.0)
     assert channels.shape[1] == pooled.channels == 5 and plain.channels == words + 3
     for few, all_of_them in zip(channels, cosine, strict=True):
-        torch.testing.assert_close(pooled.probabilities(few, 40.0), plain.probabilities(all_of_them, 40.0))
+        torch.testing.assert_close(
+            vocabulary_probabilities(pooled, few, 40.0), vocabulary_probabilities(plain, all_of_them, 40.0)
+        )
 
 
 def test_a_pooled_vocabulary_names_the_channels_that_a_row_leaves_out() -> None:

@@ -20,13 +20,15 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from ovseg_batch import scenes
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
-from ovseg_batch.methods.windows import Stitched, resized_size, window_boxes
+from ovseg_batch.methods.stitching import Stitched
+from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import clip as clip_module
-from ovseg_batch.models import zoo
+from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned
+from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam, build, stability
 from ovseg_batch.models.vit import fuse_quick_gelu, run_block
 from ovseg_batch.models.weights import read_state_dict
@@ -271,11 +273,11 @@ def test_bf16_sees_what_fp32_sees() -> None:
 
 
 def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr("ovseg_batch.models.precision.has_amx", lambda: True)
     assert precision("auto", "cpu", large=True) == "bf16"
     assert precision("auto", "cpu") == "fp32"  # the embedded models: products are not what takes their time
     assert precision("fp32", "cpu", large=True) == "fp32"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr("ovseg_batch.models.precision.has_amx", lambda: False)
     assert precision("auto", "cpu", large=True) == "fp32"
 
 
@@ -422,13 +424,13 @@ def test_device_that_is_not_there() -> None:
 
 def test_models_list_names_every_preset(command: Command) -> None:
     told = command("models", "list").stdout
-    for name in (*zoo.PRESETS, *zoo.SAM_PRESETS):
+    for name in (*presets.CLIP, *presets.SAM):
         assert name in told
     assert "CC-BY-NC-4.0" in told
 
 
 def test_every_preset_names_something_its_library_knows() -> None:
-    for name, preset in zoo.PRESETS.items():
+    for name, preset in presets.CLIP.items():
         if not preset.embedded:
             assert open_clip.get_model_config(preset.architecture), name
             assert open_clip.pretrained.get_pretrained_cfg(preset.architecture, preset.tag).get("hf_hub"), name

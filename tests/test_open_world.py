@@ -81,7 +81,7 @@ def test_presence_keeps_unknown_things_from_becoming_labels(few_scenes: Path, tm
     unknown = ["sky", "grass", "water", "sand", "road", "tree", "car", "boat", "cat", "person"]
     labels = [{"name": label, "allow": unknown} for label in FEW]
     config = tmp_path / "few.yaml"
-    config.write_text(json.dumps({"labels": labels}))
+    config.write_text(json.dumps({"extends": "demo", "labels": labels}))
     right = {}
     for margin in (0, 3):
         arguments = ("run", few_scenes / "images", "-o", tmp_path / f"{margin}", "-c", config, *ALONE)
@@ -131,16 +131,16 @@ def test_the_config_of_a_run_lists_what_competes(few_scenes: Path, tmp_path: Pat
 
 def test_a_label_with_a_line_break_stays_within_its_comment() -> None:
     labels = [{"name": "dog\nsam: {model: other}", "synonyms": ["dog"]}]
-    config = load_config(None, flags={"labels": labels, "clip.model": "openai-b16"}, environment={})
+    config = load_config("demo", flags={"labels": labels, "clip.model": "openai-b16"}, environment={})
     lines = planning.competition_lines(config, listed=True)
     assert len(lines) == 2 and all("\n" not in line for line in lines)
 
 
 def test_data_sets_keep_their_own_background() -> None:
     for name, background in (("voc20", "none"), ("scenes", "none")):
-        config = load_config(None, flags={"labels": f"dataset:{name}"}, environment={})
+        config = load_config("demo", flags={"labels": f"dataset:{name}"}, environment={})
         assert config.background == background and not make_vocabulary_of(config).has_background
-    voc = load_config(None, flags={"labels": "dataset:voc21"}, environment={})
+    voc = load_config("demo", flags={"labels": "dataset:voc21"}, environment={})
     assert len(voc.background) == 26 and not make_vocabulary_of(voc).pooled
 
 
@@ -153,7 +153,7 @@ def make_vocabulary_of(config: Config) -> Vocabulary:
 def test_per_label_words_overrule_the_lexicon() -> None:
     def words(**more: list[str]) -> tuple[str, ...]:
         flags = {"labels": [{"name": "dog", **more}], "clip.model": "openai-b16"}
-        return competition(load_config(None, flags=flags, environment={})).words
+        return competition(load_config("demo", flags=flags, environment={})).words
 
     assert "cat" in words() and "animal" not in words()
     assert "cat" not in words(allow=["cat"])
@@ -170,13 +170,13 @@ def test_per_label_words_overrule_the_lexicon() -> None:
     ],
 )
 def test_words_without_an_effect_are_errors(labels: list[object], background: object, said: str) -> None:
-    config = load_config(None, flags={"labels": labels, "background": background}, environment={})
+    config = load_config("demo", flags={"labels": labels, "background": background}, environment={})
     with pytest.raises(UsageError, match=said):
         make_vocabulary(config)
 
 
 def test_a_full_vocabulary_has_no_background() -> None:
-    config = load_config(None, flags={"labels": list(scenes.CLASSES)}, environment={})
+    config = load_config("demo", flags={"labels": list(scenes.CLASSES)}, environment={})
     assert not make_vocabulary(config).has_background
     assert not any("no background" in caution for caution in pipeline.cautions(config))
 
@@ -221,7 +221,7 @@ def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Pa
     """Ten words do not compete, and presence keeps nearly every mask, so that the confidence alone must order them."""
     config = tmp_path / "few.yaml"
     unknown = ["sky", "grass", "water", "sand", "road", "tree", "car", "boat", "cat", "person"]
-    config.write_text(json.dumps({"labels": [{"name": label, "allow": unknown} for label in FEW]}))
+    config.write_text(json.dumps({"extends": "demo", "labels": [{"name": label, "allow": unknown} for label in FEW]}))
     low = {"margin": 2, "share": 0.05, "alone": 0.05, "alone_area": 0}
     rules = [f"--set=presence.{key}={value}" for key, value in low.items()]
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config, *ALONE, *rules)

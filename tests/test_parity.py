@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.panoptic import PanopticScore
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.class_scores import class_probabilities, query_feature
 from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.maskclip import denoise_prompts, smooth_by_keys
 from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.views import mixed_logits
-from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary, class_probabilities, query_feature
-from ovseg_batch.methods.windows import Stitched, window_boxes
+from ovseg_batch.methods.vocabulary import TEMPLATES, Vocabulary
+from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.inception import WEIGHTS, Inception, inception_weights
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches

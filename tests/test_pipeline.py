@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from breaking.job import Running
-from conftest import Command, data_files, run_arguments
+from breaking.job import Running, with_embedded_models
+from conftest import SMALL, Command, data_files, run_arguments
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -170,7 +170,9 @@ def test_killed_from_outside(finished: Path, few_scenes: Path, tmp_path: Path, c
     """A real kill -9 while it works, at whatever moment that is."""
     arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", *arguments], env=os.environ, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)],
+        env=os.environ,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     while not list((tmp_path / "run").glob("stages/dense-*/commits/*/*.json")) and time.monotonic() < deadline:
@@ -187,7 +189,10 @@ def test_interrupted_finishes_its_shard_and_says_130(
     arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
     slow = {**os.environ, "OVSEG_FAILPOINTS": "dense.row+=delay"}  # half a second for each image
     process = subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", *arguments], env=slow, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)],
+        env=slow,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 300
     while not list((tmp_path / "run").glob("stages/dense-*/data/*/.*")):
@@ -258,7 +263,7 @@ def test_dry_run_writes_nothing(copy: Path, few_scenes: Path, command: Command) 
     told = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9", "--dry-run"))
     assert told.returncode == 0
     assert "6 images in 3 shards" in told.stdout
-    assert [line.split()[2] for line in told.stdout.splitlines()[1:-1]] == ["0", "3"]
+    assert [line.split()[2] for line in told.stdout.splitlines()[3:-1]] == ["0", "3"]
     assert sorted(copy.rglob("*")) == before
 
 
@@ -305,7 +310,7 @@ def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, co
     ]
     stopped = command(*run_arguments(folder, tmp_path / "strict", "--max-failure-rate", "0.1"))
     assert stopped.returncode == 1
-    assert "more than --max-failure-rate 0.1" in stopped.stderr
+    assert "more than run.max_failure_rate: 0.1" in stopped.stderr
     assert "empty.jpg" in (tmp_path / "strict" / "failures.csv").read_text()
 
 
@@ -315,7 +320,7 @@ def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, co
         (("{empty}", "--labels", "sky"), "no image in"),
         (("{images}",), "No labels"),
         (("{images}", "--labels", "sky, gras"), "does not know the label 'gras'. Did you mean 'grass'?"),
-        (("{images}", "--labels", "sky", "--set", "refine.votes=1"), "Did you mean 'vote'?"),
+        (("{images}", "--labels", "sky", "--set", "refine.votes=1"), "Did you mean 'refine.vote'?"),
         (("{images}", "--labels", "sky", "--set", "dense.attention=cas"), "Did you mean 'csa'?"),
         (("{images}", "--labels", "sky", "--set", "clip.model=openai-b61"), "Did you mean 'openai-b16'?"),
         (("{images}", "--labels", "sky", "--set", "sam.model=sam2.1-huge"), "There is no SAM2 model"),
@@ -380,7 +385,7 @@ def test_manifest_is_an_input(few_scenes: Path, tmp_path: Path, finished: Path, 
 
 def test_synonyms_background_and_semantic_output(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "config.yaml").write_text(
-        "labels:\n  plants: {synonyms: [tree, flower, grass], threshold: 0.2}\n  car: car\n"
+        "extends: demo\nlabels:\n  plants: {synonyms: [tree, flower, grass], threshold: 0.2}\n  car: car\n"
         "background: [sky, water, sand, road, snow, brick, wood]\nrefine: {output: semantic}\n"
     )
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", tmp_path / "config.yaml")
@@ -416,7 +421,7 @@ def test_other_methods_mean_something_too(
 
 def test_a_definition_makes_another_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     config = tmp_path / "defined.yaml"
-    config.write_text("labels:\n- {name: sky, definition: the blue above}\n- {name: grass}\n")
+    config.write_text("extends: demo\nlabels:\n- {name: sky, definition: the blue above}\n- {name: grass}\n")
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "-c", config)
     assert done.returncode == 0, done.stderr
     plain = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "sky, grass", "--dry-run")
@@ -442,4 +447,43 @@ def test_demo_leaves_images_truth_and_an_ordinary_workdir(tmp_path: Path, comman
 
 
 def test_embedded_models_come_with_a_caution(finished: Path, few_scenes: Path, command: Command) -> None:
-    assert "on photographs the masks mean nothing" in command(*run_arguments(few_scenes / "images", finished)).stderr
+    assert "trained on rendered scenes only" in command(*run_arguments(few_scenes / "images", finished)).stderr
+
+
+def test_the_result_and_the_plan_as_json(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    ended = json.loads(command(*run_arguments(few_scenes / "images", finished, "--json")).stdout)
+    assert (ended["images"], ended["complete"], ended["shards_left"], ended["failures"]) == (6, True, 0, 0)
+    assert ended["masks"] == len(json.loads((finished / "annotations.json").read_text())["annotations"])
+    assert ended["embedded_models"] == ["clip.model", "sam.model"] and ended["label_images"]["sky"] > 0
+    few = ("run", few_scenes / "images", "-o", tmp_path / "new", "--labels", "sky; car: car, boat", *SMALL)
+    plan = json.loads(command(*few, "--dry-run", "--json").stdout)
+    assert (plan["images"], plan["shards"], plan["changes"]) == (6, 3, None)
+    assert plan["labels"][1] == {"name": "car", "words": ["car", "boat"]}
+    assert "grass" in plan["competing_words"] and "boat" not in plan["competing_words"]
+    assert plan["models"] == {"clip": "demo", "sam": "demo"}
+    assert [(stage["name"], stage["shards_to_do"]) for stage in plan["stages"]] == [("dense", 3), ("refine", 3)]
+    assert any("rendered scenes" in warning for warning in plan["warnings"]) and not (tmp_path / "new").exists()
+
+
+def test_the_plan_of_an_update(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    images = shutil.copytree(few_scenes / "images", tmp_path / "images")
+    listed = run_arguments(images, tmp_path / "run", "--workers", "0", "--set", "refine.method=none")
+    assert command(*listed).returncode == 0
+    first, second, *_ = sorted(images.iterdir())
+    shutil.copy(first, images / "new.png")
+    os.utime(second, (1, 1))
+    first.unlink()
+    told = command(*listed, "--update", "--dry-run")
+    assert "7 images" not in told.stdout and ": 1 new, 1 changed, 1 gone" in told.stdout
+    assert ": 1 new" not in command(*listed, "--dry-run").stdout, "nothing was written"
+
+
+def test_the_last_lines_name_what_was_found_and_the_next_command(
+    finished: Path, few_scenes: Path, command: Command
+) -> None:
+    lines = command(*run_arguments(few_scenes / "images", finished)).stdout.splitlines()
+    assert lines[1].startswith("images with a mask: ") and " sky " in lines[1]
+    assert lines[-1] == f"next: ovseg-batch report {finished}"
+    written = command("report", finished)
+    assert (finished / "report" / "index.html").is_file() and str(finished / "report") in written.stdout
+    shutil.rmtree(finished / "report")

@@ -17,7 +17,8 @@ from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
-from ovseg_batch.settings import Config, parse_labels
+from ovseg_batch.settings import Config
+from ovseg_batch.settings.labels import parse_labels
 
 sides = st.integers(1, 300)
 

@@ -123,7 +123,7 @@ def test_a_dry_run_says_what_disk_it_takes(images: Path, tmp_path: Path, command
     from ovseg_batch.store import Workdir
 
     settings = {"dense.cache": "features", "sam.cache": "embeddings", "labels": FIRST}
-    found = dry_run([str(images)], Workdir(workdir), load_config(flags=settings, environment={}))
+    found = dry_run([str(images)], Workdir(workdir), load_config("demo", flags=settings, environment={}))
     assert "GB that are free" in command(*arguments, "--dry-run").stdout and not workdir.exists()
     assert command(*arguments).returncode == 0
     for planned, expected in zip(found.stages, found.disk, strict=True):

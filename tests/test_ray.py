@@ -81,7 +81,7 @@ def test_an_interrupt_lets_every_actor_finish_its_shard(
     os.kill(running.process.pid or 0, signal.SIGINT)
     ended = running.wait()
     assert ended.code == 130, ended.stderr
-    assert "stopping after the shard in flight" in ended.stderr
+    assert "Stopping after the shards in flight; press Ctrl-C again to stop at once." in ended.stderr
     done = len(list(workdir.glob("stages/dense-*/commits/*/*.json")))
     assert 1 <= done < 6 and not list(workdir.glob("stages/*/.stop-*")) and not list(workdir.rglob("*.tmp"))
     assert command(*run_arguments(few_scenes / "images", workdir, "--set", "manifest.shard_rows=1")).returncode == 0

@@ -120,6 +120,7 @@ def test_another_vocabulary_shows_no_model_a_picture(few_scenes: Path, tmp_path:
 
 def test_suppression_denoising_and_the_penalty_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "config.yaml").write_text(
+        "extends: demo\n"
         f"labels: [{', '.join(n for n in scenes.CLASSES if n != 'car')}, {{name: car, confusers: [house, ball]}}]\n"
         "classify: {background: [wood], denoising: 0.1, size_penalty: true, top_k: 2, scales: [1], weights: [1]}\n"
     )

@@ -10,7 +10,9 @@ import torch
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path
 from ovseg_batch.models.batches import BatchSize
-from ovseg_batch.stages.base import Resources, Upstream, failed, run_shard, split_on_failure
+from ovseg_batch.stages.base import Resources, Upstream, failed
+from ovseg_batch.stages.shard import run_shard
+from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import ImageRow, RowResult
 

@@ -50,7 +50,7 @@ def test_a_script_may_start_a_run_outside_of_any_guard(few_scenes: Path, tmp_pat
         "from ovseg_batch.config import load_config\n"
         "from ovseg_batch.store import Workdir\n"
         f"images, run = {str(few_scenes / 'images')!r}, Path({str(tmp_path / 'run')!r})\n"
-        "outcome = pipeline.run([images], Workdir(run), load_config(flags={'labels': 'sky, grass'}))\n"
+        "outcome = pipeline.run([images], Workdir(run), load_config('demo', flags={'labels': 'sky, grass'}))\n"
         "print(outcome.images)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
@@ -173,7 +173,7 @@ def test_workers_that_would_share_cores_are_warned_of() -> None:
 
     def told(**run: int) -> list[str]:
         flags = {"labels": "sky", "run.device": "cpu", **{f"run.{name}": value for name, value in run.items()}}
-        return [line for line in cautions(load_config(flags=flags, environment={})) if "threads" in line]
+        return [line for line in cautions(load_config("demo", flags=flags, environment={})) if "threads" in line]
 
     assert told() == told(workers=1) == told(workers=0) == told(workers=cores, threads=1) == []
     [line] = told(workers=2)

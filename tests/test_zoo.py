@@ -10,7 +10,7 @@ from breaking import zoo
 from conftest import Command, run_arguments
 from poison_zoo import answers, wrong
 
-from ovseg_batch.io.sources import plain
+from ovseg_batch.io.entries import plain
 
 
 def test_every_animal_of_the_zoo_gets_its_answer(tmp_path: Path) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import textwrap
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from ovseg_batch.cli.base import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, guarded
+from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, ending, guarded, log
+from ovseg_batch.cli.labels import SYNTAX, labels_option
+from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.progress import duration
+from ovseg_batch.settings.labels import read_labels
 
 if TYPE_CHECKING:
     from ovseg_batch.doctor import Diagnosis
@@ -36,7 +34,7 @@ INDENT = 8 + NAMES + 1
     type=click.Path(path_type=Path),
     help="Settings of the run: a YAML file, or a name from `methods`.",
 )
-@click.option("--labels", help='Labels of the run, as in "car, road, sky". The trial needs them.')
+@labels_option(f"Labels of the run, which the trial needs: {SYNTAX}")
 @click.option(
     "-o",
     "--output",
@@ -55,7 +53,7 @@ INDENT = 8 + NAMES + 1
 def doctor(
     inputs: tuple[str, ...],
     config_file: Path | None,
-    labels: str | None,
+    labels: tuple[str, ...],
     workdir: Path,
     overrides: tuple[str, ...],
     device: str | None,
@@ -70,36 +68,18 @@ def doctor(
     """
     from ovseg_batch.doctor import Request, diagnose
 
-    flags = {"labels": labels, "run.device": device}
+    flags = {"labels": read_labels(labels), "run.device": device}
     request = Request(inputs, workdir, config_file, overrides, flags, images)
     try:
-        with _interrupted_by_sigterm():
-            found = diagnose(request, lambda text: click.echo(f"{text} …", err=True))
+        found = diagnose(request, lambda text: log.info("%s …", text))
     except (KeyboardInterrupt, Interrupted):
-        click.echo("ovseg-batch: stopped. Nothing was left behind.", err=True)
+        ending.error("stopped. Nothing was left behind.")
         return EXIT_INTERRUPTED
     if as_json:
         click.echo(json.dumps(found.to_record(), indent=2, ensure_ascii=False))
     else:
         _print(found)
     return EXIT_OK if found.ok else EXIT_ERROR
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, so that temporary folders are removed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _print(found: Diagnosis) -> None:
@@ -147,6 +127,6 @@ def _print_trial(trial: Trial) -> None:
 
 
 def _size(count: float) -> str:
-    from ovseg_batch.doctor.records import size
+    from ovseg_batch.units import size
 
     return size(count)

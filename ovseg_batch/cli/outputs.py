@@ -5,47 +5,69 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from ovseg_batch import datasets
-from ovseg_batch.cli.base import EXIT_OK, guarded
+from ovseg_batch.cli.base import EXIT_OK, bar, guarded, log
+from ovseg_batch.cli.labels import LabelsCommand, names_option
 from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
 from ovseg_batch.findings import label_notes, read_findings
+from ovseg_batch.settings.labels import split_names
 from ovseg_batch.store import Workdir
 
+if TYPE_CHECKING:
+    from ovseg_batch.export.exporting import Exported
 
-@click.command()
+REPORT = "report"  # folder of the report in a workdir
+
+
+@click.command(cls=LabelsCommand)
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("-f", "--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file or folder to write.")
-@click.option("--labels", help="Only masks of these labels.")
+@names_option("--labels", "Only masks of these labels.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Only masks of at least this confidence.")
-@click.option("--min-area", type=click.IntRange(min=0), default=0, help="Only masks of at least so many pixels.")
-@click.option("--val", "val_share", type=click.FloatRange(0, 1), default=0.0, help="Share of the images that is val.")
+@click.option("--min-area", type=click.IntRange(min=0), default=0, help="Only masks of at least this many pixels.")
+@click.option(
+    "--val", "val_share", type=click.FloatRange(0, 1), default=0.0, help="Share of the images that becomes val."
+)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this part of the images.")
 @click.option("--images", type=click.Choice(["link", "copy", "none"]), default="link", help="Image files in exports.")
 @click.option("--palette", type=click.Choice(["none", "voc"]), default="none", help="Colours of semantic PNGs.")
-@click.option("--ignore-below", type=click.FloatRange(0, 1), default=0.0, help="semantic: less sure masks are 255.")
+@click.option(
+    "--ignore-below",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="semantic: pixels of masks below this confidence become 255.",
+)
 @click.option(
     "--keep",
     "share",
     type=click.FloatRange(0, 1, min_open=True),
-    help="semantic: keep this share of every label's pixels, the surest; the others are 255.",
+    help="semantic: keep this share of each label's pixels, the most certain; the others become 255.",
 )
 @click.option(
-    "--thresholds", type=click.Path(path_type=Path), help="semantic: least confidence label by label, a file."
+    "--thresholds", type=click.Path(path_type=Path), help="semantic: file with the least confidence of each label."
 )
-@click.option("--stuff", help="panoptic: labels that are one segment an image.")
+@names_option("--stuff", "panoptic: labels that make one segment per image.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Pixels to simplify polygons by.")
-@click.option("--image-url", default="/data/local-files/?d=", show_default=True, help="label-studio: before the path.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none of their own.")
+@click.option(
+    "--image-url", default="/data/local-files/?d=", show_default=True, help="label-studio: prefix of the path."
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Number of worker processes. 0 runs in this process.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is no export, or a folder with another export.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @guarded
-def export(workdir: Path, kind: str, output: Path, workers: int | None, **options: Any) -> int:
-    """Write the masks of WORKDIR, as far as they are there, in another tool's format. Stopped, it goes on."""
+def export(
+    workdir: Path, kind: str, output: Path, workers: int | None, overwrite: bool, as_json: bool, **options: Any
+) -> int:
+    """Export the masks finished so far to another tool's format. If interrupted, the same command resumes.
+
+    An earlier export of the same format is replaced. Any other file is replaced only with --overwrite.
+    """
     from ovseg_batch.export import exporting, formats
     from ovseg_batch.export.choosing import Selection
     from ovseg_batch.export.thresholds import keep_share, read_thresholds
@@ -55,7 +77,7 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
     if options["share"] is not None:
         thresholds = keep_share(Results.open(Workdir(workdir)), options["share"]) | thresholds
     selection = Selection(
-        labels=_names(options["labels"]),
+        labels=split_names(options["labels"]),
         min_score=options["min_score"],
         min_area=options["min_area"],
         split=options["split"],
@@ -66,12 +88,17 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
         palette=options["palette"],
         ignore_below=options["ignore_below"],
         thresholds=thresholds,
-        stuff=_names(options["stuff"]),
+        stuff=split_names(options["stuff"]),
         tolerance=options["tolerance"],
         image_url=options["image_url"],
     )
-    with tqdm(desc=kind, unit="img", disable=None) as bar:
-        done = exporting.export(Workdir(workdir), formats.WRITERS[kind], output, selection, chosen, workers, bar.update)
+    with bar(kind) as shown:
+        done = exporting.export(
+            Workdir(workdir), formats.WRITERS[kind], output, selection, chosen, workers, shown.update, overwrite
+        )
+    if as_json:
+        click.echo(json.dumps(_record(done), indent=2, ensure_ascii=False))
+        return EXIT_OK
     click.echo(f"{done.tally['images']} images, {done.tally['masks']} masks: {', '.join(map(str, done.paths[:3]))}")
     if kind == "semantic":
         _tell_balance(done.tally)
@@ -81,27 +108,39 @@ def export(workdir: Path, kind: str, output: Path, workers: int | None, **option
             click.echo(f"in the run, {note}")
     if not done.complete:
         left = done.of_shards - done.shards
-        click.echo(f"The run is not finished: {left} of {done.of_shards} shards are not in it.", err=True)
+        log.warning("The run is not finished: %d of %d shards are not in it.", left, done.of_shards)
     return EXIT_OK
 
 
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write. [default: WORKDIR/report]")
 @click.option("--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="Images in the gallery.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none of their own.")
+@click.option("--workers", type=click.IntRange(min=0), help="Number of worker processes. 0 runs in this process.")
 @guarded
-def report(workdir: Path, output: Path, limit: int, workers: int | None) -> int:
-    """Write a page that shows how the run in WORKDIR went: numbers, charts, failures, and the images with their masks.
+def report(workdir: Path, output: Path | None, limit: int, workers: int | None) -> int:
+    """Write a page about the run in WORKDIR: numbers, charts, failures, and the images with their masks.
 
-    It is a folder of plain files, opened from the disk. Given again, it is brought up to date.
+    The page is a folder of plain files that a browser opens from the disk. The same command brings it up to date.
     """
     from ovseg_batch.report.building import build_report
 
-    with tqdm(desc="report", unit="img", disable=None) as bar:
-        done = build_report(Workdir(workdir), output, limit, workers, bar.update)
+    with bar("report") as shown:
+        done = build_report(Workdir(workdir), output or workdir / REPORT, limit, workers, shown.update)
     click.echo(f"{done.images} images, {done.shown} of them shown: {done.page}")
     return EXIT_OK
+
+
+def _record(done: Exported) -> dict[str, Any]:
+    """Return what an export wrote as plain values."""
+    return {
+        "images": done.tally["images"],
+        "masks": done.tally["masks"],
+        "paths": [str(path) for path in done.paths],
+        "complete": done.complete,
+        "shards": done.shards,
+        "of_shards": done.of_shards,
+    }
 
 
 def _tell_balance(tally: Counter[str]) -> None:
@@ -115,19 +154,19 @@ def _tell_balance(tally: Counter[str]) -> None:
         click.echo(f"  {label:24} {kept.get(label, 0) / total:6.1%} of these; {kept.get(label, 0) / own:6.1%} kept")
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
 @click.command("eval")
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="Whose truth it is.")
+@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="The data set.")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
-@click.option("--classes", "by_class", is_flag=True, help="Also class by class.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG to write: the images that went worst.")
-@click.option("--precision", type=click.FloatRange(0, 1), help="With --thresholds: how often a kept pixel is right.")
+@click.option("--classes", "by_class", is_flag=True, help="Also print the figures of each class.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write: the images with the lowest scores.")
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1),
+    help="Target precision when fitting --thresholds: share of kept pixels that are correct.",
+)
 @click.option("--thresholds", type=click.Path(path_type=Path), help="A file to write, for `export -f semantic`.")
-@click.option("--json", "as_json", is_flag=True, help="For programs; with every class.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every class.")
 @guarded
 def eval_run(
     workdir: Path,
@@ -139,9 +178,9 @@ def eval_run(
     thresholds: Path | None,
     as_json: bool,
 ) -> None:
-    """Hold a finished run against a data set's truth. What was scored before is not scored again.
+    """Evaluate a finished run against a data set's ground truth. A shard is scored only once.
 
-    The run is one over the data set's images with its classes, as `manifest --dataset` lists them.
+    The run must be over the data set's images, as `manifest --dataset` lists them, with the data set's classes.
     """
     from ovseg_batch.evaluate.edits import edit_figures
     from ovseg_batch.evaluate.run import evaluate, vocabulary_of
@@ -169,7 +208,7 @@ def eval_run(
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that are none as null."""
+    """Replace NaN by None."""
     return {
         key: _plain(value) if isinstance(value, dict) else None if value != value else value
         for key, value in tree.items()

@@ -16,7 +16,7 @@ from PIL import Image
 from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
-from ovseg_batch.io.sources import Entry, Source
+from ovseg_batch.io.entries import Entry, Source
 
 Array = np.ndarray[Any, Any]
 

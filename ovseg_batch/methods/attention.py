@@ -51,10 +51,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-#: the attention that is no row of the table: inside SAM2's regions only
-REGION_LIMITED = "corrclip"
-
-
 def neighbourhood(grid: tuple[int, int], spread: float) -> Tensor:
     """NACLIP's prior: exp(-d² / 2 spread²) of the distance between two patches; nothing from or to the class token.
 

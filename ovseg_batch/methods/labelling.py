@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovseg_batch.methods.class_scores import decide, scarce_classes, vocabulary_probabilities
 from ovseg_batch.methods.presence import CLEAR_MARGIN
-from ovseg_batch.methods.vocabulary import Vocabulary, decide, scarce_classes
-from ovseg_batch.methods.windows import Stitched, bilinear_taps
+from ovseg_batch.methods.stitching import Stitched, bilinear_taps
+from ovseg_batch.methods.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
 
@@ -71,7 +72,7 @@ def label_map(
     def run(scarce: Tensor | None) -> Array:
         counts = np.zeros(classes, np.int64)
         for top, strip in upsampled_strips(logits, size):
-            probabilities = vocabulary.probabilities(strip, logit_scale)
+            probabilities = vocabulary_probabilities(vocabulary, strip, logit_scale)
             won, best, lead = decide(probabilities, thresholds, vocabulary.has_background, scarce)
             rows = slice(top, top + won.shape[0])
             labels[rows] = won.cpu().numpy()

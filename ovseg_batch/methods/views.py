@@ -15,9 +15,6 @@ BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # pixels
 UPRIGHT = 0.75  # weight of the views that are not turned over
 FLIPS = ((-2,), (-1,))  # upside down; left and right
 
-#: view set → passes through CLIP for each window
-VIEWS = {"plain": 1, "itaclip": 5}
-
 
 def mixed_logits(images: Tensor, features_of: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
     """Cosine logits of every patch, mixed over the views.

@@ -15,6 +15,7 @@ from typing import Any
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.images import Limits
+from ovseg_batch.io.marks import REPORT, REPORT_PAGE
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.confidence import ImageConfidence
@@ -25,12 +26,12 @@ from ovseg_batch.results import Results
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.wording import spelled
 
 LIMIT = 10_000  # images in the gallery, unless more are asked for
 CHUNK = 5_000  # entries in a file of the index
 PAGE = 500  # images in a file of details
 LISTED = 2_000  # failures in the gallery
-RECORD = "assets/run.txt"
 IMAGE, LAYER, EDITED = 1, 2, 4
 FEW = 500  # images that are not worth starting processes for
 
@@ -94,15 +95,15 @@ def build_report(
         workers = (os.cpu_count() or 1) if len(wanted) > FEW else 0
     _write_gallery(output, _entries(job, workers, advance))
     write_page(results, output, found, {"entries": len(wanted), "chunks": -(-len(wanted) // CHUNK), "page": PAGE})
-    return Reported(output / "index.html", len(wanted), found.images)
+    return Reported(output / REPORT_PAGE, len(wanted), found.images)
 
 
 def _enter(output: Path, results: Results) -> None:
     """See that the folder is free or holds a report; small pictures of another run go."""
-    record, run = output / RECORD, results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
+    record, run = output / REPORT, results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
     if output.exists() and any(output.iterdir()):
         if not record.is_file():
-            raise UsageError(f"{output} holds something else than a report. Give another -o.")
+            raise UsageError(f"{output} holds something else than a report. Give another {spelled('-o', 'path')}.")
         shutil.rmtree(output / "data", ignore_errors=True)
         if record.read_text(encoding="utf-8") != run:
             for kind in ("images", "masks", "edited"):

@@ -12,8 +12,9 @@ import numpy as np
 
 from ovseg_batch import __version__
 from ovseg_batch.evaluate.calibration import CalibrationScore
-from ovseg_batch.findings import Findings, edit_note, edit_warning, label_notes, read_findings
+from ovseg_batch.findings import Findings, edit_note, edit_warning, embedded_note, label_notes, read_findings
 from ovseg_batch.io.atomic import write_text
+from ovseg_batch.io.marks import REPORT_PAGE
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS, UNSURE, step_of
 from ovseg_batch.progress import StageStatus, duration
@@ -72,7 +73,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
         edited=results.edits is not None,
         gallery_note=GALLERY_NOTE.format(found.images, layout["entries"]) if left_out > 0 else "",
     )
-    write_text(output / "index.html", page)
+    write_text(output / REPORT_PAGE, page)
 
 
 def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
@@ -96,7 +97,8 @@ def _notes(results: Results, found: Gathered) -> list[str]:
     counted = {label: found.label_images[label] for label in results.labels}
     edits = (read_findings(results.workdir) or Findings(0)).edits
     edited = [note for note in (edit_note(edits), edit_warning(edits)) if note is not None]
-    return [*label_notes(found.images, counted), *edited]
+    embedded = embedded_note(results.workdir.read_plan().get("embedded_models", []))
+    return [*([embedded] if embedded else []), *label_notes(found.images, counted), *edited]
 
 
 def _stage(stage: StageStatus) -> dict[str, str]:

@@ -5,30 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
-
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
 from ovseg_batch.methods.voting import Claim
 from ovseg_batch.types import Annotation
-
-#: the fields of `types.Annotation`
-ANNOTATION = pa.struct(
-    [
-        pa.field("category", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("bbox", pa.list_(pa.float64(), 4)),
-        pa.field("area", pa.int64()),
-        pa.field("rle", pa.binary()),
-        pa.field("source", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("margin", pa.float32()),
-        pa.field("coverage", pa.float32()),
-        pa.field("predicted_iou", pa.float32()),
-        pa.field("stability", pa.float32()),
-        pa.field("reason", pa.string()),
-    ]
-)
 
 
 def annotation_line(

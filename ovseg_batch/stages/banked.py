@@ -15,7 +15,8 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.bank_file import read_bank
 from ovseg_batch.io.manifest import key_hash
 from ovseg_batch.methods.banking import mixed_scores, nearest_others, region_features
-from ovseg_batch.methods.vocabulary import Vocabulary, class_probabilities
+from ovseg_batch.methods.class_scores import class_probabilities
+from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Segment
 from ovseg_batch.settings import Config
 
@@ -48,7 +49,7 @@ class Namer:
         try:
             import faiss
         except ImportError:
-            raise OvsegError("A memory bank is asked by FAISS: pip install 'ovseg_batch[bank]'.") from None
+            raise OvsegError("refine.bank needs FAISS. Run `pip install faiss-cpu`.") from None
         assert config.refine.bank is not None
         self._config, self._vocabulary, self._text = config, vocabulary, text.cpu()
         bank = read_bank(Path(config.refine.bank))

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.io import rle
@@ -26,13 +25,12 @@ from ovseg_batch.methods.selection import (
 )
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble
-from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
-from ovseg_batch.stages.base import Resources, Upstream, failed, ready
-from ovseg_batch.stages.text import Words, text_features
+from ovseg_batch.stages.annotations import annotation_line
+from ovseg_batch.stages.base import Upstream, failed, ready
+from ovseg_batch.stages.plans import ClassifyPlan
+from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -40,48 +38,8 @@ Array = np.ndarray[Any, Any]
 EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings that `embed` has made its own
 
 
-class ClassifyStage:
-    """Annotations of every image from its proposals, at its original size in the frame after EXIF rotation."""
-
-    name = "classify"
-    version = 4
-    needs: tuple[str, ...] = ("propose", "embed")
-    resources = Resources()
-    arrays = False
-    looks = False
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("annotations", pa.list_(ANNOTATION)),
-        ]
-    )
-
-    def __init__(self, config: Config, words: Words) -> None:
-        self._config = config
-        self._vocabulary, self._templates = words.vocabulary, words.templates
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        self._margin = config.presence.margin / self._spec.logit_scale if self._vocabulary.pooled else 0.0
-        confusers = {label.name: label.confusers for label in config.labels}
-        self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
-
-    def inputs(self) -> dict[str, Any]:
-        config, vocabulary = self._config, self._vocabulary
-        return {
-            "clip": self._spec.identity(),
-            "templates": list(self._templates),
-            "classes": list(vocabulary.names),
-            "queries": list(vocabulary.queries),
-            "query_class": list(vocabulary.query_class),
-            "thresholds": list(vocabulary.thresholds),
-            "background": vocabulary.has_background,
-            **({"margin": self._margin} if vocabulary.pooled else {}),
-            "confusers": [list(words) for words in self._confusers],
-            "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
-        }
-
-    def disk(self, height: int, width: int) -> int:
-        return 0
+class ClassifyStage(ClassifyPlan):
+    """Chooses among the proposals by their similarity to the words."""
 
     def setup(self, device: str) -> None:
         clip = DenseClip.load(self._spec, resolve_device(device), "fp32")
@@ -142,9 +100,6 @@ class ClassifyStage:
         share = np.array([proposal["area"] for proposal in proposals]) / pixels
         penalty = size_penalty(share) if settings.size_penalty else np.ones(len(share))
         believed: Array = probabilities(alike, kept, settings.temperature) * penalty[:, None]
-        if self._margin:
-            won = np.where(kept, alike, -np.inf)[:, 1:].max(axis=1)
-            believed[won - alike[:, 0] < self._margin] = 0.0
         return believed
 
     def _annotations(

@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,20 +23,20 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode, reduce, upright_size, work_ahead
 from ovseg_batch.io.remote import shown
-from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
+from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.class_scores import pool_background
 from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
 from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
-from ovseg_batch.methods.vocabulary import pool_background
-from ovseg_batch.methods.windows import resized_size, window_boxes
-from ovseg_batch.models import zoo
+from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
-from ovseg_batch.stages.text import Words
+from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.plans import DensePlan
+from ovseg_batch.stages.splitting import split_on_failure
+from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -66,71 +65,8 @@ class _Pending:
         return all(part is not None for part in self.kept)
 
 
-def window_and_stride(config: Config) -> tuple[int, int]:
-    """In pixels: as asked for, or the model's own image size, and a share of it."""
-    window = config.dense.window or zoo.resolve("clip", config.clip.model, config.clip.weights).window
-    stride = config.dense.stride
-    return window, stride if isinstance(stride, int) else max(1, round(stride * window))
-
-
-class DenseStage:
-    """Of every image's windows the cosine logits, array `logits` (windows, channels, gh, gw) fp16, or the L2-normalised
-    patch features, array `features` (windows, gh, gw, D) fp16.
-    """
-
-    name = "dense"
-    version = 5
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = True
-    looks = True
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("resized_height", pa.int32()),
-            pa.field("resized_width", pa.int32()),
-            pa.field("windows", pa.int32()),
-        ]
-    )
-
-    def __init__(self, config: Config, words: Words) -> None:
-        self._config = config
-        self._words = words
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        dense = config.dense
-        self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
-        self._window, self._stride = window_and_stride(config)
-        self._short_side = dense.short_side or self._spec.short_side
-        self._features = dense.cache == "features"
-        self._pools = words.vocabulary.pooled and not self._features
-
-    def inputs(self) -> dict[str, Any]:
-        dense = self._config.dense
-        return {
-            "clip": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
-            "attention": dense.attention,
-            "layers": list(dense.layers),
-            "window": self._window,
-            "stride": self._stride,
-            "short_side": self._short_side,
-            "long_side": dense.long_side,
-            **({"cache": "features"} if self._features else self._words.inputs()),
-            **({"pooled": dense.logit_scale} if self._pools else {}),
-            "views": dense.views,
-            "key_smoothing": dense.key_smoothing,
-            **({"draft": True} if dense.draft else {}),
-            "max_pixels": self._config.run.max_pixels,
-            "max_file_bytes": self._config.run.max_file_bytes,
-        }
-
-    def disk(self, height: int, width: int) -> int:
-        resized = self._resized(height, width)
-        boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
-        patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
-        each = self._spec.width if self._features else self._words.vocabulary.channels
-        return 2 * int(patches) * each
+class DenseStage(DensePlan):
+    """Scores every window of an image with CLIP."""
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
@@ -138,7 +74,7 @@ class DenseStage:
         self._batch = BatchSize(self._config.run.batch_size, "windows")
         self._variant = VARIANTS.get(self._config.dense.attention)
         if not self._features:
-            self._text = self._words.features(self._clip, self._spec).to(self._device)
+            self._text = word_features(self._words, self._clip, self._spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._config.run
@@ -176,10 +112,6 @@ class DenseStage:
         for jobs in queue.values():
             self._see(jobs)
         yield from _finished(waiting, "features" if self._features else "logits")
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        short_side = self._short_side if isinstance(self._short_side, int) else None
-        return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
 
     def _cut(self, row: ImageRow, image: Array, size: tuple[int, int]) -> _Pending:
         """The windows of an image of (H, W) `size`, which may have been decoded smaller."""

@@ -5,27 +5,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, RowError, UsageError, nearest
+from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.images import read_image, work_ahead
 from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name
-from ovseg_batch.models import zoo
-from ovseg_batch.models.device import precision, resolve_device
+from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
-from ovseg_batch.models.weights import file_hash
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, read_limits, ready
-from ovseg_batch.stages.generated_edits import GENERATED, STEERED, Brush, Canvas, Painter
+from ovseg_batch.models.precision import precision
+from ovseg_batch.stages.base import Upstream, failed, read_limits, ready
+from ovseg_batch.stages.edit_plan import EditPlan
+from ovseg_batch.stages.generated_edits import Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
-from ovseg_batch.stages.plain_edits import KEEPS, plain_edit
+from ovseg_batch.stages.plain_edits import plain_edit
 from ovseg_batch.types import ImageRow, RowResult, Unchanged
 
 Array = np.ndarray[Any, Any]
@@ -33,70 +29,16 @@ Array = np.ndarray[Any, Any]
 PEAK = 24  # bytes a pixel while an image is edited
 
 
-class EditStage:
-    """Edited images. `files` are their names under the stage's own folder, and at the end under `edited/`.
-
-    `unchanged` says why an edited file shows no change; it is null where the file does, and where there is no file.
-    """
-
-    name = "edit"
-    version = 2
-    arrays = False
-    looks = True
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("masks", pa.int32()),
-            pa.field("files", pa.list_(pa.string())),
-            pa.field("labels", pa.list_(pa.string())),
-            pa.field("prompts", pa.list_(pa.string())),
-            pa.field("unchanged", pa.string()),
-        ]
-    )
-
-    def __init__(self, config: Config, upstream: str) -> None:
-        self._config = config
-        self.needs: tuple[str, ...] = (upstream,)
-        edit = config.edit
-        self.resources = Resources(accelerator=edit.mode in GENERATED)
-        self._spec = None if edit.mode not in GENERATED else zoo.resolve_inpainting(config.inpaint.model)
-        self._brush = None if self._spec is None else Brush.of(config, self._spec)
-        self._chosen = self._labels()
-        self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
-        self._background: Array | None = None
-        self._painter: Painter | None = None
-        _check(config)
-
-    def _labels(self) -> frozenset[str]:
-        """The labels whose masks count. Raises UsageError for a name that is no label."""
-        known = [label.name for label in self._config.labels]
-        edit = self._config.edit
-        for name in (*edit.keep, *edit.drop, *edit.prompts):
-            if name not in known:
-                raise UsageError(f"edit: {name!r} is not among the labels.{nearest(name, known)} They are: {known}.")
-        return frozenset(edit.keep or edit.drop or known)
-
-    def inputs(self) -> dict[str, Any]:
-        config = self._config
-        inputs: dict[str, Any] = {"edit": config.edit.model_dump(mode="json"), "labels": sorted(self._chosen)}
-        if config.edit.fill.kind == "image" and config.edit.fill.image:
-            inputs["background"] = file_hash(config.edit.fill.image)
-        if self._spec is not None and self._brush is not None:
-            own = config.inpaint.model_dump(mode="json", include={"context", "batch_size"})
-            inputs["inpaint"] = {**own, **asdict(self._brush)}
-            inputs["pipeline"] = self._spec.identity()
-            inputs["precision"] = precision(config.run.precision, config.run.device)
-        return inputs
-
-    def disk(self, height: int, width: int) -> int:
-        return 0
+class EditStage(EditPlan):
+    """Writes the edited images."""
 
     def setup(self, device: str) -> None:
         config = self._config
+        self._background: Array | None = None
+        self._painter: Painter | None = None
         if config.edit.fill.kind == "image" and config.edit.fill.image:
             self._background = read_image(config.edit.fill.image, read_limits(config.run))
-        if self._spec is not None and self._brush is not None:
+        if self._spec is not None and self._parameters is not None:
             inpainter = Inpainter.load(
                 self._spec,
                 resolve_device(device),
@@ -104,7 +46,7 @@ class EditStage:
                 config.inpaint.offload,
                 config.inpaint.attention_slicing,
             )
-            self._painter = Painter(inpainter, self._brush, config, self._keeps)
+            self._painter = Painter(inpainter, self._parameters, config, self._keeps)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -216,22 +158,3 @@ def costing_a_row() -> Iterator[None]:
     except (cv2.error, ValueError, OSError, MemoryError) as error:
         code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
         raise RowError(code, f"{type(error).__name__}: {error}") from None
-
-
-def _check(config: Config) -> None:
-    """Refuse settings that cannot be done on any image."""
-    edit = config.edit
-    if edit.mode == "cutout" and edit.format == "jpeg":
-        raise UsageError("edit.mode: cutout makes transparency, which JPEG cannot hold. Set edit.format: png or webp.")
-    if edit.apart and edit.mode not in ("cutout", "mask", "crop"):
-        raise UsageError(f"edit.apart goes with cutout, mask and crop; {edit.mode} changes one picture in place.")
-    if edit.mode == "fill" and edit.fill.kind == "image" and not Path(edit.fill.image or "").is_file():
-        raise UsageError(f"edit.fill.image: there is no picture {edit.fill.image}.")
-
-
-def needs_prompts(config: Config) -> bool:
-    """Whether the manifest must say what to paint, because the settings do not say it for every label."""
-    edit = config.edit
-    chosen = edit.drop or tuple(label.name for label in config.labels)
-    said = bool(edit.prompt.strip()) or (not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen))
-    return edit.mode in STEERED and not said

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import torch
 
-from ovseg_batch.errors import FailureCode, RowError, UsageError
+from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
-from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
-from ovseg_batch.models.weights import file_hash
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
+from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.plans import EmbedPlan
+from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -37,39 +34,8 @@ Array = np.ndarray[Any, Any]
 MASKS = 4096  # mask tokens of one forward
 
 
-class EmbedStage:
-    """CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
-
-    name = "embed"
-    version = 2
-    needs: tuple[str, ...] = ("propose",)
-    resources = Resources()
-    arrays = True
-    looks = True
-    columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        tuned = config.classify.tuned
-        if tuned and not Path(tuned).is_file():
-            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
-
-    def inputs(self) -> dict[str, Any]:
-        settings, run = self._config.classify, self._config.run
-        crops = {"scales": list(settings.scales), "outside": settings.outside}
-        tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
-        return {
-            "clip": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
-            "scorer": settings.scorer,
-            **(crops if settings.scorer == "crops" else tokens),
-            "max_pixels": run.max_pixels,
-            "max_file_bytes": run.max_file_bytes,
-        }
-
-    def disk(self, height: int, width: int) -> None:
-        return None  # as many features as there are masks
+class EmbedStage(EmbedPlan):
+    """Embeds every proposal with CLIP."""
 
     def setup(self, device: str) -> None:
         settings = self._config.classify

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ovseg_batch.stages.base import Resources, Upstream, finite
+from ovseg_batch.stages.base import Upstream
 from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.plans import FusedPlan
 from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.stages.shard import finite
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -17,35 +19,20 @@ Array = np.ndarray[Any, Any]
 GROUP_ROWS, GROUP_BYTES = 32, 64 << 20  # at so many images, or so much of them, refine takes over
 
 
-class FusedStage:
-    """What `refine` answers behind `dense`; a row that dense fails keeps dense's reason."""
-
-    name = RefineStage.name
-    version = 1
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
-    looks = True
-    columns = RefineStage.columns
+class FusedStage(FusedPlan):
+    """Computes `dense` and `refine` in one pass; a row that dense fails keeps dense's reason."""
 
     def __init__(self, dense: DenseStage, refine: RefineStage) -> None:
-        self._dense, self._refine = dense, refine
-        self.needs = tuple(dict.fromkeys(need for need in (*dense.needs, *refine.needs) if need != dense.name))
-
-    def inputs(self) -> dict[str, Any]:
-        parts = (self._dense, self._refine)
-        return {f"{part.name} {part.version}": part.inputs() for part in parts}
-
-    def disk(self, height: int, width: int) -> int:
-        return 0
+        super().__init__(dense, refine)
+        self._dense_stage, self._refine_stage = dense, refine
 
     def setup(self, device: str) -> None:
-        self._dense.setup(device)
-        self._refine.setup(device)
+        self._dense_stage.setup(device)
+        self._refine_stage.setup(device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         waiting: list[RowResult] = []
-        for said in map(finite, self._dense.process(rows, upstream)):
+        for said in map(finite, self._dense_stage.process(rows, upstream)):
             if said.code is not None:
                 yield said
                 continue
@@ -61,7 +48,7 @@ class FusedStage:
     ) -> Iterator[RowResult]:
         passed = _Passed(said)
         few = [row for row in rows if row.row in passed]
-        yield from self._refine.process(few, {**upstream, self._dense.name: passed})
+        yield from self._refine_stage.process(few, {**upstream, self._dense.name: passed})
 
 
 class _Passed(Upstream):

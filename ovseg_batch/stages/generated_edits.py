@@ -20,41 +20,17 @@ from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around, seamless
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
-from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import split_on_failure
+from ovseg_batch.stages.edit_plan import STEERED, InpaintParameters
 from ovseg_batch.stages.opened import Opened
 from ovseg_batch.stages.plain_edits import refuse_everything, region_of
+from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
-GENERATED = ("remove", "replace", "style")
-STEERED = ("replace", "style")  # these need words
 BEHIND = "background"  # what `remove` asks for unless the settings say
-STRENGTH = {"style": 0.6}
 AHEAD = 4  # batches that images may run ahead of one with many masks; finished ones wait for it in memory
-
-
-@dataclass(frozen=True, slots=True)
-class Brush:
-    """How the generator paints: what the settings say, and what goes with the model where they say nothing."""
-
-    size: int  # pixels a side of a square
-    steps: int
-    guidance: float
-    strength: float
-
-    @classmethod
-    def of(cls, config: Config, spec: PipelineSpec) -> Brush:
-        said = config.inpaint
-        usual = spec.removing if config.edit.mode == "remove" else spec.usual
-        return cls(
-            said.size or spec.size,
-            said.steps or usual.steps,
-            usual.guidance if said.guidance is None else said.guidance,
-            said.strength or STRENGTH.get(config.edit.mode, 1.0),
-        )
 
 
 @dataclass(slots=True)
@@ -90,9 +66,9 @@ class _Task:
 class Painter:
     """Paints canvases with a loaded pipeline, several at a time."""
 
-    def __init__(self, inpainter: Inpainter, brush: Brush, config: Config, keeps: bool) -> None:
-        self._inpainter, self._brush, self._config, self._keeps = inpainter, brush, config, keeps
-        self._size = brush.size
+    def __init__(self, inpainter: Inpainter, parameters: InpaintParameters, config: Config, keeps: bool) -> None:
+        self._inpainter, self._parameters, self._config, self._keeps = inpainter, parameters, config, keeps
+        self._size = parameters.size
         self._batch = BatchSize(config.inpaint.batch_size, "squares")
         self._canvases = 0
 
@@ -189,7 +165,7 @@ class Painter:
 
     def _generate(self, tasks: Sequence[_Task]) -> list[Array | None]:
         """Return what the generator paints. Batches are filled up, so that all squares run through the same kernels."""
-        brush, requests = self._brush, [task.request for task in tasks]
+        brush, requests = self._parameters, [task.request for task in tasks]
         filled = requests + requests[-1:] * (self._batch.items - len(requests))
         painted = self._inpainter.paint(filled, brush.steps, brush.guidance, brush.strength)
         return painted[: len(requests)]

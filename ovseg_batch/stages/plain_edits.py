@@ -19,8 +19,6 @@ from ovseg_batch.settings import Config, EditConfig
 
 Array = np.ndarray[Any, Any]
 
-KEEPS = ("cutout", "fill", "mask", "crop")  # what these are told of stays, unless they are told what goes
-
 
 def plain_edit(
     picture: Picture, counts: Sequence[bytes], config: Config, keeps: bool, background: Array | None

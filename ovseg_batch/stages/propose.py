@@ -11,36 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
-from ovseg_batch.methods.attention import REGION_LIMITED
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
-from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, split_on_failure
+from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits
+from ovseg_batch.stages.plans import ProposePlan
+from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
 FEATURE_SIDE = 32
-
-PROPOSAL = pa.struct(
-    [
-        pa.field("bbox", pa.list_(pa.float64(), 4)),  # x, y, width, height
-        pa.field("area", pa.int64()),
-        pa.field("rle", pa.binary()),
-        pa.field("predicted_iou", pa.float32()),
-        pa.field("stability", pa.float32()),
-        pa.field("point", pa.list_(pa.float32(), 2)),  # x, y of the prompt
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +36,8 @@ class _Found:
     arrays: dict[str, Array]
 
 
-class ProposeStage:
-    """Class-less masks of every image, at its original size in the frame after EXIF rotation.
-
-    Where the attention is limited to regions, also SAM2's own features: array `features` (C, h, w) fp16, at most 32 a
-    side.
-    """
-
-    name = "propose"
-    version = 3
-    needs: tuple[str, ...] = ()
-    resources = Resources()
-    arrays: bool
-    looks = True
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("points", pa.int32()),
-            pa.field("proposals", pa.list_(PROPOSAL)),
-        ]
-    )
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
-        self.arrays = config.dense.attention == REGION_LIMITED
-
-    def inputs(self) -> dict[str, Any]:
-        run = self._config.run
-        return {
-            "sam": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
-            "propose": self._config.propose.model_dump(mode="json"),
-            "features": self.arrays,
-            "max_pixels": run.max_pixels,
-            "max_file_bytes": run.max_file_bytes,
-        }
-
-    def disk(self, height: int, width: int) -> int:
-        return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
+class ProposeStage(ProposePlan):
+    """Prompts SAM2 at a grid of points."""
 
     def setup(self, device: str) -> None:
         points = self._config.run.point_chunk

@@ -15,7 +15,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,29 +22,30 @@ from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import decode_ahead
 from ovseg_batch.io.remote import shown
+from ovseg_batch.methods.class_scores import pool_background, vocabulary_probabilities
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import Box
-from ovseg_batch.methods.vocabulary import UNLABELLED, pool_background
+from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Segment, assemble
-from ovseg_batch.methods.windows import Stitched, window_boxes
-from ovseg_batch.models import zoo
+from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.models.weights import file_hash
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.annotations import ANNOTATION, annotation_line
+from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.banked import Namer
-from ovseg_batch.stages.base import Resources, Upstream, failed, precision_of, read_limits, ready, split_on_failure
+from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
-from ovseg_batch.stages.dense import DenseStage, cosines
+from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.overlap import in_three_steps
-from ovseg_batch.stages.text import Words
+from ovseg_batch.stages.plans import DensePlan, RefinePlan
+from ovseg_batch.stages.splitting import split_on_failure
+from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -88,80 +88,21 @@ class _Underway:
             raise RowError(FailureCode.CHANGED, f"{shown(self.row.path)} was {then} for CLIP and is now {now}")
 
 
-class RefineStage:
-    """Annotations of every image, at its original size in the frame after EXIF rotation."""
-
-    name = "refine"
-    version = 9
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("points", pa.int32()),
-            pa.field("annotations", pa.list_(ANNOTATION)),
-        ]
-    )
-
-    def __init__(self, config: Config, words: Words, window: int, stride: int) -> None:
-        self._config = config
-        self._words, self._vocabulary = words, words.vocabulary
-        self._window, self._stride = window, stride
-        self._sam: Sam | None = None
-        self._namer: Namer | None = None
-        asks = config.refine.method in ASKING
-        self._kept = asks and config.sam.cache == "embeddings"
-        others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
-        self.needs = ("dense", *(name for name, needed in others if needed))
-        self.looks = (asks and not self._kept) or config.refine.pamr > 0
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
-        # The margin is at CLIP's own logit scale; at that of the cosines it is this.
-        own_scale = zoo.resolve("clip", config.clip.model, config.clip.weights).logit_scale
-        self._margin = config.presence.margin / own_scale if self._vocabulary.pooled else 0.0
-        features = config.dense.cache == "features"
-        self._clip_spec = zoo.resolve("clip", config.clip.model, config.clip.weights) if features else None
-
-    def inputs(self) -> dict[str, Any]:
-        config, vocabulary = self._config, self._vocabulary
-        inputs: dict[str, Any] = {
-            "classes": list(vocabulary.names),
-            "query_class": list(vocabulary.query_class),
-            "thresholds": list(vocabulary.thresholds),
-            "background": vocabulary.has_background,
-            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
-            "logit_scale": config.dense.logit_scale,
-            "prob_threshold": config.dense.prob_threshold,
-            "area_threshold": config.dense.area_threshold,
-            "prompt_denoising": config.dense.prompt_denoising,
-            "refine": config.refine.model_dump(mode="json"),
-        }
-        if self._spec is not None:
-            inputs["sam"] = self._spec.identity()
-            inputs["precision"] = precision_of(config, self._spec)
-        if not config.refine.bank:
-            for key in BANK:
-                del inputs["refine"][key]
-        else:
-            inputs["refine"]["bank"] = file_hash(config.refine.bank)
-        if self._clip_spec is not None:
-            inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
-        return inputs
-
-    def disk(self, height: int, width: int) -> int:
-        return 0
+class RefineStage(RefinePlan):
+    """Turns the dense map and SAM2's masks into annotations."""
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
+        self._sam: Sam | None = None
+        self._namer: Namer | None = None
         if self._spec is not None:
             kind, points = precision_of(self._config, self._spec), self._config.run.point_chunk
             self._sam = Sam.load(self._spec, self._device, kind, points)
         if self._clip_spec is not None:
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
-            self._text = self._words.features(clip, self._clip_spec).to(self._device)
+            self._text = word_features(self._words, clip, self._clip_spec).to(self._device)
             if self._config.refine.bank:
-                dense_inputs = DenseStage(self._config, self._words).inputs()
+                dense_inputs = DensePlan(self._config, self._words).inputs()
                 self._namer = Namer(self._config, self._vocabulary, self._text, dense_inputs)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
@@ -272,7 +213,7 @@ class RefineStage:
             presence = Presence(sure, found.sure == CLEAR, rule.share, rule.alone, least)
 
         def probabilities(box: Box, at: tuple[int, int]) -> Tensor:
-            return vocabulary.probabilities(resampled(scores, box, size, at), dense.logit_scale)
+            return vocabulary_probabilities(vocabulary, resampled(scores, box, size, at), dense.logit_scale)
 
         ignore = (0,) if vocabulary.has_background else ()
         return DenseMap(found.labels, found.confidence, found.lead, probabilities, ignore, presence)

@@ -1,30 +1,49 @@
-"""Which stages there are, and how settings become one. A new stage is its file and a line here."""
+"""The stages, and how settings become a plan of one. A new stage has a line here and one in `implementations`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ovseg_batch import lexicon
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.lexicon import Competition, LabelWords
-from ovseg_batch.methods.attention import REGION_LIMITED, VARIANTS
-from ovseg_batch.methods.views import VIEWS
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.models.pipelines import PIPELINES
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Stage
-from ovseg_batch.stages.classify import ClassifyStage
-from ovseg_batch.stages.dense import DenseStage, window_and_stride
-from ovseg_batch.stages.edit import EditStage
-from ovseg_batch.stages.embed import EmbedStage
-from ovseg_batch.stages.encode import EncodeStage
-from ovseg_batch.stages.fused import FusedStage
-from ovseg_batch.stages.generated_edits import GENERATED
-from ovseg_batch.stages.propose import ProposeStage
-from ovseg_batch.stages.refine import ASKING, RefineStage
-from ovseg_batch.stages.text import Words
+from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config
+from ovseg_batch.stages.base import Stage, StagePlan
+from ovseg_batch.stages.edit_plan import GENERATED, EditPlan
+from ovseg_batch.stages.plans import (
+    ASKING,
+    VIEWS,
+    ClassifyPlan,
+    DensePlan,
+    EmbedPlan,
+    EncodePlan,
+    FusedPlan,
+    ProposePlan,
+    RefinePlan,
+    window_and_stride,
+)
+from ovseg_batch.stages.words import Words
+from ovseg_batch.wording import spelled
+
+T = TypeVar("T")
+
+PLANS: dict[str, Callable[..., StagePlan]] = {
+    "propose": ProposePlan,
+    "encode": EncodePlan,
+    "dense": DensePlan,
+    "refine": RefinePlan,
+    "fused": FusedPlan,
+    "embed": EmbedPlan,
+    "classify": ClassifyPlan,
+    "edit": EditPlan,
+}
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
@@ -38,19 +57,30 @@ def stage_names(config: Config) -> tuple[str, ...]:
     return *first, *(() if config.dense.cache == "none" else ("dense",)), "refine", *edits
 
 
-def describe_presets() -> list[tuple[str, list[str]]]:
-    """Every preset and what to say of it: what it does, its stages and cost, what it is good at, its source."""
-    told = []
+@dataclass(frozen=True, slots=True)
+class DescribedPreset:
+    """A preset in words: what it does, its stages, what an image costs, what it is good at, and its source."""
+
+    name: str
+    what: str
+    stages: tuple[str, ...]
+    cost: str
+    good_at: str
+    source: str
+
+
+def describe_presets() -> list[DescribedPreset]:
+    """Describe every preset of the package."""
+    described = []
     for name, file in presets().items():
         config = load_config(file, environment={})
-        about = config.about
-        lines = [about.what, f"{' → '.join(stage_names(config))}: {_cost(config)}", f"good at {about.good_at}"]
-        told.append((name, [*lines, f"source: {about.source}"]))
-    return told
+        about, stages = config.about, stage_names(config)
+        described.append(DescribedPreset(name, about.what, stages, _cost(config), about.good_at, about.source))
+    return described
 
 
 def _cost(config: Config) -> str:
-    """What one image asks of the models."""
+    """Describe what the models compute for one image."""
     names = stage_names(config)
     parts = []
     if config.method == "dense":
@@ -101,7 +131,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
     """
     if not config.labels:
         raise UsageError(
-            'No labels. Name what to look for, as in --labels "car, road, sky" or `labels:` in the config.'
+            f'No labels. Name what to look for, as in {spelled("--labels", "labels=")} "car, road, sky" '
+            "or `labels:` in the config."
         )
     labels = [(label.name, label.words, label.threshold) for label in config.labels]
     vocabulary = Vocabulary.build(labels, competition(config).words, pooled=config.background == "auto")
@@ -118,42 +149,57 @@ def make_vocabulary(config: Config) -> Vocabulary:
     return vocabulary
 
 
-def make_stage(config: Config, name: str) -> Stage:
-    """Build a stage from the settings, without loading a model.
+def make_plan(config: Config, name: str) -> StagePlan:
+    """Return what a stage reads, keeps and depends on under these settings.
 
     Raises:
-        UsageError: settings that name nothing there is. OvsegError: weights that are not on this machine.
+        UsageError: settings that name nothing that exists.
+        OvsegError: weights that are not on this machine.
     """
+    return _make(config, name, PLANS)
+
+
+def make_stage(config: Config, name: str) -> Stage:
+    """Return a stage that can be set up. This imports the model libraries.
+
+    Raises:
+        UsageError: settings that name nothing that exists.
+        OvsegError: weights that are not on this machine.
+    """
+    from ovseg_batch.stages.implementations import STAGES
+
+    return _make(config, name, STAGES)
+
+
+def _make(config: Config, name: str, classes: Mapping[str, Callable[..., T]]) -> T:
+    """Return an instance of a stage's class, which takes the same arguments as its plan's class."""
     _check(config)
-    vocabulary = make_vocabulary(config)
-    definitions = {label.name: label.definition for label in config.labels if label.definition}
-    words = Words(vocabulary, _templates(config), definitions, config.dense.definition_weight)
+    words = make_words(config)
     match name:
-        case "propose":
-            return ProposeStage(config)
-        case "encode":
-            return EncodeStage(config)
-        case "dense":
-            return DenseStage(config, words)
-        case "embed":
-            return EmbedStage(config)
-        case "classify":
-            return ClassifyStage(config, words)
+        case "dense" | "classify":
+            return classes[name](config, words)
         case "edit":
-            return EditStage(config, "classify" if config.method == "proposals" else "refine")
+            return classes[name](config, "classify" if config.method == "proposals" else "refine")
+        case "refine":
+            refine = classes[name](config, words, *window_and_stride(config))
+            return classes["fused"](classes["dense"](config, words), refine) if config.dense.cache == "none" else refine
         case _:
-            refine = RefineStage(config, words, *window_and_stride(config))
-            return FusedStage(DenseStage(config, words), refine) if config.dense.cache == "none" else refine
+            return classes[name](config)
+
+
+def make_words(config: Config) -> Words:
+    """Return the words that CLIP encodes under these settings."""
+    definitions = {label.name: label.definition for label in config.labels if label.definition}
+    return Words(make_vocabulary(config), _templates(config), definitions, config.dense.definition_weight)
 
 
 def _check(config: Config) -> None:
     """Refuse settings that name nothing there is, or that do not go together."""
     dense = config.dense
-    attentions = [*VARIANTS, REGION_LIMITED]
-    if dense.attention not in attentions:
+    if dense.attention not in ATTENTIONS:
         raise UsageError(
-            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, attentions)} "
-            f"Variants: {', '.join(attentions)}."
+            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, ATTENTIONS)} "
+            f"Variants: {', '.join(ATTENTIONS)}."
         )
     if dense.key_smoothing and dense.views != "plain":
         raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")

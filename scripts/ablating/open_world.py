@@ -305,7 +305,7 @@ def _cut_out(root: Path, overrides: Sequence[str], thing: str, paths: Sequence[P
     shutil.rmtree(workdir.root, ignore_errors=True)
     listing.write_text("".join(f"{path}\n" for path in paths))
     chosen = ["run.workers=0", *(f"{key}={json.dumps(value)}" for key, value in DENSE.items()), *overrides]
-    config = load_config(None, chosen, {"labels": thing, "edit.mode": "cutout"}, environment={})
+    config = load_config("demo", chosen, {"labels": thing, "edit.mode": "cutout"}, environment={})
     pipeline.run([str(listing)], workdir, config, progress=False)
     return workdir
 

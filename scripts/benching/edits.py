@@ -166,7 +166,7 @@ def run_edits(folder: Path, count: int) -> None:
     build_manifest([str(listing)], workdir.manifest, 256)
     manifest = Manifest.open(workdir.manifest)
     masks, edits = (workdir.stage(name, "0" * 32) for name in ("refine", "edit"))
-    config = load_config(None, (), {"labels": list(scenes.THING_NAMES), "edit.mode": "cutout"}, environment={})
+    config = load_config("demo", (), {"labels": list(scenes.THING_NAMES), "edit.mode": "cutout"}, environment={})
     for store, make, upstream in (
         (masks, GivenMasks, {}),
         (edits, functools.partial(EditStage, config, "refine"), {"refine": masks}),

@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 import torch
+from breaking.job import with_embedded_models
 
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.planning import PlannedStage
-from ovseg_batch.stages.base import run_shard
+from ovseg_batch.stages.shard import run_shard
 
 
 def finish(device: torch.device) -> None:
@@ -38,7 +39,7 @@ def run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
 
 def measured(arguments: Sequence[str], environment: dict[str, str] | None = None, code: int = 0) -> tuple[float, float]:
     """Seconds and peak resident MiB of one `ovseg-batch` command."""
-    return measured_process([sys.executable, "-m", "ovseg_batch", *arguments], environment, code)
+    return measured_process([sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)], environment, code)
 
 
 def measured_process(

@@ -22,8 +22,8 @@ from ovseg_batch.engine.job import StageJob
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export import FORMATS
 from ovseg_batch.io import rle
+from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.io.sources import Entry, Source
 from ovseg_batch.report.thumbnails import Album
 from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.base import Upstream

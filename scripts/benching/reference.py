@@ -26,13 +26,13 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from torch import Tensor
 
 from ovseg_batch.config import load_config
+from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.prompts import component_points
-from ovseg_batch.methods.vocabulary import class_probabilities
 from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import clip, sam, zoo
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.dense import window_and_stride
+from ovseg_batch.stages.plans import window_and_stride
 from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.stages.text import text_features
 

@@ -19,7 +19,7 @@ import torch
 from ovseg_batch.io import images, logits, rle, tables
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.stages import base, claimants, dense, refine
+from ovseg_batch.stages import claimants, dense, refine, shard
 
 #: what is timed: where it is looked up, its name there, and what its time is called
 PARTS: list[tuple[Any, str, str]] = [
@@ -40,8 +40,8 @@ PARTS: list[tuple[Any, str, str]] = [
     (rle, "encode_regions", "RLE"),
     (logits.ArrayWriter, "write", "write"),
     (tables.ResultWriter, "write", "write"),
-    (base, "publish", "write"),
-    (base, "file_record", "write"),
+    (shard, "publish", "write"),
+    (shard, "file_record", "write"),
 ]
 MODELS = ("CLIP", "SAM2 encoder", "SAM2 decoder")
 

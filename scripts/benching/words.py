@@ -75,7 +75,7 @@ def _resized(source: Path, folder: Path, megapixels: float) -> Path:
 
 def _stages(images: Path, root: Path, flags: Mapping[str, Any], overrides: Sequence[str]) -> list[Side]:
     """Return the stages of a run, with their models loaded and their text encoded."""
-    config = load_config(overrides=overrides, flags=flags, environment={})
+    config = load_config("demo", overrides=overrides, flags=flags, environment={})
     workdir = Workdir(root)
     workdir.create()
     build_manifest([str(images)], workdir.manifest, config.manifest.shard_rows)

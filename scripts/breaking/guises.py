@@ -55,7 +55,7 @@ class GivenMasks:
 
 def settings(mode: str, *overrides: str) -> Config:
     """The labels are cat and sky."""
-    return load_config(None, overrides, {"labels": "cat, sky", "edit.mode": mode}, environment={})
+    return load_config("demo", overrides, {"labels": "cat, sky", "edit.mode": mode}, environment={})
 
 
 def edited(config: Config, files: Sequence[Path], masks: Sequence[Masks]) -> list[RowResult]:

@@ -20,6 +20,7 @@ from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[6000:]
+COMPUTING = ("run", "doctor")  # commands that take `-c`
 OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
 
 
@@ -83,6 +84,15 @@ class Job:
         return self.start(workdir, *more, OVSEG_FAILPOINTS=points).wait()
 
 
+def with_embedded_models(arguments: Iterable[object]) -> list[str]:
+    """Return the arguments of `ovseg-batch`; commands that compute get `-c demo` where they name no settings."""
+    words = [str(argument) for argument in arguments]
+    place = 2 if words[:1] == ["--log-format"] else 0  # an option of all commands, and its value
+    if words[place : place + 1] == [] or words[place] not in COMPUTING or {"-c", "--config"} & set(words):
+        return words
+    return [*words[: place + 1], "-c", "demo", *words[place + 1 :]]
+
+
 def start_command(
     arguments: list[str], environment: Mapping[str, str], log: Path, file_bytes: int | None = None
 ) -> Running:
@@ -90,7 +100,7 @@ def start_command(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
     log.touch()  # it may be killed before it can
-    process = context.Process(target=_command, args=(arguments, environment, log, file_bytes))
+    process = context.Process(target=_command, args=(with_embedded_models(arguments), environment, log, file_bytes))
     process.start()
     return Running(process, log)
 

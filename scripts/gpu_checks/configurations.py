@@ -84,7 +84,7 @@ def full_size_config(device: str, more: Mapping[str, Any] | None = None, embedde
         "run.workers": 0,
         **_placed(device, "auto"),
     }
-    return load_config(None, _overrides({**settings, **(more or {})}), environment={})
+    return load_config("demo", _overrides({**settings, **(more or {})}), environment={})
 
 
 def _placed(device: str, precision: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ovseg_batch.config import presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.generated_edits import GENERATED
+from ovseg_batch.stages.edit_plan import GENERATED
 from ovseg_batch.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[8000:]

@@ -24,7 +24,8 @@ from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.proposals import point_grid
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
-from ovseg_batch.models.device import precision, prepare
+from ovseg_batch.models.device import prepare
+from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam
 
 Array = np.ndarray[Any, Any]

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,48 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 
 
-class AfterTorch(MetaPathFinder):
-    """Install the emulation when the import of torch ends: to import torch here would slow down every process."""
+def install_emulation(torch: Any) -> None:
+    """Replace PyTorch's GPUs by emulated ones."""
+    import emulated_cuda
+
+    emulated_cuda.install()
+
+
+def add_device_files(precision: Any) -> None:
+    """Let the package find a file of a GPU's driver in /dev."""
+    precision.GPU_FILES = ("null",)
+
+
+#: module → what follows its import. To import torch in here would slow down every process.
+AFTER: dict[str, Callable[[Any], None]] = {
+    "torch": install_emulation,
+    "ovseg_batch.models.precision": add_device_files,
+}
+
+
+class AfterImport(MetaPathFinder):
+    """Call the functions of `AFTER` when the import of their modules ends."""
 
     def __init__(self) -> None:
         self._searching = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch" or self._searching:
+        if name not in AFTER or self._searching:
             return None
         self._searching = True
         try:
-            spec = importlib.util.find_spec("torch")
+            spec = importlib.util.find_spec(name)
         finally:
             self._searching = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_install(module: Any) -> None:
+        def execute_and_follow(module: Any) -> None:
             execute(module)
-            sys.meta_path.remove(self)
-            import emulated_cuda
+            AFTER[name](module)
 
-            emulated_cuda.install()
-
-        spec.loader.exec_module = execute_and_install  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_follow  # type: ignore[method-assign]
         return spec
 
 
@@ -51,5 +68,5 @@ def run_hidden_sitecustomize() -> None:
 
 
 if int(os.environ.get("EMULATED_GPUS") or 0):
-    sys.meta_path.insert(0, AfterTorch())
+    sys.meta_path.insert(0, AfterImport())
 run_hidden_sitecustomize()

@@ -1,0 +1,125 @@
+"""The rules that turn the similarities of queries into text features, class probabilities and decisions.
+
+Source: SCLIP (wangf3014/SCLIP), whose text features, softmax over all synonyms, probability and area thresholds are
+followed here. `logit_scale` is explained in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
+
+Array = np.ndarray[Any, Any]
+
+
+def vocabulary_probabilities(vocabulary: Vocabulary, logits: Tensor, logit_scale: float) -> Tensor:
+    """Return the probability of each class, (C, …) float32, of the channels of a dense map."""
+    classes = len(vocabulary.names)
+    return class_probabilities(logits, vocabulary.channel_class, classes, logit_scale, vocabulary.pooled)
+
+
+def query_feature(features: Tensor) -> Tensor:
+    """One query's feature (D,) from its templates' (T, D): each normalised, averaged, normalised again (SCLIP)."""
+    mean = torch.nn.functional.normalize(features.float(), dim=-1).mean(dim=0)
+    return torch.nn.functional.normalize(mean, dim=-1)
+
+
+def pool_background(cosine: Tensor, queries: int, logit_scale: float) -> Tensor:
+    """Reduce the background's queries to two channels, whose cost does not grow with their number.
+
+    The first channel keeps the background's share of the softmax's denominator, log Σ exp(s·c) / s over its queries
+    for a logit scale s. The last one keeps its best query. `class_probabilities` reads both. Where the map is not
+    resized, they give the same probabilities as all queries do.
+
+    Args:
+        cosine: (N, Q, h, w) similarities, the background's queries first.
+        queries: how many these are.
+        logit_scale: s.
+
+    Returns:
+        (N, 1 + labels' queries + 1, h, w).
+    """
+    background = cosine[:, :queries]
+    together = torch.logsumexp(background * logit_scale, dim=1, keepdim=True) / logit_scale
+    return torch.cat([together, cosine[:, queries:], background.amax(dim=1, keepdim=True)], dim=1)
+
+
+def class_probabilities(
+    logits: Tensor, query_class: Sequence[int], classes: int, logit_scale: float, pooled: bool = False
+) -> Tensor:
+    """Softmax over all queries, then the maximum over each class's queries (SCLIP).
+
+    Args:
+        logits: (Q, …) cosine similarities in [-1, 1]; with `pooled` the channels of `pool_background`.
+        query_class: class of each query, length Q, ascending; with `pooled` without the last channel.
+        classes: how many classes C there are.
+        logit_scale: multiplies the cosines before the softmax.
+        pooled: class 0 has the first and the last channel.
+
+    Returns:
+        (C, …) float32. Columns sum to 1 only where every class has one query.
+    """
+    if pooled:
+        probabilities = torch.softmax(logits[:-1].float() * logit_scale, dim=0)
+        probabilities[0] *= ((logits[-1].float() - logits[0].float()) * logit_scale).clamp(max=0.0).exp()
+    else:
+        probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
+    if tuple(query_class) == tuple(range(classes)):
+        return probabilities
+    for query, label in enumerate(query_class):  # a class's place is never behind its queries'
+        if query and query_class[query - 1] == label:
+            torch.maximum(probabilities[label], probabilities[query], out=probabilities[label])
+        elif label != query:
+            probabilities[label] = probabilities[query]
+    return probabilities[:classes]
+
+
+def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:
+    """Which classes the area rule removes: (C,) bool.
+
+    A class whose share of the foreground pixels is at or under the threshold is taken for noise (SCLIP, `area_thd`).
+    The background is never removed.
+
+    Args:
+        counts: (C,) pixels won by each class.
+        area_threshold: share in [0, 1]; 0 switches the rule off.
+        has_background: class 0 is the background and not part of the foreground.
+    """
+    first = int(has_background)
+    scarce = np.zeros(len(counts), dtype=bool)
+    if area_threshold > 0:
+        foreground = counts[first:]
+        scarce[first:] = foreground <= area_threshold * foreground.sum()
+    return scarce
+
+
+def decide(
+    probabilities: Tensor, thresholds: Tensor, has_background: bool, scarce: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The winning class per pixel, its probability, and by how much it won.
+
+    Args:
+        probabilities: (C, …) as `class_probabilities` gives them.
+        thresholds: (C,) the least probability a pixel of each class needs.
+        has_background: whether a pixel under its threshold becomes class 0 or `UNLABELLED`.
+        scarce: (C,) bool, classes to zero before the decision.
+
+    Returns:
+        labels (…) int16, probability and its lead over the next class's (…) float32.
+    """
+    if scarce is not None and bool(scarce.any()):
+        probabilities = probabilities * (~scarce).view(-1, *[1] * (probabilities.dim() - 1))
+    best, labels = probabilities.max(dim=0)
+    probabilities.scatter_(0, labels[None], 0.0)
+    lead = best - probabilities.amax(dim=0)
+    probabilities.scatter_(0, labels[None], best[None])  # as it was: a copy of all classes would cost more
+    labels = labels.to(torch.int16)
+    if bool((thresholds > 0).any()):
+        labels.masked_fill_(best < thresholds[labels.long()], 0 if has_background else UNLABELLED)
+    return labels, best, lead

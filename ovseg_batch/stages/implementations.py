@@ -1,0 +1,26 @@
+"""The classes that compute the stages. Importing this module imports the model libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ovseg_batch.stages.base import Stage
+from ovseg_batch.stages.classify import ClassifyStage
+from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.stages.embed import EmbedStage
+from ovseg_batch.stages.encode import EncodeStage
+from ovseg_batch.stages.fused import FusedStage
+from ovseg_batch.stages.propose import ProposeStage
+from ovseg_batch.stages.refine import RefineStage
+
+STAGES: dict[str, Callable[..., Stage]] = {
+    "propose": ProposeStage,
+    "encode": EncodeStage,
+    "dense": DenseStage,
+    "refine": RefineStage,
+    "fused": FusedStage,
+    "embed": EmbedStage,
+    "classify": ClassifyStage,
+    "edit": EditStage,
+}

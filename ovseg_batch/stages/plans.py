@@ -1,0 +1,345 @@
+"""What the stages that make masks read, keep and depend on. Planning a run needs this and no model library.
+
+A stage is its plan and the code that computes it: `DenseStage(DensePlan)`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.io.tables import ANNOTATION
+from ovseg_batch.methods.windows import resized_size, window_boxes
+from ovseg_batch.models import zoo
+from ovseg_batch.settings import REGION_LIMITED, Config
+from ovseg_batch.stages.base import Resources, precision_of
+from ovseg_batch.stages.words import Words
+
+ASKING = ("prompted", "guided", "trident")  # values of refine.method that prompt SAM2 on every image
+BANK = ("bank", "bank_neighbours", "bank_weight")  # settings without effect where there is no bank
+EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings of `classify` that decide what `embed` keeps
+FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
+VIEWS = {"plain": 1, "itaclip": 5}  # values of dense.views, and CLIP's passes for each window
+
+PROPOSAL = pa.struct(
+    [
+        pa.field("bbox", pa.list_(pa.float64(), 4)),  # x, y, width, height
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+        pa.field("point", pa.list_(pa.float32(), 2)),  # x, y of the prompt
+    ]
+)
+
+
+def window_and_stride(config: Config) -> tuple[int, int]:
+    """Return the side of a window and the stride, in pixels; the default side is the model's image size."""
+    window = config.dense.window or zoo.resolve("clip", config.clip.model, config.clip.weights).window
+    stride = config.dense.stride
+    return window, stride if isinstance(stride, int) else max(1, round(stride * window))
+
+
+class EncodePlan:
+    """Keeps SAM2's embedding of every image: arrays `coarse`, `fine0` and `fine1`, (C, h, w) fp16 each."""
+
+    name = "encode"
+    version = 1
+    needs: tuple[str, ...] = ()
+    resources = Resources()
+    arrays = True
+    looks = True
+    columns = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32())])
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
+
+    def inputs(self) -> dict[str, Any]:
+        run = self._config.run
+        return {
+            "sam": self._spec.identity(),
+            "precision": precision_of(self._config, self._spec),
+            "max_pixels": run.max_pixels,
+            "max_file_bytes": run.max_file_bytes,
+        }
+
+    def disk(self, height: int, width: int) -> int:
+        side, features = self._spec.window, self._spec.width
+        coarse, finer, finest = ((side // stride) ** 2 for stride in (16, 8, 4))
+        return 2 * (coarse * features + finer * features // 4 + finest * features // 8)
+
+
+class ProposePlan:
+    """Keeps class-less masks of every image, at its original size in the frame after EXIF rotation.
+
+    Where the attention is limited to regions it also keeps SAM2's features: array `features` (C, h, w) fp16, at most
+    `FEATURE_SIDE` a side.
+    """
+
+    name = "propose"
+    version = 3
+    needs: tuple[str, ...] = ()
+    resources = Resources()
+    arrays: bool
+    looks = True
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("points", pa.int32()),
+            pa.field("proposals", pa.list_(PROPOSAL)),
+        ]
+    )
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
+        self.arrays = config.dense.attention == REGION_LIMITED
+
+    def inputs(self) -> dict[str, Any]:
+        run = self._config.run
+        return {
+            "sam": self._spec.identity(),
+            "precision": precision_of(self._config, self._spec),
+            "propose": self._config.propose.model_dump(mode="json"),
+            "features": self.arrays,
+            "max_pixels": run.max_pixels,
+            "max_file_bytes": run.max_file_bytes,
+        }
+
+    def disk(self, height: int, width: int) -> int:
+        return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
+
+
+class DensePlan:
+    """Keeps the cosine similarities of every window, array `logits` (windows, channels, gh, gw) fp16.
+
+    Under `dense.cache: features` it keeps the L2-normalised patch features instead: array `features` (windows, gh, gw,
+    D) fp16.
+    """
+
+    name = "dense"
+    version = 5
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = True
+    looks = True
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("resized_height", pa.int32()),
+            pa.field("resized_width", pa.int32()),
+            pa.field("windows", pa.int32()),
+        ]
+    )
+
+    def __init__(self, config: Config, words: Words) -> None:
+        self._config = config
+        self._words = words
+        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        dense = config.dense
+        self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
+        self._window, self._stride = window_and_stride(config)
+        self._short_side = dense.short_side or self._spec.short_side
+        self._features = dense.cache == "features"
+        self._pools = words.vocabulary.pooled and not self._features
+
+    def inputs(self) -> dict[str, Any]:
+        dense = self._config.dense
+        return {
+            "clip": self._spec.identity(),
+            "precision": precision_of(self._config, self._spec),
+            "attention": dense.attention,
+            "layers": list(dense.layers),
+            "window": self._window,
+            "stride": self._stride,
+            "short_side": self._short_side,
+            "long_side": dense.long_side,
+            **({"cache": "features"} if self._features else self._words.inputs()),
+            **({"pooled": dense.logit_scale} if self._pools else {}),
+            "views": dense.views,
+            "key_smoothing": dense.key_smoothing,
+            **({"draft": True} if dense.draft else {}),
+            "max_pixels": self._config.run.max_pixels,
+            "max_file_bytes": self._config.run.max_file_bytes,
+        }
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        short_side = self._short_side if isinstance(self._short_side, int) else None
+        return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
+
+    def disk(self, height: int, width: int) -> int:
+        resized = self._resized(height, width)
+        boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
+        patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
+        each = self._spec.width if self._features else self._words.vocabulary.channels
+        return 2 * int(patches) * each
+
+
+class RefinePlan:
+    """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
+
+    name = "refine"
+    version = 9
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("points", pa.int32()),
+            pa.field("annotations", pa.list_(ANNOTATION)),
+        ]
+    )
+
+    def __init__(self, config: Config, words: Words, window: int, stride: int) -> None:
+        self._config = config
+        self._words, self._vocabulary = words, words.vocabulary
+        self._window, self._stride = window, stride
+        asks = config.refine.method in ASKING
+        self._kept = asks and config.sam.cache == "embeddings"
+        others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
+        self.needs = ("dense", *(name for name, needed in others if needed))
+        self.looks = (asks and not self._kept) or config.refine.pamr > 0
+        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
+        # The margin is at CLIP's own logit scale; at that of the cosines it is this.
+        own_scale = zoo.resolve("clip", config.clip.model, config.clip.weights).logit_scale
+        self._margin = config.presence.margin / own_scale if self._vocabulary.pooled else 0.0
+        features = config.dense.cache == "features"
+        self._clip_spec = zoo.resolve("clip", config.clip.model, config.clip.weights) if features else None
+
+    def inputs(self) -> dict[str, Any]:
+        config, vocabulary = self._config, self._vocabulary
+        inputs: dict[str, Any] = {
+            "classes": list(vocabulary.names),
+            "query_class": list(vocabulary.query_class),
+            "thresholds": list(vocabulary.thresholds),
+            "background": vocabulary.has_background,
+            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
+            "logit_scale": config.dense.logit_scale,
+            "prob_threshold": config.dense.prob_threshold,
+            "area_threshold": config.dense.area_threshold,
+            "prompt_denoising": config.dense.prompt_denoising,
+            "refine": config.refine.model_dump(mode="json"),
+        }
+        if self._spec is not None:
+            inputs["sam"] = self._spec.identity()
+            inputs["precision"] = precision_of(config, self._spec)
+        if not config.refine.bank:
+            for key in BANK:
+                del inputs["refine"][key]
+        else:
+            inputs["refine"]["bank"] = file_hash(config.refine.bank)
+        if self._clip_spec is not None:
+            inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
+        return inputs
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
+
+
+class FusedPlan:
+    """Computes dense and refine in one pass and keeps what refine keeps."""
+
+    name = RefinePlan.name
+    version = 1
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = False
+    looks = True
+    columns = RefinePlan.columns
+
+    def __init__(self, dense: DensePlan, refine: RefinePlan) -> None:
+        self._dense, self._refine = dense, refine
+        self.needs = tuple(dict.fromkeys(need for need in (*dense.needs, *refine.needs) if need != dense.name))
+
+    def inputs(self) -> dict[str, Any]:
+        parts = (self._dense, self._refine)
+        return {f"{part.name} {part.version}": part.inputs() for part in parts}
+
+    def disk(self, height: int, width: int) -> int:
+        return 0
+
+
+class EmbedPlan:
+    """Keeps CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
+
+    name = "embed"
+    version = 2
+    needs: tuple[str, ...] = ("propose",)
+    resources = Resources()
+    arrays = True
+    looks = True
+    columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        tuned = config.classify.tuned
+        if tuned and not Path(tuned).is_file():
+            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
+
+    def inputs(self) -> dict[str, Any]:
+        settings, run = self._config.classify, self._config.run
+        crops = {"scales": list(settings.scales), "outside": settings.outside}
+        tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
+        return {
+            "clip": self._spec.identity(),
+            "precision": precision_of(self._config, self._spec),
+            "scorer": settings.scorer,
+            **(crops if settings.scorer == "crops" else tokens),
+            "max_pixels": run.max_pixels,
+            "max_file_bytes": run.max_file_bytes,
+        }
+
+    def disk(self, height: int, width: int) -> None:
+        return None  # as many features as there are masks
+
+
+class ClassifyPlan:
+    """Keeps the annotations of every image, made of its proposals, in the frame after EXIF rotation."""
+
+    name = "classify"
+    version = 5
+    needs: tuple[str, ...] = ("propose", "embed")
+    resources = Resources()
+    arrays = False
+    looks = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("annotations", pa.list_(ANNOTATION)),
+        ]
+    )
+
+    def __init__(self, config: Config, words: Words) -> None:
+        self._config = config
+        self._vocabulary, self._templates = words.vocabulary, words.templates
+        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+        confusers = {label.name: label.confusers for label in config.labels}
+        self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
+
+    def inputs(self) -> dict[str, Any]:
+        config, vocabulary = self._config, self._vocabulary
+        return {
+            "clip": self._spec.identity(),
+            "templates": list(self._templates),
+            "classes": list(vocabulary.names),
+            "queries": list(vocabulary.queries),
+            "query_class": list(vocabulary.query_class),
+            "thresholds": list(vocabulary.thresholds),
+            "background": vocabulary.has_background,
+            "confusers": [list(words) for words in self._confusers],
+            "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
+        }
+
+    def disk(self, height: int, width: int) -> int:
+        return 0

@@ -1,0 +1,38 @@
+"""Upkeep of a workdir: verify what was committed, and remove what no run uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovseg_batch.store import Problem, Workdir
+
+
+def verify(workdir: Workdir, repair: bool = False) -> list[Problem]:
+    """Return what of a run differs from its commits; with `repair`, damaged shards lose their commits.
+
+    Raises:
+        UsageError: no run there.
+    """
+    problems = workdir.verify()
+    if repair:
+        for problem in problems:
+            if problem.store is not None and problem.shard is not None:
+                problem.store.uncommit(problem.shard)
+    return problems
+
+
+def collect_garbage(workdir: Workdir, delete: bool) -> list[tuple[Path, int]]:
+    """Return the stage folders that the latest run does not use, and their bytes; delete them with `delete`.
+
+    Raises:
+        UsageError: no run there.
+    """
+    found = [
+        (folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+        for folder in workdir.unused()
+    ]
+    if delete:
+        workdir.remove_leftovers()
+        for folder, _ in found:
+            workdir.remove(folder)
+    return found
