@@ -129,6 +129,7 @@ def step_loss(clip: DenseClip, tokens: MaskTokens, batch: list[Sample], words: T
 def annotated() -> Iterator[tuple[scenes.Scene, list[Array]]]:
     """Training scenes; for some of them SAM2's proposals that it rates well and that miss every base mask."""
     config = load_config(
+        "demo",
         overrides=["propose.predicted_iou=0.6", "propose.stability=0.7", "propose.points_per_side=8"],
         flags={"labels": "dataset:scenes"},
         environment={},

@@ -96,7 +96,7 @@ def test_weights_that_are_garbage(key: str, name: str, tmp_path: Path) -> None:
 def test_weights_without_a_published_hash_are_reported_with_theirs(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(4)}, tmp_path / "own.pt")
     config = load_config(
-        Path("demo"), overrides=["sam.model=sam2.1-tiny", f"sam.weights={tmp_path / 'own.pt'}"], environment={}
+        "demo", overrides=["sam.model=sam2.1-tiny", f"sam.weights={tmp_path / 'own.pt'}"], environment={}
     )
     check = one(weights.check_weights(config), "sam weights")
     assert check.status == "ok" and "no published hash to compare with" in check.found
@@ -108,9 +108,7 @@ def test_originals_of_openai_are_compared_with_their_url(tmp_path: Path) -> None
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
     url = open_clip.pretrained.get_pretrained_cfg("ViT-B-16", "openai")["url"]
     assert weights.published_hash(file) == (weights.hash_in_url(url), url)
-    config = load_config(
-        Path("demo"), overrides=["clip.model=ViT-B-16-quickgelu", f"clip.weights={file}"], environment={}
-    )
+    config = load_config("demo", overrides=["clip.model=ViT-B-16-quickgelu", f"clip.weights={file}"], environment={})
     assert "wrong hash" in one(weights.check_weights(config), "clip weights").found
     torch.save({"weight": torch.zeros(4)}, file)  # tensors that a person took out of the archive
     assert weights.published_hash(file) == ("", "")
@@ -141,7 +139,7 @@ def test_an_inpainting_pipeline_that_lost_a_file(tmp_path: Path) -> None:
     file.unlink()
     file.symlink_to(tmp_path / "gone")
     config = load_config(
-        Path("demo"), overrides=["edit.mode=remove", f"inpaint.model={tmp_path / 'pipeline'}"], environment={}
+        "demo", overrides=["edit.mode=remove", f"inpaint.model={tmp_path / 'pipeline'}"], environment={}
     )
     check = one(weights.check_weights(config), "inpaint weights")
     assert check.status == "failed" and str(file) in check.found

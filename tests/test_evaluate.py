@@ -104,9 +104,7 @@ def test_labels_of_a_data_set_bring_its_thresholds_unless_the_config_has_others(
     config = load_config("demo", flags={"labels": "dataset:voc21"}, environment={})
     assert len(config.labels) == 20 and config.labels[3].words == ("ship",)
     assert config.dense.logit_scale == 65 and config.dense.prob_threshold == 0.1 and len(config.background) == 26
-    other = load_config(
-        Path("demo"), overrides=["dense.logit_scale=40"], flags={"labels": "dataset:voc21"}, environment={}
-    )
+    other = load_config("demo", overrides=["dense.logit_scale=40"], flags={"labels": "dataset:voc21"}, environment={})
     assert other.dense.logit_scale == 40 and other.dense.area_threshold == 0.1
 
 

@@ -176,7 +176,7 @@ def test_every_finished_image_is_reported(in_process: bool, few_scenes: Path, tm
     workdir.create()
     build_manifest([str(images)], workdir.manifest, 6)
     flags = {"labels": "sky, tree", "run.device": "cpu"}
-    config = planning.settle(load_config(flags=flags, environment={}))
+    config = planning.settle(load_config("demo", flags=flags, environment={}))
     [dense, _] = planning.plan(config, workdir, Manifest.open(workdir.manifest), workdir.manifest)
     dense.job.store.create(dense.inputs)
     flights: list[InFlight] = []
@@ -196,7 +196,7 @@ def test_images_of_a_worker_that_dies_are_counted_again_from_nothing(
     workdir.create()
     build_manifest([str(few_scenes / "images")], workdir.manifest, 6)
     flags = {"labels": "sky, tree", "run.device": "cpu", "run.decode_threads": 1, "run.batch_size": 1}
-    config = planning.settle(load_config(flags=flags, environment={}))
+    config = planning.settle(load_config("demo", flags=flags, environment={}))
     [dense, _] = planning.plan(config, workdir, Manifest.open(workdir.manifest), workdir.manifest)
     dense.job.store.create(dense.inputs)
     flights: list[InFlight] = []

@@ -35,6 +35,7 @@ def test_of_two_that_overlap_the_better_one_stays() -> None:
 def test_the_automatic_mask_generator_gives_the_same(few_scenes: Path) -> None:
     path = sorted((few_scenes / "images").iterdir())[0]
     config = load_config(
+        "demo",
         flags={"labels": list(scenes.CLASSES), **{f"propose.{name}": value for name, value in SETTINGS.items()}},
         environment={},
     )

@@ -62,9 +62,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(asked: dict[str, Any], overrides: Sequence[str]) -> Config:
     labels = asked["labels"] or (list(scenes.CLASSES) if asked["folder"] is None else WORDS)
-    return load_config(
-        Path("demo"), overrides=overrides, flags={"labels": labels, **model_flags(asked)}, environment={}
-    )
+    return load_config("demo", overrides=overrides, flags={"labels": labels, **model_flags(asked)}, environment={})
 
 
 def model_flags(asked: dict[str, Any]) -> dict[str, Any]:
