@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from breaking.job import with_embedded_models
 from conftest import Command, run_arguments
 
 from ovseg_batch import planning
@@ -209,7 +210,7 @@ def test_images_of_a_worker_that_dies_are_counted_again_from_nothing(
 
 def test_every_line_on_stderr_is_json(few_scenes: Path, tmp_path: Path) -> None:
     """Among them a worker's log lines, the death of one, and the lines of a stage."""
-    arguments = map(str, run_arguments(few_scenes / "images", tmp_path / "run"))
+    arguments = with_embedded_models(run_arguments(few_scenes / "images", tmp_path / "run"))
     done = subprocess.run(
         [sys.executable, "-m", "ovseg_batch", "--log-format", "json", *arguments],
         env={**os.environ, "OVSEG_FAILPOINTS": "decode-3=abort"},
