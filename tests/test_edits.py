@@ -340,7 +340,7 @@ def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_p
         assert done.returncode == 0
         assert "6 of 6 images unchanged: 6 without a mask of the chosen labels\n" in done.stdout
         assert "warning: 6 of 6 edited images are unchanged. No image has a mask of the chosen labels." in done.stderr
-        assert all(name in done.stderr for name in ("--labels", "edit.min_score", "edit.on_empty", "report"))
+        assert all(name in done.stderr for name in ("the labels", "edit.min_score", "edit.on_empty", "report"))
     shown = command("status", workdir)
     assert "6 of 6 images unchanged" in shown.stdout and "6 of 6 edited images" in shown.stderr
     counts = {"mode": "cutout", "images": 6, "no_mask": 6, "whole_image": 0, "unchanged": 6}

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_is_not_for_inpainting_is_refused(tmp_path: Path) -> N
         with pytest.raises(UsageError, match="not for inpainting"):
             resolve_pipeline(str(tmp_path), None)
     (tmp_path / "model_index.json").unlink()
-    with pytest.raises(UsageError, match="no diffusers pipeline"):
+    with pytest.raises(UsageError, match="is not a diffusers pipeline"):
         resolve_pipeline(str(tmp_path), None)
 
 

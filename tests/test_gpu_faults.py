@@ -65,7 +65,8 @@ def images(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(images: Path, workdir: Path, *more: object) -> tuple[object, ...]:
     """A run of four images in two shards."""
     shards = ("--set", "manifest.shard_rows=2")
-    return "run", images, "-o", workdir, "--labels", "sky, grass, tree, house", *FUSED, *shards, *more
+    labels = () if "--labels" in more else ("--labels", "sky, grass, tree, house")
+    return "run", images, "-o", workdir, *labels, *FUSED, *shards, *more
 
 
 def masks(workdir: Path) -> dict[str, list[tuple[str, str]]]:

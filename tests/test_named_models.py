@@ -118,7 +118,7 @@ def test_models_that_settings_need() -> None:
 
     assert missing() == ["openai-b16", "sam2.1-large"]
     assert missing("refine.method=none") == ["openai-b16"]
-    assert missing("clip.model=demo", "edit.mode=remove") == ["sam2.1-large"]
+    assert missing("clip.model=demo", "edit.mode=remove") == ["sam2.1-large", "sd2-inpainting"]
     assert missing("clip.model=demo", "sam.weights=random:0", "edit.mode=style", "inpaint.model=acme/paint") == [
         "acme/paint"
     ]
