@@ -189,12 +189,12 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
     if config.dense.cache == "none":
         return (
             f"{source.root} has kept nothing of what CLIP said. Run it again with "
-            f"{setting('dense.cache', 'features')}, and it can be asked for any words."
+            f"{setting('dense.cache', 'features')}. Then you can query any words."
         )
     if planned.name == "dense" and config.dense.cache == "logits":
         return (
             f"{source.root} has kept CLIP's answers to its own words alone. Run it again with "
-            f"{setting('dense.cache', 'features')}, and it can be asked for any words."
+            f"{setting('dense.cache', 'features')}. Then you can query any words."
         )
     if planned.name == "refine":
         return (
@@ -241,13 +241,13 @@ def _announce(config: Config, workdir: Workdir) -> None:
 
 def cautions(config: Config) -> list[str]:
     """What a person should know before these settings run all night."""
-    told = []
+    notes = []
     if note := embedded_note(embedded_models(config)):
-        told.append(note)
+        notes.append(note)
     few = len(config.labels) < FEW_LABELS
     if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
         one = len(config.labels) == 1
-        told.append(
+        notes.append(
             f"{'1 label' if one else f'{len(config.labels)} labels'} and no background: every pixel gets "
             f"{'it' if one else 'one of them'}. Set background: auto, or name words for everything else."
         )
@@ -255,11 +255,11 @@ def cautions(config: Config) -> list[str]:
     threads = config.run.threads or cores
     shared = config.run.engine == "local" and workers > 1 and not uses_gpu(config.run.device)
     if shared and workers * threads > cores:
-        told.append(
+        notes.append(
             f"{workers} workers of {threads} threads each on {cores} cores stand in each other's way. "
             f"Give each fewer: {setting('run.threads', max(1, cores // workers))}, from the run's first shard on."
         )
-    return told
+    return notes
 
 
 def _devices(config: Config, accelerator: bool = True) -> list[str]:

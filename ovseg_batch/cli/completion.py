@@ -14,7 +14,7 @@ FILE = "file"  # the type with which the shell completes paths itself
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the presets and the YAML files that begin so; the shell's own paths where there are none."""
+    """Return the presets and YAML files that begin with the text. Without any, let the shell complete a path."""
     from ovseg_batch.config import presets
 
     names = [name for name in presets() if name.startswith(incomplete)]

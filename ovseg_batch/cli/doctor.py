@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, ending, guarded, log
-from ovseg_batch.cli.labels import SYNTAX, labels_option
+from ovseg_batch.cli.options import SYNTAX, labels_option, set_option
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.progress import duration
@@ -43,7 +43,7 @@ INDENT = 8 + NAMES + 1
     default=Path(),
     help="Workdir of the run. It need not exist.  [default: this folder]",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, as in refine.vote=0.5.")
+@set_option("One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option(
     "--images", type=click.IntRange(min=1), default=8, show_default=True, help="Images that the trial measures."

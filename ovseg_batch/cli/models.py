@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ovseg_batch.cli.base import guarded
+from ovseg_batch.cli.options import set_option
 from ovseg_batch.errors import UsageError
 
 
@@ -59,7 +60,7 @@ def list_models(as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Fetch every model that these settings need: a YAML file, or a name from `methods`.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting of --config. Repeatable.")
+@set_option("One setting of --config. Repeatable.")
 @guarded
 def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tuple[str, ...]) -> None:
     """Download models by name, or all that a configuration needs.

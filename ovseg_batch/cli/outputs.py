@@ -11,7 +11,7 @@ import click
 
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_OK, bar, guarded, log
-from ovseg_batch.cli.labels import LabelsCommand, names_option
+from ovseg_batch.cli.options import LabelsCommand, names_option
 from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
 from ovseg_batch.findings import label_notes, read_findings

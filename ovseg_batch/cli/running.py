@@ -11,8 +11,8 @@ import click
 
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, bar_option, guarded, log
-from ovseg_batch.cli.completion import complete_config, complete_path, complete_setting
-from ovseg_batch.cli.labels import SYNTAX, LabelsCommand, labels_option, names_option
+from ovseg_batch.cli.completion import complete_config, complete_path
+from ovseg_batch.cli.options import SYNTAX, LabelsCommand, labels_option, names_option, set_option
 from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcome
 from ovseg_batch.errors import UsageError
 from ovseg_batch.findings import read_findings
@@ -38,14 +38,7 @@ EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace",
 @click.option("--edit", type=click.Choice(EDITS), help="Edit to apply to each image once its masks exist.")
 @names_option("--keep", "Labels to keep in edited images; everything else changes.")
 @names_option("--drop", "Labels to change in edited images.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_setting,
-    help="One setting, as in refine.vote=0.5.",
-)
+@set_option("One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 @click.option("--workers", type=int, help="Number of worker processes. 0 runs in this process.")
@@ -132,14 +125,7 @@ def _part(text: str | None) -> tuple[int, int]:
 @click.argument("workdir", type=click.Path(path_type=Path))
 @labels_option(f"What to look for now: {SYNTAX}", required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_setting,
-    help="One setting, as in refine.method=none.",
-)
+@set_option("One setting, as in refine.method=none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @guarded
 def query(workdir: Path, labels: tuple[str, ...], output: Path, overrides: tuple[str, ...], as_json: bool) -> int:
@@ -156,7 +142,7 @@ def query(workdir: Path, labels: tuple[str, ...], output: Path, overrides: tuple
 
 @click.group()
 def bank() -> None:
-    """Let a folder's own regions help to name each other: a memory bank, without labels."""
+    """Build and use a memory bank: relabel masks by similar masks of the same folder. Needs no annotations."""
 
 
 @bank.command("build")
@@ -176,17 +162,10 @@ def bank_build(workdir: Path, output: Path, limit: int) -> None:
 @click.option("--bank", "file", required=True, type=click.Path(path_type=Path), help="What `bank build` wrote.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
 @labels_option(f"Other labels than the run's: {SYNTAX}")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_setting,
-    help="One setting: refine.bank_weight=0.5.",
-)
+@set_option("One setting: refine.bank_weight=0.5.")
 @guarded
 def bank_use(workdir: Path, file: Path, output: Path, labels: tuple[str, ...], overrides: tuple[str, ...]) -> int:
-    """Name every mask of a run anew, its nearest regions in the bank heard; those of its own image are not.
+    """Relabel every mask by its nearest neighbours in the memory bank. Masks of the same image are excluded.
 
     With a bank of the same run this is transductive: the answer for an image depends on the others. No image is opened.
     """

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stitched:
-    """The mean over windows of their bilinearly upsampled logits (align_corners=False), made when rows are asked for.
+    """The mean over windows of their bilinearly upsampled logits (align_corners=False), computed for the rows needed.
 
     `logits` are (N, Q, gh, gw) per window, of any float type; `boxes` (N, 4) as `window_boxes` gives them; `size` is
     (h, w) of the image that was cut.

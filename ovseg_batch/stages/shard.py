@@ -119,7 +119,7 @@ def _results(
     same: Collection[int],
     progress: Progress,
 ) -> Iterator[RowResult]:
-    """What the stage says of the rows that it is asked for, and in between what is known of the others."""
+    """Yield the stage's results of the rows to compute, and in their places the known results of the others."""
     known = {number for number in same if kept is not None and kept.failure(number) is None}
     todo = [row for row in rows if row.row not in known and row.row not in charged]
     fresh = _reported(stage.process(todo, upstream), progress)
@@ -202,7 +202,7 @@ def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult
 
 
 def finite(result: RowResult) -> RowResult:
-    """The result, failed where it holds numbers that are none."""
+    """Return the result, or a failed one if it holds numbers that are not finite."""
     for name, array in result.arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return failed(result, FailureCode.MODEL, f"{name} holds numbers that are not finite")

@@ -11,7 +11,7 @@ from ovseg_batch.methods.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What CLIP is asked for: a vocabulary's queries, the templates around them, what labels are in a sentence.
+    """The queries of a vocabulary, the prompt templates around them, and definitions of labels.
 
     `definitions` are by name of the class; `weight` is theirs against the words', where there are any.
     """

@@ -1,4 +1,4 @@
-"""The options that take labels, which several commands share."""
+"""The options that several commands share: labels, and single settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ovseg_batch.cli.completion import complete_labels
+from ovseg_batch.cli.completion import complete_labels, complete_setting
 
 SYNTAX = '"car; road; person: person, people", or labels.txt with one label a line.'
 ADDS_UP = "Can be given several times."
@@ -32,6 +32,13 @@ def labels_option(about: str, required: bool = False) -> Decorator:
 def names_option(name: str, about: str) -> Decorator:
     """Return an option that takes names of a run's labels: a tuple of texts, empty if it is not given."""
     return click.option(name, multiple=True, metavar="LABELS", help=f"{about} {ADDS_UP}")
+
+
+def set_option(about: str) -> Decorator:
+    """Return the option `--set` of a command: a tuple of `KEY=VALUE` texts."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=complete_setting, help=about
+    )
 
 
 class LabelsCommand(click.Command):

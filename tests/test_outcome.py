@@ -1,0 +1,49 @@
+"""What a run prints: its plan before, and its result and the next command at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from conftest import SMALL, Command, run_arguments
+
+
+def test_the_result_and_the_plan_as_json(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    ended = json.loads(command(*run_arguments(few_scenes / "images", finished, "--json")).stdout)
+    assert (ended["images"], ended["complete"], ended["shards_left"], ended["failures"]) == (6, True, 0, 0)
+    assert ended["masks"] == len(json.loads((finished / "annotations.json").read_text())["annotations"])
+    assert ended["embedded_models"] == ["clip.model", "sam.model"] and ended["label_images"]["sky"] > 0
+    few = ("run", few_scenes / "images", "-o", tmp_path / "new", "--labels", "sky; car: car, boat", *SMALL)
+    plan = json.loads(command(*few, "--dry-run", "--json").stdout)
+    assert (plan["images"], plan["shards"], plan["changes"]) == (6, 3, None)
+    assert plan["labels"][1] == {"name": "car", "words": ["car", "boat"]}
+    assert "grass" in plan["competing_words"] and "boat" not in plan["competing_words"]
+    assert plan["models"] == {"clip": "demo", "sam": "demo"}
+    assert [(stage["name"], stage["shards_to_do"]) for stage in plan["stages"]] == [("dense", 3), ("refine", 3)]
+    assert any("rendered scenes" in warning for warning in plan["warnings"]) and not (tmp_path / "new").exists()
+
+
+def test_the_plan_of_an_update(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    images = shutil.copytree(few_scenes / "images", tmp_path / "images")
+    listed = run_arguments(images, tmp_path / "run", "--workers", "0", "--set", "refine.method=none")
+    assert command(*listed).returncode == 0
+    first, second, *_ = sorted(images.iterdir())
+    shutil.copy(first, images / "new.png")
+    os.utime(second, (1, 1))
+    first.unlink()
+    told = command(*listed, "--update", "--dry-run")
+    assert "7 images" not in told.stdout and ": 1 new, 1 changed, 1 gone" in told.stdout
+    assert ": 1 new" not in command(*listed, "--dry-run").stdout, "nothing was written"
+
+
+def test_the_last_lines_name_what_was_found_and_the_next_command(
+    finished: Path, few_scenes: Path, command: Command
+) -> None:
+    lines = command(*run_arguments(few_scenes / "images", finished)).stdout.splitlines()
+    assert lines[1].startswith("images with a mask: ") and " sky " in lines[1]
+    assert lines[-1] == f"next: ovseg-batch report {finished}"
+    written = command("report", finished)
+    assert (finished / "report" / "index.html").is_file() and str(finished / "report") in written.stdout
+    shutil.rmtree(finished / "report")
