@@ -151,7 +151,7 @@ def _report(error: BaseException) -> int:
         case OSError():
             where = f" ({error.filename})" if error.filename else ""
             ending.error(
-                "%s%s. What is committed stays; correct the cause and give the same command again.",
+                "%s%s. What is committed stays. Correct the cause and give the same command again.",
                 error.strerror or error,
                 where,
             )

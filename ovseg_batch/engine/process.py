@@ -171,6 +171,10 @@ def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+class _ParentEnded(Exception):
+    """The parent no longer reads what its worker sends."""
+
+
 class _Home(logging.Handler):
     """A worker's messages to its parent: results, and log records, which the parent shows."""
 
@@ -184,7 +188,7 @@ class _Home(logging.Handler):
         """Send a message, after the finished images that are not reported yet."""
         with self._lock:
             self.flush()
-            self._pipe.send((kind, content))
+            self._send(kind, content)
 
     def report(self, flight: InFlight) -> None:
         """Keep how far a shard is for the next `flush`; its beginning is sent at once."""
@@ -197,12 +201,25 @@ class _Home(logging.Handler):
         """Send how far the shard is if that has changed."""
         with self._lock:
             if self._flight is not None:
-                self._pipe.send(("flight", self._flight))
+                self._send("flight", self._flight)
                 self._flight = None
+
+    def receive(self) -> Any:
+        """Return the parent's next message."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _ParentEnded from error
+
+    def _send(self, kind: str, content: Any) -> None:
+        try:
+            self._pipe.send((kind, content))
+        except OSError as error:
+            raise _ParentEnded from error
 
     def keep_flushing(self) -> None:
         """Send finished images every `PROGRESS_SECONDS` until the parent has ended."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(_ParentEnded):
             while True:
                 time.sleep(PROGRESS_SECONDS)
                 self.flush()
@@ -228,7 +245,7 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
     try:
         opened = job.open(device)
         home.send("ready")
-        while (task := pipe.recv()) is not None:
+        while (task := home.receive()) is not None:
             shard, charged, passed, suspect = task
             tally = Tally(shard, opened.manifest.rows_of(shard), home.report)
             if passed is not None:
@@ -237,13 +254,15 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
                 home.send("searched")
             else:
                 home.send("commit", opened.compute(shard, charged, tally.add))
-    except EOFError:
+    except _ParentEnded:
         return
     except Exception as error:
         if is_gpu(device) and is_lost(error):
-            home.send("lost", f"the GPU failed: {first_line(error)}")
+            with contextlib.suppress(_ParentEnded):
+                home.send("lost", f"the GPU failed: {first_line(error)}")
             os._exit(LOST)  # an orderly end would use the GPU, and may hang
-        home.send("error", _portable(error))
+        with contextlib.suppress(_ParentEnded):
+            home.send("error", _portable(error))
 
 
 def _portable(error: Exception) -> Exception:
