@@ -61,8 +61,11 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(tree, key.split("."), value, key)
-    if isinstance(tree.get("labels"), str):
-        tree["labels"] = read_labels([tree["labels"]])
+    labels = tree.get("labels")
+    if isinstance(labels, str):
+        tree["labels"] = read_labels([labels])
+    elif isinstance(labels, list) and any(str(label).startswith(datasets.PREFIX) for label in labels):
+        tree["labels"] = read_labels([str(label) for label in labels])
     if isinstance(tree.get("labels"), str):
         _of_dataset(tree, datasets.load(tree["labels"].removeprefix(datasets.PREFIX)))
     try:

@@ -10,6 +10,7 @@ from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.report.building import build_report
 from ovseg_batch.store import Workdir
+from ovseg_batch.units import counted
 
 
 def run_demo(output: Path, images: int, progress: bool | None = None) -> list[str]:
@@ -32,8 +33,9 @@ def run_demo(output: Path, images: int, progress: bool | None = None) -> list[st
     found = evaluate(workdir, datasets.load("scenes"), output).figures()
     page = build_report(workdir, output / "report").page
     shares = {name: f"{value:.3f}" for name, value in found.items()}
+    numbers = {"image": outcome.images, "mask": outcome.annotations, "failure": outcome.failures}
     return [
-        f"{outcome.images} images, {outcome.annotations} masks, {outcome.failures} failures",
+        ", ".join(counted(number, noun) for noun, number in numbers.items()),
         f"mIoU {shares['mIoU']} (stuff {shares['mIoU stuff']}, things {shares['mIoU things']}), accuracy "
         f"{shares['pixel accuracy']}, boundary F1 {shares['boundary F1']} against the truth of the scenes",
         f"images  {output / 'images'}",

@@ -19,12 +19,13 @@ from ovseg_batch.findings import LISTED, printable
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.entries import Entry
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
-from ovseg_batch.io.remote import Remote, check_installed, is_remote
+from ovseg_batch.io.remote import Remote, check_installed, is_remote, scheme_of, shown
 from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.settings import Config, Label
 from ovseg_batch.settings.labels import format_labels
 from ovseg_batch.store import Workdir
+from ovseg_batch.units import counted, extent
 from ovseg_batch.wording import setting, spelled
 
 log = logging.getLogger(__name__)
@@ -36,15 +37,19 @@ def absolute(inputs: Sequence[str]) -> list[str]:
     return [item if is_remote(item) else str(Path(item).absolute()) for item in inputs]
 
 
-def check_inputs(inputs: Sequence[str], workdir: Workdir) -> None:
+def check_inputs(inputs: Sequence[str], workdir: Workdir, allow_remote: bool) -> None:
     """Check that the inputs exist and are not what the run writes. Lists nothing, so that it costs no time.
 
     Raises:
-        UsageError: an input does not exist, is the workdir itself, or is in one of the workdir's own folders.
+        UsageError: an input does not exist, is the workdir itself, or is in one of the workdir's own folders; or it is
+            a URL and URLs are not allowed, or the library that reads them is not installed.
     """
     for text in inputs:
         check_source(text)
         if is_remote(text):
+            if not allow_remote:
+                raise UsageError(f"{shown(text)} is on a network. {_allowing()} to fetch its images.")
+            check_installed(scheme_of(text))
             continue
         place = fixed_part(text).resolve()
         if place == workdir.root.resolve():
@@ -88,12 +93,13 @@ def check_remote(manifest: Manifest, allowed: bool) -> None:
     if manifest.remote and not allowed:
         kinds = ", ".join(f"{scheme}://" for scheme in manifest.remote)
         count = sum(manifest.remote.values())
-        raise UsageError(
-            f"{count} of {manifest.rows} images are behind URLs ({kinds}). "
-            f"Give {spelled('--allow-remote', setting('run.allow_remote', True))} to fetch them."
-        )
+        raise UsageError(f"{count} of {manifest.rows} images are behind URLs ({kinds}). {_allowing()} to fetch them.")
     for scheme in manifest.remote:
         check_installed(scheme)
+
+
+def _allowing() -> str:
+    return f"Give {spelled('--allow-remote', setting('run.allow_remote', True))}"
 
 
 def existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
@@ -123,7 +129,8 @@ def update(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Rem
                 log.warning(note)
         found = update_manifest(workdir.manifest, fresh)
     if found:
-        log.info("since the last run: %d images new, %d changed, %d gone", found.added, found.changed, found.removed)
+        new = counted(found.added, "image")
+        log.info("since the last run: %s new, %d changed, %d gone", new, found.changed, found.removed)
     else:
         log.info("nothing has changed in the inputs since the last run")
 
@@ -150,7 +157,7 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, r
         given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
     if given.fingerprint != ours.fingerprint:
         raise UsageError(
-            f"The workdir {workdir.root} belongs to another manifest ({ours.rows} images in {ours.shards} shards; "
+            f"The workdir {workdir.root} belongs to another manifest ({extent(ours.rows, ours.shards)}; "
             f"this input has {given.rows} in {given.shards}). Choose another workdir with {spelled('-o', 'workdir=')}; "
             f"or, if it is the same collection and has changed, give {spelled('--update', 'update=True')}."
         )

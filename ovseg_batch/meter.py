@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ovseg_batch.engine.flight import InFlight
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
@@ -83,6 +81,8 @@ class Meter:
             self.failed.update(commit.failed)
         self._flights: dict[int, InFlight] = {}
         self._lock, self._closed = threading.RLock(), threading.Event()
+        from tqdm.auto import tqdm  # imports asyncio, which a finished run does without
+
         self._bar = tqdm(
             total=rows,
             initial=self._committed,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ovseg_batch.models import fetching, zoo
+from ovseg_batch.models import zoo
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.edit_plan import GENERATED
 from ovseg_batch.stages.plans import ASKING
 from ovseg_batch.stages.registry import stage_names
+
+if TYPE_CHECKING:
+    from ovseg_batch.models.fetching import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def require_models(config: Config) -> None:
         raise MissingModels(missing)
 
 
-def fetch_missing(config: Config, report: fetching.Report) -> dict[str, str]:
+def fetch_missing(config: Config, report: Report) -> dict[str, str]:
     """Fetch every model of these settings that is not on this machine.
 
     Returns:
@@ -66,4 +69,6 @@ def fetch_missing(config: Config, report: fetching.Report) -> dict[str, str]:
     Raises:
         OvsegError: as `fetching.fetch`.
     """
+    from ovseg_batch.models import fetching  # imports an HTTP library
+
     return {missing.name: fetching.fetch(missing.name, report) for missing in missing_models(config)}

@@ -41,7 +41,8 @@ from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.store import Workdir
 from ovseg_batch.types import Commit
-from ovseg_batch.wording import setting, spelled
+from ovseg_batch.units import counted, extent
+from ovseg_batch.wording import called_from_python, setting, spelled
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def run(
         Interrupted: the person asked to stop.
     """
     if update or intake.existing_manifest(workdir, inputs) is None:
-        intake.check_inputs(inputs, workdir)
+        intake.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     _announce(config, workdir)
     workdir.create()
@@ -99,7 +100,7 @@ def run(
     stages = plan(config, workdir, manifest, workdir.manifest)
     _write_config(workdir, config)
     write_plan(workdir, inputs, manifest, stages, config)
-    log.info("%d images in %d shards", manifest.rows, manifest.shards)
+    log.info("%s", extent(manifest.rows, manifest.shards))
     if part[1] > 1:
         ours = [[shard for shard in planned.missing if shard % part[1] == part[0]] for planned in stages]
         stages = [replace(planned, missing=mine) for planned, mine in zip(stages, ours, strict=True)]
@@ -185,7 +186,8 @@ def _write_config(workdir: Workdir, config: Config) -> None:
 def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
     """What a run would have had to keep for a question, and how it comes to."""
     if len(planned.missing) < manifest.shards:
-        return f"{planned.name} is not finished in {source.root}: {len(planned.missing)} shards are missing. Run it on."
+        missing = counted(len(planned.missing), "shard")
+        return f"{planned.name} is not finished in {source.root}: {missing} missing. Run it on."
     if config.dense.cache == "none":
         return (
             f"{source.root} has kept nothing of what CLIP said. Run it again with "
@@ -242,13 +244,13 @@ def _announce(config: Config, workdir: Workdir) -> None:
 def cautions(config: Config) -> list[str]:
     """What a person should know before these settings run all night."""
     notes = []
-    if note := embedded_note(embedded_models(config)):
+    if (note := embedded_note(embedded_models(config))) and not called_from_python():  # there it is a UserWarning
         notes.append(note)
     few = len(config.labels) < FEW_LABELS
     if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
         one = len(config.labels) == 1
         notes.append(
-            f"{'1 label' if one else f'{len(config.labels)} labels'} and no background: every pixel gets "
+            f"{counted(len(config.labels), 'label')} and no background: every pixel gets "
             f"{'it' if one else 'one of them'}. Set background: auto, or name words for everything else."
         )
     workers, cores = config.run.workers or 1, len(os.sched_getaffinity(0))

@@ -114,7 +114,7 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config, update: boo
         UsageError, OvsegError: as `pipeline.run`.
     """
     if update or intake.existing_manifest(workdir, inputs) is None:
-        intake.check_inputs(inputs, workdir)
+        intake.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
         path, changes = _listed(inputs, workdir, config, update, Path(folder))

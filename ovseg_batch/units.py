@@ -9,3 +9,13 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and what it counts: `1 image`, `6 images`. The plural of most nouns is the noun and an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def extent(images: int, shards: int) -> str:
+    """Return the size of a list of images: `6 images in 1 shard`."""
+    return f"{counted(images, 'image')} in {counted(shards, 'shard')}"

@@ -25,9 +25,14 @@ def for_python() -> Iterator[None]:
         _in_python.reset(token)
 
 
+def called_from_python() -> bool:
+    """Return whether the caller is a program in Python, not the command line."""
+    return _in_python.get()
+
+
 def spelled(command: str, python: str) -> str:
     """Return the form that the caller uses: an option of the command line, or an argument in Python."""
-    return python if _in_python.get() else command
+    return python if called_from_python() else command
 
 
 def setting(key: str, value: Any) -> str:

@@ -409,9 +409,12 @@ def test_durations() -> None:
     assert said == ["0 s", "1 min 01 s", "1 h 00 min", "2 h 03 min"]
 
 
-def test_embedded_models_are_named_wherever_their_masks_are(run: ovseg_batch.Run, command: Command) -> None:
+def test_embedded_models_are_named_wherever_their_masks_are(
+    run: ovseg_batch.Run, command: Command, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.warns(UserWarning, match="clip.model and sam.model: embedded demo weights, trained on rendered scenes"):
         ovseg_batch.Segmenter("sky", config="demo")
+    assert "embedded" not in caplog.text, "the same note twice"
     assert run.to_coco()["info"]["embedded_models"] == ["clip.model", "sam.model"]
     told = command("status", run.workdir)
     assert "note: clip.model and sam.model: embedded demo weights" in told.stdout

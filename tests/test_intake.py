@@ -59,7 +59,7 @@ def test_a_workdir_in_its_input_is_left_out_of_the_list(photos: Path, command: C
             assert done.returncode == 0, done.stderr
             assert listed(workdir) == names
             assert len(list((workdir / "edited").iterdir())) == 2
-    assert "2 folders that ovseg-batch wrote were left out" in done.stderr
+    assert "2 folders that ovseg-batch wrote left out" in done.stderr
 
 
 def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Path) -> None:
@@ -68,7 +68,7 @@ def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Pa
     build_report(Workdir(finished), photos / "report", workers=0)
     summary = build_manifest([str(photos)], photos.parent / "m.parquet", 2)
     assert (summary.rows, summary.left_out) == (before, 2)
-    assert f"2 folders that ovseg-batch wrote were left out ({photos / 'report'}, {photos / 'yolo'})" in summary.notes()
+    assert f"2 folders that ovseg-batch wrote left out ({photos / 'report'}, {photos / 'yolo'})" in summary.notes()
     assert build_manifest([str(photos / "yolo")], photos.parent / "m.parquet", 2).rows == 6
 
 
@@ -110,8 +110,14 @@ def test_edited_images_are_the_input_of_another_run(photos: Path, command: Comma
         done = command(*run_arguments(source, second))
         assert done.returncode == 0, done.stderr
         assert len(listed(second)) == 2
-    check_inputs([str(out / "manifest.parquet"), "s3://bucket/folder"], Workdir(out))
-    check_inputs([str(photos)], Workdir(photos.parent))
+    check_inputs([str(out / "manifest.parquet"), "s3://bucket/folder"], Workdir(out), allow_remote=True)
+    check_inputs([str(photos)], Workdir(photos.parent), allow_remote=False)
+
+
+def test_a_url_is_refused_before_the_weights_are_searched(command: Command, tmp_path: Path) -> None:
+    told = command("run", "s3://bucket/folder", "-o", str(tmp_path / "out"), "-c", "prompted", "--labels", "sky")
+    assert told.returncode == 2 and "s3://bucket/folder is on a network. Give --allow-remote" in told.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_annotations_of_a_run_are_the_input_of_another(photos: Path, tmp_path: Path, command: Command) -> None:

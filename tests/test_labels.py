@@ -114,6 +114,11 @@ def test_an_empty_text_is_not_the_same_as_no_text() -> None:
 
 def test_a_data_set_stands_alone() -> None:
     assert read_labels(["dataset:voc21"]) == "dataset:voc21"
+    assert load_config(None, flags={"labels": ["dataset:voc21"]}) == load_config(
+        None, flags={"labels": "dataset:voc21"}
+    )
+    with pytest.raises(UsageError, match="dataset:voc21 has its own background"):
+        load_config(None, flags={"labels": ["zebra", "dataset:voc21"]})
     with pytest.raises(UsageError, match="dataset:voc21 has its own background"):
         read_labels(["dataset:voc21", "zebra"])
 

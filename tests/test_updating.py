@@ -63,7 +63,7 @@ def test_only_what_has_changed_is_computed(
     monkeypatch.setattr(failpoints, "reach", lambda name: decoded.append(name) if "decode-" in name else None)
     done = command(*run_arguments(folder, workdir, *QUICK, "--update"))
     assert done.returncode == 0, done.stderr
-    assert "1 images new, 1 changed, 1 gone" in done.stderr
+    assert "1 image new, 1 changed, 1 gone" in done.stderr
     assert sorted(decoded) == ["decode-4", "decode-6"]  # row 5 does not exist: the last shard was not full
 
     now, after = masks_by_name(workdir), commits(workdir)

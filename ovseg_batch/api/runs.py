@@ -37,6 +37,7 @@ from ovseg_batch.results import Results, failed_rows
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import Workdir
 from ovseg_batch.types import Commit
+from ovseg_batch.units import counted
 from ovseg_batch.wording import for_python
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ class Run:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not finished"
-        return f"<Run {self.workdir}: {len(self)} images of {len(self.labels)} labels, {state}>"
+        return f"<Run {self.workdir}: {counted(len(self), 'image')} of {counted(len(self.labels), 'label')}, {state}>"
 
 
 @for_python()

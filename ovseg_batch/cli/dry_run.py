@@ -13,6 +13,7 @@ from ovseg_batch.pipeline import cautions
 from ovseg_batch.planning import DryRun, competition_lines
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition
+from ovseg_batch.units import counted, extent
 
 GB = 1e9
 
@@ -22,11 +23,11 @@ def print_plan(found: DryRun, config: Config, replaced: str | None) -> None:
     labels = "; ".join(_label(label.name, label.words) for label in config.labels)
     click.echo(f"labels   {labels}")
     click.echo(f"models   {', '.join(f'{kind} {model}' for kind, model in _models(config).items())}")
-    click.echo(f"images   {found.manifest.rows} images in {found.manifest.shards} shards{_changes(found)}")
+    click.echo(f"images   {extent(found.manifest.rows, found.manifest.shards)}{_changes(found)}")
     for planned, disk in zip(found.stages, found.disk, strict=True):
         size = ", disk depends on image content" if disk is None else f", about {disk / GB:.2f} GB" if disk else ""
-        size = size if planned.missing else ""
-        click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {len(planned.missing)} shards to do{size}")
+        left = counted(len(planned.missing), "shard")
+        click.echo(f"{planned.name:8} {planned.job.store.folder.name}  {left} to do{size if planned.missing else ''}")
     total, free = f"about {_total(found) / GB:.2f} GB", f"{found.free / GB:.0f} GB that are free"
     click.echo(f"disk     {total} of {free}, without tables and edited images")
     for warning in _warnings(found, config, replaced):

@@ -13,6 +13,7 @@ import click
 from ovseg_batch.cli.base import EXIT_FAILED_IMAGES, EXIT_OK, log
 from ovseg_batch.findings import Findings, edit_note, edit_warning, embedded_note, found_note, label_notes
 from ovseg_batch.store import Workdir
+from ovseg_batch.units import counted
 
 if TYPE_CHECKING:
     from ovseg_batch.pipeline import Outcome
@@ -24,7 +25,7 @@ def print_outcome(outcome: Outcome, workdir: Workdir, as_json: bool = False) -> 
         click.echo(json.dumps(_record(outcome, workdir), indent=2, ensure_ascii=False))
     elif outcome.annotations_path is None:
         left = _shards_left(outcome)
-        shards = "1 shard is" if left == 1 else f"{left} shards are"
+        shards = counted(left, "shard is", "shards are")
         click.echo(f"This part is done. {shards} left for the other parts; the last one writes the outputs.")
     else:
         _print_finished(outcome, workdir)
@@ -32,15 +33,17 @@ def print_outcome(outcome: Outcome, workdir: Workdir, as_json: bool = False) -> 
 
 
 def _print_finished(outcome: Outcome, workdir: Workdir) -> None:
-    click.echo(f"{outcome.images} images, {outcome.annotations} masks: {outcome.annotations_path}")
+    click.echo(
+        f"{counted(outcome.images, 'image')}, {counted(outcome.annotations, 'mask')}: {outcome.annotations_path}"
+    )
     if outcome.edited is not None:
-        click.echo(f"{outcome.edited} edited images: {workdir.edited}")
+        click.echo(f"{counted(outcome.edited, 'edited image')}: {workdir.edited}")
     if outcome.findings is not None:
         print_findings(outcome.findings)
     print_embedded(workdir.read_plan())
     report, retry = (shlex.join(["ovseg-batch", command, str(workdir.root)]) for command in ("report", "retry"))
     if outcome.failures:
-        click.echo(f"{outcome.failures} images failed: {workdir.failures}")
+        click.echo(f"{counted(outcome.failures, 'image')} failed: {workdir.failures}")
         click.echo(f"next: {report}, or compute the failed images again: {retry}")
     else:
         click.echo(f"next: {report}")

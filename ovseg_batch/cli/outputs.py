@@ -17,6 +17,7 @@ from ovseg_batch.export import FORMATS
 from ovseg_batch.findings import label_notes, read_findings
 from ovseg_batch.settings.labels import split_names
 from ovseg_batch.store import Workdir
+from ovseg_batch.units import counted
 
 if TYPE_CHECKING:
     from ovseg_batch.export.exporting import Exported
@@ -99,7 +100,8 @@ def export(
     if as_json:
         click.echo(json.dumps(_record(done), indent=2, ensure_ascii=False))
         return EXIT_OK
-    click.echo(f"{done.tally['images']} images, {done.tally['masks']} masks: {', '.join(map(str, done.paths[:3]))}")
+    images, masks = counted(done.tally["images"], "image"), counted(done.tally["masks"], "mask")
+    click.echo(f"{images}, {masks}: {', '.join(map(str, done.paths[:3]))}")
     if kind == "semantic":
         _tell_balance(done.tally)
     found = read_findings(Workdir(workdir)) if done.complete else None
@@ -127,7 +129,7 @@ def report(workdir: Path, output: Path | None, limit: int, workers: int | None) 
 
     with bar("report") as shown:
         done = build_report(Workdir(workdir), output or workdir / REPORT, limit, workers, shown.update)
-    click.echo(f"{done.images} images, {done.shown} of them shown: {done.page}")
+    click.echo(f"{counted(done.images, 'image')}, {done.shown} of them shown: {done.page}")
     return EXIT_OK
 
 

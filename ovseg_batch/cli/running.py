@@ -19,6 +19,7 @@ from ovseg_batch.findings import read_findings
 from ovseg_batch.progress import duration, pace
 from ovseg_batch.settings.labels import read_labels, split_names
 from ovseg_batch.store import Workdir
+from ovseg_batch.units import extent
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 
@@ -77,7 +78,6 @@ def run(
     INPUT is a folder, a glob, a .txt .csv .jsonl or .parquet list, a COCO json, or an imagefolder with metadata; with
     --allow-remote also a folder of a bucket, and lists may hold URLs.
     """
-    from ovseg_batch import intake, pipeline, planning
     from ovseg_batch.config import load_config
 
     config = load_config(
@@ -99,6 +99,8 @@ def run(
         from ovseg_batch.needed_models import fetch_missing
 
         fetch_missing(config, log.info)
+    from ovseg_batch import intake, pipeline, planning  # errors in the settings do not wait for pyarrow
+
     target = Workdir(workdir)
     if dry_run:
         from ovseg_batch.cli import dry_run as plan
@@ -250,7 +252,7 @@ def manifest(
     summary = build_manifest(listed, output, shard_rows, Remote() if allow_remote else None)
     for note in summary.notes():
         log.warning("%s", note)
-    click.echo(f"{summary.rows} images in {summary.shards} shards: {output}")
+    click.echo(f"{extent(summary.rows, summary.shards)}: {output}")
 
 
 @click.command()
@@ -274,9 +276,7 @@ def status(workdir: Path, as_json: bool, watch: bool, every: float) -> None:
 
 
 def _tell_state(state: dict[str, Any]) -> None:
-    click.echo(
-        f"{state['images']} images in {state['shards']} shards: {'complete' if state['complete'] else 'not done'}"
-    )
+    click.echo(f"{extent(state['images'], state['shards'])}: {'complete' if state['complete'] else 'not done'}")
     for stage in state["stages"]:
         failed = ", ".join(f"{n} {code}" for code, n in stage["failed"].items()) or "none failed"
         speed = stage.get("images_per_second")

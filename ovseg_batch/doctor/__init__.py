@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovseg_batch.doctor.records import Check, failed, ok, warning
+from ovseg_batch.units import counted
 
 if TYPE_CHECKING:
     from ovseg_batch.doctor.gpus import Gpus
@@ -189,7 +190,7 @@ def _check_settings(config: Config) -> Check:
             make_stage(checked, name)
     except OvsegError as error:
         return failed("settings", str(error), "Correct the setting that the message names.")
-    labels = f"{len(config.labels)} labels" if config.labels else "no labels given"
+    labels = counted(len(config.labels), "label") if config.labels else "no labels given"
     return ok("settings", f"Stages {', '.join(names)}; {labels}.")
 
 

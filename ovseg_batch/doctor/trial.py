@@ -28,7 +28,7 @@ from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.store import StageStore, Workdir
-from ovseg_batch.units import size
+from ovseg_batch.units import counted, size
 
 NAMED = 3  # failed images that a sentence names
 
@@ -152,12 +152,12 @@ def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path)
     notes: list[str] = []
     listed = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
     if listed is None:
-        intake.check_inputs(inputs, workdir)
+        intake.check_inputs(inputs, workdir, config.run.allow_remote)
         listed, remote = folder / "manifest.parquet", read_limits(config.run).remote
         notes = intake.list_images(inputs, workdir, listed, config.manifest.shard_rows, remote).notes()
     manifest = Manifest.open(listed)
     check_manifest(manifest, config)
-    found = f"{manifest.rows} images."
+    found = f"{counted(manifest.rows, 'image')}."
     if notes:
         return listed, warning("input", f"{found} {'; '.join(notes)}.", "Check that INPUT is what you mean.")
     return listed, ok("input", found)

@@ -28,6 +28,7 @@ from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
+from ovseg_batch.units import counted
 
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1
@@ -66,10 +67,10 @@ class Summary:
     def notes(self) -> list[str]:
         """One sentence for each kind of oddity."""
         texts = {
-            "missing": f"{self.missing} files are not there; their rows will fail",
-            "duplicates": f"{self.duplicates} images were listed more than once and are taken once",
-            "skipped": f"{self.skipped} files are no images by their names and were left out",
-            "left_out": f"{self.left_out} folders that ovseg-batch wrote were left out",
+            "missing": f"{counted(self.missing, 'file is', 'files are')} not there; their rows will fail",
+            "duplicates": f"{counted(self.duplicates, 'image is', 'images are')} listed more than once and taken once",
+            "skipped": f"{counted(self.skipped, 'file')} without the name of an image left out",
+            "left_out": f"{counted(self.left_out, 'folder')} that ovseg-batch wrote left out",
         }
         return [
             text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")

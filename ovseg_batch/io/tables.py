@@ -80,5 +80,6 @@ class ResultWriter:
 
 def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The lines of one shard's table in row order, as dictionaries of the columns asked for (None: all)."""
-    rows: list[dict[str, Any]] = pq.read_table(path, columns=list(columns) if columns else None).to_pylist()
+    with pq.ParquetFile(path) as file:  # `read_table` imports pandas wherever it is installed
+        rows: list[dict[str, Any]] = file.read(list(columns) if columns else None).to_pylist()
     return rows

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: which of their files are here, and downloads that resume and are checked.
+"""Downloads from the Hugging Face hub that resume and are checked.
 
 A file is received next to the blobs of the hub's own cache, as `HASH.incomplete`. It becomes a blob once its hash is
 the published one. huggingface_hub then links it, so every library that uses the hub finds it, also offline.
@@ -29,6 +29,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.hashing import GIT_SHA1, SHA256, file_digest
+from ovseg_batch.models.hub_cache import cached, repository_folder
 from ovseg_batch.units import size
 
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors of this machine's disk
@@ -64,15 +65,6 @@ class HubFile:
 
     name: str
     size: int | None
-
-
-def cached(repository: str, names: Iterable[str]) -> Path | None:
-    """Return the first of these files that is in the hub's cache, or None. Uses no network."""
-    for name in names if repository else ():
-        found = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    return None
 
 
 def listing(repository: str) -> list[HubFile]:
@@ -117,7 +109,7 @@ def download(repository: str, name: str) -> Path:
 
 def _blobs(repository: str) -> Path:
     """Return the folder of the hub's cache that holds the contents of a repository."""
-    return Path(constants.HF_HUB_CACHE, file_download.repo_folder_name(repo_id=repository, repo_type="model"), "blobs")
+    return repository_folder(repository) / "blobs"
 
 
 def _receive(url: str, name: str, blob: Path, expected_size: int | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.models import hub
+from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.missing import Missing, MissingModels
 
 INDEX = "model_index.json"
@@ -118,7 +118,7 @@ def _folder(model: str, preset: PipelinePreset | None) -> Path:
             f"inpaint.model: there is no pipeline {model!r}.{nearest(model, PIPELINES)} Names: {', '.join(PIPELINES)}; "
             "or a folder that diffusers saved, or a hub id."
         )
-    index = hub.cached(repository, [INDEX])
+    index = cached(repository, [INDEX])
     if index is None or incomplete(index.parent):
         licence, gated = (preset.licence, preset.gated) if preset else ("", False)
         alternative = "name a folder that has it with inpaint.model"

@@ -14,7 +14,8 @@ import yaml
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.models import hub, open_clip_tables, pipelines, presets
+from ovseg_batch.models import open_clip_tables, pipelines, presets
+from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import is_openai_layout
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
@@ -182,7 +183,7 @@ def _foreign_config(architecture: str) -> dict[str, Any]:
 def _foreign_folder(architecture: str) -> Path:
     if architecture.startswith(FOLDER):
         return Path(architecture.removeprefix(FOLDER))
-    config = hub.cached(architecture.removeprefix(HUB), [HUB_CONFIG])
+    config = cached(architecture.removeprefix(HUB), [HUB_CONFIG])
     return config.parent if config else Path(_missing(architecture))
 
 
@@ -230,7 +231,7 @@ def _local(name: str) -> str | None:
 
 
 def _cached(repository: str, *names: str) -> str | None:
-    found = hub.cached(repository, names)
+    found = cached(repository, names)
     return str(found) if found else None
 
 
@@ -250,7 +251,7 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
 def _require_text_files(name: str, config: dict[str, Any]) -> None:
     """Raise MissingModels where the hub's cache lacks what a text tower of transformers reads."""
     for files in open_clip_tables.text_files(config):
-        if hub.cached(files.repository, files.needed) is None:
+        if cached(files.repository, files.needed) is None:
             _missing(name, what=f"tokenizer of {files.repository}")
 
 

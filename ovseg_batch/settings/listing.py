@@ -6,7 +6,10 @@ models of the settings.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -156,10 +159,10 @@ class SettingLine:
 def setting_lines() -> list[SettingLine]:
     """Return a line for every key, in the order of the settings."""
     lines = []
-    for key, field in _fields(Config):
-        lines.append(_line(key, field))
+    for key, field, meaning in _fields(Config):
+        lines.append(_line(key, field, meaning))
         if key == "labels":
-            lines += [_line(LABEL + name, entry) for name, entry in Label.model_fields.items()]
+            lines += [_line(*entry) for entry in _fields(Label, LABEL)]
     return lines
 
 
@@ -174,7 +177,7 @@ def section_meanings() -> dict[str, str]:
 
 def choices(key: str) -> tuple[str, ...]:
     """Return the values of a key that takes certain values alone, as `--set` takes them; otherwise none."""
-    field = dict(_fields(Config)).get(key)
+    field = next((field for name, field, _ in _fields(Config) if name == key), None)
     if field is None:
         return ()
     if field.annotation is bool:
@@ -183,14 +186,30 @@ def choices(key: str) -> tuple[str, ...]:
     return tuple(str(value) for part in parts if get_origin(part) is Literal for value in get_args(part))
 
 
-def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield (dotted key, field) of everything that is no section."""
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, str]]:
+    """Yield (dotted key, field, meaning) of everything that is no section."""
+    meanings = _meanings(model)
     for name, field in model.model_fields.items():
         section = _section(field)
         if section is None:
-            yield prefix + name, field
+            yield prefix + name, field, meanings.get(name, "")
         else:
             yield from _fields(section, f"{prefix}{name}.")
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return field → the docstring below it, in one line.
+
+    pydantic can read the docstrings too, but it does so at every start, which takes 70 ms.
+    """
+    definition = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, below in itertools.pairwise(definition.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
@@ -198,10 +217,10 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _line(key: str, field: FieldInfo) -> SettingLine:
+def _line(key: str, field: FieldInfo, meaning: str) -> SettingLine:
     kind = _type_text(field.annotation, field.metadata)
     default = None if field.is_required() else _yaml(field.get_default(call_default_factory=True))
-    return SettingLine(key, kind, default, " ".join((field.description or "").split()), str(readers(key)))
+    return SettingLine(key, kind, default, meaning, str(readers(key)))
 
 
 def readers(key: str) -> Readers:

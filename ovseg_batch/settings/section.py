@@ -13,6 +13,4 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Section(BaseModel):
     """A part of the settings. The docstring below a field is its meaning in `ovseg-batch settings` and the docs."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

@@ -1,0 +1,26 @@
+"""The files of the Hugging Face hub that are on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import constants
+
+
+def repository_folder(repository: str) -> Path:
+    """Return the folder of a repository in the hub's cache, which may not exist."""
+    return Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+
+
+def cached(repository: str, names: Iterable[str]) -> Path | None:
+    """Return the first of these files that is in the hub's cache, or None. Uses no network."""
+    if not repository or not repository_folder(repository).is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache  # imports an HTTP library, which takes a quarter of a second
+
+    for name in names:
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
