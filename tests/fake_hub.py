@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -56,6 +57,7 @@ class FakeHub:
             server.server_close()
 
 
+@functools.lru_cache(maxsize=16)  # of files of a gigabyte
 def etag(name: str, content: bytes) -> str:
     """Return the hash that the hub publishes for a file."""
     if name.endswith(LARGE):

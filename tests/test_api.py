@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -152,33 +151,13 @@ def test_masks_as_a_data_frame(run: ovseg_batch.Run, tmp_path: Path) -> None:
     assert run[0].to_pandas()["label"].tolist() == [mask.label for mask in run[0].masks]
 
 
-@dataclasses.dataclass
-class Detections:
-    """The constructor of `supervision.Detections`, with the checks that it makes."""
-
-    xyxy: np.ndarray
-    mask: np.ndarray | None = None
-    confidence: np.ndarray | None = None
-    class_id: np.ndarray | None = None
-    tracker_id: np.ndarray | None = None
-    data: dict[str, np.ndarray | list[object]] = dataclasses.field(default_factory=dict)
-    metadata: dict[str, object] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        count = len(self.xyxy)
-        assert self.xyxy.shape == (count, 4) and self.mask is not None and self.mask.ndim == 3
-        assert self.mask.dtype == bool and len(self.mask) == count
-        assert self.confidence is not None and self.confidence.shape == (count,)
-        assert self.class_id is not None and self.class_id.shape == (count,)
-        assert all(len(values) == count for values in self.data.values())
-
-
-def test_masks_as_detections(run: ovseg_batch.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = types.ModuleType("supervision")
-    library.Detections = Detections  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "supervision", library)
+def test_masks_as_detections(run: ovseg_batch.Run) -> None:
     image = run[0]
     found = image.to_supervision()
+    assert found.area.tolist() == [mask.area for mask in image.masks]
+    assert len(found[found.class_id == found.class_id[0]]) == sum(
+        mask.label == image.masks[0].label for mask in image.masks
+    )
     for k, mask in enumerate(image.masks):
         assert np.array_equal(found.mask[k], mask.array)
         rows, columns = np.nonzero(mask.array)
