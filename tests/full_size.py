@@ -10,17 +10,17 @@ from safetensors.torch import save
 
 from ovseg_batch.models import presets, sam
 
-CLIP, SAM = "openai-b16", "sam2.1-large"  # of the default preset
+CLIP, SAM, SMALL_SAM = "openai-b16", "sam2.1-large", "sam2.1-tiny"  # the first two are of the default preset
 
 
 def repositories() -> dict[str, dict[str, bytes]]:
-    """Return repository → name of a file → its content, for the two models of the default preset. 1.5 GB."""
-    clip, sam2 = presets.CLIP[CLIP], presets.SAM[SAM]
+    """Return repository → name of a file → its content. 1.7 GB."""
+    clip = presets.CLIP[CLIP]
     torch.manual_seed(0)
     tower = open_clip.create_model(clip.architecture, load_weights=False).state_dict()
-    segmenter = io.BytesIO()
-    torch.save({"model": sam.build(sam2.architecture).state_dict()}, segmenter)
-    return {
-        clip.hub: {"open_clip_model.safetensors": save(tower)},
-        sam2.hub: {sam2.file: segmenter.getvalue()},
-    }
+    found = {clip.hub: {"open_clip_model.safetensors": save(tower)}}
+    for name in (SAM, SMALL_SAM):
+        preset, file = presets.SAM[name], io.BytesIO()
+        torch.save({"model": sam.build(preset.architecture).state_dict()}, file)
+        found[preset.hub] = {preset.file: file.getvalue()}
+    return found
