@@ -97,14 +97,19 @@ def run(
         intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, remote)
     manifest = Manifest.open(workdir.manifest)
     check_manifest(manifest, config)
-    stages = plan(config, workdir, manifest, workdir.manifest)
-    _write_config(workdir, config)
-    write_plan(workdir, inputs, manifest, stages, config)
+    stages = [replace(one, part=part) for one in plan(config, workdir, manifest, workdir.manifest)]
+    _begin(workdir, inputs, manifest, stages, config)
     log.info("%s", extent(manifest.rows, manifest.shards))
-    if part[1] > 1:
-        ours = [[shard for shard in planned.missing if shard % part[1] == part[0]] for planned in stages]
-        stages = [replace(planned, missing=mine) for planned, mine in zip(stages, ours, strict=True)]
     return _execute(workdir, manifest, stages, config, progress)
+
+
+def _begin(
+    workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
+) -> None:
+    """Write the settings and the plan of a run, which is the latest of its workdir from now on."""
+    with workdir.exclusive():
+        _write_config(workdir, config)
+        write_plan(workdir, inputs, manifest, stages, config)
 
 
 def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
@@ -172,8 +177,7 @@ def query(
             planned.job.store.create(planned.inputs)
             planned.job.store.adopt(store)
     stages = plan(config, target, manifest, target.manifest)
-    _write_config(target, config)
-    write_plan(target, record["inputs"], manifest, stages, config)
+    _begin(target, record["inputs"], manifest, stages, config)
     return _execute(target, manifest, stages, config, progress)
 
 
@@ -218,18 +222,25 @@ def _execute(
         if any(planned.missing for planned in stages):
             workdir.unseal_outputs()
         for planned in stages:
-            planned.job.store.create(planned.inputs)
-            stack.enter_context(planned.job.store.in_use())
+            stack.enter_context(planned.job.store.in_use(planned.inputs))
         try:
             for number, planned in enumerate(stages, 1):
                 place = f"stage {number} of {len(stages)}"
                 redone[planned.name] = _run_planned(planned, place, manifest, config, progress)
         except OvsegError:
-            _write_failures(workdir, manifest, stages)
+            with workdir.exclusive():
+                if workdir.made_of() == _identity(manifest, stages):
+                    _write_failures(workdir, manifest, stages)
             raise
         finally:  # drafts of workers that were killed, also of an earlier run's that outlived their parent
             workdir.remove_leftovers()
-        return _finish(workdir, manifest, stages, config, redone)
+        with workdir.exclusive():
+            return _finish(workdir, manifest, stages, config, redone)
+
+
+def _identity(manifest: Manifest, stages: Sequence[PlannedStage]) -> list[str]:
+    """Return what the outputs of a run are made of, as `Workdir.made_of` does for the latest run."""
+    return [manifest.fingerprint, *(planned.job.store.fingerprint for planned in stages)]
 
 
 def _announce(config: Config, workdir: Workdir) -> None:
@@ -289,37 +300,38 @@ def _run_planned(
     planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None
 ) -> list[int]:
     """Compute the missing shards of a stage, and return their numbers."""
-    store = planned.job.store
-    begun = [shard for shard in planned.missing if store.data_path(shard, TABLE).exists()]
-    done, shards, folder = planned.committed, manifest.shards, store.folder.name
+    store, shards = planned.job.store, manifest.shards
+    missing = planned.still_missing(shards)
+    begun = [shard for shard in missing if store.data_path(shard, TABLE).exists()]
+    done, folder = shards - len(store.missing(shards)), store.folder.name
     log.info("%s, %s [%s]: %d of %d shards already committed", planned.name, place, folder, done, shards)
-    if not planned.missing:
+    if not missing:
         return []
-    if begun or len(planned.missing) < shards:
-        log.info("%s: computing shards %s", planned.name, ranges(planned.missing))
+    if begun or len(missing) < shards:
+        log.info("%s: computing shards %s", planned.name, ranges(missing))
     run, rows, failed = config.run, 0, Counter[str]()
     waiting = "loading models" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
-    with Meter.of(store, planned.missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
-        for commit in _commits(planned, config, meter.follow):
+    with Meter.of(store, missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
+        for commit in _commits(planned, missing, config, meter.follow):
             meter.add(commit)
             rows += commit.rows
             failed.update(commit.failed)
             _check_budget(planned.name, rows, failed, run.max_failure_rate)
-    return planned.missing
+    return missing
 
 
-def _commits(planned: PlannedStage, config: Config, report: Report) -> Iterator[Commit]:
+def _commits(planned: PlannedStage, missing: list[int], config: Config, report: Report) -> Iterator[Commit]:
     """Compute the missing shards with the engine that the settings name. Ray reports no images in flight."""
     from ovseg_batch.engine import local, ray
 
     run, on_gpu = config.run, planned.accelerator and config.run.device != "cpu"
     if run.engine == "local":
         devices = _devices(config, planned.accelerator)
-        return local.run_stage(planned.job, planned.missing, devices, run.workers == 0, report)
+        return local.run_stage(planned.job, missing, devices, run.workers == 0, report)
     share = run.gpus_per_worker.get(planned.name, 1.0) if on_gpu else 0.0
     pool = ray.Pool("cuda" if on_gpu else "cpu", cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
-    return ray.run_stage(planned.job, planned.missing, pool)
+    return ray.run_stage(planned.job, missing, pool)
 
 
 def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) -> None:
@@ -334,15 +346,30 @@ def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) ->
 def _finish(
     workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, redone: dict[str, list[int]]
 ) -> Outcome:
+    """Write the outputs at the top of the workdir if every shard of every stage is committed."""
     states = [stage_status(planned.job.store, manifest.shards) for planned in stages]
-    if not all(state.complete for state in states):
-        return Outcome(stages=states, redone=redone)
-    identity = [manifest.fingerprint, *(planned.job.store.fingerprint for planned in stages)]
+    identity, stores = _identity(manifest, stages), [planned.job.store for planned in stages]
+    if workdir.made_of() != identity:
+        raise OvsegError(
+            f"Another run with other settings or images has begun in {workdir.root} meanwhile, so this one writes no "
+            "outputs there. What is committed stays. Give the same command again to have its outputs at the top, or "
+            "use one workdir for each."
+        )
+    if unfinished := [state for state in states if not state.complete]:
+        index, count = stages[0].part
+        if count == 1:
+            missing = unfinished[0].shards - unfinished[0].shards_done
+            raise OvsegError(
+                f"{unfinished[0].name}: {counted(missing, 'shard has', 'shards have')} lost the commit while this run "
+                "computed others. Another command or person has removed it. Run the same command again."
+            )
+        failures = sum(1 for _ in failed_rows(manifest, stores, range(index, manifest.shards, count)))
+        return Outcome(stages=states, failures=failures, redone=redone)
     edits = stages[-1].job.store if stages[-1].name == EDIT else None
     sealed = workdir.sealed_outputs()
     if sealed is not None and sealed.get("made_of") == identity:
         log.info("everything was done before")
-        edited = None if edits is None else publish_edited(workdir, edits)
+        edited = publish_edited(workdir, edits)
         return _outcome(states, sealed["counts"], workdir, edited, redone)
     last = mask_stage(stages, lambda planned: planned.name).job.store
     vocabulary = make_vocabulary(config)
@@ -356,11 +383,12 @@ def _finish(
         "settings": {planned.name: planned.inputs["settings"] for planned in stages if planned.name != EDIT},
     }
     path = workdir.annotations
+    workdir.unseal_outputs()
     with failpoints.within("export"):
         images, annotations, label_images = write_coco(
             path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
         )
-        edited = None if edits is None else publish_edited(workdir, edits)
+        edited = publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)
         found = Findings(images, label_images, None if edits is None else count_edits(edits, config.edit.mode))
         counts = {"annotations": annotations, "failures": failures, **found.to_record()}

@@ -35,17 +35,30 @@ SAMPLE = 64  # images whose size stands for all
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage of this run, its folder, the shards to compute, and how many shards are committed already."""
+    """A stage of this run.
+
+    Attributes:
+        missing: the shards to compute.
+        committed: how many shards are committed already.
+        part: (i, n): of the missing shards only i, i + n, i + 2n, … are computed.
+    """
 
     job: StageJob
     plan: StagePlan
     inputs: dict[str, Any]
     missing: list[int]
     committed: int
+    part: tuple[int, int] = (0, 1)
 
     @property
     def name(self) -> str:
         return self.job.store.stage
+
+    def still_missing(self, shards: int) -> list[int]:
+        """Return the shards to compute now. An earlier stage that was computed again adds to those of the plan."""
+        index, count = self.part
+        found = {*self.job.store.missing(shards), *(self.missing if self.job.retry else ())}
+        return sorted(shard for shard in found if shard % count == index)
 
     @property
     def accelerator(self) -> bool:
@@ -66,13 +79,12 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
             "upstream": {need: stores[need].fingerprint for need in stage_plan.needs},
             "settings": stage_plan.inputs(),
         }
-        store = workdir.stage(name, fingerprint(inputs), manifest.revisions)
         upstream = {need: stores[need] for need in stage_plan.needs}
+        store = workdir.stage(name, fingerprint(inputs), manifest.revisions, upstream)
         stall = config.run.stall_minutes
         job = StageJob(
             functools.partial(make_stage, config, name),
             store,
-            upstream,
             manifest_path,
             threads=config.run.threads or _own_threads(),
             stall_seconds=None if stall is None else 60 * stall,
@@ -257,7 +269,13 @@ def write_plan(
         "background": make_vocabulary(config).has_background,
         "embedded_models": embedded_models(config),
         "stages": [
-            {"name": p.name, "folder": p.job.store.folder.name, "fingerprint": p.job.store.fingerprint} for p in stages
+            {
+                "name": planned.name,
+                "folder": planned.job.store.folder.name,
+                "fingerprint": planned.job.store.fingerprint,
+                "needs": list(planned.job.store.upstream),
+            }
+            for planned in stages
         ],
     }
     workdir.write_plan(record)

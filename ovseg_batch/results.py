@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -81,13 +81,21 @@ def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Itera
         yield row.file_name, line
 
 
-def failed_rows(manifest: Manifest, stores: Sequence[StageStore]) -> Iterator[tuple[int, str, str, str, str]]:
-    """(row, key, stage, code, message) of every failed image: the first failure, not those it causes downstream."""
-    for shard in range(manifest.shards):
+def failed_rows(
+    manifest: Manifest, stores: Sequence[StageStore], shards: Iterable[int] | None = None
+) -> Iterator[tuple[int, str, str, str, str]]:
+    """(row, key, stage, code, message) of every failed image: its first failure, not those that this one causes.
+
+    Args:
+        shards: those to read; None: all.
+    """
+    for shard in range(manifest.shards) if shards is None else shards:
+        listed: set[int] = set()
         for store in stores:
             commit = store.read_commit(shard)
             if commit is None or not commit.failed:
                 continue
             for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
-                if line["status"] == "failed" and line["code"] != "upstream":
+                if line["status"] == "failed" and line["row"] not in listed:
+                    listed.add(line["row"])
                     yield line["row"], line["key"], store.stage, line["code"], line["message"]

@@ -6,22 +6,22 @@ files are made durable first and the record last, so whatever kills the process 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.io import locks
 from ovseg_batch.io.atomic import (
     TEMPORARY_SUFFIX,
+    delete,
     file_record,
     fsync_folder,
     owner_is_gone,
@@ -76,23 +76,22 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source.resolve())
 
 
-def _is_locked(folder: Path) -> bool:
-    try:
-        with (folder / LOCK).open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
 class StageStore:
     """One stage's folder: where its shards go and which of them are committed."""
 
-    def __init__(self, folder: Path, stage: str, fingerprint: str, revisions: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        fingerprint: str,
+        revisions: Mapping[int, int] | None = None,
+        upstream: Mapping[str, StageStore] | None = None,
+    ) -> None:
         self.folder = folder
         self.stage = stage
         self.fingerprint = fingerprint
-        self._revisions = revisions or {}  # of the shards whose rows have changed: of which one a commit must be
+        self.upstream = dict(upstream or {})
+        self._revisions = revisions or {}  # shard → revision of the manifest that its commit must carry
 
     def revision(self, shard: int) -> int:
         """The manifest's revision in which the shard's rows last changed."""
@@ -122,21 +121,36 @@ class StageStore:
             write_text(path, json.dumps({**description, "inputs": inputs}, indent=2, ensure_ascii=False) + "\n")
 
     def read_commit(self, shard: int, outdated: bool = False) -> Commit | None:
-        """The shard's commit, or None where there is none that can be relied on.
+        """Return the shard's commit, or None where there is none that can be relied on.
 
         Args:
-            outdated: also one of an earlier revision, some of whose rows are no longer what they were.
+            outdated: also return one that `is_current` refuses.
         """
         commit = self._read_sealed(shard)
         if commit is None or (commit.fingerprint, commit.shard) != (self.fingerprint, shard):
             return None
-        if commit.revision != self.revision(shard) and not outdated:
+        if not outdated and not self.is_current(commit):
             return None
         try:
             sizes_match = all((self.folder / f.path).stat().st_size == f.bytes for f in commit.files)
         except OSError:
             return None
         return commit if sizes_match else None
+
+    def is_current(self, commit: Commit) -> bool:
+        """Return whether a commit has the manifest's revision and was computed from today's upstream commits."""
+        if commit.revision != self.revision(commit.shard):
+            return False
+        upstream = self.upstream_commits(commit.shard)
+        return upstream is not None and all(
+            commit.upstream.get(name, above.digest) == above.digest for name, above in upstream.items()
+        )
+
+    def upstream_commits(self, shard: int) -> dict[str, Commit] | None:
+        """Return stage → its commit of the shard, or None where one is missing."""
+        found = {name: store.read_commit(shard) for name, store in self.upstream.items()}
+        commits = {name: commit for name, commit in found.items() if commit is not None}
+        return commits if len(commits) == len(found) else None
 
     def _read_sealed(self, shard: int) -> Commit | None:
         try:
@@ -216,16 +230,9 @@ class StageStore:
             if path not in claimed and not path.name.startswith("."):
                 yield Problem(path, "no commit speaks of it")
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Hold the folder, so that `gc` leaves it alone; given back when the process ends, however it ends."""
-        lock = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)  # NFS shares a lock with readers alone
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks: then gc cannot know either
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(lock)
+    def in_use(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Create and hold the folder, so that `gc` does not delete it."""
+        return locks.shared(self.folder / LOCK, lambda: self.create(inputs))
 
     def _recorded_shards(self) -> Iterator[int]:
         commits = self.folder / "commits"
@@ -301,21 +308,38 @@ class Workdir:
                 found += part.rglob(pattern) if part.is_dir() else [part] if fnmatch(part.name, pattern) else []
         for path in found:
             if owner_is_gone(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                delete(path)
                 removed += 1
         return removed
 
-    def stage(self, name: str, fingerprint: str, revisions: Mapping[int, int] | None = None) -> StageStore:
-        return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint, revisions)
+    def stage(
+        self,
+        name: str,
+        fingerprint: str,
+        revisions: Mapping[int, int] | None = None,
+        upstream: Mapping[str, StageStore] | None = None,
+    ) -> StageStore:
+        return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint, revisions, upstream)
 
     def stores(self) -> list[StageStore]:
         """The stages of the latest run, in order. Raises UsageError where there is none."""
         plan = self.read_plan()
         revisions = {int(shard): revision for shard, revision in plan.get("revisions", {}).items()}
-        return [
-            StageStore(self.root / "stages" / entry["folder"], entry["name"], entry["fingerprint"], revisions)
-            for entry in plan["stages"]
-        ]
+        stores: dict[str, StageStore] = {}
+        for entry in plan["stages"]:
+            folder, name = self.root / "stages" / entry["folder"], entry["name"]
+            upstream = {need: stores[need] for need in entry.get("needs", ())}
+            stores[name] = StageStore(folder, name, entry["fingerprint"], revisions, upstream)
+        return list(stores.values())
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the files at the top of the workdir: settings, plan and outputs. One process at a time writes them."""
+        return locks.exclusive(self.root / "stages" / LOCK)
+
+    def made_of(self) -> list[str]:
+        """Return what the outputs of the latest run are made of: the fingerprints of its manifest and its stages."""
+        plan = self.read_plan()
+        return [plan["manifest"], *(stage["fingerprint"] for stage in plan["stages"])]
 
     def seal_outputs(self, paths: Iterable[Path], facts: Mapping[str, Any]) -> None:
         """Remember what the files at the top are, so that `verify` can tell, and what a finished run says of itself."""
@@ -343,23 +367,38 @@ class Workdir:
         path = self.root / "stages" / OUTPUTS
         if path.exists():
             try:
-                files = [FileRecord(**file) for file in unseal(path.read_bytes())["files"]]
+                record = unseal(path.read_bytes())
+                files = [FileRecord(**file) for file in record["files"]]
             except (ValueError, KeyError, TypeError):
                 return [*problems, Problem(path, "the record of the outputs is damaged")]
+            if record.get("made_of", self.made_of()) != self.made_of():
+                problems.append(Problem(self.annotations, "it belongs to another run than config.yaml"))
             problems += [Problem(self.root / f.path, what) for f in files if (what := _damage(self.root, f))]
         return problems
 
     def unused(self) -> list[Path]:
         """Stage folders that the latest run does not refer to and no process is using."""
         named = {entry["folder"] for entry in self.read_plan()["stages"]}
-        folders = [path.parent for path in sorted((self.root / "stages").glob("*/stage.json"))]
-        return [folder for folder in folders if folder.name not in named and not _is_locked(folder)]
+        found = []
+        for path in sorted((self.root / "stages").glob("*/stage.json")):
+            with locks.if_free(path.parent / LOCK) as unused:
+                if unused and path.parent.name not in named:
+                    found.append(path.parent)
+        return found
 
     def remove(self, folder: Path) -> None:
-        """Delete a stage folder; what a crash leaves of it is still named by `unused` the next time."""
-        for part in sorted(folder.iterdir(), key=lambda path: path.name == "stage.json"):
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-        folder.rmdir()
+        """Delete a stage folder that no run uses; what a crash leaves of it is still named by `unused` the next time.
+
+        Of a link to a folder elsewhere, which another workdir may share, only the link is deleted.
+        """
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        with locks.if_free(folder / LOCK) as unused:
+            if unused:
+                for part in sorted(folder.iterdir(), key=lambda path: (path.name == LOCK, path.name == "stage.json")):
+                    delete(part)
+                folder.rmdir()
 
     def write_plan(self, record: Mapping[str, Any]) -> None:
         """Say which stages the run in progress has, and of which manifest it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -102,7 +103,10 @@ class FileRecord:
 class Commit:
     """The record that makes a shard exist. Clock times live here and nowhere else.
 
-    `revision` is the manifest's in which the shard's rows last changed.
+    Attributes:
+        revision: of the manifest, in which the shard's rows last changed.
+        upstream: stage → digest of its commit of this shard, which the results were computed from.
+        keeps: digest of the commit before, whose finished rows this one holds unchanged; empty where it holds none.
     """
 
     stage: str
@@ -117,6 +121,21 @@ class Commit:
     host: str
     version: int = 1
     revision: int = 0
+    upstream: dict[str, str] = field(default_factory=dict)
+    keeps: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the committed files. Two commits with one digest have the same results."""
+        lines = "".join(f"{file.path}\0{file.blake2b}\n" for file in self.files)
+        return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+
+    def follows(self, upstream: Mapping[str, Commit]) -> bool:
+        """Return whether the results were computed from these commits, or from those whose rows these keep.
+
+        A commit that was written before digests were recorded follows any.
+        """
+        return all(self.upstream.get(name, new.digest) in (new.digest, new.keeps) for name, new in upstream.items())
 
     def to_record(self) -> dict[str, Any]:
         """As plain values, for JSON."""

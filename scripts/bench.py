@@ -164,7 +164,7 @@ def run_rows(folder: Path, count: int) -> None:
     manifest = Manifest.open(workdir.manifest)
     store = workdir.stage("trivial", "0" * 32)
     store.create({})
-    job = StageJob(TrivialStage, store, {}, workdir.manifest, threads=1)
+    job = StageJob(TrivialStage, store, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
     write_coco(workdir.annotations, ["sky"], {}, lambda: finished_rows(manifest, store))
@@ -189,7 +189,7 @@ def restart(rows: int) -> None:
         for planned in planning.plan(config, workdir, manifest, workdir.manifest):
             store = planned.job.store
             store.create(planned.inputs)
-            job = StageJob(TrivialStage, store, {}, workdir.manifest, threads=1)
+            job = StageJob(TrivialStage, store, workdir.manifest, threads=1)
             for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
                 pass
         again = ["run", str(workdir.manifest), "-o", str(workdir.root), "--labels", "sky"]

@@ -26,7 +26,7 @@ def workdir(tmp_path: Path) -> Workdir:
     store = workdir.stage("echo", fingerprint({"stage": "echo"}))
     store.create({"stage": "echo"})
     for shard in range(SHARDS):
-        run_shard(Echo(), store, shard, ROWS, {})
+        run_shard(Echo(), store, shard, ROWS)
     stage = {"name": "echo", "folder": store.folder.name, "fingerprint": store.fingerprint}
     workdir.write_plan({"shards": SHARDS, "stages": [stage]})
     return workdir

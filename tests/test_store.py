@@ -69,7 +69,7 @@ def store(tmp_path: Path):
 
 
 def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code_and_message(store):
-    commit = run_shard(Echo(), store, 0, ROWS, {})
+    commit = run_shard(Echo(), store, 0, ROWS)
     assert (commit.rows, commit.ok, commit.failed) == (4, 3, {"truncated": 1})
     with Upstream(store, 0) as shard:
         assert [shard.values(i)["status"] for i in range(4)] == ["ok", "failed", "ok", "ok"]
@@ -78,30 +78,30 @@ def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code
 
 
 def test_a_row_the_stage_forgets_becomes_a_failed_row(store):
-    commit = run_shard(Silent(), store, 0, ROWS, {})
+    commit = run_shard(Silent(), store, 0, ROWS)
     assert commit.failed == {"internal": 1, "truncated": 1}
 
 
 def test_a_row_answered_twice_stops_the_run_and_leaves_nothing_visible(store):
     with pytest.raises(OvsegError, match="twice"):
-        run_shard(Twice(), store, 0, ROWS, {})
+        run_shard(Twice(), store, 0, ROWS)
     assert store.read_commit(0) is None
     assert not [path for path in (store.folder / "data").rglob("*") if path.is_file()]
 
 
 def test_numbers_that_are_not_finite_fail_their_row(store):
-    assert run_shard(NotFinite(), store, 0, ROWS, {}).failed == {"model": 4}
+    assert run_shard(NotFinite(), store, 0, ROWS).failed == {"model": 4}
 
 
 def test_data_files_of_two_runs_are_equal_byte_for_byte(store):
-    first = run_shard(Echo(), store, 0, ROWS, {})
-    second = run_shard(Echo(), store, 0, ROWS, {})
+    first = run_shard(Echo(), store, 0, ROWS)
+    second = run_shard(Echo(), store, 0, ROWS)
     assert first.files == second.files
     assert (first.attempt, second.attempt) == (1, 2)
 
 
 def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store):
-    run_shard(Echo(), store, 0, ROWS, {})
+    run_shard(Echo(), store, 0, ROWS)
     assert store.missing(2) == [1]
     path = store.data_path(0, ".npz")
     path.write_bytes(path.read_bytes()[:-1])
@@ -110,13 +110,13 @@ def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "echo"}'])
 def test_a_torn_or_foreign_commit_record_does_not_count(store, text):
-    run_shard(Echo(), store, 0, ROWS, {})
+    run_shard(Echo(), store, 0, ROWS)
     store.commit_path(0).write_text(text)
     assert store.read_commit(0) is None
 
 
 def test_a_commit_of_another_fingerprint_does_not_count(store):
-    run_shard(Echo(), store, 0, ROWS, {})
+    run_shard(Echo(), store, 0, ROWS)
     path = store.commit_path(0)
     path.write_text(path.read_text().replace(store.fingerprint, "0" * 32))
     assert store.read_commit(0) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import tempfile
@@ -125,19 +124,18 @@ class Segmenter:
         from ovseg_batch.engine.job import OpenJob, StageJob
         from ovseg_batch.models.device import resolve_device
         from ovseg_batch.models.faults import first_line, is_lost
-        from ovseg_batch.stages.registry import make_stage, stage_names
+        from ovseg_batch.stages.registry import make_plan, make_stage, stage_names
 
         device, threads = str(resolve_device(self._config.run.device)), self._config.run.threads or self._threads
         stores: dict[str, StageStore] = {}
         try:
             for name in stage_names(self._config):
-                store = StageStore(listed.parent / "stages" / name, name, fingerprint="")
-                job = StageJob(functools.partial(make_stage, self._config, name), store, {}, listed, threads)
+                upstream = {need: stores[need] for need in make_plan(self._config, name).needs}
+                store = StageStore(listed.parent / "stages" / name, name, fingerprint="", upstream=upstream)
+                job = StageJob(functools.partial(make_stage, self._config, name), store, listed, threads)
                 if name not in self._stages:
                     self._stages[name] = job.open(device).stage
-                stage = self._stages[name]
-                upstream = {need: stores[need] for need in stage.needs}
-                opened = OpenJob(dataclasses.replace(job, upstream=upstream), stage, manifest)
+                opened = OpenJob(job, self._stages[name], manifest)
                 for shard in range(manifest.shards):
                     opened.compute(shard, {})
                 stores[name] = store

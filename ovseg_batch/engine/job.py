@@ -28,7 +28,6 @@ class StageJob:
 
     make_stage: Callable[[], Stage]
     store: StageStore
-    upstream: dict[str, StageStore]
     manifest: Path
     threads: int | None
     retry: bool = False
@@ -72,7 +71,7 @@ class OpenJob:
             progress: called with each result.
         """
         rows = self.manifest.read_shard(shard)
-        return run_shard(self.stage, self.job.store, shard, rows, self.job.upstream, charged, self.job.retry, progress)
+        return run_shard(self.stage, self.job.store, shard, rows, charged, self.job.retry, progress)
 
     def probe(
         self,
@@ -92,4 +91,4 @@ class OpenJob:
         """
         rows = [row for row in self.manifest.read_shard(shard) if row.row not in known]
         rows.sort(key=lambda row: row.row != first)
-        probe_shard(self.stage, shard, rows, self.job.upstream, begin, progress)
+        probe_shard(self.stage, self.job.store, shard, rows, begin, progress)

@@ -21,13 +21,22 @@ from ovseg_batch.store import FILES, StageStore, Workdir
 from ovseg_batch.types import Unchanged
 
 
-def publish_edited(workdir: Workdir, store: StageStore) -> int:
-    """Bring `edited/` up to what the stage has committed; how many images are in it.
+def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
+    """Bring `edited/` up to what the stage has committed. Nothing is done where it is so already.
 
-    Nothing is done where it is so already.
+    Args:
+        store: the stage of edits; None removes what an earlier run with edits has left.
+
+    Returns:
+        The number of edited images; None without a stage.
     """
-    digest, count = _digest(store)
     marker = workdir.root / "stages" / "edited.txt"
+    if store is None:
+        if marker.is_file():
+            shutil.rmtree(workdir.edited, ignore_errors=True)
+            marker.unlink()
+        return None
+    digest, count = _digest(store)
     if workdir.edited.is_dir() and marker.is_file() and marker.read_text(encoding="utf-8").strip() == digest:
         return count
     fresh = temporary_path(workdir.edited)

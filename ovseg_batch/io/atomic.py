@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -35,6 +36,14 @@ def temporary_path(path: Path) -> Path:
     """
     owner = f"{socket.gethostname()}@{os.getpid()}"
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{owner}{TEMPORARY_SUFFIX}")
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a folder with all in it, or a link. What a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def owner_is_gone(temporary: Path) -> bool:

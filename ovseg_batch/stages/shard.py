@@ -33,7 +33,6 @@ def run_shard(
     store: StageStore,
     shard: int,
     rows: Sequence[ImageRow],
-    upstream_stores: Mapping[str, StageStore],
     charged: Mapping[int, str] | None = None,
     retry: bool = False,
     progress: Progress = lambda result: None,
@@ -42,21 +41,28 @@ def run_shard(
 
     Args:
         charged: row → why: rows that kill the process and fail without being looked at.
-        retry: keep the committed rows that are well and compute the failed ones alone; so it is where the manifest
-            has changed, of the rows that are as they were.
+        retry: keep the committed rows that are well and compute the failed ones alone. A commit that is not current
+            is treated so too: its rows are kept where neither the manifest nor an upstream stage has changed them.
         progress: called with each result that the stage has computed.
 
     Raises:
         OSError: the disk is full or gone; nothing of the shard is visible then.
-        OvsegError: the stage broke its contract (a row answered twice, or not a row of this shard).
+        OvsegError: the stage broke its contract (a row answered twice, or not a row of this shard), or an upstream
+            stage has lost its commit of the shard.
     """
     started = time.monotonic()
+    above = store.upstream_commits(shard)
+    if above is None:
+        raise OvsegError(
+            f"{store.stage}: an earlier stage has no commit of shard {shard} any more. Another command has removed it. "
+            "What is committed stays. Run the same command again."
+        )
     previous = store.read_commit(shard, outdated=True)
-    outdated = previous is not None and previous.revision != store.revision(shard)
+    keep = previous is not None and previous.follows(above) and (retry or not store.is_current(previous))
     with contextlib.ExitStack() as stack:
         stack.enter_context(failpoints.within(stage.name))
-        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
-        kept = stack.enter_context(Upstream(store, shard)) if previous and (retry or outdated) else None
+        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
+        kept = stack.enter_context(Upstream(store, shard)) if keep else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
         results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept, same, progress))
         tally, files = _write(stage, store, shard, results)
@@ -72,6 +78,8 @@ def run_shard(
             seconds=round(time.monotonic() - started, 3),
             host=socket.gethostname(),
             revision=store.revision(shard),
+            upstream={name: commit.digest for name, commit in above.items()},
+            keeps=previous.digest if previous is not None and keep else "",
         )
         failpoints.reach("commit")
         store.write_commit(commit)
@@ -83,9 +91,9 @@ def run_shard(
 
 def probe_shard(
     stage: Stage,
+    store: StageStore,
     shard: int,
     rows: Sequence[ImageRow],
-    upstream_stores: Mapping[str, StageStore],
     begin: Callable[[int], None],
     progress: Progress,
 ) -> None:
@@ -96,7 +104,7 @@ def probe_shard(
         progress: called with each result.
     """
     with contextlib.ExitStack() as stack:
-        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in upstream_stores.items()}
+        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
         for row in rows:
             begin(row.row)
             for _ in _reported(stage.process([row], upstream), progress):

@@ -165,14 +165,12 @@ def run_edits(folder: Path, count: int) -> None:
     workdir.create()
     build_manifest([str(listing)], workdir.manifest, 256)
     manifest = Manifest.open(workdir.manifest)
-    masks, edits = (workdir.stage(name, "0" * 32) for name in ("refine", "edit"))
+    masks = workdir.stage("refine", "0" * 32)
+    edits = workdir.stage("edit", "0" * 32, upstream={"refine": masks})
     config = load_config("demo", (), {"labels": list(scenes.THING_NAMES), "edit.mode": "cutout"}, environment={})
-    for store, make, upstream in (
-        (masks, GivenMasks, {}),
-        (edits, functools.partial(EditStage, config, "refine"), {"refine": masks}),
-    ):
+    for store, make in ((masks, GivenMasks), (edits, functools.partial(EditStage, config, "refine"))):
         store.create({})
-        job = StageJob(make, store, upstream, workdir.manifest, threads=1)
+        job = StageJob(make, store, workdir.manifest, threads=1)
         for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
             pass
     if stage_status(edits, manifest.shards).ok != count:

@@ -34,7 +34,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 def run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
     for shard in range(manifest.shards):
-        run_shard(stage, planned.job.store, shard, manifest.read_shard(shard), planned.job.upstream)
+        run_shard(stage, planned.job.store, shard, manifest.read_shard(shard))
 
 
 def measured(arguments: Sequence[str], environment: dict[str, str] | None = None, code: int = 0) -> tuple[float, float]:

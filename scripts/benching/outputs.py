@@ -73,7 +73,7 @@ def write_synthetic_run(folder: Path, images: int) -> Workdir:
     manifest = Manifest.open(workdir.manifest)
     store = workdir.stage("refine", "0" * 32)
     store.create({})
-    job = StageJob(RepeatedMasks, store, {}, workdir.manifest, threads=1)
+    job = StageJob(RepeatedMasks, store, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
     stage = {"name": "refine", "folder": store.folder.name, "fingerprint": store.fingerprint}

@@ -20,6 +20,8 @@ from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[6000:]
+#: With the stages come the model libraries, which take seconds to import.
+PRELOADED = ["ovseg_batch.cli", "ovseg_batch.pipeline", "ovseg_batch.stages.implementations"]
 COMPUTING = ("run", "doctor")  # commands that take `-c`
 OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
 
@@ -98,7 +100,7 @@ def start_command(
 ) -> Running:
     """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ovseg_batch.cli", "ovseg_batch.pipeline"])
+    context.set_forkserver_preload(PRELOADED)
     log.touch()  # it may be killed before it can
     process = context.Process(target=_command, args=(with_embedded_models(arguments), environment, log, file_bytes))
     process.start()
