@@ -239,7 +239,7 @@ class StageStore:
         if not commits.is_dir():
             return
         for folder in sorted(commits.iterdir()):
-            yield from sorted(int(entry.stem) for entry in folder.glob("*.json") if entry.stem.isdigit())
+            yield from sorted(int(entry.stem) for entry in folder.glob("*.json") if entry.stem.isdecimal())
 
 
 class Workdir:

@@ -201,6 +201,16 @@ def test_nothing_of_others_is_overwritten(run_of_six: Path, tmp_path: Path) -> N
         exported(run_of_six, tmp_path / "maps", "coco")
 
 
+def test_the_outputs_of_a_run_are_never_replaced(run_of_six: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(run_of_six, tmp_path / "other")
+    for path in (tmp_path / "other" / "annotations.json", run_of_six / "annotations.json"):
+        before = path.read_bytes()
+        for more in ((), ("--overwrite",)):
+            told = command("export", run_of_six, "-f", "coco", "-o", path, "--min-score", "0.9", *more)
+            assert told.returncode == 2 and f"{path} belongs to the workdir {path.parent}" in told.stderr
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["coco", "coco-polygon", "cvat", "csv"])
 def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path: Path, command: Command) -> None:
     path = tmp_path / FILES[name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -193,6 +195,17 @@ def test_label_studio_shows_the_least_certain_first(run_of_six: Path, masks: Mas
         found[task["data"]["key"]] = entries
         assert task["data"]["image"].startswith("/data/local-files/?d=")
     assert same(dict(sorted(found.items())), masks)
+
+
+def test_label_studio_names_files_that_are_no_utf_8(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "images").mkdir()
+    scene = next((few_scenes / "images").iterdir())
+    shutil.copy(scene, tmp_path / "images" / os.fsdecode(b"latin-\xe9.png"))
+    assert command(*run_arguments(tmp_path / "images", tmp_path / "run")).returncode == 0
+    done = command("export", tmp_path / "run", "-f", "label-studio", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "out").glob("tasks-*.json")
+    assert json.loads(path.read_text())[0]["data"]["image"].endswith("latin-%E9.png")
 
 
 def read_brush(content: bytes) -> Array:

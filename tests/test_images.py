@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import threading
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import images
-from ovseg_batch.io.images import Limits, decode_ahead, read_image
+from ovseg_batch.io.images import Limits, decode_ahead, open_image, read_image, upright_size
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10**6, 10**7)
@@ -153,3 +155,35 @@ def test_decode_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_a_flipped_bit_of_a_png_fails_before_its_size_is_known(tmp_path: Path) -> None:
+    """Pillow decodes a PNG to find its EXIF. A second decoding returns what the first has left."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, "PNG")
+    first = whole.getvalue().index(b"IDAT") + 4
+    for place in range(first, len(whole.getvalue()) - 16, 997):
+        content = bytearray(whole.getvalue())
+        content[place] ^= 16
+        (tmp_path / "x.png").write_bytes(content)
+        image = open_image(str(tmp_path / "x.png"), LIMITS)
+        with pytest.raises(RowError):
+            upright_size(image, "x.png")
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A pipe never answers, and a device may have no end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+        for name in ("pipe.jpg", "zero.jpg", "folder.jpg", "socket.jpg"):
+            with pytest.raises(RowError) as caught:
+                read(tmp_path / name)
+            assert caught.value.code is FailureCode.UNREADABLE, name
+    (tmp_path / "proc.jpg").symlink_to("/proc/self/maps")
+    with pytest.raises(RowError) as caught:
+        read_image(tmp_path / "proc.jpg", Limits(10**6, 100))
+    assert caught.value.code is FailureCode.TOO_LARGE

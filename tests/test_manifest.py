@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import Command
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
@@ -168,6 +169,16 @@ def test_bad_input_says_what_and_where(folder: Path, tmp_path: Path, make: objec
     with pytest.raises(UsageError, match=text):
         build_manifest([str(make(folder))], tmp_path / "m.parquet", 2)  # type: ignore[operator]
     assert not list(tmp_path.glob("*m.parquet*"))
+
+
+def test_a_file_of_a_person_is_not_replaced(folder: Path, tmp_path: Path, command: Command) -> None:
+    photograph = folder / "b.png"
+    before = photograph.read_bytes()
+    told = command("manifest", folder, "-o", photograph)
+    assert told.returncode == 2 and f"{photograph} exists and is no earlier file of this command" in told.stderr
+    assert photograph.read_bytes() == before
+    for _ in range(2):
+        assert command("manifest", folder, "-o", tmp_path / "m.parquet").returncode == 0
 
 
 def test_own_manifest_is_recognised(folder: Path, tmp_path: Path) -> None:

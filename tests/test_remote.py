@@ -34,6 +34,7 @@ class Site:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    retry_after: str = "0"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def site() -> Iterator[Site]:
                 case ["status", code]:
                     self.answer(int(code), b"")
                 case ["third-time"] if site.seen[path] < 3:
-                    self.answer(503, b"", {"Retry-After": "0"})
+                    self.answer(503, b"", {"Retry-After": site.retry_after})
                 case ["slow"]:
                     self.send_response(200)
                     self.end_headers()
@@ -131,6 +132,9 @@ def test_what_cannot_be_fetched(site: Site, path: str, code: FailureCode, says: 
 def test_a_server_that_recovers_costs_nothing(site: Site) -> None:
     site.files["/third-time"] = b"at last"
     assert HERE.read(f"{site.url}/third-time", LIMIT) == b"at last"
+    for site.retry_after in ("\xb2", "\xbd", "-1", "1e999", "nan", "9" * 5000, "Wed, 21 Oct 2015 07:28:00 GMT", ""):
+        site.seen.clear()
+        assert HERE.read(f"{site.url}/third-time", LIMIT) == b"at last", site.retry_after
 
 
 def test_nobody_there() -> None:

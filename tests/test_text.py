@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Command
 
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.bank_file import FORMAT, read_bank, write_bank
+from ovseg_batch.io.marks import check_replaceable
+from ovseg_batch.io.text_cache import text_embeddings
 from ovseg_batch.models.text import encode_tokens
 
 TOWERS: list[dict[str, object]] = [{}, {"proj_bias": True}, {"no_causal_mask": True, "pool_type": "last"}]
@@ -45,3 +50,52 @@ def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Pat
     assert "text embeddings: 2 of 3 labels from the cache" in second.stderr
     [file] = (tmp_path / "cache").rglob("*.parquet")
     assert set(pq.read_table(file).column_names) == {"label", "prompt", "template", "embedding"}
+
+
+def test_a_damaged_text_cache_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One flipped bit anywhere in the file changes no embedding."""
+    rng = np.random.default_rng(0)
+    vectors = {label: rng.standard_normal((2, 16)).astype(np.float32) for label in ("sky", "tree", "car")}
+    templates = ("a {}.", "the {}.")
+
+    def encode(prompts: list[str]) -> np.ndarray:
+        return vectors[prompts[0].split()[1].rstrip(".")]
+
+    def cached() -> dict[str, np.ndarray]:
+        return text_embeddings(list(vectors), templates, encode, "model", tmp_path)
+
+    cached()
+    [file] = tmp_path.rglob("*.parquet")
+    whole, encoded = file.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        caplog.clear()
+        found = cached()
+        assert all(np.array_equal(found[label], vectors[label]) for label in vectors), place
+        encoded += "is damaged and is computed anew" in caplog.text
+    assert encoded > 50
+
+
+def test_a_damaged_bank_is_refused(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
+    file = tmp_path / "bank.parquet"
+    write_bank(file, 8, [([f"image-{k}" for k in range(20)], features)], {"clip": "demo"})
+    whole, refused, bank = file.read_bytes(), 0, read_bank(file)
+    check_replaceable(file, FORMAT)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="no earlier file"):
+        check_replaceable(tmp_path / "mine.txt", FORMAT)
+    for place in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        try:
+            found = read_bank(file)
+        except UsageError:
+            refused += 1
+        else:
+            assert np.array_equal(found.features, bank.features) and np.array_equal(found.images, bank.images), place
+            assert found.made_of == bank.made_of, place
+    assert refused > 50

@@ -118,7 +118,7 @@ def _part(text: str | None) -> tuple[int, int]:
     if text is None:
         return 0, 1
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UsageError(f"--shards {text!r} is not I/N with 0 ≤ I < N, as in --shards 0/8 … 7/8.")
     return int(index), int(count)
 
@@ -239,9 +239,11 @@ def manifest(
     inputs: tuple[str, ...], output: Path, shard_rows: int, allow_remote: bool, dataset: str | None, oracle: bool
 ) -> None:
     """Write the list of images that `run` would work through."""
-    from ovseg_batch.io.manifest import build_manifest
+    from ovseg_batch.io.manifest import FORMAT, build_manifest
+    from ovseg_batch.io.marks import check_replaceable
     from ovseg_batch.io.remote import Remote
 
+    check_replaceable(output, FORMAT)
     listed: list[Any] = list(inputs)
     if dataset is not None:
         from ovseg_batch.evaluate.truth import TruthReader

@@ -41,10 +41,10 @@ def control_group(record: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS
             *_words(folder / "cpu.cfs_quota_us"),
             *_words(folder / "cpu.cfs_period_us"),
         ]
-        if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+        if len(quota) == 2 and quota[0].isdecimal() and quota[1].isdecimal():
             cores.append(int(quota[0]) / int(quota[1]))
         limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        if limit and limit[0].isdigit() and int(limit[0]) < UNLIMITED:
+        if limit and limit[0].isdecimal() and int(limit[0]) < UNLIMITED:
             used = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes") or ["0"]
             memory.append((int(limit[0]), max(0, int(used[0]) - _inactive(folder / "memory.stat"))))
     tightest = min(memory, key=lambda one: one[0] - one[1], default=None)

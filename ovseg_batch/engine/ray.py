@@ -67,7 +67,7 @@ def half_precision(resources: Mapping[str, float]) -> str:
 def _knock(address: str) -> None:
     """See that somebody listens at `host:port`; Ray itself would try for many minutes before it said so."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+    if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 

@@ -24,7 +24,7 @@ from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.export.choosing import Chooser, ChosenImage, Selection, shared_stems
 from ovseg_batch.export.parts import Parts, split_path
 from ovseg_batch.io.atomic import write_text
-from ovseg_batch.io.marks import EXPORT
+from ovseg_batch.io.marks import EXPORT, is_workdir
 from ovseg_batch.results import Results
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import Commit
@@ -235,8 +235,10 @@ def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict
     Raises:
         UsageError: the destination holds something else.
     """
-    if Workdir(job.workdir).owns(job.path.resolve()):
-        raise UsageError(f"{job.path} belongs to the workdir {job.workdir}. Give another {spelled('-o', 'path')}.")
+    path = job.path.resolve()
+    for folder in path.parents:
+        if is_workdir(folder) and Workdir(folder).owns(path):
+            raise UsageError(f"{job.path} belongs to the workdir {folder}. Give another {spelled('-o', 'path')}.")
     if not job.format.is_folder:
         _check_files(job, splits, overwrite)
     record = job.kept / RECORD

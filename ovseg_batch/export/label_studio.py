@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class LabelStudioWriter:
         path = image.row.path
         if is_remote(path):
             return path
-        return self._plan.options.image_url + quote(str(Path(path).absolute()).lstrip("/"))
+        return self._plan.options.image_url + quote(os.fsencode(Path(path).absolute()).lstrip(b"/"))
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
         plan, paths = self._plan, [self._plan.path / "label-config.xml"]

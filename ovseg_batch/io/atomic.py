@@ -49,7 +49,7 @@ def delete(path: Path) -> None:
 def owner_is_gone(temporary: Path) -> bool:
     """True when the process that made the temporary file ran on this host and no longer lives."""
     host, at, pid = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition("@")
-    if not at or not host.endswith(f".{socket.gethostname()}") or not pid.isdigit():
+    if not at or not host.endswith(f".{socket.gethostname()}") or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)

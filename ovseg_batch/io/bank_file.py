@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
+from ovseg_batch.io.hashing import ContentDigest
 from ovseg_batch.io.manifest import key_hash
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = b"ovseg_batch.bank"
+FORMAT, DIGEST = b"ovseg_batch.bank", b"ovseg_batch.digest"  # in the file's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +39,37 @@ def write_bank(path: Path, width: int, parts: Iterable[tuple[list[str], Array]],
     The file is replaced when it is whole.
     """
     schema = pa.schema([pa.field("key", pa.string()), pa.field("feature", pa.list_(pa.float16(), width))])
-    count = 0
+    count, digest = 0, ContentDigest()
     with atomic_path(path) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
         for keys, features in parts:
+            digest.add(keys, features.astype(np.float16))
             flat = pa.array(features.astype(np.float16).ravel(), pa.float16())
             columns = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             count += len(keys)
-        writer.add_key_value_metadata({FORMAT.decode(): json.dumps(made_of)})
+        digest.add([json.dumps(made_of)], np.empty(0))
+        writer.add_key_value_metadata({FORMAT.decode(): json.dumps(made_of), DIGEST.decode(): str(digest)})
     return count
 
 
 def read_bank(path: Path) -> Bank:
-    """Raises UsageError where there is no bank."""
+    """Raises UsageError where there is no bank, or a damaged one."""
     try:
-        table = pq.read_table(path)
-        made_of = json.loads((pq.read_metadata(path).metadata or {})[FORMAT])
+        with pq.ParquetFile(path) as file:
+            table, metadata = file.read(), file.metadata.metadata or {}
+        made_of, stored = json.loads(metadata[FORMAT]), metadata[DIGEST]
+        column, keys = table.column("feature").combine_chunks(), table.column("key").to_pylist()
+        exact = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        digest = ContentDigest()
+        digest.add([*keys, metadata[FORMAT].decode()], exact)
     except FileNotFoundError:
         raise UsageError(
             f"There is no memory bank {path}. `ovseg-batch bank build WORKDIR -o {path}` makes one."
         ) from None
-    except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is no memory bank that `ovseg-batch bank build` wrote: {error}") from None
-    column = table.column("feature").combine_chunks()
-    width = column.type.list_size
-    features = column.flatten().to_numpy().reshape(-1, width).astype(np.float32)
+    except Exception as error:  # Parquet's readers raise whatever they like
+        raise UsageError(f"{path} is no memory bank that this version of `bank build` wrote: {error}") from None
+    if str(digest).encode() != stored:
+        raise UsageError(f"{path} is damaged: its content is not what was written. Build the bank again.")
+    features = exact.astype(np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
-    images = np.fromiter((key_hash(key) for key in table.column("key").to_pylist()), np.uint64, len(features))
-    return Bank(features, images, made_of)
+    return Bank(features, np.fromiter(map(key_hash, keys), np.uint64, len(features)), made_of)

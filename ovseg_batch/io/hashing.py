@@ -1,15 +1,32 @@
-"""Content hashes of files: our own for fingerprints, and those that publishers state."""
+"""Content hashes: of files for fingerprints, as publishers state them, and of names with their numbers."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 BLOCK = 1 << 22  # bytes
 SHA256, GIT_SHA1 = 64, 40  # hex digits
+
+
+class ContentDigest:
+    """Hash of names and numbers that are added part by part. How they are split into parts does not change it."""
+
+    def __init__(self) -> None:
+        self._names, self._numbers = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+
+    def add(self, names: Iterable[str], numbers: np.ndarray[Any, Any]) -> None:
+        for name in names:
+            self._names.update(f"{name}\0".encode("utf-8", "surrogatepass"))
+        self._numbers.update(np.ascontiguousarray(numbers).tobytes())
+
+    def __str__(self) -> str:
+        return self._names.hexdigest() + self._numbers.hexdigest()
 
 
 def file_hash(path: str | Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +73,7 @@ def _content(path: str, limits: Limits) -> bytes:
         size = len(content)
     else:
         try:
-            size = os.stat(path).st_size
-            content = Path(path).read_bytes() if size <= most else b""
+            content, size = _read_file(path, most)
         except FileNotFoundError:
             raise RowError(FailureCode.MISSING, f"{path} is not there") from None
         except OSError as error:
@@ -83,6 +83,22 @@ def _content(path: str, limits: Limits) -> bytes:
     if size == 0:
         raise RowError(FailureCode.EMPTY, f"{shown(path)} has no bytes")
     return content
+
+
+def _read_file(path: str, most: int) -> tuple[bytes, int]:
+    """Return the bytes of a regular file, or none where there are more than `most`; and how many there are.
+
+    Raises:
+        RowError: a pipe, a socket or a device, which may have no end or never answer.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise RowError(FailureCode.UNREADABLE, f"{path} is no regular file")
+        if status.st_size > most:
+            return b"", status.st_size
+        content = file.read(most + 1)  # the files of /proc have no size and no end
+        return content, len(content)
 
 
 def open_image(path: str, limits: Limits) -> Image.Image:
@@ -142,8 +158,11 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) that an opened image has when it is turned as its EXIF says; nothing is decoded."""
+def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
+    """(H, W) that an opened image has when it is turned as its EXIF says. Decodes nothing but PNG. Raises RowError."""
+    if image.format == "PNG":  # its EXIF may follow the pixels; Pillow decodes them, and a second time hides a fault
+        with decoding(path):
+            image.load()
     try:
         turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
     except Exception:  # a broken EXIF block says nothing about the pixels

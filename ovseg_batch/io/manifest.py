@@ -25,6 +25,7 @@ from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.entries import Entry, Source
+from ovseg_batch.io.marks import has_mark
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
@@ -117,10 +118,7 @@ class Manifest:
     @staticmethod
     def recognises(path: Path) -> bool:
         """Whether the Parquet file is a manifest of ours and not some other table."""
-        try:
-            return FORMAT in (pq.read_metadata(path).metadata or {})
-        except (OSError, pa.ArrowInvalid):
-            return False
+        return has_mark(path, FORMAT)
 
     def shard_of(self, row: int) -> int:
         """The shard in which a row is."""

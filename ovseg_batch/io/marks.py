@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ovseg_batch.errors import UsageError
+
 PLAN = Path("stages", "plan.json")  # in a workdir
 MANIFEST = "manifest.parquet"  # in a workdir
 EXPORT = Path(".ovseg-export", "export.json")  # in an export that is a folder
@@ -11,6 +13,23 @@ REPORT = Path("assets", "run.txt")  # in a report, beside its page
 REPORT_PAGE = Path("index.html")
 
 DESCRIPTION = "masks by ovseg_batch"  # `info.description` of COCO files
+
+
+def has_mark(file: Path, mark: bytes) -> bool:
+    """Return whether a file is Parquet with a mark of ours in its metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return mark in (pq.read_metadata(file).metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def check_replaceable(file: Path, mark: bytes) -> None:
+    """Raise UsageError where a file exists that does not have the mark, such as a person's photograph."""
+    if file.exists() and not has_mark(file, mark):
+        raise UsageError(f"{file} exists and is no earlier file of this command. Choose another name, or delete it.")
 
 
 def is_workdir(folder: Path) -> bool:

@@ -227,7 +227,7 @@ def _status(error: BaseException) -> int | None:
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
     for name in ("status", "code"):
         with_number = getattr(error, name, None)
-        if isinstance(with_number, int) or (isinstance(with_number, str) and with_number.isdigit()):
+        if isinstance(with_number, int) or (isinstance(with_number, str) and with_number.isdecimal()):
             return int(with_number)
     return None
 
@@ -248,7 +248,7 @@ def _may_pass(error: BaseException) -> bool:
 def _pause(error: BaseException, attempt: int) -> float:
     """Seconds until the next try: what the server asks for, else longer each time and never the same for everyone."""
     asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    seconds = float(asked) if asked.isdigit() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
+    seconds = float(asked) if asked.isdecimal() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
     return min(seconds, LONGEST_PAUSE)
 
 

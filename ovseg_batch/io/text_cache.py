@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovseg_batch.io.atomic import atomic_path, create
+from ovseg_batch.io.hashing import ContentDigest
 
 Array = np.ndarray[Any, Any]
 Encode = Callable[[list[str]], Array]
 
 log = logging.getLogger(__name__)
 
+DIGEST = b"ovseg_batch.digest"  # of labels and embeddings, in the file's metadata
 PROGRESS_SECONDS = 5.0  # between two lines of progress
 
 
@@ -69,16 +71,26 @@ def text_embeddings(
 
 
 def _read(path: Path, templates: int) -> dict[str, Array]:
+    """Return what the cache holds; nothing, with a warning, where it is damaged."""
     try:
-        table = pq.read_table(path, columns=["label", "embedding"])
+        with pq.ParquetFile(path) as file:
+            table, stored = file.read(["label", "embedding"]), (file.schema_arrow.metadata or {}).get(DIGEST, b"")
+        labels = table["label"].to_pylist()
+        matrix = np.stack(table["embedding"].to_pylist()).astype(np.float32)
+        if str(_digest(labels, matrix)).encode() != stored:
+            raise ValueError("its content is not what was written")
     except FileNotFoundError:
         return {}
-    except (OSError, pa.ArrowInvalid) as error:
-        log.warning("ignoring the unreadable text cache %s (%s)", path, error)
+    except Exception as error:  # Parquet's readers raise whatever they like
+        log.warning("The text cache %s is damaged and is computed anew (%s).", path, error)
         return {}
-    labels = table["label"].to_pylist()
-    matrix = np.stack(table["embedding"].to_pylist()).astype(np.float32) if labels else np.empty((0, 0), np.float32)
     return {labels[i]: matrix[i : i + templates] for i in range(0, len(labels), templates)}
+
+
+def _digest(labels: Sequence[str], matrix: Array) -> ContentDigest:
+    digest = ContentDigest()
+    digest.add(labels, matrix)
+    return digest
 
 
 def _write(path: Path, embeddings: dict[str, Array], templates: Sequence[str]) -> None:
@@ -93,7 +105,8 @@ def _write(path: Path, embeddings: dict[str, Array], templates: Sequence[str]) -
             ("prompt", pa.string()),
             ("template", pa.string()),
             ("embedding", pa.list_(pa.float32())),
-        ]
+        ],
+        {DIGEST: str(_digest([line["label"] for line in lines], np.concatenate(list(embeddings.values()))))},
     )
     with atomic_path(path) as temporary, create(temporary) as file:
         pq.write_table(pa.Table.from_pylist(lines, schema), file, compression="zstd")

@@ -215,7 +215,7 @@ def _locate_clip(model: str, architecture: str, weights: str) -> str:
 def _given(weights: str, architecture: str = "") -> str:
     """Return a file that the settings name, or `random:SEED`. Raises UsageError with the nearest tag."""
     if weights.startswith(RANDOM):
-        if not weights.removeprefix(RANDOM).isdigit():
+        if not weights.removeprefix(RANDOM).isdecimal():
             raise UsageError(f"weights {weights!r}: write random:SEED with a whole number.")
         return weights
     if not Path(weights).is_file():

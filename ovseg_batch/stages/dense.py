@@ -84,7 +84,7 @@ class DenseStage(DensePlan):
         queue: dict[tuple[int, int], list[tuple[_Pending, int]]] = {}
 
         def cut(row: ImageRow, image: Image.Image) -> _Pending:
-            size = upright_size(image)
+            size = upright_size(image, shown(row.path))
             if self._config.dense.draft:
                 height, width = self._resized(*size)
                 reduce(image, DRAFT * max(height, width))
