@@ -130,6 +130,19 @@ def test_ctrl_c_at_any_moment(
     assert data_files(started.workdir) == data_files(finished)
 
 
+def test_a_fork_server_that_is_killed_ends_the_run_in_words(
+    finished: Path, few_scenes: Path, start_group: Start, command: Command
+) -> None:
+    started = start_group()
+    started.wait_for(fork_server)
+    os.kill(fork_server(started) or 0, signal.SIGKILL)
+    code, said = started.end()
+    assert code == 1 and "The process that starts the workers has died" in said, said
+    assert "Traceback" not in said and "Aborted" not in said
+    assert command(*run_arguments(few_scenes / "images", started.workdir)).returncode == 0
+    assert data_files(started.workdir) == data_files(finished)
+
+
 def test_a_second_ctrl_c_stops_at_once(start_group: Start) -> None:
     started = start_group(OVSEG_FAILPOINTS="dense.row+=delay")
     started.wait_for(has_draft("stages/dense-*/data/*/.*"))

@@ -91,8 +91,18 @@ class Worker:
             with _spawning(own):
                 (self._process.start if own else forkserver.ensure_running)()
             if not own:
-                self._process.start()  # waits for the fork server's imports, so it must not hold signals back
+                self._fork()
         theirs.close()
+
+    def _fork(self) -> None:
+        """Start the process. This waits for the fork server's imports, so it must not hold signals back."""
+        try:
+            self._process.start()
+        except (EOFError, ConnectionError) as error:
+            raise OvsegError(
+                "The process that starts the workers has died, most likely because memory ran out. What is committed "
+                "stays. Free some memory, and run the same command again."
+            ) from error
 
     def give(self, task: Task, tries: int) -> None:
         """Send a shard; one on which `tries` workers have died is searched first."""
