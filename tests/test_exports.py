@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -206,6 +207,30 @@ def test_label_studio_names_files_that_are_no_utf_8(few_scenes: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "out").glob("tasks-*.json")
     assert json.loads(path.read_text())[0]["data"]["image"].endswith("latin-%E9.png")
+
+
+def test_xml_and_csv_of_names_with_control_characters_can_be_read(
+    few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "images").mkdir()
+    scene = next((few_scenes / "images").iterdir())
+    names = ("\x01one.png", "\x1b[31mred.png", "\ttab.png", "two\nlines.png", "\x85next.png", "\uffff.png")
+    for name in names:
+        shutil.copy(scene, tmp_path / "images" / name)
+    (tmp_path / "images" / "\x1bbroken.png").write_text("")
+    config = {"extends": "demo", "labels": [{"name": f"{word}\x1b[2J", "synonyms": [word]} for word in NAMES]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert command("run", tmp_path / "images", "-o", run, "-c", tmp_path / "config.yaml").returncode == 3
+    for kind, target in (("cvat", out / "cvat.xml"), ("label-studio", out / "studio"), ("csv", out / "masks.csv")):
+        done = command("export", run, "-f", kind, "-o", target)
+        assert done.returncode == 0, done.stderr
+    found = {image.get("name") for image in ET.parse(out / "cvat.xml").getroot().iter("image")}
+    assert found == {name.encode("unicode_escape").decode() for name in names}
+    brush = ET.parse(out / "studio" / "label-config.xml").getroot().find("BrushLabels")
+    assert brush is not None and {one.get("value") for one in brush} == {f"{word}\\x1b[2J" for word in NAMES}
+    for file in (out / "masks.csv", run / "failures.csv"):
+        assert not re.search("[\x00-\x09\x0b-\x1f]", file.read_text())
 
 
 def read_brush(content: bytes) -> Array:

@@ -14,6 +14,7 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.io.entries import without_controls
 from ovseg_batch.methods.colours import hex_palette
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +34,7 @@ class CvatWriter:
         lines = ShardLines(("images",), self._plan.splits)
         for image in images:
             masks = "".join(_mask(one, image.height, image.width) for one in image.annotations)
-            name = quoteattr(image.row.file_name).replace("\n", "&#10;")
+            name = quoteattr(without_controls(image.row.file_name))
             attributes = f'id="{image.row.row}" name={name} width="{image.width}" height="{image.height}"'
             lines.add("images", image.split, f"<image {attributes}>{masks}</image>")
             tally.update(images=1, masks=len(image.annotations))
@@ -59,7 +60,7 @@ def _mask(one: dict[str, Any], height: int, width: int) -> str:
     counts = row_counts(rle.decode(one["rle"], height, width)[y : y + tall, x : x + wide])
     place = f'left="{x}" top="{y}" width="{wide}" height="{tall}"'
     values = "".join(f'<attribute name="{name}">{one[name]:.4f}</attribute>' for name in ATTRIBUTES)
-    label = quoteattr(one["category"])
+    label = quoteattr(without_controls(one["category"]))
     return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
 
 
@@ -77,5 +78,5 @@ def _label(name: str, colour: str) -> str:
         "<default_value>0</default_value><values>0\n1\n0.0001</values></attribute>"
         for attribute in ATTRIBUTES
     )
-    head = f"<name>{escape(name)}</name><color>{colour}</color><type>mask</type>"
+    head = f"<name>{escape(without_controls(name))}</name><color>{colour}</color><type>mask</type>"
     return f"<label>{head}<attributes>{attributes}</attributes></label>"

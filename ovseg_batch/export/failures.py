@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.io.entries import without_controls
 
 COLUMNS = ("row", "key", "stage", "code", "message")
 
@@ -24,6 +25,6 @@ def write_failures(path: Path, failures: Iterable[tuple[int, str, str, str, str]
 
 
 def plain(text: str) -> str:
-    """Keep a spreadsheet from taking a file name for a formula, and a newline from breaking the line."""
-    text = text.replace("\r", " ").replace("\n", " ")
+    """Keep a spreadsheet from taking a file name for a formula, and control characters out of lines and terminals."""
+    text = without_controls(text.replace("\r", " ").replace("\n", " "))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

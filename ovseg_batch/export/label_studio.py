@@ -17,6 +17,7 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
+from ovseg_batch.io.entries import without_controls
 from ovseg_batch.io.remote import is_remote
 from ovseg_batch.methods.colours import hex_palette
 
@@ -59,7 +60,7 @@ class LabelStudioWriter:
                 "value": {
                     "format": "rle",
                     "rle": list(brush_counts(rle.decode(one["rle"], image.height, image.width))),
-                    "brushlabels": [one["category"]],
+                    "brushlabels": [without_controls(one["category"])],
                 },
             }
             for number, one in enumerate(image.annotations, start=1)
@@ -119,7 +120,7 @@ def label_config(labels: Sequence[str]) -> str:
     """The XML to give a project, without which its masks would not show."""
     lines = []
     for label, colour in zip(labels, hex_palette(len(labels)), strict=True):
-        lines.append(f'    <Label value={quoteattr(label)} background="{colour}"/>')
+        lines.append(f'    <Label value={quoteattr(without_controls(label))} background="{colour}"/>')
     return "\n".join(
         [
             "<View>",

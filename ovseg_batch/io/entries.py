@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 Field = tuple[str, pa.DataType]
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +52,10 @@ class Source:
 
 
 def plain(name: str) -> str:
-    """A file name that any format can hold: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """Return a file name that any format can hold: control characters and bytes that are not UTF-8 become `\\xNN`."""
+    return without_controls(os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def without_controls(text: str) -> str:
+    """Return a text with its control characters as escapes, because they end lines, XML files and terminals."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
