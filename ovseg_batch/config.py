@@ -149,7 +149,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = nearest(str(file), presets())
         raise UsageError(f"There is no config file {file}, nor a preset of that name.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"Cannot read the config file {file}: {error}") from None
     if tree is None:
         return {}
@@ -161,7 +161,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _scalar(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 

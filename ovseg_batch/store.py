@@ -29,6 +29,7 @@ from ovseg_batch.io.atomic import (
     write_text,
 )
 from ovseg_batch.io.marks import MANIFEST, PLAN
+from ovseg_batch.io.records import PlanRecord
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.types import Commit, FileRecord
 from ovseg_batch.wording import spelled
@@ -324,12 +325,11 @@ class Workdir:
     def stores(self) -> list[StageStore]:
         """The stages of the latest run, in order. Raises UsageError where there is none."""
         plan = self.read_plan()
-        revisions = {int(shard): revision for shard, revision in plan.get("revisions", {}).items()}
         stores: dict[str, StageStore] = {}
         for entry in plan["stages"]:
             folder, name = self.root / "stages" / entry["folder"], entry["name"]
-            upstream = {need: stores[need] for need in entry.get("needs", ())}
-            stores[name] = StageStore(folder, name, entry["fingerprint"], revisions, upstream)
+            upstream = {need: stores[need] for need in entry["needs"]}
+            stores[name] = StageStore(folder, name, entry["fingerprint"], plan["revisions"], upstream)
         return list(stores.values())
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -407,9 +407,10 @@ class Workdir:
     def read_plan(self) -> dict[str, Any]:
         """Raises UsageError where there is no run."""
         try:
-            record: dict[str, Any] = json.loads(self.plan.read_text(encoding="utf-8"))
+            return PlanRecord.model_validate_json(self.plan.read_bytes()).model_dump()
         except FileNotFoundError:
             raise UsageError(f"{self.root} is not a workdir: it has no {self.plan.relative_to(self.root)}.") from None
-        except (OSError, ValueError) as error:
-            raise OvsegError(f"Cannot read {self.plan}: {error}") from None
-        return record
+        except OSError as error:
+            raise OvsegError(f"Cannot read {self.plan}: {error.strerror or error}.") from None
+        except ValueError:
+            raise OvsegError(f"{self.plan} is damaged. Give the command of the run again, which writes it.") from None

@@ -28,7 +28,8 @@ def workdir(tmp_path: Path) -> Workdir:
     for shard in range(SHARDS):
         run_shard(Echo(), store, shard, ROWS)
     stage = {"name": "echo", "folder": store.folder.name, "fingerprint": store.fingerprint}
-    workdir.write_plan({"shards": SHARDS, "stages": [stage]})
+    rows = SHARDS * len(ROWS)
+    workdir.write_plan({"manifest": "", "rows": rows, "shards": SHARDS, "labels": ["sky"], "stages": [stage]})
     return workdir
 
 
@@ -116,3 +117,25 @@ def test_gc_names_and_deletes_what_the_latest_run_does_not_use(
     assert "deleted" in command("gc", copy, "--yes").stdout
     assert not (copy / "stages" / old).exists()
     assert command("status", copy).returncode == 0 and command("verify", copy).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "null", "[" * 20_000, '{"stages": 3}', '{"manifest": "", "rows": -1, "shards": 0, "labels": []}'],
+    ids=["empty", "list", "object", "null", "deep", "no stages", "negative"],
+)
+def test_a_damaged_plan_is_named_and_written_anew(
+    content: str, finished: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "stages" / "plan.json").write_text(content)
+    (copy / "stages" / "dense-00000000" / "commits" / "000").mkdir(parents=True)
+    (next(copy.glob("stages/dense-*/commits/000/000000.json")).parent / "\xb2.json").write_text("{}")
+    export = ("export", copy, "-f", "coco", "-o", tmp_path / "masks.json")
+    for arguments in (("status", copy), ("verify", copy), ("gc", copy), export, ("report", copy), ("retry", copy)):
+        told = command(*arguments)
+        assert told.returncode == 1 and "plan.json is damaged" in told.stderr, arguments
+    assert command(*run_arguments(few_scenes / "images", copy)).returncode == 0
+    assert data_files(copy) == data_files(finished)
+    assert command("verify", copy).returncode == 0

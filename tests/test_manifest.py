@@ -15,7 +15,7 @@ from conftest import Command
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.io.manifest import Manifest, build_manifest
+from ovseg_batch.io.manifest import FORMAT, Manifest, build_manifest
 from ovseg_batch.types import ImageRow
 
 
@@ -188,3 +188,22 @@ def test_own_manifest_is_recognised(folder: Path, tmp_path: Path) -> None:
     assert not Manifest.recognises(tmp_path / "other.parquet")
     with pytest.raises(UsageError, match="not a manifest"):
         Manifest.open(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 20_000,
+        b'{"shard_rows": 0, "fingerprint": "x"}',
+        b'{"shard_rows": "x", "fingerprint": "x"}',
+    ],
+)
+def test_a_forged_manifest_is_refused_in_words(record: bytes, tmp_path: Path, command: Command) -> None:
+    table = pa.table({"path": ["x.png"]}).replace_schema_metadata({FORMAT: record})
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match="not a manifest"):
+        Manifest.open(tmp_path / "m.parquet")
+    assert command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky").returncode == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
+from ovseg_batch.io.records import parse_json
 
 Array = np.ndarray[Any, Any]
 
@@ -175,7 +175,7 @@ def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Arr
 @functools.lru_cache(maxsize=2)
 def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[tuple[str, Any, float, bool]]]]:
     """File name → height, width and (category, segmentation, area, crowd) of each object of a class that counts."""
-    tree = json.loads(Path(path).read_bytes())
+    tree = parse_json(Path(path).read_bytes())
     names = {category["id"]: category["name"] for category in tree["categories"]}
     found: dict[int, tuple[int, int, list[tuple[str, Any, float, bool]]]] = {}
     index = {}

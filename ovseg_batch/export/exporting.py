@@ -25,6 +25,7 @@ from ovseg_batch.export.choosing import Chooser, ChosenImage, Selection, shared_
 from ovseg_batch.export.parts import Parts, split_path
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.marks import EXPORT, is_workdir
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.results import Results
 from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import Commit
@@ -330,7 +331,7 @@ def _digest(commits: Iterable[Commit]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content

@@ -11,6 +11,7 @@ import numpy as np
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import write_text
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.confidence import STEPS, step_of
 from ovseg_batch.results import Results
 
@@ -46,7 +47,7 @@ def write_thresholds(path: Path, thresholds: Mapping[str, float]) -> None:
 def read_thresholds(path: Path) -> dict[str, float]:
     """Raises UsageError where the file is none of ours."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         found = {str(label): float(value) for label, value in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{path} is no file of thresholds, as `eval --thresholds` writes them: {error}") from None

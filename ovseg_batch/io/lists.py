@@ -16,6 +16,7 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io import remote as urls
 from ovseg_batch.io.entries import Entry, Source, plain
 from ovseg_batch.io.marks import DESCRIPTION, MANIFEST
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote
 
 PATH_COLUMNS = ("file_name", "path", "image", "image_path", "filepath", "filename")
@@ -75,7 +76,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise UsageError(f"{path} line {number} is not JSON: {error}") from None
             if not isinstance(record, dict):
@@ -117,7 +118,7 @@ def _parquet(path: Path) -> Source:
 
 def _coco(path: Path) -> Source:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         images = content["images"]
         for image in images:
             image["file_name"] + "", int(image["id"])

@@ -26,6 +26,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.marks import has_mark
+from ovseg_batch.io.records import ManifestRecord
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
@@ -94,16 +95,13 @@ class Manifest:
     def __init__(self, file: pq.ParquetFile) -> None:
         self._file = file
         metadata = file.schema_arrow.metadata or {}
-        description = json.loads((file.metadata.metadata or metadata)[FORMAT])
+        record = ManifestRecord.model_validate_json((file.metadata.metadata or metadata)[FORMAT])
         self.rows: int = file.metadata.num_rows
         self.columns: list[str] = file.schema_arrow.names
         self.shards: int = file.metadata.num_row_groups
-        self.shard_rows: int = description["shard_rows"]
-        self.fingerprint: str = description["fingerprint"]
-        self.origin: str = description.get("origin", self.fingerprint)  # the fingerprint of the first revision
-        self.revision: int = description.get("revision", 0)
-        self.revisions: dict[int, int] = {int(k): v for k, v in description.get("revisions", {}).items()}  # of shards
-        self.remote: dict[str, int] = description.get("remote", {})  # scheme → images behind such URLs
+        self.shard_rows, self.fingerprint = record.shard_rows, record.fingerprint
+        self.origin = record.origin or record.fingerprint
+        self.revision, self.revisions, self.remote = record.revision, record.revisions, record.remote
 
     @classmethod
     def open(cls, path: Path) -> Manifest:

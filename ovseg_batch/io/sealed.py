@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ovseg_batch.io.records import parse_json
+
 SEAL = "seal"
 
 
@@ -22,7 +24,7 @@ def unseal(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: not one byte of it may differ from what `seal` wrote.
     """
-    record = json.loads(content)
+    record = parse_json(content)
     if not isinstance(record, dict) or SEAL not in record:
         raise ValueError("not a sealed record")
     del record[SEAL]

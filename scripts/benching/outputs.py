@@ -78,7 +78,8 @@ def write_synthetic_run(folder: Path, images: int) -> Workdir:
         pass
     stage = {"name": "refine", "folder": store.folder.name, "fingerprint": store.fingerprint}
     labels = list(scenes.CLASSES)
-    workdir.write_plan({"rows": images, "shards": manifest.shards, "labels": labels, "stages": [stage]})
+    plan = {"manifest": manifest.fingerprint, "rows": images, "shards": manifest.shards, "labels": labels}
+    workdir.write_plan({**plan, "stages": [stage]})
     return workdir
 
 
