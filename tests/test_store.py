@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
-from ovseg_batch.io.atomic import temporary_path
+from ovseg_batch.io.atomic import temporary_path, write_text
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.stages.base import Resources, Upstream, failed
 from ovseg_batch.stages.shard import run_shard
@@ -148,6 +148,18 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(store):
     for path in (ours, dead, zombie):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert Workdir(store.folder.parent.parent).remove_leftovers() == 2
-    assert ours.exists() and not dead.exists() and not zombie.exists()
+    elsewhere, old = (ours.with_name(ours.name.replace("-", f"-{k}", 1)) for k in (1, 2))  # in other containers
+    for path in (elsewhere, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert Workdir(store.folder.parent.parent).remove_leftovers() == 3
+    assert ours.exists() and elsewhere.exists() and not any(path.exists() for path in (dead, zombie, old))
     child.wait()
+
+
+def test_a_temporary_name_fits_beside_the_longest_names(tmp_path):
+    for name in ("x" * 255, "ä" * 127, "a" + "猫" * 84):
+        path = tmp_path / name
+        write_text(path, "content")
+        assert path.read_text() == "content" and list(tmp_path.iterdir()) == [path]
+        path.unlink()

@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,17 +26,31 @@ from ovseg_batch.types import FileRecord
 
 BUFFER = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
+SHORT = 60  # bytes of a file's name in that of its temporary file
+ABANDONED = 24 * 3600  # seconds; whoever writes a file writes more often
 WRITERS = 4  # threads that wait for the disk
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 
 
 def temporary_path(path: Path) -> Path:
-    """A hidden name beside `path`, unique to the call, so two processes cannot tear each other's file.
+    """Return a hidden name beside `path`, unique to the call, so that two processes cannot tear each other's file.
 
-    It names its host and process, so that `owner_is_gone` can tell leftovers of a crash from work in progress.
+    It names its machine and process, so that `owner_is_gone` can tell leftovers of a crash from work in progress. Of a
+    long name it has the beginning, because a file system bounds the whole.
     """
-    owner = f"{socket.gethostname()}@{os.getpid()}"
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{owner}{TEMPORARY_SUFFIX}")
+    short = path.name
+    while len(os.fsencode(short)) > SHORT:
+        short = short[:-1]
+    return path.with_name(f".{short}.{uuid.uuid4().hex}.{_machine()}@{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def _machine() -> str:
+    """Return the host's name and the namespace of process numbers, which differs between containers of one host."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}-{namespace}"
 
 
 def delete(path: Path) -> None:
@@ -47,10 +62,18 @@ def delete(path: Path) -> None:
 
 
 def owner_is_gone(temporary: Path) -> bool:
-    """True when the process that made the temporary file ran on this host and no longer lives."""
-    host, at, pid = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition("@")
-    if not at or not host.endswith(f".{socket.gethostname()}") or not pid.isdecimal():
+    """Return whether the process that made a temporary file no longer lives.
+
+    Of a process elsewhere nothing is known. It counts as gone once the file is `ABANDONED` seconds old.
+    """
+    place, at, pid = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition("@")
+    if not at or not pid.isdecimal():
         return False
+    if not place.endswith(f".{_machine()}"):
+        try:
+            return time.time() - temporary.lstat().st_mtime > ABANDONED
+        except FileNotFoundError:
+            return False
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, OverflowError):
