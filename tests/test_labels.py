@@ -33,6 +33,49 @@ def test_texts_add_up_in_order() -> None:
     assert names("sky, tree", "person: person, people; car", "road") == ["sky", "tree", "person", "car", "road"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sky, wide road",
+        "sky, wide road,",
+        "sky, wide road;",
+        "sky; wide road\n",
+        " ;sky,\n wide road ;; ",
+        "sky\uff0cwide road",
+        "sky\uff1bwide road\u3001",
+        "\"sky\", 'wide road'",
+        "\u201csky\u201d; \u00abwide road\u00bb",
+    ],
+)
+def test_two_labels_are_two_labels_however_they_are_typed(text: str) -> None:
+    assert names(text) == ["sky", "wide road"]
+    assert [label.name for label in load_config("demo", flags={"labels": text}).labels] == ["sky", "wide road"]
+
+
+def test_commas_separate_labels_beside_one_with_synonyms() -> None:
+    found = read_labels(['sky, grass; person\uff1aperson, "people"'])
+    assert isinstance(found, list)
+    assert [(label["name"], label["synonyms"]) for label in found] == [
+        ("sky", ()),
+        ("grass", ()),
+        ("person", ("person", "people")),
+    ]
+
+
+@pytest.mark.parametrize("twins", [["car", "Car"], ["caf\u00e9", "CAF\u00c9"], ["\u2460", "1"]])
+def test_labels_that_differ_in_form_alone_are_refused(twins: list[str]) -> None:
+    with pytest.raises(UsageError, match="differ in capitals or the form of letters alone"):
+        load_config("demo", flags={"labels": twins})
+    assert [label.name for label in load_config("demo", flags={"labels": "cafe\u0301"}).labels] == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize("value", ["[yes, sky]", "[sky, 1]", "[0.5]", "{no: [dog]}"])
+def test_values_of_yaml_are_no_labels(value: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"extends: demo\nlabels: {value}\n")
+    with pytest.raises(UsageError, match=r"is no text\. Put words such as yes, no and 1 into quotes"):
+        load_config(tmp_path / "job.yaml")
+
+
 @pytest.mark.parametrize("text", ["labels.txt", "@labels.txt", "@words", "@{here}/words"])
 def test_a_file_holds_one_label_a_line(text: str, here: Path) -> None:
     for name in ("labels.txt", "words"):

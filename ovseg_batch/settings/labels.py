@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ovseg_batch.wording import spelled
 LIST_FILE = ".txt"  # a text that ends so names a file of labels
 FILE_MARK = "@"  # in front of the name of any other file of labels
 COMMENT = "#"
+WIDE = str.maketrans("，、；：", ",,;:")  # separators as Chinese and Japanese keyboards type them
+QUOTES = ('""', "''", "“”", "„“", "‘’", "«»")
 
 ParsedLabel = dict[str, Any]
 
@@ -23,22 +26,25 @@ def parse_labels(value: Any) -> Any:
     """Return labels in any of the forms of the setting `labels` as a tuple of mappings.
 
     Args:
-        value: `"car, road, sky"`; with synonyms `"person: person, people; sky"` (`;` or a newline between labels if
-            any of them has a colon); a list of such labels or of mappings `{name, synonyms, threshold, …}`; a mapping
-            from each name to its words. Any other value is returned unchanged.
+        value: `"car, road, sky"`; with synonyms `"person: person, people; sky"` (`;` or a newline after a label with
+            a colon); a list of labels or of mappings `{name, synonyms, threshold, …}`; a mapping from each name to its
+            words. Any other value is returned unchanged.
 
     Raises:
-        ValueError: a comma between labels where one of them has synonyms.
+        ValueError: a comma before a label with synonyms, or an entry of a list that YAML does not read as text.
     """
     if isinstance(value, str):
-        entries = re.split("[;\n]", value) if any(c in value for c in ":;\n") else value.split(",")
-        return tuple(_parse_label(entry) for entry in entries if entry.strip())
+        entries = re.split("[;\n]", value.translate(WIDE))
+        parts = (part for entry in entries for part in ([entry] if ":" in entry else entry.split(",")))
+        return tuple(_parse_label(part) for part in parts if part.strip())
     if isinstance(value, Mapping):
+        _require_text(value)
         return tuple(
             {"name": name, **words} if isinstance(words, Mapping) else {"name": name, "synonyms": split_words(words)}
             for name, words in value.items()
         )
     if isinstance(value, Sequence):
+        _require_text(value)
         return tuple(_parse_label(entry) if isinstance(entry, str) else entry for entry in value)
     return value
 
@@ -48,7 +54,20 @@ def _parse_label(entry: str) -> ParsedLabel:
     if colon and "," in name:
         example = "car; person: person, people"
         raise ValueError(f"put ';' between labels where one has synonyms, as in {example!r}")
-    return {"name": name.strip(), "synonyms": split_words(words)}
+    return {"name": _clean(name), "synonyms": tuple(map(_clean, split_words(words)))}
+
+
+def _require_text(entries: Iterable[Any]) -> None:
+    """Raise ValueError for a word that YAML does not read as text."""
+    for entry in entries:
+        if isinstance(entry, bool | int | float):
+            raise ValueError(f"{entry!r} is no text. Put words such as yes, no and 1 into quotes in YAML")
+
+
+def _clean(word: str) -> str:
+    """Return a word without blanks and quotes around it, in Unicode's composed form."""
+    word = unicodedata.normalize("NFC", word.strip())
+    return word[1:-1].strip() if len(word) > 2 and word[0] + word[-1] in QUOTES else word
 
 
 def split_words(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
@@ -353,4 +354,9 @@ class Config(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"names {twice[0]!r} twice; put its other words behind a colon: '{twice[0]}: word, word'")
+        folded: dict[str, str] = {}
+        for name in names:
+            other = folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+            if other != name:
+                raise ValueError(f"{other!r} and {name!r} differ in capitals or the form of letters alone; keep one")
         return labels
