@@ -187,3 +187,14 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     with pytest.raises(RowError) as caught:
         read_image(tmp_path / "proc.jpg", Limits(10**6, 100))
     assert caught.value.code is FailureCode.TOO_LARGE
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_before_decoding_is_that_of_the_pixels(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(ramp()).save(path, kind.upper(), exif=exif)
+    expected = (30, 20) if orientation > 4 else (20, 30)
+    assert upright_size(open_image(str(path), LIMITS), path) == expected == read(path).shape[:2]

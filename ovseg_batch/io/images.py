@@ -163,11 +163,17 @@ def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
     if image.format == "PNG":  # its EXIF may follow the pixels; Pillow decodes them, and a second time hides a fault
         with decoding(path):
             image.load()
-    try:
-        turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        turned = False
+    turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS  # Pillow has turned a TIFF's size
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8, that EXIF says; 1 where it says none or cannot be read."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def reduce(image: Image.Image, longest: int) -> None:

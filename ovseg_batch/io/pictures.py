@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io.images import decode, decoding, upright
+from ovseg_batch.io.images import decode, decoding, orientation_of, upright
 from ovseg_batch.io.sources import IMAGE_SUFFIXES
 
 Array = np.ndarray[Any, Any]
@@ -36,6 +36,7 @@ HOLDS_16_BITS = frozenset({"png", "tiff"})
 ORIENTATION = 274
 BITS_PER_SAMPLE = 258
 #: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
+EXIF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags that point to the camera's, the place's and a format's tags
 LAYOUT = frozenset((*range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 297, 317, *range(320, 326)))
 LAYOUT |= {330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 532, 34675}
 TURNS: dict[int, Callable[[Any], Any]] = {
@@ -44,7 +45,7 @@ TURNS: dict[int, Callable[[Any], Any]] = {
     4: lambda a: a[::-1],
     5: lambda a: a.swapaxes(0, 1),
     6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, -1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
 
@@ -88,7 +89,7 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
         content = opened.fp.getvalue()  # `open_image` opens bytes
         deep = _is_deep(image)
         image.load()
-        icc, orientation = image.info.get("icc_profile") or b"", image.getexif().get(ORIENTATION, 1)
+        icc, orientation = image.info.get("icc_profile") or b"", orientation_of(image)
         if deep:
             pixels, alpha = _deep(content, path, orientation)
             return Picture(pixels, alpha, icc if pixels.ndim == 3 else b"", _exif(image))
@@ -167,8 +168,28 @@ def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
         options = {"compression": "tiff_adobe_deflate"}
     blocks = {"icc_profile": picture.icc, "exif": picture.exif}
     options |= {name: block for name, block in blocks.items() if block and name.split("_")[0] in encoding.keep}
+    image = Image.fromarray(pixels)
+    if kind == "tiff" and "exif" in options:
+        return _tiff_with_exif(image, options)
+    return _saved(image, kind, options)
+
+
+def _tiff_with_exif(image: Image.Image, options: dict[str, Any]) -> bytes:
+    """Return a TIFF with the tags of EXIF that libtiff takes: no directory in a tag, or none at all."""
+    plain = {name: value for name, value in options.items() if name != "exif"}
+    exif = Image.Exif()
+    try:
+        exif.load(options["exif"])
+        for tag in EXIF_DIRECTORIES:
+            exif.pop(tag, None)
+        return _saved(image, "tiff", {**plain, "exif": exif})
+    except Exception:  # a block that Pillow cannot read, or tags that libtiff refuses
+        return _saved(image, "tiff", plain)
+
+
+def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind.upper(), **options)
+    image.save(file, kind.upper(), **options)
     return file.getvalue()
 
 

@@ -7,11 +7,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.images import read_image, work_ahead
 from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name
 from ovseg_batch.models.device import resolve_device
@@ -152,9 +151,11 @@ class EditStage(EditPlan):
 
 @contextlib.contextmanager
 def costing_a_row() -> Iterator[None]:
-    """What cannot be edited or encoded fails its row. An OSError in here is libtiff's or the like, and no disk's."""
+    """What cannot be edited or encoded fails its row: encoders raise whatever they like. No disk is written in here."""
     try:
         yield
-    except (cv2.error, ValueError, OSError, MemoryError) as error:
+    except (OvsegError, RowError):
+        raise
+    except Exception as error:
         code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
         raise RowError(code, f"{type(error).__name__}: {error}") from None
