@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import images
@@ -18,6 +19,7 @@ from ovseg_batch.io.images import Limits, decode_ahead, open_image, read_image, 
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10**6, 10**7)
+SAVING: dict[str, dict[str, object]] = {"png": {}, "jpeg": {"quality": 95}, "webp": {"lossless": True}}
 
 
 def ramp(h: int = 20, w: int = 30) -> np.ndarray:
@@ -198,3 +200,34 @@ def test_the_size_before_decoding_is_that_of_the_pixels(tmp_path: Path, kind: st
     Image.fromarray(ramp()).save(path, kind.upper(), exif=exif)
     expected = (30, 20) if orientation > 4 else (20, 30)
     assert upright_size(open_image(str(path), LIMITS), path) == expected == read(path).shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_turned_whatever_else_exif_holds(tmp_path: Path, kind: str, orientation: int) -> None:
+    """Pillow's own turning writes the block again, which fails for a tag of the wrong type."""
+    whole = ramp()
+    turned = {
+        1: whole,
+        2: whole[:, ::-1],
+        3: whole[::-1, ::-1],
+        4: whole[::-1],
+        5: whole.swapaxes(0, 1),
+        6: np.rot90(whole, -1),
+        7: whole[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(whole, 1),
+    }[orientation]
+    block = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x02\x00"  # XResolution is a text
+    block += struct.pack("<HHI4s", 282, 2, 4, b"72\x00\x00") + struct.pack("<HHII", 274, 3, 1, orientation) + bytes(4)
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(whole).save(path, kind.upper(), exif=block, **SAVING[kind])
+    found = read(path)
+    assert found.shape == turned.shape and np.abs(found.astype(int) - turned).max() <= (8 if kind == "jpeg" else 0)
+    assert upright_size(open_image(str(path), LIMITS), path) == found.shape[:2]
+
+
+def test_a_png_may_hold_a_long_text(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML", "x" * (2 << 20), zip=True)
+    Image.fromarray(ramp()).save(tmp_path / "x.png", pnginfo=text)
+    assert np.array_equal(read(tmp_path / "x.png"), ramp())

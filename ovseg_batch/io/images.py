@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
@@ -31,12 +31,23 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
 PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
 Image.MAX_IMAGE_PIXELS = None
+# One text of a PNG may be as large as Pillow lets all of them be together, which is 64 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +162,9 @@ def _bad(path: str | Path, error: Exception) -> RowError:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return image
+    """Return a decoded image turned as its EXIF says, whatever else is in that block."""
+    turn = TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
