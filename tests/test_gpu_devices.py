@@ -128,7 +128,7 @@ def test_on_ray_a_stage_without_a_model_reserves_no_gpu(
     monkeypatch.setattr(ray, "run_stage", lambda job, shards, pool: pools.append(pool))
     settings = config(**{"run.engine": "ray", "run.device": "cuda", "run.gpus_per_worker": {"refine": 0.5}})
     for stage in cutout:
-        pipeline._commits(stage, settings, ignore)
+        pipeline._commits(stage, stage.missing, settings, ignore)
     assert [(pool.device, pool.gpus) for pool in pools] == [("cuda", 1.0), ("cuda", 0.5), ("cpu", 0.0)]
 
 
@@ -140,7 +140,7 @@ def test_on_this_machine_a_stage_without_a_model_computes_on_the_cpu(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for stage in cutout:
-        pipeline._commits(stage, config(**{"run.device": "cuda"}), ignore)
+        pipeline._commits(stage, stage.missing, config(**{"run.device": "cuda"}), ignore)
     assert devices == [["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"], ["cpu", "cpu"]]
 
 
