@@ -74,8 +74,7 @@ def read_findings(workdir: Workdir) -> Findings | None:
     Raises:
         UsageError: there is no run in that folder.
     """
-    plan, sealed = workdir.read_plan(), workdir.sealed_outputs()
-    made_of = [plan["manifest"], *(stage["fingerprint"] for stage in plan["stages"])]
+    made_of, sealed = workdir.made_of(), workdir.sealed_outputs()
     if sealed is None or sealed.get("made_of") != made_of:
         return None
     return Findings.from_record(sealed["counts"])

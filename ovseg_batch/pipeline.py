@@ -301,10 +301,11 @@ def _run_planned(
 ) -> list[int]:
     """Compute the missing shards of a stage, and return their numbers."""
     store, shards = planned.job.store, manifest.shards
-    missing = planned.still_missing(shards)
+    absent = store.missing(shards)
+    missing = planned.to_compute(absent)
     begun = [shard for shard in missing if store.data_path(shard, TABLE).exists()]
-    done, folder = shards - len(store.missing(shards)), store.folder.name
-    log.info("%s, %s [%s]: %d of %d shards already committed", planned.name, place, folder, done, shards)
+    where, done = f"{planned.name}, {place} [{store.folder.name}]", shards - len(absent)
+    log.info("%s: %d of %d shards already committed", where, done, shards)
     if not missing:
         return []
     if begun or len(missing) < shards:
@@ -356,9 +357,8 @@ def _finish(
             "use one workdir for each."
         )
     if unfinished := [state for state in states if not state.complete]:
-        index, count = stages[0].part
+        (index, count), missing = stages[0].part, unfinished[0].shards - unfinished[0].shards_done
         if count == 1:
-            missing = unfinished[0].shards - unfinished[0].shards_done
             raise OvsegError(
                 f"{unfinished[0].name}: {counted(missing, 'shard has', 'shards have')} lost the commit while this run "
                 "computed others. Another command or person has removed it. Run the same command again."

@@ -7,7 +7,7 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ class PlannedStage:
 
     Attributes:
         missing: the shards to compute.
-        committed: how many shards are committed already.
         part: (i, n): of the missing shards only i, i + n, i + 2n, … are computed.
     """
 
@@ -47,17 +46,21 @@ class PlannedStage:
     plan: StagePlan
     inputs: dict[str, Any]
     missing: list[int]
-    committed: int
     part: tuple[int, int] = (0, 1)
 
     @property
     def name(self) -> str:
         return self.job.store.stage
 
-    def still_missing(self, shards: int) -> list[int]:
-        """Return the shards to compute now. An earlier stage that was computed again adds to those of the plan."""
+    def to_compute(self, absent: Collection[int]) -> list[int]:
+        """Return the shards to compute when the stage begins.
+
+        Args:
+            absent: shards without a commit now, which may differ from those of the plan: an earlier stage may have
+                computed shards again.
+        """
         index, count = self.part
-        found = {*self.job.store.missing(shards), *(self.missing if self.job.retry else ())}
+        found = {*absent, *(self.missing if self.job.retry else ())}
         return sorted(shard for shard in found if shard % count == index)
 
     @property
@@ -89,8 +92,7 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
             threads=config.run.threads or _own_threads(),
             stall_seconds=None if stall is None else 60 * stall,
         )
-        missing = store.missing(manifest.shards)
-        planned.append(PlannedStage(job, stage_plan, inputs, missing, manifest.shards - len(missing)))
+        planned.append(PlannedStage(job, stage_plan, inputs, store.missing(manifest.shards)))
         stores[name] = store
     return planned
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -398,7 +398,8 @@ class Workdir:
             if unused:
                 for part in sorted(folder.iterdir(), key=lambda path: (path.name == LOCK, path.name == "stage.json")):
                     delete(part)
-                folder.rmdir()
+                with suppress(OSError):  # a run that begins has created its folder again
+                    folder.rmdir()
 
     def write_plan(self, record: Mapping[str, Any]) -> None:
         """Say which stages the run in progress has, and of which manifest it is."""

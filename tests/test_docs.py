@@ -41,12 +41,12 @@ def commands(page: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A person with a machine that is not on the real network: its hub serves full-size weights without meaning."""
+    """Runs commands in an environment of its own, whose hub is a local one with full-size random weights."""
 
     environment: dict[str, str]
 
     def run(self, line: str, folder: Path, **own: str) -> None:
-        """Run a command as the page prints it, in a shell and a process of its own."""
+        """Run a command exactly as the page prints it, in a shell."""
         if re.search("-c (remove-people|replace-sky)", line):
             own["OVSEG_INPAINT__MODEL"] = "demo"
         environment = {**self.environment, **own}

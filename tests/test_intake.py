@@ -59,7 +59,7 @@ def test_a_workdir_in_its_input_is_left_out_of_the_list(photos: Path, command: C
             assert done.returncode == 0, done.stderr
             assert listed(workdir) == names
             assert len(list((workdir / "edited").iterdir())) == 2
-    assert "2 folders that ovseg-batch wrote left out" in done.stderr
+    assert "2 folders are left out, being written by ovseg-batch" in done.stderr
 
 
 def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Path) -> None:
@@ -68,7 +68,10 @@ def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Pa
     build_report(Workdir(finished), photos / "report", workers=0)
     summary = build_manifest([str(photos)], photos.parent / "m.parquet", 2)
     assert (summary.rows, summary.left_out) == (before, 2)
-    assert f"2 folders that ovseg-batch wrote left out ({photos / 'report'}, {photos / 'yolo'})" in summary.notes()
+    assert (
+        f"2 folders are left out, being written by ovseg-batch ({photos / 'report'}, {photos / 'yolo'})"
+        in summary.notes()
+    )
     assert build_manifest([str(photos / "yolo")], photos.parent / "m.parquet", 2).rows == 6
 
 

@@ -42,7 +42,7 @@ def test_folder_is_recursive_sorted_and_leaves_out_what_is_no_image(folder: Path
     manifest = Manifest.open(out)
     assert [[row.file_name for row in manifest.read_shard(k)] for k in range(2)] == [["a/b.png", "a/c.jpg"], ["b.png"]]
     assert (summary.rows, summary.shards, summary.skipped) == (3, 2, 1)
-    assert "without the name of an image left out" in summary.notes()[0]
+    assert "1 file is left out, having no suffix of an image" in summary.notes()[0]
     assert pq.ParquetFile(out).metadata.num_row_groups == 2
 
 

@@ -27,7 +27,7 @@ from ovseg_batch.types import FileRecord
 BUFFER = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
 SHORT = 60  # bytes of a file's name in that of its temporary file
-ABANDONED = 24 * 3600  # seconds; whoever writes a file writes more often
+ABANDONED = 24 * 3600  # seconds; a file in use is written to more often
 WRITERS = 4  # threads that wait for the disk
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 

@@ -66,7 +66,7 @@ def read_bank(path: Path) -> Bank:
         raise UsageError(
             f"There is no memory bank {path}. `ovseg-batch bank build WORKDIR -o {path}` makes one."
         ) from None
-    except Exception as error:  # Parquet's readers raise whatever they like
+    except Exception as error:  # Parquet's readers raise many classes
         raise UsageError(f"{path} is no memory bank that this version of `bank build` wrote: {error}") from None
     if str(digest).encode() != stored:
         raise UsageError(f"{path} is damaged: its content is not what was written. Build the bank again.")

@@ -57,5 +57,5 @@ def plain(name: str) -> str:
 
 
 def without_controls(text: str) -> str:
-    """Return a text with its control characters as escapes, because they end lines, XML files and terminals."""
+    """Return a text with its control characters as escapes, because they break lines, XML and terminals."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

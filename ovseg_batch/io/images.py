@@ -31,14 +31,14 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+TURNS: dict[int, Callable[[Array], Array]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
 }
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
@@ -139,7 +139,7 @@ def decode(image: Image.Image, path: str | Path) -> Array:
     """The pixels of an opened image, (H, W, 3) uint8 RGB, upright. Raises RowError."""
     with decoding(path):
         image.load()
-        return np.array(_to_rgb(upright(image)))  # a copy: Pillow's own buffer cannot be written to
+        return upright(np.asarray(_to_rgb(image)), orientation_of(image))
 
 
 @contextlib.contextmanager
@@ -161,15 +161,19 @@ def _bad(path: str | Path, error: Exception) -> RowError:
     return RowError(FailureCode.TRUNCATED if torn else FailureCode.BAD_IMAGE, text)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Return a decoded image turned as its EXIF says, whatever else is in that block."""
-    turn = TURNS.get(orientation_of(image))
-    return image if turn is None else image.transpose(turn)
+def upright(pixels: Array, orientation: int) -> Array:
+    """Return a copy of decoded pixels (H, W, …), turned by the orientation of EXIF."""
+    turn = TURNS.get(orientation)
+    return np.array(pixels if turn is None else turn(pixels), order="C")  # Pillow's own buffer cannot be written to
 
 
 def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
-    """(H, W) that an opened image has when it is turned as its EXIF says. Decodes nothing but PNG. Raises RowError."""
-    if image.format == "PNG":  # its EXIF may follow the pixels; Pillow decodes them, and a second time hides a fault
+    """Return (H, W) of an opened image after the orientation of EXIF. Only a PNG is decoded.
+
+    Raises:
+        RowError: a PNG that cannot be decoded.
+    """
+    if image.format == "PNG":  # Pillow decodes it to find EXIF behind the pixels, and decodes no second time
         with decoding(path):
             image.load()
     turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS  # Pillow has turned a TIFF's size
@@ -177,7 +181,7 @@ def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the orientation, 1 to 8, that EXIF says; 1 where it says none or cannot be read."""
+    """Return the orientation in EXIF, 1 to 8; 1 where there is none or EXIF cannot be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels

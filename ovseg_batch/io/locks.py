@@ -14,7 +14,7 @@ def shared(file: Path, create: Callable[[], None]) -> Iterator[None]:
     """Hold a file together with others, so that no one holds it alone.
 
     Args:
-        create: creates the file's folder, which whoever held the file alone may have deleted.
+        create: creates the file's folder, which an exclusive holder may have deleted.
     """
     while True:
         create()

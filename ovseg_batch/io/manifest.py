@@ -71,8 +71,8 @@ class Summary:
         texts = {
             "missing": f"{counted(self.missing, 'file is', 'files are')} not there; their rows will fail",
             "duplicates": f"{counted(self.duplicates, 'image is', 'images are')} listed more than once and taken once",
-            "skipped": f"{counted(self.skipped, 'file')} without the name of an image left out",
-            "left_out": f"{counted(self.left_out, 'folder')} that ovseg-batch wrote left out",
+            "skipped": f"{counted(self.skipped, 'file is', 'files are')} left out, having no suffix of an image",
+            "left_out": f"{counted(self.left_out, 'folder is', 'folders are')} left out, being written by ovseg-batch",
         }
         return [
             text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")

@@ -7,7 +7,6 @@ the colours, and the profile and EXIF go into the new file, with the orientation
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io.images import decode, decoding, orientation_of, upright
+from ovseg_batch.io.images import ORIENTATION, decode, decoding, orientation_of, upright
 from ovseg_batch.io.sources import IMAGE_SUFFIXES
 
 Array = np.ndarray[Any, Any]
@@ -33,21 +32,11 @@ UNKNOWN_SUFFIX = ".file"  # put behind names that are no image's, so that `a` an
 KNOWN = IMAGE_SUFFIXES | {UNKNOWN_SUFFIX}
 HOLDS_ALPHA = frozenset({"png", "webp", "tiff"})
 HOLDS_16_BITS = frozenset({"png", "tiff"})
-ORIENTATION = 274
 BITS_PER_SAMPLE = 258
-#: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
 EXIF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags that point to the camera's, the place's and a format's tags
+#: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
 LAYOUT = frozenset((*range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 297, 317, *range(320, 326)))
 LAYOUT |= {330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 532, 34675}
-TURNS: dict[int, Callable[[Any], Any]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +87,7 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
         elif image.mode in ("CMYK", "LAB", "YCbCr", "L", "LA", "1"):
             icc = b""  # of another colour space than what is written
         if image.has_transparency_data:
-            whole = np.array(upright(image.convert("RGBA") if image.mode != "RGBA" else image).convert("RGBA"))
+            whole = upright(np.asarray(image.convert("RGBA")), orientation)
             return Picture(np.ascontiguousarray(whole[..., :3]), whole[..., 3].copy(), icc, _exif(image))
         return Picture(decode(image, path), None, icc, _exif(image))
 
@@ -115,8 +104,7 @@ def _deep(content: bytes, path: str | Path, orientation: int) -> tuple[Array, Ar
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if whole is None or whole.dtype != np.uint16:
         raise RowError(FailureCode.BAD_IMAGE, f"{path}: its 16 bits a channel cannot be read")
-    if orientation in TURNS:
-        whole = TURNS[orientation](whole)
+    whole = upright(whole, orientation)
     if whole.ndim == 2:
         return np.repeat(whole[..., None], 3, axis=2), None
     pixels = np.ascontiguousarray(whole[..., 2::-1])

@@ -81,7 +81,7 @@ def _read(path: Path, templates: int) -> dict[str, Array]:
             raise ValueError("its content is not what was written")
     except FileNotFoundError:
         return {}
-    except Exception as error:  # Parquet's readers raise whatever they like
+    except Exception as error:  # Parquet's readers raise many classes
         log.warning("The text cache %s is damaged and is computed anew (%s).", path, error)
         return {}
     return {labels[i]: matrix[i : i + templates] for i in range(0, len(labels), templates)}

@@ -17,7 +17,7 @@ def cached(repository: str, names: Iterable[str]) -> Path | None:
     """Return the first of these files that is in the hub's cache, or None. Uses no network."""
     if not repository or not repository_folder(repository).is_dir():
         return None
-    from huggingface_hub import try_to_load_from_cache  # imports an HTTP library, which takes a quarter of a second
+    from huggingface_hub import try_to_load_from_cache  # imports an HTTP library
 
     for name in names:
         found = try_to_load_from_cache(repository, name)

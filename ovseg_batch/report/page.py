@@ -37,7 +37,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
     """
     for name in ("report.css", "report.js"):
         write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
-    import jinja2  # takes 80 ms, which `ovseg_batch.Run` does without
+    import jinja2  # slow to import, and `ovseg_batch.Run` does not need it
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))

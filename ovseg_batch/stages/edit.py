@@ -151,7 +151,7 @@ class EditStage(EditPlan):
 
 @contextlib.contextmanager
 def costing_a_row() -> Iterator[None]:
-    """What cannot be edited or encoded fails its row: encoders raise whatever they like. No disk is written in here."""
+    """Turn any error of editing and encoding into a RowError. Encoders raise many classes; no disk is written here."""
     try:
         yield
     except (OvsegError, RowError):
