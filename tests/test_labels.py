@@ -72,7 +72,9 @@ def test_labels_that_differ_in_form_alone_are_refused(twins: list[str]) -> None:
 @pytest.mark.parametrize("value", ["[yes, sky]", "[sky, 1]", "[0.5]", "{no: [dog]}"])
 def test_values_of_yaml_are_no_labels(value: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"extends: demo\nlabels: {value}\n")
-    with pytest.raises(UsageError, match=r"is no text\. Put words such as yes, no and 1 into quotes"):
+    with pytest.raises(
+        UsageError, match=r"labels, entry \d.* is not allowed\. Allowed: text.* If it is a word, write it in quotes\."
+    ):
         load_config(tmp_path / "job.yaml")
 
 

@@ -31,20 +31,18 @@ def parse_labels(value: Any) -> Any:
             words. Any other value is returned unchanged.
 
     Raises:
-        ValueError: a comma before a label with synonyms, or an entry of a list that YAML does not read as text.
+        ValueError: a comma before a label with synonyms.
     """
     if isinstance(value, str):
         entries = re.split("[;\n]", value.translate(WIDE))
         parts = (part for entry in entries for part in ([entry] if ":" in entry else entry.split(",")))
         return tuple(_parse_label(part) for part in parts if part.strip())
     if isinstance(value, Mapping):
-        _require_text(value)
         return tuple(
             {"name": name, **words} if isinstance(words, Mapping) else {"name": name, "synonyms": split_words(words)}
             for name, words in value.items()
         )
     if isinstance(value, Sequence):
-        _require_text(value)
         return tuple(_parse_label(entry) if isinstance(entry, str) else entry for entry in value)
     return value
 
@@ -55,13 +53,6 @@ def _parse_label(entry: str) -> ParsedLabel:
         example = "car; person: person, people"
         raise ValueError(f"put ';' between labels where one has synonyms, as in {example!r}")
     return {"name": _clean(name), "synonyms": tuple(map(_clean, split_words(words)))}
-
-
-def _require_text(entries: Iterable[Any]) -> None:
-    """Raise ValueError for a word that YAML does not read as text."""
-    for entry in entries:
-        if isinstance(entry, bool | int | float):
-            raise ValueError(f"{entry!r} is no text. Put words such as yes, no and 1 into quotes in YAML")
 
 
 def _clean(word: str) -> str:
