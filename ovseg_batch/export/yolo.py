@@ -13,7 +13,6 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.placing import place_image
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import FileBatch, write_text
-from ovseg_batch.methods.polygons import centre_ring
 
 ALL = "train"  # the folder of images that are not parted
 
@@ -38,6 +37,8 @@ class YoloWriter:
 
     def _line(self, image: ChosenImage, label: str, counts: bytes) -> str:
         """`class x y x y …` in shares of the width and height."""
+        from ovseg_batch.methods.polygons import centre_ring  # imports OpenCV, which other formats do not need
+
         mask = rle.decode(counts, image.height, image.width)
         ring = centre_ring(mask, self._plan.options.tolerance) / (image.width, image.height)
         if len(ring) < 3:  # a point or a line of pixels; readers want three corners

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
@@ -101,6 +100,8 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _deep(content: bytes, path: str | Path, orientation: int) -> tuple[Array, Array | None]:
+    import cv2  # takes 40 MB, which exports save that only name files
+
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if whole is None or whole.dtype != np.uint16:
         raise RowError(FailureCode.BAD_IMAGE, f"{path}: its 16 bits a channel cannot be read")
@@ -182,6 +183,8 @@ def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
 
 
 def _encode_deep(picture: Picture, encoding: Encoding) -> bytes:
+    import cv2
+
     kind, alpha, pixels = encoding.format, picture.alpha, picture.pixels
     if kind not in HOLDS_16_BITS:
         raise ValueError(f"{kind} holds no 16 bits a channel")
