@@ -66,7 +66,7 @@ class Meter:
         kept: Mapping[int, int],
         workers: int,
         shown: bool | None,
-        waiting: str = "loading models",
+        waiting: str = "loading models and words",
         metrics: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

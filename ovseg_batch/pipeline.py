@@ -311,7 +311,7 @@ def _run_planned(
     if begun or len(missing) < shards:
         log.info("%s: computing shards %s", planned.name, ranges(missing))
     run, rows, failed = config.run, 0, Counter[str]()
-    waiting = "loading models" if run.engine == "local" else "starting actors, which report whole shards"
+    waiting = "loading models and words" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
     with Meter.of(store, missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
         for commit in _commits(planned, missing, config, meter.follow):

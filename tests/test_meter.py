@@ -94,10 +94,10 @@ def test_lines_without_a_terminal(stderr_lines: Callable[[], list[str]]) -> None
     set_up_logging("text", quiet=False)
     clock = Clock()
     with meter_of(clock, [commit(0, 20)]) as meter:
-        assert stderr_lines() == ["dense: loading models"]
+        assert stderr_lines() == ["dense: loading models and words"]
         clock.now += LINE_SECONDS
         meter.refresh()
-        assert stderr_lines() == ["dense: 20 of 40 images, loading models, 30 s"]
+        assert stderr_lines() == ["dense: 20 of 40 images, loading models and words, 30 s"]
         meter.follow(InFlight(1, 20))
         clock.now += LINE_SECONDS - 1
         meter.refresh()

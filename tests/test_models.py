@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from ovseg_batch import scenes
 from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.io import hashing, user_cache
 from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.windows import resized_size, window_boxes
@@ -434,3 +437,40 @@ def test_every_preset_names_something_its_library_knows() -> None:
         if not preset.embedded:
             assert open_clip.get_model_config(preset.architecture), name
             assert open_clip.pretrained.get_pretrained_cfg(preset.architecture, preset.tag).get("hf_hub"), name
+
+
+def test_the_hash_of_a_large_file_is_kept_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def content_hash(file: Path, compute: Callable[[Path], str] = hashing._content_hash) -> str:
+        read.append(file)
+        return compute(file)
+
+    monkeypatch.setattr(hashing, "LARGE", 0)
+    monkeypatch.setattr(hashing, "_content_hash", content_hash)
+    monkeypatch.setattr(user_cache, "SETTLED_SECONDS", -1)
+    monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "weights.pt"
+
+    def hashed() -> str:
+        hashing._hash.cache_clear()  # as in another process
+        return hashing.file_hash(file)
+
+    file.write_bytes(b"first")
+    first = hashed()
+    assert hashed() == first and len(read) == 1
+    times = file.stat().st_mtime_ns
+    file.write_bytes(b"other")
+    os.utime(file, ns=(times, times))  # size and time of writing are those of before
+    other = hashed()
+    assert other != first and len(read) == 2
+    (record,) = (tmp_path / "cache" / "hashes").iterdir()
+    for damaged in ("", "[]", '{"file": null}', record.read_text()[:-5]):
+        record.write_text(damaged)
+        assert hashed() == other
+    assert len(read) == 6
+    monkeypatch.setattr(user_cache, "SETTLED_SECONDS", 60.0)
+    record.unlink()
+    assert hashed() == other and not record.exists()

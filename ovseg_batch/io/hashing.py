@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ovseg_batch import units
+from ovseg_batch.io.user_cache import KnownHash
+
+log = logging.getLogger(__name__)
+
 BLOCK = 1 << 22  # bytes
+LARGE = 1 << 26  # bytes: hashes of larger files are kept between runs
 SHA256, GIT_SHA1 = 64, 40  # hex digits
 
 
@@ -47,8 +54,20 @@ def file_digest(file: Path, kind: Literal["sha256", "sha1"] = "sha256") -> str:
 
 @functools.lru_cache(maxsize=64)
 def _hash(path: str, size: int, mtime_ns: int) -> str:
+    if size < LARGE:
+        return _content_hash(Path(path))
+    known = KnownHash(Path(path))
+    value = known.read()
+    if value is None:
+        log.info("reading %s (%s) once, for its hash", Path(path).name, units.size(size))
+        value = _content_hash(Path(path))
+        known.write(value)
+    return value
+
+
+def _content_hash(file: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for block in _blocks(Path(path)):
+    for block in _blocks(file):
         digest.update(block)
     return digest.hexdigest()
 

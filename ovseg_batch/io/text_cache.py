@@ -7,7 +7,6 @@ always encoded together, so a cached and a fresh embedding are the same bits.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,13 +25,7 @@ Encode = Callable[[list[str]], Array]
 log = logging.getLogger(__name__)
 
 DIGEST = b"ovseg_batch.digest"  # of labels and embeddings, in the file's metadata
-PROGRESS_SECONDS = 5.0  # between two lines of progress
-
-
-def cache_folder() -> Path:
-    """`$OVSEG_CACHE`, or `ovseg_batch` in the user's cache folder."""
-    home = os.environ.get("OVSEG_CACHE")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovseg_batch"
+PROGRESS_SECONDS = 15.0  # between two lines of progress
 
 
 def text_embeddings(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ovseg_batch.io.text_cache import cache_folder, text_embeddings
+from ovseg_batch.io.text_cache import text_embeddings
+from ovseg_batch.io.user_cache import cache_folder
 from ovseg_batch.methods.class_scores import query_feature
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.zoo import ModelSpec
