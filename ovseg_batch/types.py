@@ -21,7 +21,7 @@ class ImageRow:
     `row` counts from 0 over the whole manifest; `key` is unique and stable; `file_name` is what outputs call the
     image (relative, `/`-separated); `path` is where to open it. `width` and `height` are pixels before EXIF rotation
     and may be unknown until the image is decoded. `revision` is the manifest's in which the row came in or changed;
-    `extra` keeps the manifest's other columns.
+    `shared` says whether other rows have the same `file_name`; `extra` keeps the manifest's other columns.
     """
 
     row: int
@@ -33,6 +33,7 @@ class ImageRow:
     width: int | None = None
     height: int | None = None
     revision: int = 0
+    shared: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from breaking.guises import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
 from conftest import REMOVE, THINGS, Command, run_arguments
@@ -406,3 +407,45 @@ def test_labels_are_taken_apart_at_commas(command: Command, few_scenes: Path, tm
     done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--edit", "cutout", "--keep", "cat, dogg"))
     assert done.returncode == 2
     assert "'dogg' is not among the labels" in done.stderr
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 64])
+def test_rows_that_share_a_picture_have_edited_files_of_their_own(
+    shard_rows: int, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    one, other = sorted((few_scenes / "images").iterdir())[:2]
+    listing, out = tmp_path / "list.csv", tmp_path / "run"
+    arguments = ("run", listing, "-o", out, "--labels", "sky; grass", "--edit", "cutout")
+    arguments += ("--set", f"manifest.shard_rows={shard_rows}", "--workers", "0")
+
+    def edited(*rows: str, more: tuple[str, ...] = ()) -> list[str]:
+        listing.write_text("\n".join(["key,path", *rows, ""]))
+        done = command(*arguments, *more)
+        assert done.returncode == 0, done.stderr
+        assert command("verify", out).returncode == 0
+        return sorted(path.name.partition(".")[0] for path in (out / "edited").rglob("*.*"))
+
+    assert edited(f"a,{one}", f"c,{other}") == [one.stem, other.stem]
+    three = edited(f"a,{one}", f"b,{one}", f"c,{other}", more=("--update",))
+    assert len(three) == 3 and three[-1] == other.stem
+    assert all(name.startswith(f"{one.stem}-") for name in three[:2])
+    assert edited(f"b,{one}", f"c,{other}", more=("--update",)) == [one.stem, other.stem]
+
+
+def test_a_manifest_from_elsewhere_with_one_name_twice_costs_the_second_row(
+    few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    """Manifests of earlier versions do not say which rows share a file name."""
+    image = sorted((few_scenes / "images").iterdir())[0]
+    listing, manifest = tmp_path / "list.csv", tmp_path / "list.parquet"
+    listing.write_text(f"key,path\na,{image}\nb,{image}\n")
+    assert command("manifest", listing, "-o", manifest).returncode == 0
+    with pq.ParquetFile(manifest) as file:
+        table, metadata = file.read().drop_columns(["ovseg_shared"]), file.metadata.metadata
+    with pq.ParquetWriter(manifest, table.schema.remove_metadata()) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(b"ovseg")})
+    done = command("run", manifest, "-o", tmp_path / "run", "--labels", "sky", "--edit", "cutout", "--workers", "0")
+    assert done.returncode == 3, done.stderr
+    assert ",edit,unwritable," in (tmp_path / "run" / "failures.csv").read_text()
+    assert len(list((tmp_path / "run" / "edited").iterdir())) == 1

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from ovseg_batch import failpoints
+from ovseg_batch.errors import OvsegError
 from ovseg_batch.types import FileRecord
 
 BUFFER = 1 << 20
@@ -144,11 +145,16 @@ class FileBatch:
         self._root, self._parts = root, parts
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="write")
         self._room = threading.BoundedSemaphore(2 * threads)
-        self._begun: list[tuple[str, Path, Future[FileRecord]]] = []
+        self._begun: dict[str, tuple[Path, Future[FileRecord]]] = {}
 
     def can_be(self, name: str) -> bool:
-        """Whether a file can have this name here: it leads nowhere else, is not too long, and nothing is in its way."""
-        if name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        """Whether a file can have this name here: it leads nowhere else, is not too long, and is not taken."""
+        if (
+            name in self._begun
+            or name.startswith("/")
+            or "\0" in name
+            or not {"", ".", ".."}.isdisjoint(name.split("/"))
+        ):
             return False
         path = self._root / name
         try:
@@ -162,14 +168,20 @@ class FileBatch:
             raise
 
     def add(self, name: str, content: bytes) -> None:
-        """Begin to write a file. Waits while too many are under way."""
+        """Begin to write a file. Waits while too many are under way.
+
+        Raises:
+            OvsegError: the batch has a file of that name.
+        """
+        if name in self._begun:
+            raise OvsegError(f"Two files cannot both be called {self._root / name}.")
         self._parts.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self._parts / str(len(self._begun)))
         self._room.acquire()
         work = contextvars.copy_context().run
         future = self._pool.submit(work, self._write, name, temporary, content)
         future.add_done_callback(lambda _: self._room.release())
-        self._begun.append((name, temporary, future))
+        self._begun[name] = (temporary, future)
 
     @staticmethod
     def _write(name: str, temporary: Path, content: bytes) -> FileRecord:
@@ -181,14 +193,14 @@ class FileBatch:
 
     def finish(self) -> None:
         """Wait until everything is on the disk. Raises what went wrong."""
-        for _, _, future in self._begun:
+        for _, future in self._begun.values():
             future.result()
 
     def publish(self) -> list[FileRecord]:
         """Give the files their names; their records, in the order they were added."""
         self.finish()
         folders = set()
-        for name, temporary, _ in self._begun:
+        for name, (temporary, _) in self._begun.items():
             path = self._root / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +210,7 @@ class FileBatch:
             failpoints.reach("renamed")
         for folder in sorted(folders):
             fsync_folder(folder)
-        return [future.result() for _, _, future in self._begun]
+        return [future.result() for _, future in self._begun.values()]
 
     def __enter__(self) -> FileBatch:
         return self
@@ -207,7 +219,7 @@ class FileBatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for _, temporary, _ in self._begun:
+        for temporary, _ in self._begun.values():
             temporary.unlink(missing_ok=True)
 
 

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
-from ovseg_batch.io.hashing import ContentDigest
-from ovseg_batch.io.manifest import key_hash
+from ovseg_batch.io.hashing import ContentDigest, key_hash
 
 Array = np.ndarray[Any, Any]
 

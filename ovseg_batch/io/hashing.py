@@ -36,6 +36,11 @@ class ContentDigest:
         return self._names.hexdigest() + self._numbers.hexdigest()
 
 
+def key_hash(key: str) -> int:
+    """Return 64 bits of a text's hash."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
+
+
 def file_hash(path: str | Path) -> str:
     """Return the BLAKE2b hash of a file in hex. A file is read once while its size and time stay the same."""
     status = Path(path).stat()

@@ -1,6 +1,7 @@
 """The manifest: one Parquet file with a line per image, one row group per shard, so that a shard is read alone.
 
-Writing it streams: what stays in memory is 8 bytes a row, to find keys that are used twice.
+Writing it streams: what stays in memory is 8 bytes a row, to find keys that are used twice, and 8 more for a row whose
+key is not its file name.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.entries import Entry, Source
+from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.marks import has_mark
 from ovseg_batch.io.records import ManifestRecord
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
 from ovseg_batch.units import counted
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1
@@ -50,7 +54,9 @@ COLUMNS = pa.schema(
     ]
 )
 REVISION = "ovseg_revision"  # column: in which revision of the list a row came in or changed; none: in the first
-OWN = frozenset([*COLUMNS.names, REVISION])
+SHARED = "ovseg_shared"  # column: whether other rows have the row's file name, each with a key of its own; none: no row
+ADDED = (REVISION, SHARED)  # columns that a manifest has where a row needs them
+OWN = frozenset([*COLUMNS.names, *ADDED])
 UNHASHED = {"path", REVISION}  # where the files lie, and when, decides nothing
 
 
@@ -150,6 +156,7 @@ class Manifest:
                 **{name: line[name] for name in COLUMNS.names if name != "path"},
                 path=_path_from_text(line["path"]),
                 revision=line.get(REVISION) or 0,
+                shared=bool(line.get(SHARED)),
                 extra={name: value for name, value in line.items() if name not in OWN},
             )
             for line in lines
@@ -178,14 +185,17 @@ def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, r
             for source, prefix in zip(sources, prefixes, strict=True)
             for entry in source.entries
         )
-        hashes = _write(temporary, lines, schema, shard_rows, summary)
-        repeated = _repeated(hashes)
-        if repeated:
-            drop = _duplicates(temporary, repeated, summary)
+        writer = _write(temporary, lines, schema, shard_rows, summary)
+        repeated, shared = _repeated(writer.hashes), _repeated(writer.hashes + writer.names)
+        if shared.size:
+            drop = _duplicates(temporary, set(repeated.tolist()), summary)
+            if shared.size > repeated.size:
+                schema = schema.append(pa.field(SHARED, pa.bool_()))
             first_draft = temporary.with_suffix(".draft")
             temporary.rename(first_draft)
             try:
-                _write(temporary, _kept(first_draft, drop), schema, shard_rows, summary)
+                kept = _kept(first_draft, drop, shared if SHARED in schema.names else None)
+                _write(temporary, kept, schema, shard_rows, summary)
             finally:
                 first_draft.unlink()
         summary.skipped = sum(source.skipped for source in sources)
@@ -250,11 +260,12 @@ class ManifestWriter:
 
     Attributes:
         hashes: 64 bits of every key.
+        names: 64 bits of every file name that is not its row's key.
         rows, shards: written so far.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, shard_rows: int) -> None:
-        self.hashes = array("Q")
+        self.hashes, self.names = array("Q"), array("Q")
         self.rows = self.shards = 0
         self._schema, self._shard_rows = schema, shard_rows
         self._digest = hashlib.blake2b(digest_size=16)
@@ -273,6 +284,8 @@ class ManifestWriter:
         hashed = {name: value for name, value in sorted(line.items()) if name not in UNHASHED}
         self._digest.update(json.dumps(hashed, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace"))
         self.hashes.append(key_hash(line["key"]))
+        if line["file_name"] != line["key"]:
+            self.names.append(key_hash(line["file_name"]))
         if is_remote(line["path"]) and not line["path"].startswith("file://"):
             self._remote[scheme_of(line["path"])] += 1
         self.rows += 1
@@ -306,23 +319,20 @@ class ManifestWriter:
 
 def _write(
     path: Path, lines: Iterator[dict[str, Any]], schema: pa.Schema, shard_rows: int, summary: Summary
-) -> array[int]:
-    """Write the lines shard by shard; a 64-bit hash of every key."""
+) -> ManifestWriter:
+    """Write the lines shard by shard."""
     writer = ManifestWriter(path, schema, shard_rows)
     with contextlib.closing(writer):
         for line in lines:
             writer.add(line)
     summary.rows, summary.shards = writer.rows, writer.shards
-    return writer.hashes
+    return writer
 
 
-def key_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
-
-
-def _repeated(hashes: array[int]) -> set[int]:
+def _repeated(hashes: array[int]) -> Hashes:
+    """Return the hashes that occur more than once, in order."""
     ordered = np.sort(np.frombuffer(hashes, np.uint64))
-    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
@@ -345,10 +355,16 @@ def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
     return drop
 
 
-def _kept(path: Path, drop: set[int]) -> Iterator[dict[str, Any]]:
+def _kept(path: Path, drop: set[int], shared: Hashes | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows that stay, and with `shared` whether other rows have their file name."""
     for line in _lines(path):
-        if line.pop("row") not in drop:
-            yield line
+        if line.pop("row") in drop:
+            continue
+        if shared is not None:
+            name = key_hash(line["file_name"])
+            place = int(np.searchsorted(shared, np.uint64(name)))
+            line[SHARED] = place < shared.size and int(shared[place]) == name
+        yield line
 
 
 def _lines(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

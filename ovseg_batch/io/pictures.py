@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.images import ORIENTATION, decode, decoding, orientation_of, upright
 from ovseg_batch.io.sources import IMAGE_SUFFIXES
+from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
@@ -221,6 +223,14 @@ def output_name(file_name: str, format: Format) -> str:
     if suffix.lower() in SUFFIXES[format] and _split(stem)[1].lower() not in KNOWN:
         return file_name
     return f"{file_name}{'' if suffix.lower() in IMAGE_SUFFIXES else UNKNOWN_SUFFIX}{SUFFIXES[format][0]}"
+
+
+def unique_name(row: ImageRow) -> str:
+    """Return a row's file name; with a hash of the row's key before the suffix where other rows have the same name."""
+    if not row.shared:
+        return row.file_name
+    stem, suffix = _split(row.file_name)
+    return f"{stem}-{key_hash(row.key):016x}{suffix}"
 
 
 def part_name(folder: str, number: int, label: str, suffix: str) -> str:

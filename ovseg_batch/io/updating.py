@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import publish, temporary_path
-from ovseg_batch.io.manifest import REVISION, UNHASHED, Manifest, ManifestWriter, key_hash
+from ovseg_batch.io.hashing import key_hash
+from ovseg_batch.io.manifest import ADDED, REVISION, SHARED, UNHASHED, Manifest, ManifestWriter
 from ovseg_batch.wording import spelled
 
 GROUPS = 8  # of the fresh list that are held at once, for rows that have changed
@@ -49,10 +50,11 @@ def update_manifest(ours: Path, fresh: Path) -> Changes:
         UsageError: the lists have other columns.
     """
     old, new = Manifest.open(ours), Manifest.open(fresh)
-    if [name for name in old.columns if name != REVISION] != new.columns:
+    was, now = ([name for name in one.columns if name not in ADDED] for one in (old, new))
+    if was != now:
         raise UsageError(
-            f"The list has other columns than that of the workdir ({', '.join(new.columns)}; there it was "
-            f"{', '.join(old.columns)}). Choose another workdir with {spelled('-o', 'workdir=')}."
+            f"The list has other columns than that of the workdir ({', '.join(now)}; there it was "
+            f"{', '.join(was)}). Choose another workdir with {spelled('-o', 'workdir=')}."
         )
     found = _Fresh(fresh)
     changes, revisions, revision = Changes(), dict(old.revisions), old.revision + 1
@@ -60,8 +62,9 @@ def update_manifest(ours: Path, fresh: Path) -> Changes:
     try:
         with pq.ParquetFile(ours) as file:
             schema = file.schema_arrow.remove_metadata()
-            if REVISION not in schema.names:
-                schema = schema.append(pa.field(REVISION, pa.int32()))
+            for name, kind in ((SHARED, pa.bool_()), (REVISION, pa.int32())):
+                if name not in schema.names and name in (*new.columns, REVISION):
+                    schema = schema.append(pa.field(name, kind))
             writer = ManifestWriter(temporary, schema, old.shard_rows)
             try:
                 for group in range(file.num_row_groups):
@@ -149,5 +152,6 @@ class _Fresh:
 def _content(line: Mapping[str, Any]) -> int:
     """64 bits of all that a row says but its number."""
     told = {name: value for name, value in sorted(line.items()) if name not in UNHASHED and name != "row"}
+    told[SHARED] = bool(told.get(SHARED))
     text = json.dumps(told, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

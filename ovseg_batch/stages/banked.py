@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.bank_file import read_bank
-from ovseg_batch.io.manifest import key_hash
+from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.methods.banking import mixed_scores, nearest_others, region_features
 from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.vocabulary import Vocabulary

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.images import read_image, work_ahead
-from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name
+from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name, unique_name
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
@@ -81,7 +81,7 @@ class EditStage(EditPlan):
                 counts = [counts for _, counts in group]
                 made, differs = plain_edit(picture, counts, self._config, self._keeps, self._background)
                 changed |= differs
-                name = part_name(row.file_name, number, group[0][0], suffix) if edit.apart else opened.name
+                name = part_name(unique_name(row), number, group[0][0], suffix) if edit.apart else opened.name
                 files[name] = encode_picture(made, opened.encoding)
         return self._answer(row, opened, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 

@@ -18,6 +18,7 @@ from ovseg_batch.io.pictures import (
     Picture,
     output_name,
     read_picture,
+    unique_name,
 )
 from ovseg_batch.io.remote import shown
 from ovseg_batch.settings import EditConfig
@@ -63,7 +64,7 @@ def open_row(
         for one in line["annotations"]
         if one["category"] in labels and one["score"] >= edit.min_score
     ]
-    return Opened(picture, masks, encoding, output_name(row.file_name, encoding.format))
+    return Opened(picture, masks, encoding, output_name(unique_name(row), encoding.format))
 
 
 def _encoding(edit: EditConfig, own: str) -> Encoding:
