@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import threading
 import time
+import tracemalloc
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -14,14 +16,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 from conftest import LABELS, Command, data_files
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError, UsageError
+from ovseg_batch.io import images
 from ovseg_batch.io import remote as module
+from ovseg_batch.io.images import Limits, decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, is_remote, listing, name_of, shown
+from ovseg_batch.types import ImageRow
 
 LIMIT = 1 << 20
 HERE = Remote(tries=3, timeout=2.0, private=True)
@@ -379,3 +386,29 @@ def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         server.shutdown()
         module._made_filesystem.cache_clear()
+
+
+def test_files_behind_urls_wait_for_room_before_they_are_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen answers without an end hold one file of the limit and what the budget allows, not sixteen."""
+    monkeypatch.setattr(images, "FIRST_BYTES", LIMIT // 4)
+    limits = Limits(max_pixels=10**6, max_file_bytes=8 * LIMIT, remote=HERE)
+    rows = [ImageRow(k, str(k), str(k), f"{site.url}/endless?{k}") for k in range(images.FETCHERS)]
+    tracemalloc.start()
+    try:
+        answers = [answer for _, answer in decode_ahead(rows, 1, LIMIT, limits)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [answer.code for answer in answers if isinstance(answer, RowError)] == [FailureCode.TOO_LARGE] * len(rows)
+    assert 8 * LIMIT < peak < 32 * LIMIT  # the file in front and its growing buffer, but not all files
+
+
+def test_a_file_larger_than_the_first_part_is_read_whole(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FIRST_BYTES", 1000)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    site.files["/large.png"] = file.getvalue()
+    rows = [ImageRow(k, str(k), str(k), f"{site.url}/large.png") for k in range(20)]
+    found = [answer for _, answer in decode_ahead(rows, 1, LIMIT, Limits(10**6, LIMIT, HERE))]
+    assert all(isinstance(one, np.ndarray) and (one == pixels).all() for one in found) and len(found) == 20

@@ -7,6 +7,7 @@ a folder of panoramas needs no more memory than one of thumbnails.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import stat
@@ -41,6 +42,7 @@ TURNS: dict[int, Callable[[Array], Array]] = {
     8: lambda a: np.rot90(a, 1),
 }
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
+FIRST_BYTES = 16 << 20  # read of a URL; files that are larger are read again, as far as there is room
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
 PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
 
@@ -74,17 +76,20 @@ def read_image(path: str | Path, limits: Limits) -> Array:
         return decode(image, path)
 
 
-def _content(path: str, limits: Limits) -> bytes:
-    """All bytes of the file."""
+Room = Callable[[int], None]  # waits until so many bytes may be held
+
+
+def _content(path: str, limits: Limits, room: Room) -> bytes:
+    """All bytes of the file, for which there is room before they are read."""
     most = limits.max_file_bytes
     if is_remote(path):
         if limits.remote is None:
             raise RowError(FailureCode.UNREADABLE, f"{shown(path)} is a URL, and run.allow_remote is off")
-        content = limits.remote.read(path, most)
+        content = _download(path, most, limits.remote, room)
         size = len(content)
     else:
         try:
-            content, size = _read_file(path, most)
+            content, size = _read_file(path, most, room)
         except FileNotFoundError:
             raise RowError(FailureCode.MISSING, f"{path} is not there") from None
         except OSError as error:
@@ -96,7 +101,23 @@ def _content(path: str, limits: Limits) -> bytes:
     return content
 
 
-def _read_file(path: str, most: int) -> tuple[bytes, int]:
+def _download(url: str, most: int, remote: Remote, room: Room) -> bytes:
+    """Return the bytes behind a URL, at most one more than `most`.
+
+    How many there are is not known before. A file that has more than there is room for is read again when there is: a
+    connection that waited for room would run into its time limit.
+    """
+    bound = min(FIRST_BYTES, most)
+    while True:
+        room(bound)
+        content = remote.read(url, bound)
+        if len(content) <= bound or bound == most:
+            return content
+        del content
+        bound = min(4 * bound, most)
+
+
+def _read_file(path: str, most: int, room: Room) -> tuple[bytes, int]:
     """Return the bytes of a regular file, or none where there are more than `most`; and how many there are.
 
     Raises:
@@ -108,17 +129,21 @@ def _read_file(path: str, most: int) -> tuple[bytes, int]:
             raise RowError(FailureCode.UNREADABLE, f"{path} is no regular file")
         if status.st_size > most:
             return b"", status.st_size
+        room(status.st_size)
         content = file.read(most + 1)  # the files of /proc have no size and no end
         return content, len(content)
 
 
-def open_image(path: str, limits: Limits) -> Image.Image:
+def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.Image:
     """Read the file and its header; no pixel is decoded yet.
+
+    Args:
+        room: waits until a number of bytes may be held for the file.
 
     Raises:
         RowError: as `read_image`.
     """
-    content, path = _content(path, limits), shown(path)
+    content, path = _content(path, limits, room), shown(path)
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
@@ -212,7 +237,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Budget:
-    """Bytes that decoded images may hold. The row in front always gets what it needs, so nothing can stand still."""
+    """Bytes that files and images may hold. The row in front always gets what it needs, so nothing can stand still."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -222,11 +247,17 @@ class _Budget:
         self._closed = False
 
     def take(self, index: int, cost: int) -> None:
+        """Wait until a row may hold so many bytes, which include those that it holds."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or index == self._front or sum(self._held.values()) + cost <= self._limit
-            )
+            self._changed.wait_for(lambda: self._closed or index == self._front or self._fits(index, cost))
             self._held[index] = cost
+
+    def add(self, index: int, cost: int) -> None:
+        """Wait until a row may hold so many bytes more."""
+        self.take(index, self._held.get(index, 0) + cost)
+
+    def _fits(self, index: int, cost: int) -> bool:
+        return cost + sum(held for row, held in self._held.items() if row != index) <= self._limit
 
     def give_back(self, index: int) -> None:
         with self._changed:
@@ -276,11 +307,11 @@ def work_ahead(
     def do(index: int, row: ImageRow) -> T | RowError:
         try:
             failpoints.reach(f"decode-{row.row}")
-            with open_image(row.path, limits) as image:
-                budget.take(index, image.width * image.height * peak)
+            with open_image(row.path, limits, functools.partial(budget.take, index)) as image:
+                budget.add(index, image.width * image.height * peak)
                 return work(row, image)
         except RowError as error:
-            return error
+            return error.with_traceback(None)  # its frames hold the file
 
     if any(is_remote(row.path) for row in rows):
         threads = max(threads, FETCHERS)

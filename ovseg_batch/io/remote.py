@@ -8,6 +8,7 @@ the environment, as AWS's and Google's own tools are.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import posixpath
 import random
@@ -157,11 +158,10 @@ def _fetch(url: str, most: int, remote: Remote) -> bytes:
 
     session = sync(files.loop, files.set_session)
     with HTTPStreamFile(files, url, loop=files.loop, session=session) as file:
-        parts, size = [], 0
+        read, size = io.BytesIO(), 0
         while size < most and (block := file.read(min(BLOCK, most - size))):
-            parts.append(block)
-            size += len(block)
-    return b"".join(parts)
+            size += read.write(block)
+    return read.getvalue()  # the buffer itself: nothing is held twice
 
 
 def _filesystem(scheme: str, remote: Remote) -> Any:
