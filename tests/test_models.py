@@ -198,7 +198,7 @@ def test_query_projections_of_another_clip_are_refused(tmp_path: Path) -> None:
     save_file(state, tmp_path / "good.safetensors")
     load_tuned(visual, str(tmp_path / "good.safetensors"))
     save_file({k: v[..., :-1].contiguous() for k, v in state.items()}, tmp_path / "narrow.safetensors")
-    with pytest.raises(OvsegError, match="not for this CLIP"):
+    with pytest.raises(OvsegError, match=r"do not fit the query projections of this CLIP: \d+ tensors? of an"):
         load_tuned(visual, str(tmp_path / "narrow.safetensors"))
     save_file({"x": torch.zeros(1)}, tmp_path / "none.safetensors")
     with pytest.raises(OvsegError, match="holds no query projections"):
@@ -474,3 +474,24 @@ def test_the_hash_of_a_large_file_is_kept_until_the_file_changes(
     monkeypatch.setattr(user_cache, "SETTLED_SECONDS", 60.0)
     record.unlink()
     assert hashed() == other and not record.exists()
+
+
+def test_files_of_old_versions_of_pytorch_load_and_other_pickles_are_refused(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3.0)}
+    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_state_dict(str(tmp_path / "old.pt"))["a"], tensors["a"])
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": np.arange(3)}))
+    with pytest.raises(OvsegError, match="pickled objects"):
+        read_state_dict(str(tmp_path / "plain.pt"))
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt", "empty.safetensors", "empty.pt", "page.pt"])
+def test_a_damaged_download_is_named_in_one_sentence(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    tensors = {"a": torch.arange(3000.0)}
+    (save_file if name.endswith("s") else torch.save)(tensors, file)
+    content = {"cut": file.read_bytes()[:5000], "empty": b"", "page": b"<!DOCTYPE html><html>"}[file.stem]
+    file.write_bytes(content)
+    with pytest.raises(OvsegError, match=r"cannot be read as weights: .* fetch it again") as raised:
+        read_state_dict(str(file))
+    assert "\n" not in str(raised.value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import open_clip
@@ -19,7 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.errors import UsageError
 from ovseg_batch.methods.attention import Variant, attend, neighbourhood
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
@@ -28,7 +27,7 @@ from ovseg_batch.models.mask_tokens import MaskTokens
 from ovseg_batch.models.regions import region_features
 from ovseg_batch.models.text import encode_tokens
 from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_block
-from ovseg_batch.models.weights import read_state_dict
+from ovseg_batch.models.weights import load_weights, read_state_dict
 
 TEXT_BATCH = 256  # prompts at once
 
@@ -275,10 +274,4 @@ def _load_weights(model: Any, spec: zoo.ModelSpec) -> None:
         state.pop(name, None)
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = "\n".join(str(error).splitlines()[:4])
-        raise OvsegError(
-            f"The weights {Path(spec.weights).name} do not fit the architecture {spec.architecture}. {first}"
-        ) from None
+    load_weights(model, state, spec.weights, f"the architecture {spec.architecture}")

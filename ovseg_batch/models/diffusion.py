@@ -77,7 +77,9 @@ class Inpainter:
         try:
             pipeline = loader.from_pretrained(str(spec.folder), **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise OvsegError(f"The inpainting pipeline in {spec.folder} does not load: {error}") from None
+            raise OvsegError(
+                f"The inpainting pipeline in {spec.folder} does not load: {type(error).__name__}: {error}"
+            ) from None
         pipeline.set_progress_bar_config(disable=True)
         if slicing:
             pipeline.enable_attention_slicing()

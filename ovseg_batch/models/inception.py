@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as torchvision_inception
 
-from ovseg_batch.models.weights import read_state_dict
+from ovseg_batch.models.weights import load_weights, read_state_dict
 from ovseg_batch.models.zoo import checkpoint_folders
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +70,7 @@ class Inception:
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         network = self.network()
-        network.load_state_dict(read_state_dict(str(weights)))
+        load_weights(network, read_state_dict(str(weights)), str(weights), "Inception")
         network.fc = nn.Identity()
         self._network, self._device = network.eval().to(device), device
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models.vit import attend_from, embed, run_block
-from ovseg_batch.models.weights import read_state_dict
+from ovseg_batch.models.weights import load_weights, read_state_dict
 
 PUBLISHED = re.compile(r"(?:.*\.)?visual\.transformer\.resblocks\.(\d+)\.attn\.new_q_proj\.(weight|bias)")
 POSITION = "mask_embeddings"  # what takes the class token's place in the position embedding
@@ -98,11 +98,7 @@ def load_tuned(visual: Any, file: str) -> MaskTokens:
     state = _renamed(read_state_dict(file))
     if not state:
         raise OvsegError(f"{file} holds no query projections (…visual.transformer.resblocks.0.attn.new_q_proj.weight).")
-    try:
-        tokens.load_state_dict(state)
-    except RuntimeError as error:
-        first = "\n".join(str(error).splitlines()[:3])
-        raise OvsegError(f"The query projections in {file} are not for this CLIP. {first}") from None
+    load_weights(tokens, state, file, "the query projections of this CLIP")
     return tokens.eval().to(visual.proj.device)
 
 

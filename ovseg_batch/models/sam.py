@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,12 +20,11 @@ from hydra.core.global_hydra import GlobalHydra
 from sam2.build_sam import build_sam2
 from torch import Tensor, nn
 
-from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import DTYPES, autocast, lower
 from ovseg_batch.models.mask_decoder import MaskDecoder, laid_by_place
-from ovseg_batch.models.weights import read_state_dict
+from ovseg_batch.models.weights import load_weights, read_state_dict
 
 Array = np.ndarray[Any, Any]
 
@@ -247,13 +245,7 @@ def load_own(spec: zoo.ModelSpec) -> nn.Module:
         torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
         return build(spec.architecture)
     model = build(spec.architecture)
-    try:
-        model.load_state_dict(read_state_dict(spec.weights))
-    except RuntimeError as error:
-        first = "\n".join(str(error).splitlines()[:4])
-        raise OvsegError(
-            f"The weights {Path(spec.weights).name} do not fit the SAM2 config {spec.architecture}. {first}"
-        ) from None
+    load_weights(model, read_state_dict(spec.weights), spec.weights, f"the SAM2 config {spec.architecture}")
     return model
 
 

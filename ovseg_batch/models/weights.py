@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
+from ovseg_batch.units import counted
+
+PICKLE = (b"\x80", b"P")  # first byte of a pickle, and of a zip archive with one
 
 
 def read_state_dict(file: str) -> dict[str, Tensor]:
@@ -21,7 +26,10 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
     try:
         if file.endswith(".safetensors"):
             return dict(load_file(file))
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with Path(file).open("rb") as opened:
+            if opened.read(1) not in PICKLE:
+                raise ValueError("it begins as no weights file does.")
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
         if "torchscript" in str(error).lower():
             raise OvsegError(
@@ -34,10 +42,38 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
                 f"{file} holds pickled objects, which could run code, beside or instead of tensors. "
                 "Convert it to safetensors on a machine where you trust it."
             ) from None
-        raise OvsegError(f"{file} cannot be read as weights: {error}") from None
+        first = str(error).strip().partition("\n")[0]
+        raise OvsegError(
+            f"{file} cannot be read as weights: {first} If it is a download, it may be cut short; fetch it again."
+        ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor | int | float) for v in content.values()):
         raise OvsegError(f"{file} holds no state dict.")
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what: str) -> None:
+    """Copy the tensors of a weights file into a module.
+
+    Args:
+        state: as `read_state_dict` returns it.
+        file: the weights file, for the message.
+        what: what the module is, for the message.
+
+    Raises:
+        OvsegError: names or shapes of the file's tensors are not those of the module.
+    """
+    own = module.state_dict()
+    wrong = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    found = [
+        f"{counted(len(names), 'tensor')} {kind} ({', '.join(names[:2])} …)" for kind, names in wrong.items() if names
+    ]
+    if found:
+        raise OvsegError(f"The weights {Path(file).name} do not fit {what}: {'; '.join(found)}.")
+    module.load_state_dict(state)
