@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from breaking.guises import grey_files, png_file, scene_files, tiff_file
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.images import LONGEST, Limits, open_image, read_image, upright_size
@@ -212,3 +212,18 @@ def test_a_strip_is_refused_before_a_stage_asks_for_its_memory(tmp_path: Path) -
         with pytest.raises(RowError, match="times as long") as caught:
             open_image(str(tmp_path / "x.png"), LIMITS)
         assert caught.value.code is FailureCode.TOO_LARGE
+
+
+def test_a_page_that_is_a_thumbnail_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    """Raw files of cameras hold the picture in a directory of its own: the thumbnail is not taken for it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8)
+    for type_tag, value in ((254, 1), (255, 2)):
+        for name, content in (("alone", {}), ("raw", {330: 8})):
+            tags = TiffImagePlugin.ImageFileDirectory_v2()
+            tags[type_tag] = value
+            for tag, number in content.items():
+                tags[tag] = number
+            Image.fromarray(pixels).save(tmp_path / f"{name}.tif", tiffinfo=tags)
+        assert np.array_equal(read_image(tmp_path / "alone.tif", LIMITS), pixels)
+        with pytest.raises(RowError, match="thumbnail alone"):
+            read_image(tmp_path / "raw.tif", LIMITS)

@@ -126,7 +126,9 @@ def open_image(path: str, limits: Limits) -> Image.Image:
     content, path = _content(path, limits), shown(path)
     try:
         image = Image.open(io.BytesIO(content))
-        tiff.to_main_page(image)
+        tiff.to_main_page(image, path)
+    except RowError:
+        raise
     except UnidentifiedImageError:
         raise _unknown(path, content) from None
     except Exception as error:
@@ -199,15 +201,16 @@ def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None
 
 
 def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
+    if image.mode == "I;16":  # the one mode in which Pillow keeps 16 bits
+        image.load()
+        grey, key = np.asarray(image), image.info.get("transparency")
+        return grey, None if key is None else np.where(grey == key, np.uint16(0), np.uint16(65535))
     import cv2  # takes 40 MB, which exports save that only name files
 
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if whole is None or whole.dtype != np.uint16:
+    if whole is None or whole.dtype != np.uint16 or whole.ndim != 3:
         raise ValueError("its 16 bits a channel cannot be read")
-    if whole.ndim == 3:
-        return whole[..., 2::-1], whole[..., 3] if whole.shape[2] == 4 else None
-    key = image.info.get("transparency")  # which OpenCV takes up in colour alone
-    return whole, None if key is None else np.where(whole == key, np.uint16(0), np.uint16(65535))
+    return whole[..., 2::-1], whole[..., 3] if whole.shape[2] == 4 else None
 
 
 @contextlib.contextmanager

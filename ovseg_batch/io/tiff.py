@@ -35,7 +35,7 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, EXTRA_SAMPLES, SAMPLE_FORMAT,
 ASSOCIATED, STRAIGHT = 1, 2  # values of ExtraSamples: alpha with and without colours multiplied by it
 UNSIGNED, UNDEFINED = 1, 4  # values of SampleFormat
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
-REDUCED = 1  # bit of NewSubfileType
+OLD_SUBFILE_TYPE, SUB_DIRECTORIES = 255, 330
 PAGES = 64  # so many pages are looked at for one that is no thumbnail
 EXTRAS = 3  # further samples of 16 bits that can be read
 STRIP = 1 << 18  # bytes of a strip that is written
@@ -75,18 +75,29 @@ def bits_of(image: Image.Image) -> int:
     return int(_tags(image).get(BITS, (16,))[0])
 
 
-def to_main_page(image: Image.Image) -> None:
-    """Turn an opened TIFF to its first page that is not a smaller version of another one."""
-    if image.format != "TIFF" or not _tags(image).get(NEW_SUBFILE_TYPE, 0) & REDUCED:
+def to_main_page(image: Image.Image, path: str) -> None:
+    """Turn an opened TIFF to its first page that is not a smaller version of another one.
+
+    Raises:
+        RowError: that page lies where no reader looks, as in raw files of cameras.
+    """
+    if not _is_reduced(image):
         return
     for page in range(1, PAGES):
         try:
             image.seek(page)
         except EOFError:
             break
-        if not _tags(image).get(NEW_SUBFILE_TYPE, 0) & REDUCED:
+        if not _is_reduced(image):
             return
     image.seek(0)
+    if SUB_DIRECTORIES in _tags(image):
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} is a raw file that shows its thumbnail alone. Convert it first.")
+
+
+def _is_reduced(image: Image.Image) -> bool:
+    tags = _tags(image)
+    return bool(tags.get(NEW_SUBFILE_TYPE, 0) & 1) or tags.get(OLD_SUBFILE_TYPE) == 2
 
 
 def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
