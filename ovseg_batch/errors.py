@@ -25,7 +25,7 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
     NO_EDIT = "no_edit"  # no mask to edit by, no prompt, or nothing left of the picture to go by
     BLOCKED = "blocked"  # a safety checker kept the picture back
-    UNWRITABLE = "unwritable"  # its edited files cannot have the names they would
+    UNWRITABLE = "unwritable"  # its edited files cannot have their names, or their format cannot hold the picture
     CRASHED = "crashed"  # the worker process died at it, again and again
     UPSTREAM = "upstream"  # an earlier stage failed this row
     MODEL = "model"  # the model raised, or gave numbers that are not finite

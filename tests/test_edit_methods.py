@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from breaking.guises import disc
 from skimage import data as photographs
 
 from ovseg_batch import scenes
+from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.evaluate.matting import alpha_errors, composite_error
 from ovseg_batch.methods.blending import blend, feathered, frame_around, seamless, widened
-from ovseg_batch.methods.fills import blurred, closed
+from ovseg_batch.methods.crops import isolated_crop
+from ovseg_batch.methods.fills import blurred, closed, covering
 from ovseg_batch.methods.matting import soften
 
 # --- alpha -----------------------------------------------------------------------------------------------------------
@@ -128,3 +132,23 @@ def test_a_hole_is_closed_from_its_edges() -> None:
     image[hole] = 255
     apart = np.abs(closed(image, hole)[hole].astype(int) - 90)
     assert apart.max() < 16  # OpenCV's Telea drifts by up to 7 even between equal colours; the hole was 165 away
+
+
+def test_a_strip_does_not_decide_how_much_memory_is_taken() -> None:
+    """Squares around its masks, and a picture that covers it, would have the square of its length."""
+    mask = np.ones((65_536, 1), bool)
+    for square in (
+        lambda: frame_around(mask, 0.0, 64),
+        lambda: isolated_crop(np.zeros((65_536, 1, 3), np.uint8), mask, (0, 0, 0), 0.0),
+    ):
+        with pytest.raises(RowError, match="strip of 1 × 65536") as caught:
+            square()
+        assert caught.value.code is FailureCode.TOO_LARGE
+    assert frame_around(np.ones((20_000, 1_200), bool), 0.1, 64).side == 24_000  # of a panorama
+    behind = np.random.default_rng(0).integers(0, 255, (50, 60, 3)).astype(np.uint8)
+    tracemalloc.start()
+    covered = covering(behind, 65_536, 1)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert covered.shape == (65_536, 1, 3)
+    assert np.abs(covered[[0, -1], 0].astype(int) - behind[[0, -1], 29].astype(int)).max() < 60

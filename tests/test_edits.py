@@ -18,7 +18,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from ovseg_batch.config import load_config
-from ovseg_batch.errors import OvsegError
+from ovseg_batch.errors import OvsegError, RowError
 from ovseg_batch.findings import EditCounts, edit_note, edit_warning
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name
 from ovseg_batch.methods.blending import widened
@@ -150,7 +150,7 @@ def test_webp_and_tiff_lose_nothing() -> None:
         content = encode_picture(Picture(pixels, alpha), Encoding(form))
         with Image.open(io.BytesIO(content)) as made:
             assert np.array_equal(np.asarray(made), np.dstack([pixels, alpha])), form
-    with pytest.raises(ValueError, match="transparency"):
+    with pytest.raises(RowError, match="transparency"):
         encode_picture(Picture(pixels, alpha), Encoding("jpeg"))
 
 
@@ -210,6 +210,23 @@ def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
         config = settings(mode, "edit.on_empty=fail", "edit.keep=cat" if mode == "cutout" else "edit.drop=cat")
         [result] = edited(config, [zoo["grey.png"]], nothing)
         assert (result.code, "cat" in result.message) == ("no_edit", True)
+
+
+def test_nothing_left_to_crop_fails_the_row(zoo: dict[str, Path]) -> None:
+    config = settings("crop", "edit.drop=[cat]")
+    [result] = edited(config, [zoo["plain.png"]], [[("cat", np.ones((320, 240), bool))]])
+    assert result.code == "no_edit" and "nothing is left to crop" in result.message
+
+
+def test_blocks_that_a_file_cannot_hold_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[270] = "x" * 70_000
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png", exif=exif)
+    config = settings("fill", "edit.format=jpeg")
+    [result] = edited(config, [tmp_path / "a.png"], [[("cat", disc(30, 40))]])
+    assert result.ok and "1 image had EXIF of more than 65533 bytes" in caplog.text and "(a.png)" in caplog.text
 
 
 def test_a_mask_over_everything_fails_the_row(zoo: dict[str, Path]) -> None:

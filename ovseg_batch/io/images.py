@@ -24,6 +24,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import tiff
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
@@ -44,6 +45,9 @@ TURNS: dict[int, Callable[[Array], Array]] = {
 AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FIRST_BYTES = 16 << 20  # read of a URL; files that are larger are read again, as far as there is room
 FETCHERS = 16  # threads where images come from a network; they wait most of the time
+CONTENT = "deep_content"  # attribute of an opened image: the file, where it has 16 bits a channel
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
 PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
@@ -64,7 +68,8 @@ class Limits:
 def read_image(path: str | Path, limits: Limits) -> Array:
     """Decode one image file.
 
-    The first frame of an animation; EXIF rotation applied; transparency laid on white; 16 bits a channel cut to 8.
+    The first frame of an animation, and the first page that is no thumbnail; EXIF rotation applied; transparency laid
+    on white; 16 bits a channel cut to 8, whatever the values are.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -146,8 +151,11 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
     content, path = _content(path, limits, room), shown(path)
     try:
         image = Image.open(io.BytesIO(content))
+        tiff.to_main_page(image, path)
+    except RowError:
+        raise
     except UnidentifiedImageError:
-        raise RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read") from None
+        raise _unknown(path, content) from None
     except Exception as error:
         raise _bad(path, error) from None
     width, height = image.size
@@ -157,14 +165,77 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
         )
     if width * height == 0:
         raise RowError(FailureCode.BAD_IMAGE, f"{path} is {width} × {height} pixels")
+    if max(width, height) > LONGEST * min(width, height):
+        raise RowError(
+            FailureCode.TOO_LARGE,
+            f"{path} is {width} × {height} pixels: one side is more than {LONGEST} times as long as the other",
+        )
+    if tiff.is_deep(image) or _is_deep_png(image):
+        setattr(image, CONTENT, content)
     return image
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    opened: Any = image
+    return image.format == "PNG" and bool(opened.tile) and "16" in str(opened.tile[0][3])
+
+
+def _unknown(path: str, content: bytes) -> RowError:
+    if content[:4] in TIFF_STARTS:
+        which = "float, signed, 32 bits a sample or an unusual number of samples"
+        text = (
+            f"{path} is a TIFF whose kind of pixels cannot be read ({which}). Save it as RGB or grey of 8 or 16 bits."
+        )
+        return RowError(FailureCode.BAD_IMAGE, text)
+    return RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read")
 
 
 def decode(image: Image.Image, path: str | Path) -> Array:
     """The pixels of an opened image, (H, W, 3) uint8 RGB, upright. Raises RowError."""
     with decoding(path):
+        if is_deep(image) and (image.format == "TIFF" or "transparency" in image.info):  # Pillow cuts its key to 8 bits
+            pixels, alpha = read_deep(image, path)
+            eight = [(part >> 8).astype(np.uint8) for part in (pixels, alpha) if part is not None]
+            return eight[0] if alpha is None else _on_white(Image.fromarray(np.dstack(eight)))
+        tiff.check_samples(image, path)
         image.load()
-        return upright(np.asarray(_to_rgb(image)), orientation_of(image))
+        return upright(np.asarray(_to_rgb(image, path)), orientation_of(image))
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether the file of an opened image has 16 bits a channel, which Pillow cuts to 8 in colour."""
+    return hasattr(image, CONTENT)
+
+
+def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None]:
+    """Decode an opened image for which `is_deep` holds.
+
+    Returns:
+        pixels (H, W, 3) uint16, upright, and alpha (H, W) uint16, None where the file has none.
+
+    Raises:
+        RowError: the samples have a sign, or OpenCV cannot read a PNG.
+    """
+    tiff.check_samples(image, path)
+    content = getattr(image, CONTENT)
+    orientation = orientation_of(image)
+    pixels, alpha = tiff.read_deep(image, content) if image.format == "TIFF" else _deep_png(image, content)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return upright(pixels, orientation), None if alpha is None else upright(alpha, orientation)
+
+
+def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
+    if image.mode == "I;16":  # the one mode in which Pillow keeps 16 bits
+        image.load()
+        grey, key = np.asarray(image), image.info.get("transparency")
+        return grey, None if key is None else np.where(grey == key, np.uint16(0), np.uint16(65535))
+    import cv2  # takes 40 MB, which exports save that only name files
+
+    whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if whole is None or whole.dtype != np.uint16 or whole.ndim != 3:
+        raise ValueError("its 16 bits a channel cannot be read")
+    return whole[..., 2::-1], whole[..., 3] if whole.shape[2] == 4 else None
 
 
 @contextlib.contextmanager
@@ -221,19 +292,20 @@ def reduce(image: Image.Image, longest: int) -> None:
         image.draft(None, (round(image.width * share), round(image.height * share)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        grey = (wide >> 8 if wide.dtype == np.uint16 or wide.max(initial=0) > 255 else wide).clip(0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise RowError(FailureCode.BAD_IMAGE, "floating-point pixels have no agreed white; save it with 8 or 16 bits")
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """Integers of more than 8 bits are cut to 8 by their depth, never by what they are."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow spreads PPM's over 16
+        return Image.fromarray((np.asarray(image) >> (tiff.bits_of(image) - 8)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} {tiff.NO_WHITE}")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        return Image.fromarray(_on_white(image.convert("RGBA")))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Array:
+    """(H, W, 3) uint8 of an RGBA image."""
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 class _Budget:

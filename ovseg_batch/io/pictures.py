@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import tiff
 from ovseg_batch.io.hashing import key_hash
-from ovseg_batch.io.images import ORIENTATION, decode, decoding, orientation_of, upright
+from ovseg_batch.io.images import ORIENTATION, decode, decoding, is_deep, orientation_of, read_deep, upright
 from ovseg_batch.io.sources import IMAGE_SUFFIXES
 from ovseg_batch.types import ImageRow
 
@@ -33,11 +34,9 @@ UNKNOWN_SUFFIX = ".file"  # put behind names that are no image's, so that `a` an
 KNOWN = IMAGE_SUFFIXES | {UNKNOWN_SUFFIX}
 HOLDS_ALPHA = frozenset({"png", "webp", "tiff"})
 HOLDS_16_BITS = frozenset({"png", "tiff"})
-BITS_PER_SAMPLE = 258
-EXIF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags that point to the camera's, the place's and a format's tags
-#: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
-LAYOUT = frozenset((*range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 297, 317, *range(320, 326)))
-LAYOUT |= {330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 532, 34675}
+LONGEST_SIDE: dict[Format, int] = {"webp": 16_383, "jpeg": 65_500}
+NAMES = {"icc": "a colour profile", "exif": "EXIF"}  # blocks of a picture
+LARGEST_BLOCK = {("jpeg", "exif"): 65_533, ("jpeg", "icc"): 255 * 65_519}  # bytes that a format can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +74,12 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
         RowError: `TRUNCATED` or `BAD_IMAGE`.
     """
     with decoding(path):
-        opened: Any = image
-        content = opened.fp.getvalue()  # `open_image` opens bytes
-        deep = _is_deep(image)
+        if is_deep(image):
+            pixels, alpha = read_deep(image, path)
+            return Picture(pixels, alpha, image.info.get("icc_profile") or b"", _exif(image))
+        tiff.check_samples(image, path)
         image.load()
         icc, orientation = image.info.get("icc_profile") or b"", orientation_of(image)
-        if deep:
-            pixels, alpha = _deep(content, path, orientation)
-            return Picture(pixels, alpha, icc if pixels.ndim == 3 else b"", _exif(image))
         if image.mode == "CMYK" and icc:
             image, icc = _by_profile(image, icc), b""
         elif image.mode in ("CMYK", "LAB", "YCbCr", "L", "LA", "1"):
@@ -91,27 +88,6 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
             whole = upright(np.asarray(image.convert("RGBA")), orientation)
             return Picture(np.ascontiguousarray(whole[..., :3]), whole[..., 3].copy(), icc, _exif(image))
         return Picture(decode(image, path), None, icc, _exif(image))
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a channel, which Pillow cuts to 8 in colour."""
-    opened: Any = image
-    if image.format == "TIFF":
-        return set(opened.tag_v2.get(BITS_PER_SAMPLE, ())) == {16} and image.mode in ("RGB", "RGBA", "I;16", "I;16B")
-    return image.format == "PNG" and bool(opened.tile) and "16" in str(opened.tile[0][3])
-
-
-def _deep(content: bytes, path: str | Path, orientation: int) -> tuple[Array, Array | None]:
-    import cv2  # takes 40 MB, which exports save that only name files
-
-    whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if whole is None or whole.dtype != np.uint16:
-        raise RowError(FailureCode.BAD_IMAGE, f"{path}: its 16 bits a channel cannot be read")
-    whole = upright(whole, orientation)
-    if whole.ndim == 2:
-        return np.repeat(whole[..., None], 3, axis=2), None
-    pixels = np.ascontiguousarray(whole[..., 2::-1])
-    return pixels, np.ascontiguousarray(whole[..., 3]) if whole.shape[2] == 4 else None
 
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
@@ -128,7 +104,7 @@ def _exif(image: Image.Image) -> bytes:
     """The EXIF block without orientation, which has been applied, and without the thumbnail, which shows the past."""
     try:
         exif = image.getexif()
-        for tag in (ORIENTATION, *(LAYOUT if image.format == "TIFF" else ())):
+        for tag in (ORIENTATION, *(tiff.LAYOUT if image.format == "TIFF" else ())):
             exif.pop(tag, None)
         return exif.tobytes() if len(exif) else b""
     except Exception:  # a broken block says nothing about the pixels
@@ -136,17 +112,62 @@ def _exif(image: Image.Image) -> bytes:
 
 
 def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
-    """The file of a picture.
+    """The file of a picture, without what `left_out` names.
 
     Raises:
-        ValueError: transparency, or 16 bits, for a format that holds none.
+        RowError: `UNWRITABLE`, a picture that the format cannot hold, or that its encoder does not take.
     """
+    kind, (height, width) = encoding.format, picture.pixels.shape[:2]
+    if max(height, width) > LONGEST_SIDE.get(kind, height + width):
+        raise RowError(
+            FailureCode.UNWRITABLE,
+            f"the edited picture is {width} × {height} pixels, and {kind} holds at most {LONGEST_SIDE[kind]} a side. "
+            f"Set edit.format to png or tiff",
+        )
+    if picture.alpha is not None and kind not in HOLDS_ALPHA:
+        raise RowError(FailureCode.UNWRITABLE, f"{kind} holds no transparency")
+    if picture.pixels.dtype == np.uint16 and kind not in HOLDS_16_BITS:
+        raise RowError(FailureCode.UNWRITABLE, f"{kind} holds no 16 bits a channel")
+    try:
+        return _encoded(picture, encoding, _blocks(picture, encoding))
+    except Exception as error:  # encoders raise many classes
+        code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.UNWRITABLE
+        raise RowError(code, f"{kind} could not be written: {type(error).__name__}: {error}") from None
+
+
+def left_out(picture: Picture, encoding: Encoding) -> list[str]:
+    """Return which of a picture's blocks its file will not have though it should, and why."""
+    return [why for name in sorted(encoding.keep) if (why := _unfit(name, picture, encoding))]
+
+
+def _unfit(name: str, picture: Picture, encoding: Encoding) -> str:
+    """Return why a block cannot go into the file; empty where it can or there is none."""
+    block = getattr(picture, name)
+    if not block:
+        return ""
+    space = b"RGB " if picture.pixels.ndim == 3 else b"GRAY"
+    if name == "icc" and block[16:20] != space:
+        return f"a colour profile that is not of {space.decode().strip()}"
+    most = LARGEST_BLOCK.get((encoding.format, name), len(block))
+    return f"{NAMES[name]} of more than {most} bytes, which {encoding.format} cannot hold" if len(block) > most else ""
+
+
+def _blocks(picture: Picture, encoding: Encoding) -> dict[str, bytes]:
+    """Return the blocks that go into the file, by their names, empty where there are none."""
+    return {
+        name: getattr(picture, name) if name in encoding.keep and not _unfit(name, picture, encoding) else b""
+        for name in NAMES
+    }
+
+
+def _encoded(picture: Picture, encoding: Encoding, blocks: dict[str, bytes]) -> bytes:
     kind, alpha = encoding.format, picture.alpha
-    if alpha is not None and kind not in HOLDS_ALPHA:
-        raise ValueError(f"{kind} holds no transparency")
-    if picture.pixels.dtype == np.uint16:
-        return _encode_deep(picture, encoding)
     pixels = picture.pixels if alpha is None else _with_alpha(picture.pixels, alpha)
+    deep = pixels.dtype == np.uint16
+    if kind == "tiff" and (deep or blocks["exif"]):  # libtiff takes no directories of EXIF, and Pillow no 16 bits
+        return tiff.encode_tiff(pixels, alpha is not None, encoding.level, blocks["icc"], blocks["exif"])
+    if deep:
+        return _deep_png(pixels, encoding, blocks)
     options: dict[str, Any] = {}
     if kind == "png":
         options = {"compress_level": encoding.level}
@@ -157,53 +178,33 @@ def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
         options = {"quality": encoding.quality or 95, "subsampling": 0}
     else:
         options = {"compression": "tiff_adobe_deflate"}
-    blocks = {"icc_profile": picture.icc, "exif": picture.exif}
-    options |= {name: block for name, block in blocks.items() if block and name.split("_")[0] in encoding.keep}
-    image = Image.fromarray(pixels)
-    if kind == "tiff" and "exif" in options:
-        return _tiff_with_exif(image, options)
-    return _saved(image, kind, options)
-
-
-def _tiff_with_exif(image: Image.Image, options: dict[str, Any]) -> bytes:
-    """Return a TIFF with the tags of EXIF that libtiff takes: no directory in a tag, or none at all."""
-    plain = {name: value for name, value in options.items() if name != "exif"}
-    exif = Image.Exif()
-    try:
-        exif.load(options["exif"])
-        for tag in EXIF_DIRECTORIES:
-            exif.pop(tag, None)
-        return _saved(image, "tiff", {**plain, "exif": exif})
-    except Exception:  # a block that Pillow cannot read, or tags that libtiff refuses
-        return _saved(image, "tiff", plain)
-
-
-def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
+    named = {"icc_profile": blocks["icc"], "exif": blocks["exif"]}
     file = io.BytesIO()
-    image.save(file, kind.upper(), **options)
+    Image.fromarray(pixels).save(
+        file, kind.upper(), **options, **{name: block for name, block in named.items() if block}
+    )
     return file.getvalue()
 
 
-def _encode_deep(picture: Picture, encoding: Encoding) -> bytes:
+def _deep_png(pixels: Array, encoding: Encoding, blocks: dict[str, bytes]) -> bytes:
     import cv2
 
-    kind, alpha, pixels = encoding.format, picture.alpha, picture.pixels
-    if kind not in HOLDS_16_BITS:
-        raise ValueError(f"{kind} holds no 16 bits a channel")
     if pixels.ndim == 3:
-        pixels = pixels[..., ::-1] if alpha is None else _with_alpha(pixels[..., ::-1], alpha)
-    blocks = [(cv2.IMAGE_METADATA_EXIF, picture.exif, "exif"), (cv2.IMAGE_METADATA_ICCP, picture.icc, "icc")]
-    kept = [(number, block) for number, block, name in blocks if block and name in encoding.keep and kind == "png"]
-    options = [cv2.IMWRITE_PNG_COMPRESSION, encoding.level] if kind == "png" else []
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    kept = [
+        (cv2.IMAGE_METADATA_EXIF, blocks["exif"].removeprefix(b"Exif\x00\x00")),
+        (cv2.IMAGE_METADATA_ICCP, blocks["icc"]),
+    ]
+    kept = [(number, block) for number, block in kept if block]
     written, content = cv2.imencodeWithMetadata(
-        f".{kind}",
+        ".png",
         np.ascontiguousarray(pixels),
         [number for number, _ in kept],
-        [np.frombuffer(block.removeprefix(b"Exif\x00\x00"), np.uint8) for _, block in kept],
-        options,
+        [np.frombuffer(block, np.uint8) for _, block in kept],
+        [cv2.IMWRITE_PNG_COMPRESSION, encoding.level],
     )
     if not written:
-        raise ValueError(f"{kind} cannot be written with 16 bits a channel")
+        raise ValueError("16 bits a channel are refused")
     return bytes(content)
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ovseg_batch.errors import FailureCode, RowError
+
 Array = np.ndarray[Any, Any]
+
+
+SQUARE = 1 << 26  # pixels of a square that every image may have
+STRETCH = 32  # how many times the pixels of its image a larger square may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,29 @@ def frame_around(mask: Array, padding: float, least: int) -> Frame:
         mask: (H, W) bool, not empty.
         padding: on each side, as a share of the box's longer side.
         least: pixels, the smallest side; a model is not asked to enlarge a picture that has more to show.
+
+    Raises:
+        RowError: as `check_square`.
     """
     h, w = mask.shape
     x, y, bw, bh = cv2.boundingRect(mask.view(np.uint8))
     side = max(round(max(bw, bh) * (1 + 2 * padding)), min(least, max(h, w)), 1)
+    check_square(side, h, w)
     return Frame(_placed(x + bw / 2, side, w), _placed(y + bh / 2, side, h), side)
+
+
+def affordable(height: int, width: int) -> int:
+    """Return the pixels that an array made for an image may have: the file of a strip must not decide the memory."""
+    return max(SQUARE, STRETCH * height * width)
+
+
+def check_square(side: int, height: int, width: int) -> None:
+    """Raises RowError where a square around a mask has far more pixels than the image, which is a strip."""
+    if side * side > affordable(height, width):
+        raise RowError(
+            FailureCode.TOO_LARGE,
+            f"a mask needs a square of {side} × {side} pixels, and the image is a strip of {width} × {height}",
+        )
 
 
 def _placed(centre: float, side: int, length: int) -> int:

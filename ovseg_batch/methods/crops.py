@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ovseg_batch.methods.blending import check_square
+
 Array = np.ndarray[Any, Any]
 
 CONTEXT = 0.1  # of the longer side, seen around the box
@@ -26,11 +28,15 @@ def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: f
 
     Returns:
         (s, s, 3) uint8.
+
+    Raises:
+        RowError: as `check_square`.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     side = max(y1 - y0, x1 - x0)
     side += 2 * round(CONTEXT * side)
+    check_square(side, *mask.shape)
     top, left = (y0 + y1 - side) // 2, (x0 + x1 - side) // 2
     square = np.empty((side, side, 3), np.uint8)
     square[:] = fill

@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ovseg_batch.methods.blending import affordable
+
 Array = np.ndarray[Any, Any]
 
 Colour = tuple[int, int, int]
@@ -53,6 +55,10 @@ def covering(picture: Array, height: int, width: int) -> Array:
     h, w = picture.shape[:2]
     scale = max(height / h, width / w)
     size = max(width, round(w * scale)), max(height, round(h * scale))
+    if size[0] * size[1] > affordable(height, width):  # of a strip
+        part = min(h, max(1, round(height / scale))), min(w, max(1, round(width / scale)))
+        y, x = (h - part[0]) // 2, (w - part[1]) // 2
+        picture, size = picture[y : y + part[0], x : x + part[1]], (width, height)
     large = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (size[1] - height) // 2, (size[0] - width) // 2
     return np.ascontiguousarray(large[top : top + height, left : left + width])

@@ -4,6 +4,7 @@ one. One file for an image (or for each of its masks), in the tree of the input.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.images import read_image, work_ahead
-from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, part_name, unique_name
+from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, left_out, part_name, unique_name
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
@@ -22,9 +23,13 @@ from ovseg_batch.stages.generated_edits import Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
 from ovseg_batch.stages.plain_edits import plain_edit
 from ovseg_batch.types import ImageRow, RowResult, Unchanged
+from ovseg_batch.units import counted
 
 Array = np.ndarray[Any, Any]
 
+log = logging.getLogger(__name__)
+
+EXAMPLES = 3  # how many files a note names
 PEAK = 24  # bytes a pixel while an image is edited
 
 
@@ -50,6 +55,7 @@ class EditStage(EditPlan):
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
+        self._left_out: dict[str, set[str]] = {}
         run, masks = self._config.run, upstream[self.needs[0]]
         limits = read_limits(run)
         if self._painter is None:
@@ -64,6 +70,15 @@ class EditStage(EditPlan):
                 todo, lambda row, image: self._open(row, image, masks), run.decode_threads, run.decode_bytes, limits
             )
             yield from self._generated(self._painter, opened)
+
+        for what, names in sorted(self._left_out.items()):
+            some = f"{', '.join(sorted(names)[:EXAMPLES])}{', …' if len(names) > EXAMPLES else ''}"
+            log.warning("%s had %s; the edited file is written without (%s)", counted(len(names), "image"), what, some)
+
+    def _encoded(self, row: ImageRow, picture: Picture, opened: Opened) -> bytes:
+        for what in left_out(picture, opened.encoding):
+            self._left_out.setdefault(what, set()).add(row.file_name)
+        return encode_picture(picture, opened.encoding)
 
     def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
         return open_row(row, image, upstream.values(row.row), self._config.edit, self._chosen)
@@ -82,7 +97,7 @@ class EditStage(EditPlan):
                 made, differs = plain_edit(picture, counts, self._config, self._keeps, self._background)
                 changed |= differs
                 name = part_name(unique_name(row), number, group[0][0], suffix) if edit.apart else opened.name
-                files[name] = encode_picture(made, opened.encoding)
+                files[name] = self._encoded(row, made, opened)
         return self._answer(row, opened, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 
     def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
@@ -95,7 +110,7 @@ class EditStage(EditPlan):
         if edit.mode == "mask":
             picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
         with costing_a_row():
-            files = {opened.name: encode_picture(picture, opened.encoding)} if edit.on_empty == "copy" else {}
+            files = {opened.name: self._encoded(row, picture, opened)} if edit.on_empty == "copy" else {}
         return self._answer(row, opened, files, [], Unchanged.NO_MASK if files else None)
 
     def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
@@ -125,7 +140,7 @@ class EditStage(EditPlan):
         if not opened.masks:
             return self._empty(canvas.row, opened)
         with costing_a_row():
-            content = encode_picture(canvas.picture, opened.encoding)
+            content = self._encoded(canvas.row, canvas.picture, opened)
         return self._answer(canvas.row, opened, {opened.name: content}, canvas.prompts)
 
     def _answer(
@@ -151,7 +166,7 @@ class EditStage(EditPlan):
 
 @contextlib.contextmanager
 def costing_a_row() -> Iterator[None]:
-    """Turn any error of editing and encoding into a RowError. Encoders raise many classes; no disk is written here."""
+    """Turn any error of editing into a RowError. No disk is written here."""
     try:
         yield
     except (OvsegError, RowError):

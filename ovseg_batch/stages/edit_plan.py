@@ -50,7 +50,7 @@ class EditPlan:
     """
 
     name = "edit"
-    version = 2
+    version = 3
     arrays = False
     looks = True
     columns = pa.schema(

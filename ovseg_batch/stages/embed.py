@@ -62,7 +62,11 @@ class EmbedStage(EmbedPlan):
                 message = f"{shown(row.path)} was {was} for SAM2 and is now {now}"
                 yield failed(row, FailureCode.CHANGED, message)
                 continue
-            [found] = split_on_failure(functools.partial(self._one, row, values["proposals"]), [image])
+            found: RowResult | RowError
+            try:
+                [found] = split_on_failure(functools.partial(self._one, row, values["proposals"]), [image])
+            except RowError as error:
+                found = error
             yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
 
     @torch.inference_mode()

@@ -77,7 +77,7 @@ def _encoding(edit: EditConfig, own: str) -> Encoding:
 def _fitting(picture: Picture, format: Format) -> Picture:
     """The picture without the depth and transparency that the format cannot hold."""
     pixels, alpha = picture.pixels, picture.alpha
-    if pixels.dtype == np.uint16 and (format not in HOLDS_16_BITS or (format == "tiff" and alpha is not None)):
+    if pixels.dtype == np.uint16 and format not in HOLDS_16_BITS:
         pixels, alpha = (pixels >> 8).astype(np.uint8), None if alpha is None else (alpha >> 8).astype(np.uint8)
     if alpha is not None and format not in HOLDS_ALPHA:
         top = np.iinfo(pixels.dtype).max

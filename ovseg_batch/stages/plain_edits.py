@@ -33,7 +33,7 @@ def plain_edit(
         the edited picture; and False where what is kept is the whole picture, or where `mask` makes one grey level.
 
     Raises:
-        RowError: nothing is left of the picture to close a hole from.
+        RowError: nothing is left of the picture, to close a hole from or to show.
     """
     mode, (h, w) = config.edit.mode, picture.pixels.shape[:2]
     mask = rle.union(counts, h, w)
@@ -93,6 +93,8 @@ def _mask(alpha: Array) -> Picture:
 def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
     crop = config.edit.crop
     h, w = mask.shape
+    if not mask.any():
+        raise RowError(FailureCode.NO_EDIT, "the masks to drop cover the whole image: nothing is left to crop")
     x, y, bw, bh = cv2.boundingRect(mask.view(np.uint8))
     margin = round(crop.margin * max(bw, bh))
     left, top, right, bottom = x - margin, y - margin, x + bw + margin, y + bh + margin

@@ -48,7 +48,7 @@ class EncodePlan:
     """Keeps SAM2's embedding of every image: arrays `coarse`, `fine0` and `fine1`, (C, h, w) fp16 each."""
 
     name = "encode"
-    version = 1
+    version = 2
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays = True
@@ -82,7 +82,7 @@ class ProposePlan:
     """
 
     name = "propose"
-    version = 3
+    version = 4
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays: bool
@@ -124,7 +124,7 @@ class DensePlan:
     """
 
     name = "dense"
-    version = 5
+    version = 6
     needs: tuple[str, ...]
     resources = Resources()
     arrays = True
@@ -186,7 +186,7 @@ class RefinePlan:
     """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 9
+    version = 10
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
@@ -272,7 +272,7 @@ class EmbedPlan:
     """Keeps CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
 
     name = "embed"
-    version = 2
+    version = 3
     needs: tuple[str, ...] = ("propose",)
     resources = Resources()
     arrays = True
