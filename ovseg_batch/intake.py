@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def list_images(inputs: Sequence[str], workdir: Workdir, out: Path, shard_rows: 
 
     @functools.lru_cache(maxsize=1024)
     def owned(folder: str) -> bool:
-        return workdir.owns(Path(folder).resolve())
+        return workdir.owns(Path(os.path.realpath(folder)))  # `resolve` raises at a link to itself
 
     def checked(entries: Iterator[Entry]) -> Iterator[Entry]:
         for entry in entries:

@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import heif
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
@@ -120,9 +121,11 @@ def open_image(path: str, limits: Limits) -> Image.Image:
     """
     content, path = _content(path, limits), shown(path)
     try:
+        heif.register()
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
-        raise RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read") from None
+        message = f"{path} is in no image format that can be read{heif.hint(content)}"
+        raise RowError(FailureCode.NOT_AN_IMAGE, message) from None
     except Exception as error:
         raise _bad(path, error) from None
     width, height = image.size
