@@ -85,7 +85,7 @@ class Vocabulary:
         if behind and (taken_name := next((name for name, _, _ in labels if name.casefold() == BACKGROUND), None)):
             raise UsageError(
                 f"labels: {taken_name!r} is the name of the class that the setting `background` makes. "
-                f"Give the label another name, or set {setting('background', 'none')}."
+                f"Give the label another name, or give {setting('background', 'none')}."
             )
         classes = [(BACKGROUND, behind, 0.0), *labels] if behind else list(labels)
         return cls(
