@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.settings import Config, Label
 from ovseg_batch.settings.labels import format_labels
+from ovseg_batch.settings.running import ManifestConfig
 from ovseg_batch.store import Workdir
 from ovseg_batch.units import counted, extent
 from ovseg_batch.wording import setting, spelled
@@ -61,7 +63,9 @@ def check_inputs(inputs: Sequence[str], workdir: Workdir, allow_remote: bool) ->
             raise UsageError(f"{text} {OWN.format(workdir.root)}")
 
 
-def list_images(inputs: Sequence[str], workdir: Workdir, out: Path, shard_rows: int, remote: Remote | None) -> Summary:
+def list_images(
+    inputs: Sequence[str], workdir: Workdir, out: Path, listing: ManifestConfig, remote: Remote | None
+) -> Summary:
     """Write the manifest of the inputs into `out`, as `build_manifest` does.
 
     Raises:
@@ -70,7 +74,7 @@ def list_images(inputs: Sequence[str], workdir: Workdir, out: Path, shard_rows: 
 
     @functools.lru_cache(maxsize=1024)
     def owned(folder: str) -> bool:
-        return workdir.owns(Path(folder).resolve())
+        return workdir.owns(Path(os.path.realpath(folder)))  # `resolve` raises at a link to itself
 
     def checked(entries: Iterator[Entry]) -> Iterator[Entry]:
         for entry in entries:
@@ -78,10 +82,10 @@ def list_images(inputs: Sequence[str], workdir: Workdir, out: Path, shard_rows: 
                 raise UsageError(f"{entry.where}: {entry.path} {OWN.format(workdir.root)}")
             yield entry
 
-    sources = [open_source(text, remote) for text in inputs]
+    sources = [open_source(text, remote, listing.exclude) for text in inputs]
     for source in sources:
         source.entries = checked(source.entries)
-    return build_manifest(sources, out, shard_rows)
+    return build_manifest(sources, out, listing.shard_rows)
 
 
 def check_remote(manifest: Manifest, allowed: bool) -> None:
@@ -102,12 +106,13 @@ def _allowing() -> str:
     return f"Give {spelled('--allow-remote', setting('run.allow_remote', True))}"
 
 
-def existing_manifest(workdir: Workdir, inputs: Sequence[str]) -> Path | None:
-    """The workdir's manifest when it was made of these inputs."""
+def existing_manifest(workdir: Workdir, inputs: Sequence[str], listing: ManifestConfig) -> Path | None:
+    """The workdir's manifest when it was made of these inputs, without the same files."""
     if not (workdir.manifest.exists() and workdir.plan.exists()):
         return None
     with contextlib.suppress(OvsegError):  # a plan that cannot be read is written anew
-        if workdir.read_plan().get("inputs") == absolute(inputs):
+        plan = workdir.read_plan()
+        if plan.get("inputs") == absolute(inputs) and plan.get("exclude", []) == list(listing.exclude):
             return workdir.manifest
     return None
 
@@ -119,13 +124,13 @@ def ready_made_manifest(inputs: Sequence[str]) -> Path | None:
     return None
 
 
-def update(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Remote | None) -> None:
+def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:
     """List the inputs again and bring the workdir's manifest up to what they hold now."""
     with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
         fresh = ready_made_manifest(inputs)
         if fresh is None:
             fresh = Path(folder) / "manifest.parquet"
-            for note in list_images(inputs, workdir, fresh, shard_rows, remote).notes():
+            for note in list_images(inputs, workdir, fresh, listing, remote).notes():
                 log.warning(note)
         found = update_manifest(workdir.manifest, fresh)
     if found:
@@ -135,16 +140,16 @@ def update(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Rem
         log.info("nothing has changed in the inputs since the last run")
 
 
-def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, remote: Remote | None) -> None:
+def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:
     """See that the workdir has the manifest of these inputs, and of no others."""
-    if existing_manifest(workdir, inputs) is not None:
+    if existing_manifest(workdir, inputs, listing) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
         log.info("(%s lists it, and takes up what is new, changed or gone)", spelled("--update", "update=True"))
         return
     ready_made = ready_made_manifest(inputs)
     if not workdir.manifest.exists():
         if ready_made is None:
-            for note in list_images(inputs, workdir, workdir.manifest, shard_rows, remote).notes():
+            for note in list_images(inputs, workdir, workdir.manifest, listing, remote).notes():
                 log.warning(note)
         else:
             with atomic_path(workdir.manifest) as temporary:
@@ -153,7 +158,7 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, shard_rows: int, r
     with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
         if ready_made is None:
             ready_made = Path(folder) / "manifest.parquet"
-            list_images(inputs, workdir, ready_made, shard_rows, remote)
+            list_images(inputs, workdir, ready_made, listing, remote)
         given, ours = Manifest.open(ready_made), Manifest.open(workdir.manifest)
     if given.fingerprint != ours.fingerprint:
         raise UsageError(

@@ -84,7 +84,7 @@ def run(
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    if update or intake.existing_manifest(workdir, inputs) is None:
+    if update or intake.existing_manifest(workdir, inputs, config.manifest) is None:
         intake.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     _announce(config, workdir)
@@ -92,9 +92,9 @@ def run(
     workdir.remove_leftovers()
     remote = read_limits(config.run).remote
     if update and workdir.manifest.exists():
-        intake.update(inputs, workdir, config.manifest.shard_rows, remote)
+        intake.update(inputs, workdir, config.manifest, remote)
     else:
-        intake.prepare_manifest(inputs, workdir, config.manifest.shard_rows, remote)
+        intake.prepare_manifest(inputs, workdir, config.manifest, remote)
     manifest = Manifest.open(workdir.manifest)
     check_manifest(manifest, config)
     stages = [replace(one, part=part) for one in plan(config, workdir, manifest, workdir.manifest)]
@@ -170,7 +170,7 @@ def query(
             raise UsageError(_not_kept(planned, manifest, source, config))
     target.create()
     target.remove_leftovers()
-    intake.prepare_manifest([str(source.manifest)], target, config.manifest.shard_rows, None)
+    intake.prepare_manifest([str(source.manifest)], target, config.manifest, None)
     for planned in plan(config, target, manifest, target.manifest):
         store = kept[planned.name].job.store
         if planned.missing and store.folder.is_dir():

@@ -127,7 +127,7 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config, update: boo
     Raises:
         UsageError, OvsegError: as `pipeline.run`.
     """
-    if update or intake.existing_manifest(workdir, inputs) is None:
+    if update or intake.existing_manifest(workdir, inputs, config.manifest) is None:
         intake.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
@@ -145,13 +145,13 @@ def _listed(
     inputs: Sequence[str], workdir: Workdir, config: Config, update: bool, folder: Path
 ) -> tuple[Path, Changes | None]:
     """Return the manifest that a run would have, and what `--update` would change in the workdir's own."""
-    known = intake.existing_manifest(workdir, inputs)
+    known = intake.existing_manifest(workdir, inputs, config.manifest)
     if known is not None and not update:
         return known, None
     fresh = intake.ready_made_manifest(inputs)
     if fresh is None:
         fresh = folder / "manifest.parquet"
-        intake.list_images(inputs, workdir, fresh, config.manifest.shard_rows, read_limits(config.run).remote)
+        intake.list_images(inputs, workdir, fresh, config.manifest, read_limits(config.run).remote)
     if not (update and workdir.manifest.exists()):
         return fresh, None
     copy = folder / "updated.parquet"
@@ -263,6 +263,7 @@ def write_plan(
 ) -> None:
     record = {
         "inputs": intake.absolute(inputs),
+        "exclude": list(config.manifest.exclude),
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,
         "shards": manifest.shards,

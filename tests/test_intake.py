@@ -149,6 +149,20 @@ def test_annotations_of_a_run_without_its_manifest(photos: Path, tmp_path: Path,
     }
 
 
+def test_excluded_images_stay_out_of_a_run(photos: Path, tmp_path: Path, command: Command) -> None:
+    out, names = tmp_path / "out", sorted(path.name for path in photos.iterdir())
+    quick = ("--set", "refine.method=none")
+    given = run_arguments(photos, out, *quick, "--exclude", names[0], "--dry-run")
+    assert command(*given).returncode == 0
+    given = given[:-1]
+    for more, said in (((), "left out by manifest.exclude"), ((), "resuming"), (("--update",), "nothing has changed")):
+        done = command(*given, *more)
+        assert done.returncode == 0 and listed(out) == names[1:] and said in done.stderr, done.stderr
+    told = command(*run_arguments(photos, out, *quick))
+    assert told.returncode == 2 and "belongs to another manifest" in told.stderr
+    assert command(*run_arguments(photos, out, *quick, "--update")).returncode == 0 and sorted(listed(out)) == names
+
+
 # --- the labels of the run before ---
 
 

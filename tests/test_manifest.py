@@ -5,7 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +20,13 @@ import pytest
 from conftest import Command
 from PIL import Image
 
-from ovseg_batch.errors import UsageError
-from ovseg_batch.io.manifest import FORMAT, Manifest, build_manifest
+from ovseg_batch.errors import RowError, UsageError
+from ovseg_batch.io import heif
+from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.io.manifest import FORMAT, Manifest, Summary, build_manifest
 from ovseg_batch.types import ImageRow
+
+LIMITS = Limits(10_000, 10_000)
 
 
 @pytest.fixture
@@ -207,3 +217,313 @@ def test_a_forged_manifest_is_refused_in_words(record: bytes, tmp_path: Path, co
     with pytest.raises(UsageError, match="not a manifest"):
         Manifest.open(tmp_path / "m.parquet")
     assert command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky").returncode == 2
+
+
+# --- folders ---
+
+
+def counted(*inputs: Path | str, out: Path, exclude: tuple[str, ...] = ()) -> tuple[list[str], Summary]:
+    summary = build_manifest([str(one) for one in inputs], out, 256, exclude=exclude)
+    return list(Manifest.open(out).read_column("key")), summary
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a folder one that may not be read, also for root."""
+    paths: set[str] = set()
+    stat, scandir = os.stat, os.scandir
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(path: Any, *args: Any, **named: Any) -> Any:
+            inside = isinstance(path, str | Path) and any(str(path).startswith(f"{one}/") for one in paths)
+            if inside or (call is scandir and str(path) in paths):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *args, **named)
+
+        return checked
+
+    monkeypatch.setattr(os, "stat", guarded(stat))
+    monkeypatch.setattr(os, "scandir", guarded(scandir))
+    return lambda path: paths.add(str(path))
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.png"])
+@pytest.mark.parametrize("place", ["lost+found", "a/deeper"])
+def test_a_folder_that_may_not_be_read_is_left_out_and_said(
+    place: str, pattern: str, folder: Path, tmp_path: Path, locked: Callable[[Path], None]
+) -> None:
+    (folder / place).mkdir(parents=True)
+    shutil.copy(folder / "b.png", folder / place / "b.png")
+    locked(folder / place)
+    keys, summary = counted(folder / pattern, out=tmp_path / "m.parquet")
+    assert {"a/b.png", "b.png"} <= {*keys} and summary.locked == 1
+    note = f"1 folder is left out, because they cannot be read ({folder / place}: Permission denied)"
+    assert any(note in one for one in summary.notes())
+
+
+def test_a_folder_that_may_not_be_read_as_the_only_input(
+    folder: Path, tmp_path: Path, locked: Callable[[Path], None]
+) -> None:
+    locked(folder)
+    with pytest.raises(UsageError, match=r"no image in .*Permission denied"):
+        build_manifest([str(folder)], tmp_path / "m.parquet", 2)
+    with pytest.raises(UsageError, match=r"b\.png cannot be read: Permission denied"):
+        build_manifest([str(folder / "b.png")], tmp_path / "m.parquet", 2)
+
+
+@pytest.mark.parametrize("seconds", [10_413_792_000, -10_000_000_000, -1, 4_102_444_800])
+def test_times_beyond_the_column_are_unknown(seconds: int, folder: Path, tmp_path: Path) -> None:
+    try:
+        os.utime(folder / "b.png", (seconds, seconds))
+    except OSError:
+        pytest.skip("the file system does not hold such times")
+    times = {row.key: row.mtime_ns for row in rows(folder, out=tmp_path / "m.parquet")}
+    time = (folder / "b.png").stat().st_mtime_ns  # file systems may clamp it
+    assert times["b.png"] == (time if abs(time) < 1 << 63 else None)
+
+
+def test_folders_deeper_than_the_stack(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for _ in range(1_500):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("deep.png").write_bytes((folder / "b.png").read_bytes())
+    keys, _ = counted(folder, out=tmp_path / "m.parquet")
+    assert keys[-1] == "d/" * 1_500 + "deep.png" and len(keys) == 4
+    os.chdir(folder)
+    subprocess.run(["rm", "-r", "d"], check=True)
+
+
+def test_files_of_systems_are_left_out_and_said(folder: Path, tmp_path: Path) -> None:
+    names = ("@eaDir/b.png", "a/#recycle/b.png", "$RECYCLE.BIN/b.png", ".Trash-1000/b.png", ".thumbnails/b.png")
+    for name in (*names, "._b.png", "~$b.png", "Thumbs.db"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "b.png", folder / name)
+    keys, summary = counted(folder, out=tmp_path / "m.parquet")
+    assert keys == ["a/b.png", "a/c.jpg", "b.png"] and summary.system == 8
+    assert any("8 files or folders are left out, being thumbnails or trash of a system" in n for n in summary.notes())
+    assert counted(folder / "**" / "*", out=tmp_path / "m.parquet")[0] == keys
+    assert counted(folder / "@eaDir", out=tmp_path / "m.parquet")[0] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (["a"], ["b.png"]),
+        (["a/"], ["b.png"]),
+        (["*.jpg"], ["a/b.png", "b.png"]),
+        (["b.png"], ["a/c.jpg"]),
+        (["a/b.png"], ["a/c.jpg", "b.png"]),
+        (["./a/*"], ["b.png"]),
+        (["**/c.jpg", "nothing"], ["a/b.png", "b.png"]),
+        (["{root}/a"], ["b.png"]),
+        (["A"], ["a/b.png", "a/c.jpg", "b.png"]),
+    ],
+)
+def test_patterns_leave_out_files_and_folders(
+    patterns: list[str], kept: list[str], folder: Path, tmp_path: Path
+) -> None:
+    (folder / "list.txt").write_text("a/b.png\na/c.jpg\nb.png\n")
+    exclude = tuple(one.format(root=folder) for one in patterns)
+    for source in (folder, folder / "**" / "*.*", folder / "list.txt"):
+        keys, summary = counted(source, out=tmp_path / "m.parquet", exclude=exclude)
+        assert keys == kept and (summary.excluded > 0) == (len(kept) < 3)
+
+
+def test_a_name_with_brackets_is_preferred_to_the_pattern(folder: Path, tmp_path: Path) -> None:
+    for name in ("photos [2024]", "photos 2"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "b.png", folder / name / f"{name[-1:].replace(']', '4')}.png")
+    shutil.copy(folder / "b.png", folder / "photos 2" / "[x].png")
+    shutil.copy(folder / "b.png", folder / "photos 2" / "x.png")
+    out = tmp_path / "m.parquet"
+    assert counted(f"{folder}/photos [2024]/*.png", out=out)[0] == ["4.png"]
+    assert counted(f"{folder}/photos [2024]", out=out)[0] == ["4.png"]
+    assert counted(f"{folder}/photos [2]/?.png", out=out)[0] == ["photos 2/2.png", "photos 2/x.png"]
+    assert counted(f"{folder}/*/[x].png", out=out)[0] == ["photos 2/[x].png"]
+
+
+def test_missing_files_are_counted_once(folder: Path, tmp_path: Path) -> None:
+    (folder / "list.txt").write_text("gone.png\ngone.png\n")
+    with pytest.raises(UsageError, match="None of the 1 images"):
+        build_manifest([str(folder / "list.txt")], tmp_path / "m.parquet", 2)
+    (folder / "list.txt").write_text("gone.png\nb.png\ngone.png\n")
+    _, summary = counted(folder / "list.txt", out=tmp_path / "m.parquet")
+    assert (summary.rows, summary.missing, summary.duplicates) == (2, 1, 1)
+    assert f"({folder / 'list.txt'} line 1: gone.png)" in summary.notes()[0]
+
+
+# --- names of several inputs ---
+
+
+@pytest.fixture
+def splits(folder: Path) -> Path:
+    """train/images and val/images with files of one name, and one more folder `images` with another."""
+    for place in ("train/images/1.png", "val/images/1.png", "val/images/sub/2.png", "test/images/3.png"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "b.png", folder / place)
+    return folder
+
+
+def test_inputs_with_equal_names_are_told_apart_by_their_folders(splits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    keys, _ = counted(splits / "train/images", splits / "test/images", out=out)
+    assert keys == ["images/1.png", "images/3.png"]
+    keys, _ = counted(splits / "train/images", splits / "test/images", splits / "val/images", out=out)
+    assert keys == ["train/images/1.png", "images/3.png", "val/images/1.png", "val/images/sub/2.png"]
+    found = rows(splits / "val/images", splits / "train/images", out=out)
+    assert [row.row for row in found] == [0, 1, 2] and found[2].path == str(splits / "train/images/1.png")
+    assert [row.file_name for row in found] == [row.key for row in found]
+
+
+def test_single_files_and_lists_with_equal_names(splits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    files = [splits / "train/images/1.png", splits / "val/images/1.png", splits / "b.png"]
+    assert counted(*files, out=out)[0] == ["train/images/1.png", "val/images/1.png", "b.png"]
+    assert counted(*files, files[0], out=out)[0] == ["train/images/1.png", "val/images/1.png", "b.png"]
+    for part in ("train", "val"):
+        (splits / part / "list.txt").write_text("images/1.png\n")
+    lists = [splits / "train/list.txt", splits / "val/list.txt"]
+    assert counted(*lists, out=out)[0] == ["train/images/1.png", "val/images/1.png"]
+    patterns = [splits / "train/*/*.png", splits / "val/*/*.png"]
+    assert counted(*patterns, out=out)[0] == ["train/images/1.png", "val/images/1.png"]
+
+
+def test_one_key_for_two_images_of_a_list_stays_an_error(splits: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (splits / part / "list.csv").write_text("path,key\nimages/1.png,same\n")
+    with pytest.raises(UsageError, match="have the same key 'same'"):
+        counted(splits / "train/list.csv", splits / "val/list.csv", out=tmp_path / "m.parquet")
+
+
+# --- lists ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "extra"),
+    [
+        ("l.csv", "file_name;label\nb.png;dog\n", {"label": "dog"}),
+        ("l.csv", "sep=;\nPath;label\nb.png;dog\n", {"label": "dog"}),
+        ("l.csv", "sep=,\nfile_name,label\nb.png,dog\n", {"label": "dog"}),
+        ("l.csv", "\ufeffFile Name\tlabel\nb.png\tdog\n", {"label": "dog"}),
+        ("l.tsv", "image_path\tlabel\nb.png\ta,b\n", {"label": "a,b"}),
+        ("l.tsv", "label|FileName\n\ndog|b.png\n", {"label": "dog"}),
+        ("l.json", '[{"File": "b.png", "label": "dog"}]', {"label": "dog"}),
+        ("l.json", '\n["b.png"]', {}),
+        ("l.jsonl", '{"IMAGE": "b.png", "n": 1180591620717411303424}', {"n": "1180591620717411303424"}),
+    ],
+)
+def test_usual_forms_of_lists(name: str, content: str, extra: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    (folder / name).write_text(content)
+    [row] = rows(folder / name, out=tmp_path / "m.parquet")
+    assert (row.key, row.extra) == ("b.png", extra)
+
+
+def test_exact_names_of_columns_come_first(folder: Path, tmp_path: Path) -> None:
+    (folder / "l.csv").write_text("Path,url,image\nx,y,b.png\n")
+    [row] = rows(folder / "l.csv", out=tmp_path / "m.parquet")
+    assert (row.key, row.extra) == ("b.png", {"Path": "x", "url": "y"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("l.csv", "file_name\nb.png\n".encode("utf-16"), "seems to be UTF-16"),
+        ("l.txt", "b.png\n".encode("utf-16"), "seems to be UTF-16"),
+        ("l.txt", "b.png\n".encode("utf-16-le"), "seems to be UTF-16"),
+        ("l.csv", "file_name,x\nb.png,é\n".encode("latin-1"), "seems to be Latin-1"),
+        ("l.txt", "b.png\né.png\n".encode("latin-1"), "seems to be Latin-1"),
+        ("l.jsonl", '{"path": "é.png"}'.encode("latin-1"), "seems to be Latin-1"),
+        ("l.json", '["é.png"]'.encode("latin-1"), "seems to be Latin-1"),
+        ("l.csv", b"path\na\0b.png\n", "line 2: the path holds a NUL"),
+        ("l.jsonl", rb'{"path": "\ud800.png"}', "line 1: the path holds half of a surrogate pair"),
+        ("l.jsonl", rb'{"path": "b.png", "x": "\ud800"}', "line 1: x holds half of a surrogate pair"),
+        ("l.jsonl", rb'{"path": "b.png", "\ud800": 1}', "holds half of a surrogate pair"),
+        ("l.jsonl", b'{"path": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        ("l.json", b"[" * 100_000, "nested too deeply"),
+        ("l.json", b'[{"path": "b.png"}, 5]', "entry 1 is no JSON object and no path"),
+        ("l.jsonl", b'{"path": ["a", "b"]}', "line 1: path must be a path or URL as text"),
+        ("l.jsonl", b'{"path": "b.png", "key": 5}', None),
+        ("l.csv", b"path,a\nb.png," + b"x" * 200_000 + b"\n", "line 2 is not CSV: field larger"),
+    ],
+)
+def test_hostile_lists_are_refused_in_a_sentence(
+    name: str, content: bytes, text: str | None, folder: Path, tmp_path: Path
+) -> None:
+    (folder / name).write_bytes(content)
+    if text is None:
+        build_manifest([str(folder / name)], tmp_path / "m.parquet", 2)
+        return
+    with pytest.raises(UsageError, match=text) as raised:
+        build_manifest([str(folder / name)], tmp_path / "m.parquet", 2)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("width", ["1e999", "-5", "1099511627776", '"wide"', "NaN", "[1]"])
+def test_sizes_that_no_image_has_are_unknown(width: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "l.jsonl").write_text(f'{{"path": "b.png", "width": {width}}}')
+    [row] = rows(folder / "l.jsonl", out=tmp_path / "m.parquet")
+    assert row.width is None
+
+
+def test_parquet_of_the_hub_is_refused_without_its_bytes(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "b.png").read_bytes()
+    images = {
+        "struct": [{"bytes": content, "path": "b.png"}],
+        "null": [{"bytes": None, "path": "b.png"}],
+        "plain": [content],
+    }
+    for name, image in images.items():
+        kind = pa.binary() if name == "plain" else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        pq.write_table(pa.table({"image": pa.array(image, kind), "label": [0]}), folder / f"{name}.parquet")
+        with pytest.raises(UsageError, match="column image holds the images themselves, not paths") as raised:
+            build_manifest([str(folder / f"{name}.parquet")], tmp_path / "m.parquet", 2)
+        assert "PNG" not in str(raised.value)
+
+
+def test_columns_of_parquet_that_a_manifest_cannot_hold(folder: Path, tmp_path: Path) -> None:
+    table = {
+        "path": ["b.png"],
+        "image": pa.array([{"bytes": b"x"}]),
+        "raw": [b"x"],
+        "boxes": [[1, 2]],
+        "prompts": [["sky", "a, b"]],
+        "day": pa.array([2**50], pa.timestamp("s")),
+        "now": pa.array([1_700_000_000_000_000_001], pa.timestamp("ns")),
+        "good": pa.array([1_700_000_000_000_000], pa.timestamp("us")),
+        "kind": pa.array(["x"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(table), folder / "l.parquet")
+    summary = build_manifest([str(folder / "l.parquet")], tmp_path / "m.parquet", 2)
+    [row] = Manifest.open(tmp_path / "m.parquet").read_shard(0)
+    assert summary.columns == 3 and "(image, raw, boxes)" in summary.notes()[0]
+    assert {*row.extra} == {"prompts", "day", "now", "good", "kind"}
+    assert row.extra["prompts"] == '["sky", "a, b"]' and str(row.extra["now"]).endswith("000000001")
+    assert row.extra["good"].year == 2023 and row.extra["kind"] == "x"
+    assert not any(
+        pa.types.is_binary(one.type) or pa.types.is_nested(one.type) for one in pq.read_schema(tmp_path / "m.parquet")
+    )
+
+
+def test_heif_without_its_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heif.register.cache_clear()
+    _, summary = counted(folder, out=tmp_path / "m.parquet")
+    assert f"1 image is in HEIF, which cannot be read yet. {heif.ADVICE} (phone.HEIC)" in summary.notes()
+    with pytest.raises(RowError, match=r"It is a HEIF image\. Run `pip install pillow-heif`"):
+        read_image(folder / "phone.HEIC", LIMITS)
+    with pytest.raises(RowError) as raised:
+        (folder / "other.png").write_bytes(b"no image")
+        read_image(folder / "other.png", LIMITS)
+    assert "HEIF" not in raised.value.message
+
+
+def test_heif_with_its_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(folder / "b.png", folder / "phone.heic")
+    calls: list[int] = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: calls.append(1)))
+    heif.register.cache_clear()
+    _, summary = counted(folder, out=tmp_path / "m.parquet")
+    assert summary.heif == 0 and calls == [1] and read_image(folder / "phone.heic", LIMITS).shape == (4, 6, 3)
+    heif.register.cache_clear()

@@ -34,6 +34,11 @@ def names_option(name: str, about: str) -> Decorator:
     return click.option(name, multiple=True, metavar="LABELS", help=f"{about} {ADDS_UP}")
 
 
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help=f"Leave out files and folders, as in '*/raw/*.png'. {ADDS_UP}"
+)
+
+
 def set_option(about: str) -> Decorator:
     """Return the option `--set` of a command: a tuple of `KEY=VALUE` texts."""
     return click.option(

@@ -12,7 +12,7 @@ import click
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, bar_option, guarded, log
 from ovseg_batch.cli.completion import complete_config, complete_path
-from ovseg_batch.cli.options import SYNTAX, LabelsCommand, labels_option, names_option, set_option
+from ovseg_batch.cli.options import SYNTAX, LabelsCommand, exclude_option, labels_option, names_option, set_option
 from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcome
 from ovseg_batch.errors import UsageError
 from ovseg_batch.findings import read_findings
@@ -40,6 +40,7 @@ EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace",
 @names_option("--keep", "Labels to keep in edited images; everything else changes.")
 @names_option("--drop", "Labels to change in edited images.")
 @set_option("One setting, as in refine.vote=0.5.")
+@exclude_option
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 @click.option("--workers", type=int, help="Number of worker processes. 0 runs in this process.")
@@ -62,6 +63,7 @@ def run(
     keep: tuple[str, ...],
     drop: tuple[str, ...],
     overrides: tuple[str, ...],
+    exclude: tuple[str, ...],
     device: str | None,
     engine: str | None,
     workers: int | None,
@@ -88,6 +90,7 @@ def run(
             "edit.mode": edit,
             "edit.keep": split_names(keep) or None,
             "edit.drop": split_names(drop) or None,
+            "manifest.exclude": exclude or None,
             "run.device": device,
             "run.engine": engine,
             "run.workers": workers,
@@ -230,13 +233,20 @@ def gc(workdir: Path, yes: bool) -> None:
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
+@exclude_option
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
 @click.option("--allow-remote", is_flag=True, help="List s3:// and gs:// folders.")
 @click.option("--dataset", type=click.Choice(datasets.NAMES), help="INPUT is this data set's folder: its val images.")
 @click.option("--oracle", is_flag=True, help="With --dataset: ask every image only for the classes that are in it.")
 @guarded
 def manifest(
-    inputs: tuple[str, ...], output: Path, shard_rows: int, allow_remote: bool, dataset: str | None, oracle: bool
+    inputs: tuple[str, ...],
+    output: Path,
+    exclude: tuple[str, ...],
+    shard_rows: int,
+    allow_remote: bool,
+    dataset: str | None,
+    oracle: bool,
 ) -> None:
     """Write the list of images that `run` would work through."""
     from ovseg_batch.io.manifest import FORMAT, build_manifest
@@ -251,7 +261,7 @@ def manifest(
         listed = [TruthReader(datasets.load(dataset), Path(folder)).source(oracle) for folder in inputs]
     elif oracle:
         raise UsageError("--oracle needs --dataset, whose truth says what is in an image.")
-    summary = build_manifest(listed, output, shard_rows, Remote() if allow_remote else None)
+    summary = build_manifest(listed, output, shard_rows, Remote() if allow_remote else None, exclude)
     for note in summary.notes():
         log.warning("%s", note)
     click.echo(f"{extent(summary.rows, summary.shards)}: {output}")

@@ -150,11 +150,11 @@ def try_run(
 def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path) -> tuple[Path, Check]:
     """List INPUT as `run` does; return its manifest."""
     notes: list[str] = []
-    listed = intake.existing_manifest(workdir, inputs) or intake.ready_made_manifest(inputs)
+    listed = intake.existing_manifest(workdir, inputs, config.manifest) or intake.ready_made_manifest(inputs)
     if listed is None:
         intake.check_inputs(inputs, workdir, config.run.allow_remote)
         listed, remote = folder / "manifest.parquet", read_limits(config.run).remote
-        notes = intake.list_images(inputs, workdir, listed, config.manifest.shard_rows, remote).notes()
+        notes = intake.list_images(inputs, workdir, listed, config.manifest, remote).notes()
     manifest = Manifest.open(listed)
     check_manifest(manifest, config)
     found = f"{counted(manifest.rows, 'image')}."

@@ -38,7 +38,9 @@ class SemanticScore:
             truth: (H, W) integer class, 255 where it does not matter.
         """
         self._confusion += confusion(prediction, truth, self._classes)
-        self._boundary += boundary_f1(prediction, truth), 1
+        score = boundary_f1(prediction, truth)
+        if not math.isnan(score):
+            self._boundary += score, 1
 
     def arrays(self) -> dict[str, Array]:
         return {"confusion": self._confusion, "boundary": self._boundary}
@@ -71,7 +73,8 @@ class SemanticScore:
         return float(np.diag(self._confusion).sum() / max(self._confusion.sum(), 1))
 
     def boundary_f1(self) -> float:
-        return float(self._boundary[0] / max(self._boundary[1], 1))
+        """Mean over the images whose truth has a boundary; NaN where none has one."""
+        return float(self._boundary[0] / self._boundary[1]) if self._boundary[1] else math.nan
 
 
 def confusion(prediction: Array, truth: Array, classes: int) -> Array:
@@ -105,18 +108,45 @@ def boundary_f1(prediction: Array, truth: Array) -> float:
     """Mean over the classes of the truth of the F1 between predicted and true boundary pixels, in [0, 1].
 
     A boundary pixel is right when one of the other map lies within 0.75 % of the image's diagonal (at least 1 pixel).
+    Where 255 separates two classes, the true boundary is the middle of it, and a predicted one anywhere in it is right.
+    Other boundaries that are predicted in pixels of 255, or at their edge, do not count.
+
+    Returns:
+        NaN where the truth has no boundary.
     """
     radius = max(1, math.ceil(TOLERANCE * math.hypot(*truth.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    known = truth != IGNORE
+    if not known.any():
+        return math.nan
+    depth, filled = _nearest(known, truth)
     scores = []
-    for label in np.unique(truth[truth != IGNORE]):
-        wanted, drawn = _boundary(truth == label), _boundary(prediction == label)
+    for label in np.unique(truth[known]):
+        wanted, drawn = _boundary(filled == label), _boundary(prediction == label)
         if not wanted.any():
             continue
-        recall = (wanted & _grown(drawn, disc)).sum() / wanted.sum()
-        precision = (drawn & _grown(wanted, disc)).sum() / max(drawn.sum(), 1)
+        found, right, counted = wanted & _grown(drawn, disc), drawn & _grown(wanted, disc), drawn
+        if not known.all():
+            far, _ = _nearest(drawn, depth)
+            found |= wanted & (depth > 0) & (far <= radius + depth)
+            off, half = _nearest(wanted, depth)
+            right |= drawn & (half > 0) & (off <= radius + half)
+            counted = right | (known & _boundary((prediction == label) | ~known))
+        recall, precision = found.sum() / wanted.sum(), right.sum() / max(counted.sum(), 1)
         scores.append(2 * precision * recall / max(precision + recall, 1e-12))
-    return float(np.mean(scores)) if scores else 1.0
+    return float(np.mean(scores)) if scores else math.nan
+
+
+def _nearest(mask: Array, values: Array) -> tuple[Array, Array]:
+    """Return every pixel's distance to the nearest pixel of a mask, and the value there."""
+    if not mask.any():
+        return np.full(mask.shape, np.inf), np.zeros_like(values)
+    distance, labels = cv2.distanceTransformWithLabels(
+        (~mask).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    table = np.zeros(int(labels.max()) + 1, values.dtype)
+    table[labels[mask]] = values[mask]
+    return distance, table[labels]
 
 
 def _grown(mask: Array, disc: Array) -> Array:

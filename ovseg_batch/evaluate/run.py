@@ -18,7 +18,7 @@ from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.store import StageStore, Workdir, fingerprint
 
-SCORE_VERSION = 3  # changes when what is counted does
+SCORE_VERSION = 4  # changes when what is counted does
 WORST = 12  # images of a sheet
 
 

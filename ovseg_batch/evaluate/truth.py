@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,13 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.records import parse_json
+from ovseg_batch.units import counted
 
 Array = np.ndarray[Any, Any]
 
 IGNORE = 255
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class TruthReader:
     def _instances(self, name: str) -> list[Instance]:
         if self._coco is not None:
             height, width, found = self._of_image(name)
-            return [Instance(name, rle.from_coco(s, height, width), area, crowd) for name, s, area, crowd in found]
+            return [_instance(self._coco, one, height, width) for one in found]
         assert self._numbered is not None and self._maps is not None
         numbers, classes = self._opened(self._numbered, name), self._class_map(name, self._maps)
         found_here = []
@@ -155,7 +160,7 @@ class TruthReader:
             classes[mask] = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
         return classes
 
-    def _of_image(self, name: str) -> tuple[int, int, list[tuple[str, Any, float, bool]]]:
+    def _of_image(self, name: str) -> tuple[int, int, list[_Object]]:
         assert self._coco is not None
         index = _coco_index(str(self._coco), self._dataset.classes)
         if name not in index:
@@ -172,19 +177,82 @@ def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Arr
     return table
 
 
+class _Object(NamedTuple):
+    """One annotation of a COCO file. `area` is None where the file does not say it."""
+
+    id: Any
+    category: str
+    segmentation: Any
+    area: float | None
+    crowd: bool
+
+
+def _instance(file: Path, found: _Object, height: int, width: int) -> Instance:
+    try:
+        counts = rle.from_coco(found.segmentation, height, width)
+    except ValueError as error:
+        raise UsageError(f"{file}: the segmentation of annotation {found.id!r} {error}.") from None
+    area = rle.area(counts, height, width) if found.area is None else found.area
+    return Instance(found.category, counts, area, found.crowd)
+
+
 @functools.lru_cache(maxsize=2)
-def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[tuple[str, Any, float, bool]]]]:
-    """File name → height, width and (category, segmentation, area, crowd) of each object of a class that counts."""
-    tree = parse_json(Path(path).read_bytes())
-    names = {category["id"]: category["name"] for category in tree["categories"]}
-    found: dict[int, tuple[int, int, list[tuple[str, Any, float, bool]]]] = {}
-    index = {}
-    for image in tree["images"]:
-        found[image["id"]] = image["height"], image["width"], []
-        index[Path(image["file_name"]).name] = found[image["id"]]
-    for annotation in tree["annotations"]:
-        name = names[annotation["category_id"]]
-        if name in classes:
-            area, crowd = float(annotation["area"]), bool(annotation.get("iscrowd", 0))
-            found[annotation["image_id"]][2].append((name, annotation["segmentation"], area, crowd))
+def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[_Object]]]:
+    """File name → height, width and the objects of classes that count. Those without a segmentation are left out.
+
+    Raises:
+        UsageError: the file is no COCO file of instances, or an entry of it is wrong; the message names the entry.
+    """
+    where = "the file"
+    try:
+        tree = parse_json(Path(path).read_bytes())
+        names: dict[Any, str] = {}
+        for category in tree["categories"]:
+            where = f"category {category.get('id')!r}"
+            names[category["id"]] = category["name"]
+        found: dict[Any, tuple[int, int, list[_Object]]] = {}
+        index = {}
+        for image in tree["images"]:
+            where = f"image {image.get('id')!r}"
+            found[image["id"]] = _side(image["height"]), _side(image["width"]), []
+            index[Path(image["file_name"]).name] = found[image["id"]]
+        boxes = 0
+        for annotation in tree["annotations"]:
+            where = f"annotation {annotation.get('id')!r}"
+            category, image = annotation["category_id"], annotation["image_id"]
+            if category not in names:
+                raise ValueError(f"there is no category {category!r}")
+            if image not in found:
+                raise ValueError(f"there is no image {image!r}")
+            if names[category] not in classes:
+                continue
+            if not annotation.get("segmentation"):
+                boxes += 1
+                continue
+            area, crowd = _area(annotation.get("area")), bool(annotation.get("iscrowd", 0))
+            found[image][2].append(
+                _Object(annotation.get("id"), names[category], annotation["segmentation"], area, crowd)
+            )
+    except KeyError as error:
+        raise UsageError(f"{path}: {where} has no {error.args[0]}.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: {where} is wrong: {error}.") from None
+    if boxes:
+        kinds = counted(boxes, "annotation has", "annotations have")
+        log.warning("%s only a box and no segmentation in %s. Boxes are left out.", kinds, path)
     return index
+
+
+def _side(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise ValueError(f"{value!r} is no height or width")
+    return value
+
+
+def _area(value: Any) -> float | None:
+    if value is None:
+        return None
+    area = float(value)
+    if not 0 <= area < math.inf:
+        raise ValueError(f"{value!r} is no area")
+    return area

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 
+from ovseg_batch.io import heif
+from ovseg_batch.units import counted
+
 Field = tuple[str, pa.DataType]
 
+EXAMPLES = 3  # how many files a note names
+SHOWN = 160  # characters of a foreign text that a message shows
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
 
 
@@ -34,21 +40,91 @@ class Entry:
 
 
 @dataclass(slots=True)
+class Counts:
+    """What a listing passes over or finds odd: how many of each kind, and the first ones of it.
+
+    Attributes:
+        missing: listed files that are not there.
+        duplicates: images that are listed a second time.
+        skipped: files that are no images by their names.
+        left_out: folders that this program wrote.
+        locked: folders that cannot be read.
+        system: files and folders of the operating system, such as thumbnails.
+        excluded: files and folders that `manifest.exclude` names.
+        columns: columns of a list that a manifest cannot hold.
+        heif: images that need a package which is not installed.
+    """
+
+    missing: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    left_out: int = 0
+    locked: int = 0
+    system: int = 0
+    excluded: int = 0
+    columns: int = 0
+    heif: int = 0
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def count(self, kind: str, example: str = "", of: str = "") -> None:
+        """Count one more of a kind. `of`: what the example is about; of each thing there is one example."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        named = self.examples.setdefault(kind, {})
+        if example and len(named) < EXAMPLES:
+            named.setdefault(of or example, example if len(example) <= SHOWN else f"{example[:SHOWN]}…")
+
+    def add(self, other: Counts) -> None:
+        """Add what another listing has counted."""
+        for name in KINDS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+            named = {**self.examples.get(name, {}), **other.examples.get(name, {})}
+            self.examples[name] = dict(itertools.islice(named.items(), EXAMPLES))
+
+    def notes(self) -> list[str]:
+        """Return one sentence for each kind of oddity."""
+        notes = []
+        for kind, (one, many, what) in NOTES.items():
+            if count := getattr(self, kind):
+                named = ", ".join(self.examples.get(kind, {}).values())
+                more = ", …" if count > EXAMPLES else ""
+                notes.append(f"{counted(count, one, many)} {what}" + (f" ({named}{more})" if named else ""))
+        return notes
+
+    def sentences(self) -> str:
+        """Return the notes as sentences that follow another one."""
+        return "".join(f" {note.removesuffix('.')}." for note in self.notes())
+
+
+NOTES = {
+    "missing": ("file is", "files are", "not there; their rows will fail"),
+    "duplicates": ("image is", "images are", "listed more than once and taken once"),
+    "skipped": ("file is", "files are", "left out, having no suffix of an image"),
+    "left_out": ("folder is", "folders are", "left out, being written by ovseg-batch"),
+    "locked": ("folder is", "folders are", "left out, because they cannot be read"),
+    "system": ("file or folder is", "files or folders are", "left out, being thumbnails or trash of a system"),
+    "excluded": ("file or folder is", "files or folders are", "left out by manifest.exclude"),
+    "columns": ("column is", "columns are", "left out, because a manifest holds texts, numbers and times only"),
+    "heif": ("image is", "images are", f"in HEIF, which cannot be read yet. {heif.ADVICE}"),
+}
+KINDS = tuple(one.name for one in fields(Counts) if one.name != "examples")
+
+
+@dataclass(slots=True)
 class Source:
     """One INPUT: what it adds to the manifest's columns, and its entries.
 
     Attributes:
         folder: the own name of a folder; empty for other inputs.
-        skipped: how many files are no images by their names. Known once `entries` has ended.
-        left_out: folders below INPUT that this program wrote. Known once `entries` has ended.
+        place: parts of the path at which its file names start. They tell inputs apart whose names are equal.
+        counts: what is passed over. Known once `entries` has ended.
     """
 
     name: str
     fields: list[Field]
     entries: Iterator[Entry]
     folder: str = ""
-    skipped: int = 0
-    left_out: list[str] = field(default_factory=list)
+    place: tuple[str, ...] = ()
+    counts: Counts = field(default_factory=Counts)
 
 
 def plain(name: str) -> str:

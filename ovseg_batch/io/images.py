@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io import tiff
+from ovseg_batch.io import heif, tiff
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
@@ -150,6 +150,7 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
     """
     content, path = _content(path, limits, room), shown(path)
     try:
+        heif.register()
         image = Image.open(io.BytesIO(content))
         tiff.to_main_page(image, path)
     except RowError:
@@ -187,7 +188,7 @@ def _unknown(path: str, content: bytes) -> RowError:
             f"{path} is a TIFF whose kind of pixels cannot be read ({which}). Save it as RGB or grey of 8 or 16 bits."
         )
         return RowError(FailureCode.BAD_IMAGE, text)
-    return RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read")
+    return RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read{heif.hint(content)}")
 
 
 def decode(image: Image.Image, path: str | Path) -> Array:

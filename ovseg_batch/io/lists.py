@@ -2,91 +2,188 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ovseg_batch.errors import UsageError, nearest
-from ovseg_batch.io import remote as urls
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.columns import PATH_COLUMNS, find_column, is_utf8, locate, make_entry, path_column, pixels_or_none
 from ovseg_batch.io.entries import Entry, Source, plain
 from ovseg_batch.io.marks import DESCRIPTION, MANIFEST
+from ovseg_batch.io.parquet_lists import read_parquet
 from ovseg_batch.io.records import parse_json
-from ovseg_batch.io.remote import is_remote
 
-PATH_COLUMNS = ("file_name", "path", "image", "image_path", "filepath", "filename")
+SEPARATORS = ",;\t|"
 TRIED = 10  # images that are looked for before a COCO file counts as moved away from its images
+LONGEST_INTEGER = 63  # bits
+
+
+@contextlib.contextmanager
+def _opened(path: Path, errors: str = "strict", newline: str | None = None) -> Iterator[TextIO]:
+    """Open a list as UTF-8.
+
+    Raises:
+        UsageError: it has another encoding, or cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors=errors, newline=newline) as file:
+            yield file
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _not_utf8(path: Path) -> UsageError:
+    return UsageError(f"{path} is not UTF-8 text. It seems to be {_encoding(path)}. Save it as UTF-8.")
+
+
+def _encoding(path: Path) -> str:
+    """Return the name of the encoding that a file seems to have."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        return "UTF-16"
+    return "Latin-1 (Windows-1252)"
 
 
 def _text(path: Path) -> Source:
     def entries() -> Iterator[Entry]:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        with _opened(path, "surrogateescape") as file:  # Linux allows names that are not UTF-8
             for number, line in enumerate(file, start=1):
+                if number == 1 and ("\0" in line or line.startswith(("\udcff\udcfe", "\udcfe\udcff"))):
+                    raise _not_utf8(path)
                 if line.strip():
-                    yield _located(path, line.rstrip("\r\n"), f"{path} line {number}", {})
+                    entry = locate(path, line.rstrip("\r\n"), f"{path} line {number}", {})
+                    if not line.isascii() and not is_utf8(entry.path) and not os.path.lexists(entry.path):
+                        raise _not_utf8(path)
+                    yield entry
 
     return Source(str(path), [], entries())
 
 
 def _csv(path: Path) -> Source:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        columns = next(csv.reader(file), [])
-    column = _path_column(path, columns)
+    separator, skipped, columns = _header(path)
+    column = path_column(path, columns)
 
     def entries() -> Iterator[Entry]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for record in reader:
-                known = {name: record[name] for name in columns}
-                yield _record(path, known, column, f"{path} line {reader.line_num}")
+        for number, values in itertools.islice(_csv_lines(path, separator), skipped + 1, None):
+            if values:
+                known = dict(zip(columns, values + [None] * len(columns), strict=False))
+                yield make_entry(path, known, column, f"{path} line {number}")
 
-    return Source(str(path), [(name, pa.string()) for name in columns if name != column], entries())
+    return Source(str(path), [(name, pa.string()) for name in columns if name and name != column], entries())
+
+
+def _header(path: Path) -> tuple[str, int, list[str]]:
+    """Return a CSV file's separator, the number of lines above its header, and its columns.
+
+    The separator is the one that a line `sep=;` names, else the first under which a column of paths is found.
+    """
+    with _opened(path, newline="") as file:
+        first = file.readline().strip().strip('"').lower()
+    if first.startswith("sep=") and len(first) <= len("sep=;"):
+        separator = first.removeprefix("sep=") or "\t"
+        return separator, 1, next((values for _, values in itertools.islice(_csv_lines(path, separator), 1, None)), [])
+    separators = sorted(SEPARATORS, key=lambda one: one != "\t") if path.suffix.lower() == ".tsv" else SEPARATORS
+    found = {one: next((values for _, values in _csv_lines(path, one)), []) for one in separators}
+    for separator, columns in found.items():
+        if find_column(columns) is not None:
+            return separator, 0, columns
+    separator = max(found, key=lambda one: len(found[one]))
+    return separator, 0, found[separator]
+
+
+def _csv_lines(path: Path, separator: str) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the number of the last line of every record, and its values."""
+    with _opened(path, newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        try:
+            for values in reader:
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise UsageError(f"{path} line {reader.line_num} is not CSV: {error}.") from None
 
 
 def _json_lines(path: Path) -> Source:
+    return _objects(path, lambda: _json_records(path))
+
+
+def _json(path: Path) -> Source:
+    """A COCO file, or a list of objects or of paths."""
+    try:
+        with path.open("rb") as file:
+            is_list = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not is_list:
+        return _coco(path)
+    try:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    records = [{PATH_COLUMNS[0]: one} if isinstance(one, str) else one for one in content]
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise UsageError(f"{path} entry {number} is no JSON object and no path.")
+    return _objects(path, lambda: ((f"{path} entry {number}", record) for number, record in enumerate(records)))
+
+
+def _objects(path: Path, records: Callable[[], Iterable[tuple[str, dict[str, Any]]]]) -> Source:
+    """A list of JSON objects. Each column has the type of its values, or is text."""
     kinds: dict[str, pa.DataType] = {}
-    for _, record in _json_records(path):
+    for _, record in records():
         for name, value in record.items():
             kind = _kind(value)
             if kind is not None:
                 kinds[name] = kind if kinds.get(name, kind) == kind else pa.string()
             else:
                 kinds.setdefault(name, pa.null())
-    column = _path_column(path, list(kinds))
+    column = path_column(path, list(kinds))
 
     def entries() -> Iterator[Entry]:
-        for number, record in _json_records(path):
+        for where, record in records():
             if column not in record:
-                raise UsageError(f"{path} line {number} has no {column!r}.")
-            known = {name: _as_kind(value, kinds[name]) for name, value in record.items()}
-            yield _record(path, known, column, f"{path} line {number}")
+                raise UsageError(f"{where} has no {column!r}.")
+            known = {name: value if name == column else _as_kind(value, kinds[name]) for name, value in record.items()}
+            yield make_entry(path, known, column, where)
 
     fields = [(name, pa.string() if kind == pa.null() else kind) for name, kind in kinds.items() if name != column]
     return Source(str(path), fields, entries())
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
+def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            where = f"{path} line {number}"
             try:
                 record = parse_json(line)
             except ValueError as error:
-                raise UsageError(f"{path} line {number} is not JSON: {error}") from None
+                raise UsageError(f"{where} is not JSON: {error}") from None
             if not isinstance(record, dict):
-                raise UsageError(f"{path} line {number} is not a JSON object.")
-            yield number, record
+                raise UsageError(f"{where} is not a JSON object.")
+            yield where, record
 
 
 def _kind(value: Any) -> pa.DataType | None:
     if value is None:
         return None
+    if isinstance(value, int) and value.bit_length() > LONGEST_INTEGER:
+        return pa.string()
     kinds: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
     return kinds.get(type(value), pa.string())
 
@@ -96,24 +193,6 @@ def _as_kind(value: Any, kind: pa.DataType) -> Any:
     if value is None or kind != pa.string() or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _parquet(path: Path) -> Source:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
-    schema = file.schema_arrow
-    column = _path_column(path, schema.names)
-
-    def entries() -> Iterator[Entry]:
-        number = 0
-        for batch in file.iter_batches(batch_size=4096):
-            for record in batch.to_pylist():
-                yield _record(path, record, column, f"{path} row {number}")
-                number += 1
-
-    return Source(str(path), [(f.name, f.type) for f in schema if f.name != column], entries())
 
 
 def _coco(path: Path) -> Source:
@@ -132,11 +211,11 @@ def _coco(path: Path) -> Source:
         for image in images:
             number, where = int(image["id"]), f"{path} image {image['id']}"
             if number in paths:
-                size = _pixels(image.get("width")), _pixels(image.get("height"))
+                size = pixels_or_none(image.get("width")), pixels_or_none(image.get("height"))
                 yield Entry(paths[number], plain(image["file_name"]), where, None, *size, {"coco_id": number})
             else:
                 record = {name: image.get(name) for name in ("file_name", "width", "height")}
-                yield _record(path, {**record, "coco_id": number}, "file_name", where)
+                yield make_entry(path, {**record, "coco_id": number}, "file_name", where)
 
     return Source(str(path), [("coco_id", pa.int64())], entries())
 
@@ -169,57 +248,12 @@ def _paths_of_run(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     return {}
 
 
-def _path_column(path: Path, columns: list[str]) -> str:
-    for name in PATH_COLUMNS:
-        if name in columns:
-            return name
-    hints = (nearest(name, PATH_COLUMNS) for name in columns)
-    raise UsageError(
-        f"{path} has no column with the images' paths. It needs one named {', '.join(PATH_COLUMNS[:-1])} or "
-        f"{PATH_COLUMNS[-1]}; it has: {', '.join(columns) or 'none'}.{next((h for h in hints if h), '')}"
-    )
-
-
-def _record(source: Path, record: Mapping[str, Any], column: str, where: str) -> Entry:
-    if not record[column]:
-        raise UsageError(f"{where}: {column} is empty.")
-    return _located(source, str(record[column]), where, {k: v for k, v in record.items() if k != column})
-
-
-def _located(source: Path, text: str, where: str, extra: dict[str, Any]) -> Entry:
-    """An entry of a list; relative paths start at the list's own folder."""
-    if is_remote(text):
-        full, name = text.strip(), _url_name(text.strip(), where)
-    else:
-        base = os.path.abspath(source.parent)
-        full = os.path.normpath(os.path.join(base, text))
-        inside = full.startswith(base.rstrip("/") + "/")
-        name = os.path.relpath(full, base) if inside else full.lstrip("/")
-    key = extra.pop("key", None)
-    width, height = _pixels(extra.pop("width", None)), _pixels(extra.pop("height", None))
-    return Entry(full, plain(name), where, None if key in (None, "") else str(key), width, height, extra)
-
-
-def _url_name(url: str, where: str) -> str:
-    try:
-        urls.scheme_of(url)
-        return urls.name_of(url)
-    except (UsageError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from None
-
-
-def _pixels(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
-
-
 #: The reader of each kind of list, by suffix.
 READERS: dict[str, Callable[[Path], Source]] = {
     ".txt": _text,
     ".csv": _csv,
+    ".tsv": _csv,
     ".jsonl": _json_lines,
-    ".parquet": _parquet,
-    ".json": _coco,
+    ".parquet": read_parquet,
+    ".json": _json,
 }

@@ -14,7 +14,7 @@ import urllib.parse
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,21 @@ import pyarrow.parquet as pq
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
+from ovseg_batch.io import heif
 from ovseg_batch.io.atomic import atomic_path, create
-from ovseg_batch.io.entries import Entry, Source
+from ovseg_batch.io.entries import Counts, Entry, Source
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.marks import has_mark
+from ovseg_batch.io.names import Names
 from ovseg_batch.io.records import ManifestRecord
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
-from ovseg_batch.units import counted
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1
-EXAMPLES = 3  # how many files a note names
 WRITING = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}  # shards are too small to gain
 
 COLUMNS = pa.schema(
@@ -61,38 +61,11 @@ UNHASHED = {"path", REVISION}  # where the files lie, and when, decides nothing
 
 
 @dataclass(slots=True)
-class Summary:
+class Summary(Counts):
     """What was written, and what a person should know of it."""
 
     rows: int = 0
     shards: int = 0
-    missing: int = 0
-    duplicates: int = 0
-    skipped: int = 0
-    left_out: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def notes(self) -> list[str]:
-        """One sentence for each kind of oddity."""
-        texts = {
-            "missing": f"{counted(self.missing, 'file is', 'files are')} not there; their rows will fail",
-            "duplicates": f"{counted(self.duplicates, 'image is', 'images are')} listed more than once and taken once",
-            "skipped": f"{counted(self.skipped, 'file is', 'files are')} left out, having no suffix of an image",
-            "left_out": f"{counted(self.left_out, 'folder is', 'folders are')} left out, being written by ovseg-batch",
-        }
-        return [
-            text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")
-            if kind in self.examples
-            else text
-            for kind, text in texts.items()
-            if (count := getattr(self, kind))
-        ]
-
-    def count(self, kind: str, example: str) -> None:
-        setattr(self, kind, getattr(self, kind) + 1)
-        named = self.examples.setdefault(kind, [])
-        if len(named) < EXAMPLES:
-            named.append(example)
 
 
 class Manifest:
@@ -163,7 +136,13 @@ class Manifest:
         ]
 
 
-def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, remote: Remote | None = None) -> Summary:
+def build_manifest(
+    inputs: Sequence[str | Source],
+    out: Path,
+    shard_rows: int,
+    remote: Remote | None = None,
+    exclude: Sequence[str] = (),
+) -> Summary:
     """List the images of `inputs` into the Parquet file `out`.
 
     Args:
@@ -171,53 +150,41 @@ def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, r
         out: replaced atomically; its bytes depend on the inputs alone.
         shard_rows: images in a shard.
         remote: how buckets are listed; None: they are not.
+        exclude: patterns of files and folders that are left out. It has no effect on opened inputs.
 
     Raises:
         UsageError: an input that means nothing, no image at all, no listed file that exists, or one key for two images.
     """
     summary = Summary()
-    sources = [one if isinstance(one, Source) else open_source(one, remote) for one in inputs]
-    prefixes = _prefixes(sources)
+    sources = [one if isinstance(one, Source) else open_source(one, remote, exclude) for one in inputs]
+    names = Names(sources)
     schema = _schema(sources)
     with failpoints.within("manifest"), atomic_path(out) as temporary:
-        lines = (
-            _line(entry, prefix, summary)
-            for source, prefix in zip(sources, prefixes, strict=True)
-            for entry in source.entries
-        )
+        lines = (_line(entry, prefix, summary) for entry, prefix in names.numbered(sources))
         writer = _write(temporary, lines, schema, shard_rows, summary)
-        repeated, shared = _repeated(writer.hashes), _repeated(writer.hashes + writer.names)
+        while (repeated := _repeated(writer.hashes)).size:
+            drop, renamed = _duplicates(temporary, set(repeated.tolist()), names, summary)
+            if not (drop or renamed):
+                break
+            with _draft(temporary) as draft:
+                writer = _write(temporary, names.renamed(_lines(draft), drop), schema, shard_rows, summary)
+        shared = _repeated(writer.hashes + writer.names)
         if shared.size:
-            drop = _duplicates(temporary, set(repeated.tolist()), summary)
-            if shared.size > repeated.size:
-                schema = schema.append(pa.field(SHARED, pa.bool_()))
-            first_draft = temporary.with_suffix(".draft")
-            temporary.rename(first_draft)
-            try:
-                kept = _kept(first_draft, drop, shared if SHARED in schema.names else None)
-                _write(temporary, kept, schema, shard_rows, summary)
-            finally:
-                first_draft.unlink()
-        summary.skipped = sum(source.skipped for source in sources)
-        for folder in (folder for source in sources for folder in source.left_out):
-            summary.count("left_out", folder)
+            schema = schema.append(pa.field(SHARED, pa.bool_()))
+            with _draft(temporary) as draft:
+                _write(temporary, _marked(draft, shared), schema, shard_rows, summary)
+        for source in sources:
+            summary.add(source.counts)
         named = ", ".join(str(source.name) for source in sources)
         if summary.rows == 0:
-            notes = "".join(f" {note}." for note in summary.notes())
-            raise UsageError(f"There is no image in {named}.{notes}")
+            raise UsageError(f"There is no image in {named}.{summary.sentences()}")
         if summary.missing == summary.rows:
             raise UsageError(
-                f"None of the {summary.rows} images of {named} exists ({summary.examples['missing'][0]} …). "
+                f"None of the {summary.rows} images of {named} exists "
+                f"({next(iter(summary.examples['missing'].values()))} …). "
                 "Relative paths start at the folder of the list."
             )
     return summary
-
-
-def _prefixes(sources: Sequence[Source]) -> list[str]:
-    """What comes before the file names of each source: nothing for one, its own name when there are several."""
-    if len(sources) == 1:
-        return [""]
-    return [f"{source.folder}/" if source.folder else "" for source in sources]
 
 
 def _schema(sources: Sequence[Source]) -> pa.Schema:
@@ -242,13 +209,15 @@ def _line(entry: Entry, prefix: str, summary: Summary) -> dict[str, Any]:
             status = os.stat(entry.path)
             size, mtime = status.st_size, status.st_mtime_ns
         except OSError:
-            summary.count("missing", f"{entry.where}: {entry.file_name}")
+            summary.count("missing", f"{entry.where}: {entry.file_name}", of=entry.path)
+    if os.path.splitext(entry.path)[1].lower() in heif.SUFFIXES and not heif.register():
+        summary.count("heif", entry.file_name)
     return {
         "key": entry.key or prefix + entry.file_name,
         "file_name": prefix + entry.file_name,
         "path": _text_from_path(entry.path),
         "bytes": size,
-        "mtime_ns": mtime,
+        "mtime_ns": mtime if mtime is None or abs(mtime) < 1 << 63 else None,  # the column ends in 2262
         "width": entry.width,
         "height": entry.height,
         **{_column(name): value for name, value in entry.extra.items()},
@@ -286,7 +255,7 @@ class ManifestWriter:
         self.hashes.append(key_hash(line["key"]))
         if line["file_name"] != line["key"]:
             self.names.append(key_hash(line["file_name"]))
-        if is_remote(line["path"]) and not line["path"].startswith("file://"):
+        if _is_url(line["path"]):
             self._remote[scheme_of(line["path"])] += 1
         self.rows += 1
         self._shard.append(line)
@@ -335,42 +304,71 @@ def _repeated(hashes: array[int]) -> Hashes:
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _duplicates(path: Path, repeated: set[int], summary: Summary) -> set[int]:
-    """Rows that list an image a second time. Two different images with one key are an error."""
+def _duplicates(path: Path, repeated: set[int], names: Names, summary: Summary) -> tuple[set[int], bool]:
+    """Return the rows that list an image a second time, and whether inputs that name two images alike have new names.
+
+    Raises:
+        UsageError: two different images have one key, and their inputs do not tell them apart.
+    """
     first: dict[str, Mapping[str, Any]] = {}
     drop: set[int] = set()
-    for line in _lines(path, ["row", "key", "file_name", "path"]):
+    clashes: list[tuple[int, int]] = []
+    clash: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
+    for line in _lines(path, ["row", "key", "file_name", "path", "bytes"]):
         if key_hash(line["key"]) not in repeated:
             continue
-        other = first.setdefault(line["key"], line)
+        other, number = first.setdefault(line["key"], line), line["row"]
         if other is line:
             continue
-        if other["path"] != line["path"] or line["key"] != line["file_name"]:
-            raise UsageError(
-                f"Rows {other['row']} ({other['path']}) and {line['row']} ({line['path']}) have the same key "
-                f"{line['key']!r}. Keys name the results: give each row its own."
-            )
-        drop.add(line["row"])
-        summary.count("duplicates", line["file_name"])
-    return drop
+        if other["path"] == line["path"] and line["key"] == line["file_name"]:
+            drop.add(number)
+            summary.count("duplicates", line["file_name"])
+            summary.missing -= line["bytes"] is None and not _is_url(line["path"])
+        elif line["key"] == line["file_name"] == other["file_name"] and names.differ(other["row"], number):
+            clashes.append((other["row"], number))
+            clash = clash or (other, line)
+        else:
+            raise _same_key(other, line)
+    renamed = names.tell_apart(clashes)
+    if clash and not renamed:
+        raise _same_key(*clash)
+    return drop, renamed
 
 
-def _kept(path: Path, drop: set[int], shared: Hashes | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows that stay, and with `shared` whether other rows have their file name."""
+def _same_key(one: Mapping[str, Any], other: Mapping[str, Any]) -> UsageError:
+    return UsageError(
+        f"Rows {one['row']} ({one['path']}) and {other['row']} ({other['path']}) have the same key "
+        f"{other['key']!r}. Keys name the results: give each row its own."
+    )
+
+
+def _marked(path: Path, shared: Hashes) -> Iterator[dict[str, Any]]:
+    """Yield the rows, each with whether other rows have its file name."""
     for line in _lines(path):
-        if line.pop("row") in drop:
-            continue
-        if shared is not None:
-            name = key_hash(line["file_name"])
-            place = int(np.searchsorted(shared, np.uint64(name)))
-            line[SHARED] = place < shared.size and int(shared[place]) == name
-        yield line
+        name = key_hash(line["file_name"])
+        place = int(np.searchsorted(shared, np.uint64(name)))
+        yield {**line, SHARED: place < shared.size and int(shared[place]) == name}
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Move a file aside while it is written again, and delete it then."""
+    draft = path.with_suffix(".draft")
+    path.rename(draft)
+    try:
+        yield draft
+    finally:
+        draft.unlink()
 
 
 def _lines(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def _is_url(text: str) -> bool:
+    return is_remote(text) and not text.startswith("file://")
 
 
 def _text_from_path(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ovseg_batch.errors import UsageError
@@ -34,10 +35,10 @@ def check_replaceable(file: Path, mark: bytes) -> None:
 
 def is_workdir(folder: Path) -> bool:
     """Return whether a run has written its plan into the folder."""
-    return (folder / PLAN).is_file()
+    return os.path.isfile(folder / PLAN)  # False in a folder that may not be read, where `Path.is_file` raises
 
 
 def is_ours(folder: Path) -> bool:
     """Return whether the folder is a workdir, an export or a report."""
-    is_report = (folder / REPORT).is_file() and (folder / REPORT_PAGE).is_file()
-    return is_report or is_workdir(folder) or (folder / EXPORT).is_file()
+    is_report = os.path.isfile(folder / REPORT) and os.path.isfile(folder / REPORT_PAGE)
+    return is_report or is_workdir(folder) or os.path.isfile(folder / EXPORT)

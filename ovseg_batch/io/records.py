@@ -40,6 +40,7 @@ class PlanRecord(BaseModel):
     """The plan of a run: what `status` and the exports need to know without settings and models."""
 
     inputs: list[str] = []
+    exclude: list[str] = []
     manifest: str
     rows: Count
     shards: Count

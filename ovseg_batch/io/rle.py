@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
 Array = np.ndarray[Any, Any]
+
+OUTSIDE = 4  # longer sides of the image: polygons that reach farther out are refused, because they take memory
 
 
 def encode(mask: Array) -> bytes:
@@ -68,10 +70,37 @@ def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Array, A
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> bytes:
-    """Compressed counts of what COCO's files hold: a list of polygons, uncompressed counts, or compressed ones."""
+    """Compressed counts of what COCO's files hold: a list of polygons, uncompressed counts, or compressed ones.
+
+    Raises:
+        ValueError: it is none of these, or does not fit the image. pycocotools would end or fill the memory.
+    """
     if isinstance(segmentation, list):
+        _check_polygons(segmentation, OUTSIDE * max(height, width))
         return bytes(coco.merge(coco.frPyObjects(segmentation, height, width))["counts"])
-    if isinstance(segmentation["counts"], list):
-        return bytes(coco.frPyObjects(segmentation, height, width)["counts"])
+    if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
+        raise ValueError("is no list of polygons, and no run lengths with `size` and `counts`")
+    if segmentation["size"] != [height, width]:
+        raise ValueError(f"has run lengths of the size {segmentation['size']!r}, but the image has {[height, width]}")
     counts = segmentation["counts"]
-    return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    if isinstance(counts, list):
+        if not all(type(one) is int and one >= 0 for one in counts) or sum(counts) != height * width:
+            raise ValueError(f"has run lengths that do not add up to the {height * width} pixels of the image")
+        return bytes(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
+    try:
+        packed = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+        decode(packed, height, width)
+    except Exception as error:  # of pycocotools, which raises whatever it likes
+        raise ValueError(f"has run lengths that cannot be decoded ({error})") from None
+    return packed
+
+
+def _check_polygons(polygons: Sequence[Any], limit: float) -> None:
+    """Raise ValueError unless every polygon is a list of three points or more, none far outside of the image."""
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            raise ValueError("is a flat list; write [[x, y, x, y, …]], one list for each polygon")
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"has a polygon of {len(polygon)} numbers; it needs x and y of three points or more")
+        if not all(type(one) in (int, float) and abs(one) <= limit for one in polygon):  # NaN is in no range
+            raise ValueError("has a coordinate that is no number or far outside of the image")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io import remote as urls
-from ovseg_batch.io.entries import Entry, Source, plain
+from ovseg_batch.io.entries import SHOWN, Counts, Entry, Source, plain
+from ovseg_batch.io.folders import EVERYTHING, Filter, find_files
 from ovseg_batch.io.lists import READERS
-from ovseg_batch.io.marks import is_ours, is_workdir
+from ovseg_batch.io.marks import is_workdir
 from ovseg_batch.io.remote import Remote, is_remote
 from ovseg_batch.wording import setting, spelled
 
@@ -26,103 +26,117 @@ def check_source(text: str) -> None:
     """Check that a local INPUT exists, without listing it. A URL is not checked.
 
     Raises:
-        UsageError: there is no such file or folder, or no file fits the pattern.
+        UsageError: there is no such file or folder, no file fits the pattern, or it may not be read.
     """
     path = Path(text)
-    if is_remote(text) or path.exists():
+    if is_remote(text) or os.path.exists(text):
         return
     if glob.has_magic(text):
-        if next(glob.iglob(text, recursive=True), None) is None:
-            raise UsageError(f"No file fits the pattern {text}.")
+        counts = Counts()
+        if next(_fitting(fixed_part(text), path, Filter(), counts), None) is None:
+            raise UsageError(f"No file fits the pattern {text}.{counts.sentences()}")
         return
-    near = nearest(path.name, (e.name for e in path.parent.iterdir())) if path.parent.is_dir() else ""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{plain(text)[:SHOWN]} cannot be read: {reason}.") from None
+    near = ""
+    with contextlib.suppress(OSError):
+        near = nearest(path.name, os.listdir(path.parent))
     label = spelled(' If it is a label: several labels need quotes, as in --labels "sky; tree".', "")
     quotes = "" if "/" in text or path.suffix else label
     raise UsageError(f"There is no file or folder {text}.{near}{quotes}")
 
 
 def fixed_part(text: str) -> Path:
-    """Return the file or folder that INPUT names; of a pattern, the folder above its first part with a wildcard."""
+    """Return the file or folder that INPUT names; of a pattern, the folder above its first part with a wildcard.
+
+    A part that exists under its own name, such as `photos [2024]`, is no wildcard.
+    """
     path = Path(text).absolute()
-    return path if path.exists() or not glob.has_magic(text) else Path(*_before_magic(path.parts))
+    if os.path.exists(path) or not glob.has_magic(text):
+        return path
+    fixed = Path(path.anchor)
+    for part in path.parts[1:-1]:
+        if glob.has_magic(part) and not os.path.exists(fixed / part):
+            break
+        fixed /= part
+    return fixed
 
 
-def open_source(text: str, remote: Remote | None = None) -> Source:
+def open_source(text: str, remote: Remote | None = None, exclude: Sequence[str] = ()) -> Source:
     """Open what INPUT names.
 
     Args:
         remote: how buckets are listed. None: a URL of a folder is an error.
+        exclude: patterns of files and folders that are left out, as `Filter` takes them.
 
     Raises:
         UsageError: nothing there, or a kind of input that is not understood.
     """
+    keep = Filter(exclude)
     if is_remote(text):
-        return _url(text, remote)
+        return _url(text, remote, keep)
     check_source(text)
     path, fixed = Path(text), fixed_part(text)
     if is_workdir(fixed):
         raise UsageError(
             f"{text} is the workdir of a run. Give the folder of the images; edited images are in {fixed / 'edited'}."
         )
-    if path.is_dir():
-        metadata = [m for suffix in (".csv", ".jsonl", ".parquet") if (m := path / f"metadata{suffix}").is_file()]
-        return open_source(str(metadata[0])) if metadata else _folder(path)
-    if not path.exists():
-        return _glob(text, fixed)
+    if os.path.isdir(path):
+        lists = (path / f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
+        metadata = next(filter(os.path.isfile, lists), None)
+        return open_source(str(metadata), remote, exclude) if metadata else _folder(path, keep)
+    if not os.path.exists(path):
+        return _glob(text, fixed, keep)
     if reader := READERS.get(path.suffix.lower()):
-        return reader(path)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Source(text, [], iter([Entry(str(path.absolute()), plain(path.name), text)]))
-    raise UsageError(
-        f"{text} is no folder, image or list. INPUT is a folder, a glob, a {' '.join([*READERS][:-1])} list, "
-        "or a COCO .json."
-    )
-
-
-def _folder(root: Path) -> Source:
-    source = Source(str(root), [], iter(()), folder=root.absolute().name)
-    source.entries = _walk(root.absolute(), source)
+        source = reader(path)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        source = Source(text, [], iter([Entry(str(path.absolute()), plain(path.name), text)]))
+    else:
+        raise UsageError(
+            f"{text} is no folder, image or list. INPUT is a folder, a glob, a {' '.join([*READERS][:-1])} list, "
+            "or a COCO .json."
+        )
+    source.place = Path(os.path.abspath(path)).parent.parts
+    source.entries = _kept(source.entries, keep, source.counts)
     return source
 
 
-def _walk(root: Path, source: Source) -> Iterator[Entry]:
-    """Yield the images under `root`, depth first, each folder in the order of its names.
-
-    Hidden files and folders, and folders that this program wrote, are left out.
-    """
-
-    def visit(folder: str, relative: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:  # a link back to a folder we are in
-            return
-        names, folders = [], set()  # names alone: millions of them in one folder must fit
-        with os.scandir(folder) as listing:
-            for entry in listing:
-                if not entry.name.startswith("."):
-                    names.append(entry.name)
-                    with contextlib.suppress(OSError):  # a link to itself is no folder
-                        if entry.is_dir():
-                            folders.add(entry.name)
-        for name in sorted(names, key=os.fsencode):
-            if name in folders and is_ours(Path(folder, name)):
-                source.left_out.append(f"{folder}/{name}")
-            elif name in folders:
-                yield from visit(f"{folder}/{name}", f"{relative}{name}/", above | {identity})
-            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield Entry(f"{folder}/{name}", plain(relative + name), str(root))
-            else:
-                source.skipped += 1
-
-    yield from visit(str(root), "", frozenset())
+def _kept(entries: Iterator[Entry], keep: Filter, counts: Counts) -> Iterator[Entry]:
+    """Leave out the entries of a list that the patterns exclude."""
+    for entry in entries:
+        if keep.excludes_entry(entry.file_name, entry.path):
+            counts.count("excluded", entry.path)
+        else:
+            yield entry
 
 
-def _url(url: str, remote: Remote | None) -> Source:
+def _folder(root: Path, keep: Filter) -> Source:
+    root = root.absolute()
+    source = Source(str(root), [], iter(()), folder=root.name, place=Path(os.path.abspath(root)).parts)
+    source.entries = _images(find_files(root, EVERYTHING, keep, source.counts), str(root), source.counts)
+    return source
+
+
+def _images(files: Iterable[tuple[str, str]], where: str, counts: Counts) -> Iterator[Entry]:
+    for path, relative in files:
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+            yield Entry(path, plain(relative), where)
+        else:
+            counts.count("skipped")
+
+
+def _url(url: str, remote: Remote | None, keep: Filter) -> Source:
     """One image, or a folder of a bucket."""
     scheme = urls.scheme_of(url)
     name = urls.name_of(url)
     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-        return Source(urls.shown(url), [], iter([Entry(url, plain(name), urls.shown(url))]))
+        place = tuple(urls.shown(url).split("/")[:-1])
+        return Source(urls.shown(url), [], iter([Entry(url, plain(name), urls.shown(url))]), place=place)
     if scheme in ("http", "https"):
         raise UsageError(
             f"{urls.shown(url)} is no image by its name, and a web server cannot be listed. "
@@ -131,18 +145,18 @@ def _url(url: str, remote: Remote | None) -> Source:
     if remote is None:
         allowed = spelled("--allow-remote", setting("run.allow_remote", True))
         raise UsageError(f"{url} is on a network. Give {allowed} to list it and to fetch its images.")
-    source = Source(url, [], iter(()), folder=name.rpartition("/")[2])
-    source.entries = _bucket(url, remote, source)
+    source = Source(url, [], iter(()), folder=name.rpartition("/")[2], place=tuple(url.rstrip("/").split("/")))
+    source.entries = _bucket(url, remote, keep, source.counts)
     return source
 
 
-def _bucket(root: str, remote: Remote, source: Source) -> Iterator[Entry]:
-    """Images under a folder of a bucket, in the order of `_walk`."""
+def _bucket(root: str, remote: Remote, keep: Filter, counts: Counts) -> Iterator[Entry]:
+    """Images under a folder of a bucket, in the order of a local folder."""
 
     def visit(url: str, relative: str) -> Iterator[Entry]:
         for found in urls.listing(url, remote):
             name = found["name"]
-            if name.startswith("."):
+            if keep.leaves_out(relative + name, found["url"], counts) or name.startswith("."):
                 continue
             if found["folder"]:
                 yield from visit(found["url"], f"{relative}{name}/")
@@ -150,41 +164,22 @@ def _bucket(root: str, remote: Remote, source: Source) -> Iterator[Entry]:
                 size, mtime = found["bytes"], found["mtime_ns"]
                 yield Entry(found["url"], plain(relative + name), root, bytes=size, mtime_ns=mtime)
             else:
-                source.skipped += 1
+                counts.count("skipped")
 
     yield from visit(root, "")
 
 
-def _glob(pattern: str, fixed: Path) -> Source:
+def _glob(pattern: str, fixed: Path, keep: Filter) -> Source:
     """Open the images that fit a pattern. `fixed` is the folder above its first part with a wildcard."""
-
-    @functools.cache
-    def ours(folder: Path) -> bool:
-        """Return whether this program wrote the folder, or one between it and `fixed`."""
-        if folder == fixed or fixed not in folder.parents:
-            return False
-        if is_ours(folder):
-            source.left_out.append(str(folder))
-            return True
-        return ours(folder.parent)
+    source = Source(pattern, [], iter(()), place=Path(os.path.abspath(fixed)).parts)
 
     def entries() -> Iterator[Entry]:
-        for found in sorted(glob.iglob(pattern, recursive=True), key=os.fsencode):
-            path = Path(found).absolute()
-            if not path.is_file() or ours(path.parent):
-                continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                yield Entry(str(path), plain(path.relative_to(fixed).as_posix()), pattern)
-            else:
-                source.skipped += 1
+        found = sorted(_fitting(fixed, Path(pattern), keep, source.counts), key=lambda file: os.fsencode(file[0]))
+        yield from _images(found, pattern, source.counts)
 
-    source = Source(pattern, [], iter(()))
     source.entries = entries()
     return source
 
 
-def _before_magic(parts: tuple[str, ...]) -> Iterator[str]:
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            return
-        yield part
+def _fitting(fixed: Path, pattern: Path, keep: Filter, counts: Counts) -> Iterator[tuple[str, str]]:
+    return find_files(fixed, pattern.absolute().parts[len(fixed.parts) :], keep, counts)

@@ -5,10 +5,17 @@ A *query* is one word or phrase; a *class* has one or more queries.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.wording import setting
+
 UNLABELLED = -1
+BACKGROUND = "background"  # the name of class 0 where there is a background
 
 # The stuff words that SCLIP gives the background class of VOC21 and COCO-Object.
 COMMON_BACKGROUND = tuple(
@@ -68,10 +75,19 @@ class Vocabulary:
         background: Sequence[str] = (),
         pooled: bool = False,
     ) -> Vocabulary:
-        """From (name, words, threshold) per class; a background word that is also a label's word is dropped."""
+        """From (name, words, threshold) per class; a background word that is also a label's word is dropped.
+
+        Raises:
+            UsageError: a label has the name of the background, which is a class of its own in all outputs.
+        """
         taken = {word.lower() for _, words, _ in labels for word in words}
         behind = tuple(word for word in background if word.lower() not in taken)
-        classes = [("background", behind, 0.0), *labels] if behind else list(labels)
+        if behind and (taken_name := next((name for name, _, _ in labels if name.casefold() == BACKGROUND), None)):
+            raise UsageError(
+                f"labels: {taken_name!r} is the name of the class that the setting `background` makes. "
+                f"Give the label another name, or give {setting('background', 'none')}."
+            )
+        classes = [(BACKGROUND, behind, 0.0), *labels] if behind else list(labels)
         return cls(
             names=tuple(name for name, _, _ in classes),
             queries=tuple(word for _, words, _ in classes for word in words),
@@ -100,19 +116,48 @@ class Vocabulary:
         """Return the channels of the classes that a row excludes; the background is never excluded.
 
         Args:
-            prompts: names of classes, as a list or separated by commas; None: all are asked for.
+            prompts: names of classes, as a list, a JSON list or with commas between them. Without a name, all are
+                asked for.
 
         Raises:
             ValueError: a name that is no class.
         """
-        if prompts is None or (isinstance(prompts, str) and not prompts.strip()):
+        names = self._asked(prompts)
+        if names is None:
             return []
-        names = [n.strip() for n in prompts.split(",")] if isinstance(prompts, str) else [str(n) for n in prompts]
         for name in names:
             if name not in self.names:
-                raise ValueError(f"the row's prompt {name!r} is none of the labels")
+                raise ValueError(f"the row's prompt {name!r} is none of the labels.{self._nearest(name)}")
         wanted = {self.names.index(name) for name in names} | ({0} if self.has_background else set())
         return [channel for channel, label in enumerate(self.channel_class) if label not in wanted]
+
+    def _asked(self, prompts: str | Sequence[str] | None) -> list[str] | None:
+        """Return the names in a row's prompts; None where there are none.
+
+        A text is one name, a JSON list, or names with commas between them. Names may hold commas themselves.
+        """
+        if isinstance(prompts, str) and prompts.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                prompts = json.loads(prompts)
+        if isinstance(prompts, str):
+            prompts = [prompts] if prompts.strip() in self.names else self._split(prompts)
+        names = [str(name).strip() for name in prompts or ()]
+        return [name for name in names if name] or None
+
+    def _split(self, text: str) -> list[str]:
+        """Return the names between commas, the longest known name first where names hold commas."""
+        parts, names = re.split("[,;\n]", text), list[str]()
+        while parts:
+            joined = (",".join(parts[:count]).strip() for count in range(len(parts), 1, -1))
+            name = next((one for one in joined if one in self.names), parts[0])
+            names.append(name)
+            parts = parts[name.count(",") + 1 :]
+        return names
+
+    def _nearest(self, name: str) -> str:
+        folded = {one.casefold(): one for one in self.names}
+        same = folded.get(name.casefold())
+        return f" Did you mean {same!r}?" if same else nearest(name, self.names)
 
 
 def prompts_of(query: str, templates: Sequence[str]) -> list[str]:

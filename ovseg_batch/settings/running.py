@@ -14,6 +14,9 @@ class ManifestConfig(Section):
 
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Images in a shard. A shard is what one worker computes and commits at a time."""
+    exclude: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Patterns of files and folders that are not listed, such as `raw` or `*/drafts/*.png`. They do not change a
+    manifest that is given as INPUT."""
 
 
 class RunConfig(Section):

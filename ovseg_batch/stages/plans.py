@@ -307,7 +307,7 @@ class ClassifyPlan:
     """Keeps the annotations of every image, made of its proposals, in the frame after EXIF rotation."""
 
     name = "classify"
-    version = 5
+    version = 6
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False

@@ -1,0 +1,128 @@
+"""Odd annotations in a COCO file of truth: left out with a note, or refused in a sentence that names them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg_batch import datasets
+from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.truth import Instance, TruthReader
+from ovseg_batch.io import rle
+
+NAME = "000000000001.jpg"
+GOOD = {
+    "id": 1,
+    "image_id": 1,
+    "category_id": 1,
+    "segmentation": [[10, 5, 30, 5, 30, 15, 10, 15]],
+    "area": 200,
+    "iscrowd": 0,
+}
+ABSENT = object()
+
+
+def read(root: Path, *more: dict[str, Any], **parts: Any) -> list[Instance] | None:
+    """Read the truth of one image of COCO's layout with annotations beside a good one."""
+    (root / "images/val2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "images/val2017" / NAME)
+    tree = {
+        "images": [{"id": 1, "file_name": NAME, "width": 60, "height": 40}],
+        "annotations": [
+            GOOD,
+            *({k: v for k, v in {**GOOD, "id": 77, **one}.items() if v is not ABSENT} for one in more),
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+        **parts,
+    }
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(tree))
+    return TruthReader(datasets.load("coco-object"), root).read(NAME).instances
+
+
+@pytest.mark.parametrize("segmentation", [[], None, ABSENT, {}])
+def test_boxes_are_left_out_and_counted(segmentation: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = read(tmp_path, {"segmentation": segmentation}, {"segmentation": segmentation, "id": 78})
+    assert found is not None and len(found) == 1
+    assert "2 annotations have only a box and no segmentation in" in caplog.text
+
+
+@pytest.mark.parametrize("area", [None, ABSENT])
+def test_an_unknown_area_is_that_of_the_mask(area: Any, tmp_path: Path) -> None:
+    found = read(tmp_path, {"area": area})
+    assert found is not None and found[1].area == rle.area(found[1].rle, 40, 60) > 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"segmentation": [[10, 5, 30, 5]]}, "polygon of 4 numbers"),
+        ({"segmentation": [[10, 5]]}, "polygon of 2 numbers"),
+        ({"segmentation": [[10, 5, 30, 5, 30, 15, 10]]}, "polygon of 7 numbers"),
+        ({"segmentation": [[]]}, "polygon of 0 numbers"),
+        ({"segmentation": [10, 5, 30, 5, 30, 15]}, "flat list"),
+        ({"segmentation": [[float("nan"), 5, 30, 5, 30, 15]]}, "coordinate"),
+        ({"segmentation": [[float("inf"), 5, 30, 5, 30, 15]]}, "coordinate"),
+        ({"segmentation": [[1e12, 5, 30, 5, 30, 15]]}, "coordinate"),
+        ({"segmentation": [[-1e9, 5, 30, 5, 30, 15]]}, "coordinate"),
+        ({"segmentation": [["1", 5, 30, 5, 30, 15]]}, "coordinate"),
+        ({"segmentation": [[None] * 6]}, "coordinate"),
+        ({"segmentation": "mask.png"}, "no list of polygons"),
+        ({"segmentation": 5}, "no list of polygons"),
+        ({"segmentation": {"counts": [2400]}}, "no list of polygons"),
+        ({"segmentation": {"size": [60, 40], "counts": [0, 2400]}}, "size"),
+        ({"segmentation": {"size": [20, 30], "counts": [300, 50, 250]}}, "size"),
+        ({"segmentation": {"size": [40, 60], "counts": [300, 50]}}, "add up"),
+        ({"segmentation": {"size": [40, 60], "counts": [-300, 2700]}}, "add up"),
+        ({"segmentation": {"size": [40, 60], "counts": "é"}}, "decoded"),
+        ({"segmentation": {"size": [40, 60], "counts": "oooooooooooo"}}, "decoded"),
+        ({"segmentation": {"size": [40, 60], "counts": None}}, "decoded"),
+        ({"area": "big"}, "could not convert"),
+        ({"area": float("nan")}, "no area"),
+        ({"area": -5}, "no area"),
+        ({"category_id": 9}, "no category 9"),
+        ({"image_id": 9}, "no image 9"),
+        ({"category_id": [1]}, "unhashable"),
+        ({"category_id": ABSENT}, "has no category_id"),
+        ({"image_id": ABSENT}, "has no image_id"),
+    ],
+)
+def test_a_wrong_annotation_is_named(odd: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"annotation 77 .*{reason}") as raised:
+        read(tmp_path, odd)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"images": [{"id": 1, "file_name": NAME, "width": 60}]}, "image 1 has no height"),
+        ({"images": [{"id": 1, "file_name": NAME, "width": 60, "height": -4}]}, "image 1 is wrong: -4"),
+        ({"categories": [{"id": 1}]}, "category 1 has no name"),
+        ({"annotations": [5]}, "is wrong"),
+        ({"annotations": None}, "is wrong"),
+    ],
+)
+def test_a_wrong_file_is_named(parts: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=reason):
+        read(tmp_path, **parts)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[-3, -2, 30, 5, 70, 45]],
+        {"size": [40, 60], "counts": [300, 50, 2050]},
+        {"size": [40, 60], "counts": rle.encode(np.eye(40, 60)).decode()},
+    ],
+)
+def test_usual_forms_are_read(segmentation: Any, tmp_path: Path) -> None:
+    found = read(tmp_path, {"segmentation": segmentation})
+    assert found is not None and len(found) == 2 and rle.area(found[1].rle, 40, 60) > 0
