@@ -12,6 +12,8 @@ import pyarrow as pa
 
 Field = tuple[str, pa.DataType]
 
+COCO_ID = "coco_id"  # column: the id of an image in the COCO file that lists it
+
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
 
 

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ import pyarrow.parquet as pq
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
-from ovseg_batch.io.entries import Entry, Source
-from ovseg_batch.io.marks import has_mark
+from ovseg_batch.io.entries import COCO_ID, Entry, Source
+from ovseg_batch.io.marks import IMAGE_IDS, has_mark
 from ovseg_batch.io.records import ManifestRecord
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
@@ -64,6 +65,7 @@ class Summary:
     duplicates: int = 0
     skipped: int = 0
     left_out: int = 0
+    without_ids: bool = False
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
@@ -74,7 +76,12 @@ class Summary:
             "skipped": f"{counted(self.skipped, 'file is', 'files are')} left out, having no suffix of an image",
             "left_out": f"{counted(self.left_out, 'folder is', 'folders are')} left out, being written by ovseg-batch",
         }
-        return [
+        ids = (
+            ["not every image has a COCO id of its own, so image ids count the images from 1"]
+            if self.without_ids
+            else []
+        )
+        return ids + [
             text + (f" ({', '.join(self.examples[kind])}{', …' if count > EXAMPLES else ''})" if count else "")
             if kind in self.examples
             else text
@@ -126,6 +133,24 @@ class Manifest:
     def span(self) -> int:
         """One more than the greatest row number there can be; rows that have been removed leave gaps."""
         return self.shards * self.shard_rows
+
+    @cached_property
+    def has_coco_ids(self) -> bool:
+        """Whether every row has an id of its own from a COCO file."""
+        if COCO_ID not in self.columns or self._file.schema_arrow.field(COCO_ID).type != pa.int64():
+            return False
+        found = np.fromiter((-1 if n is None else n for n in self.read_column(COCO_ID)), np.int64, self.rows)
+        found.sort()
+        return not len(found) or bool(found[0] >= 0 and (found[1:] != found[:-1]).all())
+
+    @property
+    def id_info(self) -> dict[str, str]:
+        """What COCO files say of their ids in `info`, so that they can be an input again."""
+        return {IMAGE_IDS: COCO_ID} if self.has_coco_ids else {}
+
+    def image_id(self, row: ImageRow) -> int:
+        """The id of an image in COCO files: that of its input where all images have one, otherwise its row plus 1."""
+        return int(row.extra[COCO_ID]) if self.has_coco_ids else row.row + 1
 
     def rows_of(self, shard: int) -> int:
         """Return the number of rows in a shard."""
@@ -188,6 +213,8 @@ def build_manifest(inputs: Sequence[str | Source], out: Path, shard_rows: int, r
                 _write(temporary, _kept(first_draft, drop), schema, shard_rows, summary)
             finally:
                 first_draft.unlink()
+        written = Manifest.open(temporary)
+        summary.without_ids = COCO_ID in written.columns and not written.has_coco_ids
         summary.skipped = sum(source.skipped for source in sources)
         for folder in (folder for source in sources for folder in source.left_out):
             summary.count("left_out", folder)
