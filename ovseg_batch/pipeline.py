@@ -35,7 +35,7 @@ from ovseg_batch.planning import (
     write_plan,
 )
 from ovseg_batch.progress import StageStatus, ranges, stage_status
-from ovseg_batch.results import EDIT, failed_rows, finished_rows, mask_stage
+from ovseg_batch.results import EDIT, failed_rows, finished_images, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
@@ -386,7 +386,7 @@ def _finish(
     workdir.unseal_outputs()
     with failpoints.within("export"):
         images, annotations, label_images = write_coco(
-            path, vocabulary.names[first_category:], info, lambda: finished_rows(manifest, last)
+            path, vocabulary.names[first_category:], info, lambda: finished_images(manifest, last), manifest
         )
         edited = publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)

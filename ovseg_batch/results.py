@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,16 @@ class Results:
     def edits(self) -> StageStore | None:
         return self.stores[-1] if self.stores[-1].stage == EDIT else None
 
+    def state_of(self, shard: int) -> str:
+        """A digest of a shard's images, and of what is committed of their masks and edits: others, another digest."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.manifest.read_shard(shard):
+            digest.update(repr((row.row, row.key, row.path, row.bytes, row.mtime_ns)).encode())
+        for store in (self.masks, self.edits):
+            commit = None if store is None else store.read_commit(shard)
+            digest.update(b"-" if commit is None else commit.digest.encode())
+        return digest.hexdigest()
+
     def shard(self, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
         """(row of the manifest, line of the mask stage's table) of every image of a committed shard that has masks."""
         yield from finished_lines(self.manifest, self.masks, shard)
@@ -69,14 +80,20 @@ def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterato
             yield rows[line["row"]], line
 
 
-def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, line of the stage's table) of every image that the stage has finished, in manifest order."""
+def finished_images(manifest: Manifest, store: StageStore) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
+    """(row, line of the stage's table) of every image that the stage has finished, in manifest order."""
     for shard in range(manifest.shards):
-        yield from finished_rows_of(manifest, store, shard)
+        yield from finished_lines(manifest, store, shard)
+
+
+def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file name, line of the stage's table) of the same images."""
+    for row, line in finished_images(manifest, store):
+        yield row.file_name, line
 
 
 def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same of one shard; it is read when the first is asked for."""
+    """(file name, line of the stage's table) of a shard's finished images; it is read when the first is asked for."""
     for row, line in finished_lines(manifest, store, shard):
         yield row.file_name, line
 

@@ -24,7 +24,8 @@ from ovseg_batch.io.atomic import (
     delete,
     file_record,
     fsync_folder,
-    owner_is_gone,
+    remove_leftovers,
+    temporaries_in,
     write_bytes,
     write_text,
 )
@@ -302,16 +303,12 @@ class Workdir:
 
         Called before a run: a killed one leaves them, and they would fill the disk one crash at a time.
         """
-        pattern, removed = f".*{TEMPORARY_SUFFIX}", 0
-        found = [*self.root.glob(pattern), *(self.root / "stages").glob(pattern)]
+        pattern = f".*{TEMPORARY_SUFFIX}"
+        found = [*temporaries_in(self.root), *temporaries_in(self.root / "stages")]
         for part in (self.root / "stages").glob("*/*"):
             if part.name != FILES:  # millions may lie there, and none under a passing name
                 found += part.rglob(pattern) if part.is_dir() else [part] if fnmatch(part.name, pattern) else []
-        for path in found:
-            if owner_is_gone(path):
-                delete(path)
-                removed += 1
-        return removed
+        return remove_leftovers(found)
 
     def stage(
         self,

@@ -46,7 +46,7 @@ from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.progress import stage_status
-from ovseg_batch.results import finished_rows
+from ovseg_batch.results import finished_images
 from ovseg_batch.stages.base import Upstream
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import Commit, ImageRow, RowResult
@@ -167,7 +167,7 @@ def run_rows(folder: Path, count: int) -> None:
     job = StageJob(TrivialStage, store, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
-    write_coco(workdir.annotations, ["sky"], {}, lambda: finished_rows(manifest, store))
+    write_coco(workdir.annotations, ["sky"], {}, lambda: finished_images(manifest, store), manifest)
     if stage_status(store, manifest.shards).ok != count:
         raise click.ClickException("not every row was done")
 

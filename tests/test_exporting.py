@@ -21,9 +21,10 @@ from ovseg_batch.export import FORMATS
 from ovseg_batch.export.choosing import ChosenImage, Selection
 from ovseg_batch.export.exporting import Exported, Options, Plan, export
 from ovseg_batch.export.formats import WRITERS
-from ovseg_batch.export.parts import Parts
+from ovseg_batch.export.parts import Parts, ShardFiles
 from ovseg_batch.export.pictures import class_map
-from ovseg_batch.export.placing import place_image
+from ovseg_batch.export.placing import local_path
+from ovseg_batch.export.yolo import READER
 from ovseg_batch.io import rle
 from ovseg_batch.results import Results
 from ovseg_batch.store import Workdir
@@ -266,8 +267,12 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_images_that_are_not_here(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--images none"):
-        place_image(ImageRow(0, "a", "a.png", "s3://bucket/a.png"), tmp_path / "a.png", "link")
+        local_path(ImageRow(0, "a", "a.png", "s3://bucket/a.png"))
     with pytest.raises(OvsegError, match="not there any more"):
-        place_image(ImageRow(0, "a", "a.png", str(tmp_path / "gone.png")), tmp_path / "a.png", "copy")
-    place_image(ImageRow(0, "a", "a.png", "s3://bucket/a.png"), tmp_path / "a.png", "none")
-    assert not (tmp_path / "a.png").exists()
+        local_path(ImageRow(0, "a", "a.png", str(tmp_path / "gone.png")))
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    with pytest.raises(OvsegError, match="cannot be read any more"):
+        READER.choice(tmp_path / "torn.png", ".png")
+    files = ShardFiles(tmp_path / "out", Parts(tmp_path / "out" / "kept"), 0)
+    assert files.place(ImageRow(0, "a", "a.png", "s3://bucket/a.png"), "a", ".png", READER, "none") == ".png"
+    assert not (tmp_path / "out" / "a.png").exists()

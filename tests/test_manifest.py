@@ -257,7 +257,7 @@ def test_a_folder_that_may_not_be_read_is_left_out_and_said(
     locked(folder / place)
     keys, summary = counted(folder / pattern, out=tmp_path / "m.parquet")
     assert {"a/b.png", "b.png"} <= {*keys} and summary.locked == 1
-    note = f"1 folder is left out, because they cannot be read ({folder / place}: Permission denied)"
+    note = f"1 folder is left out, being unreadable ({folder / place}: Permission denied)"
     assert any(note in one for one in summary.notes())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,41 @@ from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import spelled
 
 SPLITS = ("train", "val", "test")
+#: What data sets call their splits. `eval` is not here, because it is val for some and test for others.
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+
+LONGEST = 255  # bytes of a file's name that file systems allow
+SUFFIX = 4  # bytes of `.png`, `.txt` and the like
+SHARED = 17  # bytes of `-` and a hash
+
+
+def known_split(value: object) -> str | None:
+    """Return the split that a list means; train where it says nothing; None where nothing is called so."""
+    text = "" if value is None else str(value).strip().casefold()
+    return SPLIT_NAMES.get(text) if text else "train"
+
+
+def parted_name(name: str) -> tuple[str, str]:
+    """Return a file name without its suffix, and the suffix with its dot. A name of dots alone is not cut."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.rpartition(".")
+    if not stem.strip(".") or not suffix:
+        return name, ""
+    return f"{folder}{slash}{stem}", f".{suffix}"
+
+
+def stem_of(name: str) -> str:
+    """Return what files made of an image are called, without their suffix: what most formats need."""
+    return parted_name(name)[0]
+
+
+def visible(name: str, *hidden: str) -> str:
+    """Return a name of which no part begins as those that a reader of folders takes for hidden."""
+    return "/".join(f"hidden{part}" if part.startswith(hidden) else part for part in name.split("/"))
+
+
+Naming = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +82,28 @@ class Selection:
                     f"The run has no label {label!r}.{nearest(label, results.labels)} "
                     f"Its labels: {', '.join(results.labels)}."
                 )
+        self._check_splits(results.manifest)
+        if self.split not in (None, *SPLITS):
+            raise UsageError(f"There is no split {self.split!r}. An export has {', '.join(SPLITS)}.")
         if self.split is not None and self.split not in self._parts(results.manifest):
             raise UsageError(
                 f"There is no split {self.split!r}: the list of images has no column `split`, and no share of them "
                 f"was chosen as val with {spelled('--val 0.1', 'Selection(val_share=0.1)')}."
             )
+
+    @staticmethod
+    def _check_splits(manifest: Manifest) -> None:
+        """Raises UsageError where the column `split` holds what no split is called."""
+        if "split" not in manifest.columns:
+            return
+        for place, value in enumerate(manifest.read_column("split")):
+            if known_split(value) is None:
+                name = next(itertools.islice(manifest.read_column("file_name"), place, None))
+                raise UsageError(
+                    f"The list of images has the split {str(value)!r} for {name}. A split is one of "
+                    f"{', '.join(SPLIT_NAMES)}, or empty, which is train. Correct the list, and run it again with "
+                    f"{spelled('--update', 'update=True')}."
+                )
 
     def splits(self, manifest: Manifest) -> tuple[str, ...]:
         """The parts that the export keeps apart; empty where the images are not parted, or one part is asked for."""
@@ -71,7 +124,7 @@ class ChosenImage:
     """An image with the masks that were chosen, as lines of the mask stage's table.
 
     `name` is the path that files made of it have, without a suffix: the file name's own, unless two images would share
-    it. `split` is empty where images are not parted.
+    it. `split` is empty where images are not parted. `number` is the image's id in COCO files.
     """
 
     row: ImageRow
@@ -81,6 +134,7 @@ class ChosenImage:
     annotations: list[dict[str, Any]]
     confidence: ImageConfidence
     split: str
+    number: int = 0
 
     @property
     def under(self) -> str:
@@ -90,16 +144,22 @@ class ChosenImage:
     @property
     def suffix(self) -> str:
         """What the image file's name ends with."""
-        return PurePosixPath(self.row.file_name).suffix
+        return parted_name(self.row.file_name)[1]
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """Reads the chosen images of a run, shard by shard."""
+    """Reads the chosen images of a run, shard by shard.
+
+    Attributes:
+        shared: hashes of the names that more than one image would have.
+        naming: from a file name to the name that the format gives it, without a suffix.
+    """
 
     results: Results
     selection: Selection
-    shared: frozenset[int] = field(default=frozenset())  # hashes of the stems that more than one image has
+    shared: frozenset[int] = field(default=frozenset())
+    naming: Naming = stem_of
 
     def shard(self, shard: int) -> Iterator[ChosenImage]:
         """The images of a committed shard, in manifest order.
@@ -109,14 +169,15 @@ class Chooser:
         """
         wanted = self.selection
         for row, line in self.results.shard(shard):
-            split = self._split(row)
+            split = self.split(row)
             if wanted.split is not None and split != wanted.split:
                 continue
             masks = line["annotations"]
             chosen = [one for one in masks if self._is_wanted(one)]
             sure = ImageConfidence.from_masks(one["confidence"] for one in masks)
             apart = "" if wanted.split is not None else split
-            yield ChosenImage(row, self._name(row), line["height"], line["width"], chosen, sure, apart)
+            name, number = self.name(row), self.results.manifest.image_id(row)
+            yield ChosenImage(row, name, line["height"], line["width"], chosen, sure, apart, number)
 
     def _is_wanted(self, annotation: Mapping[str, Any]) -> bool:
         wanted = self.selection
@@ -124,35 +185,48 @@ class Chooser:
             return False
         return bool(annotation["confidence"] >= wanted.min_score and annotation["area"] >= wanted.min_area)
 
-    def _split(self, row: ImageRow) -> str:
-        own = row.extra.get("split")
-        if own is not None and str(own).lower() in SPLITS:
-            return str(own).lower()
+    def split(self, row: ImageRow) -> str:
+        """The split of an image; empty where images are not parted."""
         if "split" in row.extra:
-            return "train"
+            return known_split(row.extra["split"]) or "train"
         if not self.selection.val_share:
             return ""
         return "val" if _hash(row.key) / 2**64 < self.selection.val_share else "train"
 
-    def _name(self, row: ImageRow) -> str:
+    def name(self, row: ImageRow) -> str:
+        """The name of what is made of an image.
+
+        Raises:
+            UsageError: a file name that leads out of its folder, which only a forged manifest has.
+        """
         name = row.file_name
         if name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise UsageError(f"{name!r} in the manifest is no name for a file below a folder.")
-        stem = _stem(name)
-        return f"{stem}-{_hash(row.key):016x}" if _hash(stem.lower()) in self.shared else stem
+        folder, slash, stem = self.naming(name).rpartition("/")
+        folders = [shortened(part) for part in folder.split("/")]
+        room = LONGEST - max(SUFFIX, len(os.fsencode(parted_name(name)[1])))
+        if _hash(f"{folder}{slash}{stem}".lower()) in self.shared or len(os.fsencode(stem)) > room:
+            stem = f"{_cut(stem, room - SHARED)}-{_hash(row.key):016x}"
+        return f"{'/'.join(folders)}{slash}{stem}"
 
 
-def shared_stems(manifest: Manifest) -> frozenset[int]:
-    """Hashes of the names that two or more images have when their suffix is taken off; 8 bytes a row are held."""
+def shared_names(manifest: Manifest, naming: Naming) -> frozenset[int]:
+    """Hashes of the names that two or more images would have; 8 bytes a row are held."""
     hashes = np.fromiter(
-        (_hash(_stem(name).lower()) for name in manifest.read_column("file_name")), np.uint64, manifest.rows
+        (_hash(naming(name).lower()) for name in manifest.read_column("file_name")), np.uint64, manifest.rows
     )
     hashes.sort()
     return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
-def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+def shortened(part: str, room: int = LONGEST) -> str:
+    """Return a name, cut and with a hash of the whole where it has more than `room` bytes, as parts of URLs can."""
+    return part if len(os.fsencode(part)) <= room else f"{_cut(part, room - SHARED)}-{_hash(part):016x}"
+
+
+def _cut(text: str, room: int) -> str:
+    """The beginning of a text that takes at most `room` bytes, in whole characters."""
+    return text.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
 
 
 def _hash(text: str) -> int:

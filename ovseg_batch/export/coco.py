@@ -14,7 +14,9 @@ from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
+from ovseg_batch.types import ImageRow
 
 Line = Mapping[str, Any]
 
@@ -25,7 +27,8 @@ def write_coco(
     path: Path,
     categories: Iterable[str],
     info: Mapping[str, Any],
-    lines: Callable[[], Iterator[tuple[str, Line]]],
+    lines: Callable[[], Iterator[tuple[ImageRow, Line]]],
+    manifest: Manifest,
 ) -> tuple[int, int, dict[str, int]]:
     """Write a COCO instances file, holding one shard at a time.
 
@@ -33,27 +36,28 @@ def write_coco(
         path: replaced atomically.
         categories: names in order; ids count from 1.
         info: provenance, kept in the file's `info`.
-        lines: gives (file name, refine row) of every finished image in manifest order; called twice. Image ids are
-            manifest rows + 1. Failed images are left out: a trainer would take them for empty ones.
+        lines: gives (row of the manifest, line of the mask stage) of every finished image in manifest order; called
+            twice. Failed images are left out: a trainer would take them for empty ones.
+        manifest: of the run; it decides the ids of images.
 
     Returns:
         how many images and annotations were written, and how many images have a mask of each category, in order.
     """
     ids = {name: index for index, name in enumerate(categories, start=1)}
-    label_images = dict.fromkeys(ids, 0)
+    label_images, image_id = dict.fromkeys(ids, 0), manifest.image_id
 
     def images() -> Iterator[str]:
-        for name, line in lines():
+        for row, line in lines():
             for label in {one["category"] for one in line["annotations"]}:
                 label_images[label] += 1
-            yield dumps(_image(name, line["row"], line["height"], line["width"]))
+            yield dumps(_image(row.file_name, image_id(row), line["height"], line["width"]))
 
     annotations = (
-        dumps(_annotation(one, line["row"], ids, _counts(one, line["height"], line["width"])))
-        for _, line in lines()
+        dumps(_annotation(one, image_id(row), ids, _counts(one, line["height"], line["width"])))
+        for row, line in lines()
         for one in line["annotations"]
     )
-    return *_write(path, info, _categories(ids), images(), annotations), label_images
+    return *_write(path, {**info, **manifest.id_info}, _categories(ids), images(), annotations), label_images
 
 
 class CocoWriter:
@@ -68,7 +72,7 @@ class CocoWriter:
         tally = Tally()
         lines = ShardLines(("images", "annotations"), self._plan.splits)
         for image in images:
-            number, size = image.row.row, (image.height, image.width)
+            number, size = image.number, (image.height, image.width)
             entry = _image(image.row.file_name, number, *size)
             entry |= {"confidence": round(image.confidence.least, 6), "unsure_masks": image.confidence.unsure}
             lines.add("images", image.split, dumps(entry))
@@ -104,14 +108,14 @@ class CocoPolygonWriter(CocoWriter):
     polygons = True
 
 
-def _image(file_name: str, row: int, height: int, width: int) -> dict[str, Any]:
-    return {"id": row + 1, "file_name": file_name, "width": width, "height": height}
+def _image(file_name: str, number: int, height: int, width: int) -> dict[str, Any]:
+    return {"id": number, "file_name": file_name, "width": width, "height": height}
 
 
-def _annotation(one: Line, row: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
+def _annotation(one: Line, image_id: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
     """An entry but for its id, which counts over the whole file."""
     return {
-        "image_id": row + 1,
+        "image_id": image_id,
         "category_id": ids[one["category"]],
         "bbox": one["bbox"],
         "area": one["area"],

@@ -1,8 +1,9 @@
 """Bring a run into another tool's format: shard by shard, in bounded memory, going on where it was stopped.
 
-What a shard gives is written first and its mark last; a shard whose mark is there, and names the commit it was made of,
-is not done again. Formats that are folders write their files where they belong. Formats that are single files keep a
-part per shard beside their name and are put together at the end.
+What a shard gives is written first and its mark last; a shard whose mark is there, and names what it was made of, is
+not done again. Formats that are folders write their files where they belong and keep lists of them, by which a later
+export removes what is out of date. Formats that are single files keep a part per shard beside their name and are put
+together at the end.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any, Literal, Protocol
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import OvsegError, UsageError, nearest
-from ovseg_batch.export.choosing import Chooser, ChosenImage, Selection, shared_stems
-from ovseg_batch.export.parts import Parts, split_path
-from ovseg_batch.io.atomic import write_text
+from ovseg_batch.export.choosing import Chooser, ChosenImage, Naming, Selection, shared_names, shortened, stem_of
+from ovseg_batch.export.parts import LIST, Parts, ShardFiles, remove_listed, split_path
+from ovseg_batch.io.atomic import remove_leftovers, temporaries_in, temporaries_of, write_text
 from ovseg_batch.io.marks import EXPORT, is_workdir
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.results import Results
@@ -31,7 +32,7 @@ from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import Commit
 from ovseg_batch.wording import spelled
 
-VERSION = 1  # of what is written: another one is another export
+VERSION = 2  # of what is written: another one is another export
 KEPT, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far
 FEW = 2_000  # images that are not worth starting processes for
 
@@ -80,6 +81,10 @@ class Plan:
     parts: Parts
     info: Mapping[str, object]
 
+    def files(self, owner: int | str) -> ShardFiles:
+        """The files of a shard, or of the whole export, below `path`, which is a folder then."""
+        return ShardFiles(self.path, self.parts, owner)
+
 
 class Writer(Protocol):
     """One format."""
@@ -103,11 +108,13 @@ class Format:
         name: for `-f`.
         make: its writer.
         head: how each file begins that the writer writes. Empty: the writer writes a folder.
+        naming: from the file name of an image to the name of what is made of it.
     """
 
     name: str
     make: type[Writer]
     head: str
+    naming: Naming = stem_of
 
     @property
     def is_folder(self) -> bool:
@@ -148,7 +155,7 @@ class Job:
     @property
     def kept(self) -> Path:
         """Where the marks and parts lie."""
-        return self.path / KEPT if self.format.is_folder else self.path.with_name(f".{self.path.name}.parts")
+        return self.path / KEPT if self.format.is_folder else self.path.with_name(shortened(f".{self.path.name}.parts"))
 
     def writer(self, results: Results) -> Writer:
         names = self.selection.names(results)
@@ -160,22 +167,41 @@ class Job:
             options=self.options,
             path=self.path,
             parts=Parts(self.kept),
-            info={"run": results.masks.fingerprint, "manifest": results.manifest.fingerprint},
+            info={
+                "run": results.masks.fingerprint,
+                "manifest": results.manifest.fingerprint,
+                **results.manifest.id_info,
+            },
         )
         return self.format.make(plan)
+
+    def mark(self, shard: int) -> Path:
+        """The file that says of what a shard was made."""
+        return self.kept / f"{shard:06d}.json"
+
+    def chooser(self, results: Results) -> Chooser:
+        return Chooser(results, self.selection, self.shared, self.format.naming)
+
+    def made_of(self, results: Results, commit: Commit) -> str:
+        """What a shard is made of: other masks, rows, names, splits or ids, another digest."""
+        digest, manifest = hashlib.blake2b(commit.digest.encode(), digest_size=16), results.manifest
+        chooser = self.chooser(results)
+        for row in manifest.read_shard(commit.shard):
+            known = (row.key, row.path, row.bytes, row.mtime_ns, manifest.image_id(row))
+            digest.update(repr((*known, chooser.name(row), chooser.split(row))).encode())
+        return digest.hexdigest()
 
     def do(self, results: Results, writer: Writer, shard: int) -> Tally:
         """One committed shard, unless its mark says that it is done."""
         commit = results.masks.read_commit(shard)
         if commit is None:
             raise OvsegError(f"Shard {shard} of {self.workdir} has lost its commit while it was exported; try again.")
-        mark, made_of = self.kept / f"{shard:06d}.json", _digest([commit])
-        done = _read(mark)
+        made_of, done = self.made_of(results, commit), _read(self.mark(shard))
         if done.get("made_of") == made_of:
             return Tally(done["tally"])
         with failpoints.within("export"):
-            tally = writer.shard(shard, Chooser(results, self.selection, self.shared).shard(shard))
-            write_text(mark, json.dumps({"made_of": made_of, "tally": tally}))
+            tally = writer.shard(shard, self.chooser(results).shard(shard))
+            write_text(self.mark(shard), json.dumps({"made_of": made_of, "tally": tally}))
             failpoints.reach("marked")
         return tally
 
@@ -209,14 +235,17 @@ def export(
     commits = list(results.masks.commits())
     if not commits:
         raise OvsegError(f"The run in {workdir.root} has not committed any masks yet; there is nothing to export.")
-    job = Job(workdir.root, format, path, selection, options, shared_stems(results.manifest))
+    job = Job(workdir.root, format, path, selection, options, shared_names(results.manifest, format.naming))
     state = {"version": VERSION, "format": format.name, "run": results.masks.fingerprint}
     state |= {"selection": asdict(selection), "options": asdict(options)}
-    shards, made_of = [commit.shard for commit in commits], _digest(commits)
-    known = _enter(job, fingerprint(state), selection.splits(results.manifest), overwrite)
+    made = {commit.shard: job.made_of(results, commit) for commit in commits}
+    shards, made_of = list(made), hashlib.blake2b("".join(made.values()).encode(), digest_size=16).hexdigest()
+    splits = selection.splits(results.manifest)
+    known = _enter(job, fingerprint(state), splits, overwrite)
     if known.get("made_of") == made_of:
         advance(sum(commit.rows for commit in commits))
         return Exported([path / name for name in known["paths"]], Tally(known["tally"]), len(shards), len(shards))
+    _forget(job, fingerprint(state), made, splits)
     tally, rows = Tally(), {commit.shard: commit.rows for commit in commits}
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(rows.values()) > FEW else 0
@@ -226,7 +255,7 @@ def export(
     with failpoints.within("export"):
         paths = job.writer(results).finish(shards)
     if len(shards) == results.manifest.shards:
-        _leave(job, {"fingerprint": fingerprint(state), "made_of": made_of, "tally": tally}, paths)
+        _leave(job, {**_record(fingerprint(state)), "made_of": made_of, "tally": tally}, paths)
     return Exported(paths, tally, len(shards), results.manifest.shards)
 
 
@@ -242,8 +271,7 @@ def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict
             raise UsageError(f"{job.path} belongs to the workdir {folder}. Give another {spelled('-o', 'path')}.")
     if not job.format.is_folder:
         _check_files(job, splits, overwrite)
-    record = job.kept / RECORD
-    known = _read(record)
+    known = _read(job.kept / RECORD)
     if known.get("fingerprint") == state:
         return known
     if not job.format.is_folder:
@@ -255,9 +283,36 @@ def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict
             )
         if not overwrite:
             raise UsageError(f"{job.path} holds an export with other settings or of another run. {_otherwise()}")
-        shutil.rmtree(job.path)
-    write_text(record, json.dumps({"fingerprint": state}))
+        if known.get("version") != VERSION:
+            raise UsageError(
+                f"{job.path} holds an export of another version of ovseg-batch, which has not listed its files. "
+                f"Give another {spelled('-o', 'path')}, or delete it."
+            )
+        remove_listed(job.path, job.kept.glob(f"*{LIST}"))
+        shutil.rmtree(job.kept)
     return {}
+
+
+def _record(state: str) -> dict[str, Any]:
+    return {"fingerprint": state, "version": VERSION}
+
+
+def _forget(job: Job, state: str, made: Mapping[int, str], splits: Sequence[str]) -> None:
+    """Remove what killed exports have left, and the files of shards that are not what they were made of any more.
+
+    The record and the marks go first, so that nothing counts as done whose files are gone.
+    """
+    remove_leftovers(temporaries_in(job.kept))
+    write_text(job.kept / RECORD, json.dumps(_record(state)))
+    if not job.format.is_folder:
+        for split in splits or ("",):
+            remove_leftovers(temporaries_of(split_path(job.path, split)))
+        return
+    done = {job.mark(shard).stem for shard, of in made.items() if _read(job.mark(shard)).get("made_of") == of}
+    lists = [path for path in job.kept.glob(f"*{LIST}") if path.stem not in done]
+    for path in lists:
+        path.with_suffix(job.mark(0).suffix).unlink(missing_ok=True)
+    remove_listed(job.path, lists)
 
 
 def _check_files(job: Job, splits: Sequence[str], overwrite: bool) -> None:
@@ -281,7 +336,7 @@ def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
         named = [path.relative_to(job.path).as_posix() for path in paths]
         write_text(job.kept / RECORD, json.dumps({**record, "paths": named}))
         for entry in job.kept.iterdir():
-            if entry.name != RECORD:
+            if entry.name != RECORD and entry.suffix != LIST:
                 entry.unlink()
     else:
         shutil.rmtree(job.kept)
@@ -317,15 +372,6 @@ def _open(job: Job) -> None:
 def _do(shard: int) -> Tally:
     job, results, writer = _at_work
     return job.do(results, writer, shard)
-
-
-def _digest(commits: Iterable[Commit]) -> str:
-    """What shards were made of: other data files, another digest."""
-    digest = hashlib.blake2b(digest_size=16)
-    for commit in commits:
-        for file in commit.files:
-            digest.update(f"{file.path}\0{file.blake2b}\n".encode())
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ovseg_batch.export import coco, cvat, table
+from ovseg_batch.export import coco, cvat, hugging_face, table, yolo
+from ovseg_batch.export.choosing import stem_of
 from ovseg_batch.export.coco import CocoPolygonWriter, CocoWriter
 from ovseg_batch.export.cvat import CvatWriter
 from ovseg_batch.export.exporting import Format
@@ -13,9 +14,10 @@ from ovseg_batch.export.table import CsvWriter
 from ovseg_batch.export.yolo import YoloWriter
 
 FOLDER = ""
+NAMINGS = {"yolo": yolo.name_of, "hf-imagefolder": hugging_face.name_of}
 
 WRITERS = {
-    name: Format(name, make, head)
+    name: Format(name, make, head, NAMINGS.get(name, stem_of))
     for name, make, head in (
         ("coco", CocoWriter, coco.HEAD),
         ("coco-polygon", CocoPolygonWriter, coco.HEAD),

@@ -11,15 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.choosing import ChosenImage, stem_of, visible
 from ovseg_batch.export.coco import dumps
 from ovseg_batch.export.exporting import Plan, Tally
-from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.export.parts import WHOLE, ShardLines, of_split
 from ovseg_batch.export.pictures import class_map, png
-from ovseg_batch.export.placing import local_path, place_image
-from ovseg_batch.io.atomic import FileBatch, atomic_path, create, create_text
+from ovseg_batch.export.placing import Reader, local_path
+from ovseg_batch.io.atomic import atomic_path, create, create_text
 
 ALL = "train"  # the split of images that are not parted
+#: Suffixes of images, of those that a run takes, that `datasets` knows.
+READER = Reader(frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2".split()))
 ROWS = 16  # images in a row group, so that a group fits into memory
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECT = pa.struct(
@@ -34,6 +36,11 @@ OBJECT = pa.struct(
 )
 
 
+def name_of(file_name: str) -> str:
+    """Return a name that `datasets` does not take for a hidden file's."""
+    return visible(stem_of(file_name), ".", "__")
+
+
 class ParquetWriter:
     """`data/<split>-<shard>.parquet`: image, mask (a semantic PNG), and every object with its RLE."""
 
@@ -44,12 +51,13 @@ class ParquetWriter:
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally, schema = Tally(), self._schema()
         with contextlib.ExitStack() as stack:
+            files = stack.enter_context(self._plan.files(shard))
             adders: dict[str, Callable[[dict[str, Any]], None]] = {}
             for image in images:
                 split = image.split or ALL
                 if split not in adders:
-                    path = self._plan.path / f"data/{split}-{shard:06d}.parquet"
-                    adders[split] = stack.enter_context(_parquet(path, schema))
+                    path = files.path(f"data/{split}-{shard:06d}.parquet")
+                    adders[split] = stack.enter_context(_parquet(path, schema, self._plan.parts.folder))
                 adders[split](self._row(image))
                 tally.update(images=1, masks=len(image.annotations))
         return tally
@@ -98,24 +106,25 @@ class ImageFolderWriter:
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally, plan = Tally(), self._plan
         lines = ShardLines(("lines",), plan.splits)
-        with FileBatch(plan.path, plan.parts.folder) as files:
+        with plan.files(shard) as files:
             for image in images:
                 folder = image.split or ALL
                 files.add(f"{folder}/masks/{image.name}.png", png(class_map(image, plan)))
-                place_image(image.row, plan.path / f"{folder}/images/{image.name}{image.suffix}", plan.options.images)
-                lines.add("lines", image.split, dumps(self._line(image)))
+                name = f"{folder}/images/{image.name}"
+                suffix = files.place(image.row, name, image.suffix, READER, plan.options.images)
+                lines.add("lines", image.split, dumps(self._line(image, suffix)))
                 tally.update(images=1, masks=len(image.annotations))
             files.publish()
         lines.write(plan.parts, shard)
         return tally
 
-    def _line(self, image: ChosenImage) -> dict[str, Any]:
+    def _line(self, image: ChosenImage, suffix: str) -> dict[str, Any]:
         masks = image.annotations
         objects: dict[str, list[Any]] = {name: [one[name] for one in masks] for name in ("bbox", "area", "confidence")}
         objects["category"] = [self._plan.labels.index(one["category"]) for one in masks]
         objects["counts"] = [one["rle"].decode("ascii") for one in masks]
         return {
-            "file_name": f"images/{image.name}{image.suffix}",
+            "file_name": f"images/{image.name}{suffix}",
             "mask_file_name": f"masks/{image.name}.png",
             "key": image.row.key,
             "confidence": image.confidence.least,
@@ -125,7 +134,8 @@ class ImageFolderWriter:
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
         for split in self._plan.splits or ("",):
-            path = self._plan.path / (split or ALL) / "metadata.jsonl"
+            with self._plan.files(WHOLE) as files:
+                path = files.path(f"{split or ALL}/metadata.jsonl")
             with atomic_path(path) as temporary, create_text(temporary) as file:
                 for line in self._plan.parts.read(shards, of_split("lines", split)):
                     file.write(f"{line}\n")
@@ -133,10 +143,10 @@ class ImageFolderWriter:
 
 
 @contextlib.contextmanager
-def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A Parquet file that takes row after row, and appears when all are in it."""
+def _parquet(path: Path, schema: pa.Schema, beside: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A Parquet file that takes row after row, and appears when all are in it; `beside` holds it until then."""
     rows: list[dict[str, Any]] = []
-    with atomic_path(path) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
+    with atomic_path(path, beside) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -14,7 +14,7 @@ import numpy as np
 from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.coco import dumps, write_list
 from ovseg_batch.export.exporting import Plan, Tally
-from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.export.parts import WHOLE, ShardFiles, ShardLines, of_split
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.entries import without_controls
@@ -77,14 +77,18 @@ class LabelStudioWriter:
         return self._plan.options.image_url + quote(os.fsencode(Path(path).absolute()).lstrip(b"/"))
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
-        plan, paths = self._plan, [self._plan.path / "label-config.xml"]
+        with self._plan.files(WHOLE) as files:
+            return self._write(files, shards)
+
+    def _write(self, files: ShardFiles, shards: Sequence[int]) -> list[Path]:
+        plan, paths = self._plan, [files.path("label-config.xml")]
         write_text(paths[0], label_config(plan.labels))
         for split in plan.splits or ("",):
             tasks = self._in_order(shards, split)
             number = 0
             while (batch := _take(tasks, TASKS_PER_FILE)) is not None:
                 number += 1
-                paths.append(plan.path / f"{of_split('tasks', split)}-{number:05d}.json")
+                paths.append(files.path(f"{of_split('tasks', split)}-{number:05d}.json"))
                 with atomic_path(paths[-1]) as temporary, create_text(temporary) as file:
                     file.write("[")
                     write_list(file, batch)

@@ -1,11 +1,25 @@
-"""Lines of text that the shards of an export give, kept apart until they are put together into one file."""
+"""What the shards of an export give and have: lines of text for one file, and files of a folder.
+
+Lines are kept apart until they are put together. Every file is in a list before it is there, so that a later export can
+remove what is not part of it any more, and nothing else.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.export.placing import Reader, local_path, place_image
+from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text
+from ovseg_batch.types import ImageRow
+
+LIST = ".files"  # suffix of lists of files
+WHOLE = "whole"  # owner of the files that speak of all shards
 
 
 class Parts:
@@ -16,6 +30,11 @@ class Parts:
 
     def path(self, shard: int, kind: str) -> Path:
         return self.folder / f"{shard:06d}-{kind}.part"
+
+    def listing(self, owner: int | str) -> Path:
+        """The list of the files that a shard has in the export's folder."""
+        name = f"{owner:06d}" if isinstance(owner, int) else owner
+        return self.folder / f"{name}{LIST}"
 
     def write(self, shard: int, kind: str, lines: Iterable[str]) -> None:
         """Replace a part, atomically."""
@@ -46,6 +65,104 @@ class ShardLines:
     def write(self, parts: Parts, shard: int) -> None:
         for kind, lines in self._lines.items():
             parts.write(shard, kind, lines)
+
+
+class ShardFiles:
+    """Files that a shard, or the whole export, has in the export's folder.
+
+    Args:
+        root: the export's folder.
+        parts: where the list is kept.
+        owner: the shard's number, or a word.
+    """
+
+    def __init__(self, root: Path, parts: Parts, owner: int | str) -> None:
+        self._root, self._parts = root, parts
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        self._list = parts.listing(owner).open("a", encoding="utf-8", newline="\n")
+        self._batch = FileBatch(root, parts.folder)
+
+    def path(self, name: str) -> Path:
+        """Where a file may be written now, because it is in the list."""
+        print(json.dumps(name), file=self._list, flush=True)
+        return self._root / name
+
+    def add(self, name: str, content: bytes) -> None:
+        """Begin to write a file, which is there after `publish`."""
+        self.path(name)
+        self._batch.add(name, content)
+
+    def place(self, row: ImageRow, name: str, suffix: str, reader: Reader, how: Literal["link", "copy", "none"]) -> str:
+        """Put an image file there as its reader wants it; the suffix under which it is.
+
+        Raises:
+            UsageError: the image is behind a URL.
+            OvsegError: it is not there any more, or no image any more.
+        """
+        if how == "none":
+            return suffix
+        source = local_path(row)
+        suffix, convert = reader.choice(source, suffix)
+        place_image(source, self.path(name + suffix), how, convert, self._parts.folder)
+        return suffix
+
+    def publish(self) -> None:
+        """Give the files that were added their names, all at once."""
+        os.fsync(self._list.fileno())
+        self._batch.publish()
+
+    def __enter__(self) -> ShardFiles:
+        self._batch.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._batch.__exit__(*raised)
+        self._list.close()
+
+
+def remove_listed(root: Path, lists: Iterable[Path]) -> None:
+    """Delete the files that lists name below a folder, the folders that this leaves empty, and the lists."""
+    home = root.resolve()
+
+    @functools.lru_cache(maxsize=1024)
+    def is_inside(folder: Path) -> bool:
+        """Whether no link leads out of the export: a list from a stranger can name anything."""
+        return folder.resolve().is_relative_to(home)
+
+    for listing in lists:
+        left = root
+        with listing.open(encoding="utf-8") as file:
+            for line in file:
+                path = root / _listed(line)
+                if path == root or not is_inside(path.parent) or path.is_dir():
+                    continue
+                if path.parent != left:
+                    _remove_empty(left, root)
+                    left = path.parent
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
+        _remove_empty(left, root)
+        listing.unlink()
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Delete a folder below `root` and those above it, as far as they are empty."""
+    while folder != root:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def _listed(line: str) -> str:
+    """The name in a line of a list; nothing where a power cut has torn it."""
+    try:
+        return str(json.loads(line))
+    except ValueError:
+        return ""
 
 
 def of_split(kind: str, split: str) -> str:

@@ -14,9 +14,9 @@ from PIL import Image
 from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.coco import dumps, write_list
 from ovseg_batch.export.exporting import Plan, Tally
-from ovseg_batch.export.parts import ShardLines, of_split
+from ovseg_batch.export.parts import WHOLE, ShardLines, of_split
 from ovseg_batch.io import rle
-from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text, write_text
+from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name
 
 Array = np.ndarray[Any, Any]
@@ -77,7 +77,7 @@ class SemanticWriter:
 
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally = Tally()
-        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+        with self._plan.files(shard) as files:
             for image in images:
                 classes = class_map(image, self._plan)
                 files.add(f"{image.under}.png", png(classes, self._palette))
@@ -93,7 +93,9 @@ class SemanticWriter:
         names = [*(["background"] if first else []), *self._plan.labels]
         ignore = IGNORE_16 if len(names) > MANY else IGNORE
         described = {"classes": dict(enumerate(names)), "ignore": ignore, **self._plan.info}
-        write_text(self._plan.path / "classes.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        with self._plan.files(WHOLE) as files:
+            path = files.path("classes.json")
+        write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
         return [self._plan.path]
 
 
@@ -106,11 +108,11 @@ class PanopticWriter:
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally = Tally()
         lines = ShardLines(("images", "annotations"), self._plan.splits)
-        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+        with self._plan.files(shard) as files:
             for image in images:
                 segments, entries = self._segments(image)
                 files.add(f"{of_split('panoptic', image.split)}/{image.name}.png", png(_id_colours(segments)))
-                number = image.row.row + 1
+                number = image.number
                 described = {"id": number, "file_name": image.row.file_name}
                 described |= {"width": image.width, "height": image.height}
                 described |= {"confidence": round(image.confidence.least, 6), "unsure_masks": image.confidence.unsure}
@@ -141,7 +143,11 @@ class PanopticWriter:
                 entry["confidence"] = min(entry["confidence"], round(one["confidence"], 6))
             owner[mask] = entry["id"]
             entry["area"] += one["area"]
-        return owner, entries
+        counts = np.bincount(owner.ravel(), minlength=len(entries) + 1)
+        for entry in entries:
+            if entry["area"] != counts[entry["id"]]:  # a later mask covers a part
+                entry |= {"area": int(counts[entry["id"]]), "bbox": _box(owner == entry["id"])}
+        return owner, [entry for entry in entries if entry["area"]]
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
         plan, paths = self._plan, []
@@ -150,7 +156,8 @@ class PanopticWriter:
             for name, number in plan.ids.items()
         ]
         for split in plan.splits or ("",):
-            path = plan.path / f"{of_split('panoptic', split)}.json"
+            with plan.files(WHOLE) as files:
+                path = files.path(f"{of_split('panoptic', split)}.json")
             with atomic_path(path) as temporary, create_text(temporary) as file:
                 file.write(f'{{"info": {dumps(plan.info)},\n"categories": {dumps(categories)},\n"images": [')
                 write_list(file, plan.parts.read(shards, of_split("images", split)))
@@ -169,7 +176,7 @@ class MasksWriter:
 
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally = Tally()
-        with FileBatch(self._plan.path, self._plan.parts.folder) as files:
+        with self._plan.files(shard) as files:
             for image in images:
                 for number, one in enumerate(image.annotations, start=1):
                     mask = rle.decode(one["rle"], image.height, image.width)
@@ -185,6 +192,15 @@ class MasksWriter:
 def _id_colours(segments: Array) -> Array:
     """Ids (H, W) as panoptic PNGs hold them: (H, W, 3) uint8."""
     return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
+
+
+def _box(mask: Array) -> list[int]:
+    """The box (x, y, width, height) around a mask; zeros where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
 def _around(one: Sequence[float], other: Sequence[float]) -> list[int]:

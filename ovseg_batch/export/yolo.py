@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ovseg_batch.export.choosing import ChosenImage
+from ovseg_batch.export.choosing import ChosenImage, stem_of, visible
 from ovseg_batch.export.exporting import Plan, Tally
-from ovseg_batch.export.placing import place_image
+from ovseg_batch.export.parts import WHOLE
+from ovseg_batch.export.placing import Reader
 from ovseg_batch.io import rle
-from ovseg_batch.io.atomic import FileBatch, write_text
+from ovseg_batch.io.atomic import write_text
 
 ALL = "train"  # the folder of images that are not parted
+IMAGES = "images"  # Ultralytics puts `labels` for the last folder of this name in an image's path
+SUFFIXES = "bmp dng jpeg jpg mpo png tif tiff webp heic heif avif jp2".split()  # Ultralytics' IMG_FORMATS
+READER = Reader(frozenset(f".{name}" for name in SUFFIXES), frozenset(name.upper() for name in SUFFIXES))
+
+
+def name_of(file_name: str) -> str:
+    """Return a name under which Ultralytics finds the image, and the labels of the image: no folder is `images`."""
+    *folders, stem = visible(stem_of(file_name), ".").split("/")
+    return "/".join([*(f"{part}_" if part == IMAGES else part for part in folders), stem])
 
 
 class YoloWriter:
@@ -25,12 +35,12 @@ class YoloWriter:
 
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
         tally, plan = Tally(), self._plan
-        with FileBatch(plan.path, plan.parts.folder) as files:
+        with plan.files(shard) as files:
             for image in images:
                 name = f"{image.split or ALL}/{image.name}"
                 lines = [self._line(image, one["category"], one["rle"]) for one in image.annotations]
                 files.add(f"labels/{name}.txt", "".join(lines).encode())
-                place_image(image.row, plan.path / f"images/{name}{image.suffix}", plan.options.images)
+                files.place(image.row, f"images/{name}", image.suffix, READER, plan.options.images)
                 tally.update(images=1, masks=len(lines))
             files.publish()
         return tally
@@ -54,6 +64,7 @@ class YoloWriter:
             **({} if "val" in splits else {"val": f"images/{ALL}"}),  # ultralytics wants one
             "names": dict(enumerate(plan.labels)),
         }
-        path = plan.path / "data.yaml"
+        with plan.files(WHOLE) as files:
+            path = files.path("data.yaml")
         write_text(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
         return [path]

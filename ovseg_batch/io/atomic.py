@@ -9,13 +9,14 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import stat
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -39,10 +40,13 @@ def temporary_path(path: Path) -> Path:
     It names its machine and process, so that `owner_is_gone` can tell leftovers of a crash from work in progress. Of a
     long name it has the beginning, because a file system bounds the whole.
     """
-    short = path.name
-    while len(os.fsencode(short)) > SHORT:
-        short = short[:-1]
-    return path.with_name(f".{short}.{uuid.uuid4().hex}.{_machine()}@{os.getpid()}{TEMPORARY_SUFFIX}")
+    return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}.{_machine()}@{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def _short(name: str) -> str:
+    while len(os.fsencode(name)) > SHORT:
+        name = name[:-1]
+    return name
 
 
 def _machine() -> str:
@@ -84,6 +88,31 @@ def owner_is_gone(temporary: Path) -> bool:
     return _is_zombie(pid)
 
 
+def remove_leftovers(temporaries: Iterable[Path]) -> int:
+    """Delete the temporary files and folders that no living process of this host owns; how many there were."""
+    gone = [path for path in temporaries if owner_is_gone(path)]
+    for path in gone:
+        delete(path)
+    return len(gone)
+
+
+def temporaries_in(folder: Path) -> Iterator[Path]:
+    """The temporary files directly in a folder of ours."""
+    return folder.glob(f".*{TEMPORARY_SUFFIX}")
+
+
+def temporaries_of(path: Path) -> list[Path]:
+    """The temporary files of one file, among whatever else lies beside it."""
+    own = re.compile(
+        rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{32}}\.[^/]*{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL
+    )
+    try:
+        with os.scandir(path.parent) as entries:
+            return [Path(entry.path) for entry in entries if own.fullmatch(entry.name)]
+    except OSError:
+        return []
+
+
 def _is_zombie(pid: str) -> bool:
     """Dead, and nobody has asked how: orphans stay so in a container whose first process is not an init."""
     try:
@@ -94,10 +123,16 @@ def _is_zombie(pid: str) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it becomes `path`, durably; on error it is removed."""
+def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path; on success it becomes `path`, durably; on error it is removed.
+
+    Args:
+        beside: a folder on the same disk for the temporary file; None: the folder of `path`.
+    """
+    folder = path.parent if beside is None else beside
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(folder / path.name)
     try:
         yield temporary
         publish(temporary, path)

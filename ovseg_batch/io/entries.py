@@ -18,6 +18,7 @@ Field = tuple[str, pa.DataType]
 
 EXAMPLES = 3  # how many files a note names
 SHOWN = 160  # characters of a foreign text that a message shows
+COCO_ID = "coco_id"  # column: the id of an image in the COCO file that lists it
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
 
 
@@ -53,6 +54,7 @@ class Counts:
         excluded: files and folders that `manifest.exclude` names.
         columns: columns of a list that a manifest cannot hold.
         heif: images that need a package which is not installed.
+        numbered: images that lose their COCO ids, because not every image has one of its own.
     """
 
     missing: int = 0
@@ -64,6 +66,7 @@ class Counts:
     excluded: int = 0
     columns: int = 0
     heif: int = 0
+    numbered: int = 0
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def count(self, kind: str, example: str = "", of: str = "") -> None:
@@ -100,10 +103,11 @@ NOTES = {
     "duplicates": ("image is", "images are", "listed more than once and taken once"),
     "skipped": ("file is", "files are", "left out, having no suffix of an image"),
     "left_out": ("folder is", "folders are", "left out, being written by ovseg-batch"),
-    "locked": ("folder is", "folders are", "left out, because they cannot be read"),
+    "locked": ("folder is", "folders are", "left out, being unreadable"),
     "system": ("file or folder is", "files or folders are", "left out, being thumbnails or trash of a system"),
     "excluded": ("file or folder is", "files or folders are", "left out by manifest.exclude"),
     "columns": ("column is", "columns are", "left out, because a manifest holds texts, numbers and times only"),
+    "numbered": ("image is", "images are", "numbered from 1, because not every image has a COCO id of its own"),
     "heif": ("image is", "images are", f"in HEIF, which cannot be read yet. {heif.ADVICE}"),
 }
 KINDS = tuple(one.name for one in fields(Counts) if one.name != "examples")

@@ -8,7 +8,7 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.columns import PATH_COLUMNS, find_column, is_utf8, locate, make_entry, path_column, pixels_or_none
-from ovseg_batch.io.entries import Entry, Source, plain
-from ovseg_batch.io.marks import DESCRIPTION, MANIFEST
+from ovseg_batch.io.entries import COCO_ID, SHOWN, Entry, Source, plain
+from ovseg_batch.io.marks import DESCRIPTION, IMAGE_IDS, MANIFEST
 from ovseg_batch.io.parquet_lists import read_parquet
 from ovseg_batch.io.records import parse_json
 
 SEPARATORS = ",;\t|"
+LARGEST_ID = 1 << 63  # one more than the manifest's column of ids holds
 TRIED = 10  # images that are looked for before a COCO file counts as moved away from its images
 LONGEST_INTEGER = 63  # bits
 
@@ -200,24 +201,47 @@ def _coco(path: Path) -> Source:
         content = parse_json(path.read_bytes())
         images = content["images"]
         for image in images:
-            image["file_name"] + "", int(image["id"])
+            image["file_name"] + "", image["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} is not a COCO file: it needs `images`, each with `id` and `file_name` ({error!r})."
         ) from None
+    ids = _coco_ids(path, images)
     paths = _paths_of_run(path, content)
 
     def entries() -> Iterator[Entry]:
-        for image in images:
-            number, where = int(image["id"]), f"{path} image {image['id']}"
+        for number, image in zip(ids, images, strict=True):
+            where = f"{path} image {number}"
             if number in paths:
                 size = pixels_or_none(image.get("width")), pixels_or_none(image.get("height"))
-                yield Entry(paths[number], plain(image["file_name"]), where, None, *size, {"coco_id": number})
+                yield Entry(paths[number], plain(image["file_name"]), where, None, *size, {COCO_ID: number})
             else:
                 record = {name: image.get(name) for name in ("file_name", "width", "height")}
-                yield make_entry(path, {**record, "coco_id": number}, "file_name", where)
+                yield make_entry(path, {**record, COCO_ID: number}, "file_name", where)
 
-    return Source(str(path), [("coco_id", pa.int64())], entries())
+    return Source(str(path), [(COCO_ID, pa.int64())], entries())
+
+
+def _coco_ids(path: Path, images: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the ids of images.
+
+    Raises:
+        UsageError: an id that is no whole number of 0 or more that 64 bits hold, or that two images have.
+    """
+    names: dict[int, str] = {}
+    for image in images:
+        number, name = image["id"], image["file_name"]
+        whole = type(number) is int or (type(number) is float and number.is_integer())
+        if not whole or not 0 <= number < LARGEST_ID:
+            raise UsageError(
+                f"{path}: the image {name} has the id {json.dumps(number)[:SHOWN]}. Ids are whole numbers from 0 to "
+                f"{LARGEST_ID - 1}; give each image its own."
+            )
+        if (other := names.setdefault(int(number), name)) != name:
+            raise UsageError(
+                f"{path}: the images {other} and {name} have the same id {int(number)}. Give each its own."
+            )
+    return [int(image["id"]) for image in images]
 
 
 def _paths_of_run(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
@@ -237,7 +261,9 @@ def _paths_of_run(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     if Manifest.recognises(manifest):
         found = Manifest.open(manifest)
         if found.fingerprint == info.get("manifest"):
-            return {row + 1: where for row, where in found.read_paths()}
+            own = info.get(IMAGE_IDS) == COCO_ID and found.has_coco_ids
+            ids = found.read_column(COCO_ID) if own else (row + 1 for row in found.read_column("row"))
+            return {number: where for number, (_, where) in zip(ids, found.read_paths(), strict=True)}
     names = [image["file_name"] for image in content["images"][:TRIED]]
     if names and not any((path.parent / name).exists() for name in names):
         raise UsageError(

@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import heif
 from ovseg_batch.io.atomic import atomic_path, create
-from ovseg_batch.io.entries import Counts, Entry, Source
+from ovseg_batch.io.entries import COCO_ID, Counts, Entry, Source
 from ovseg_batch.io.hashing import key_hash
-from ovseg_batch.io.marks import has_mark
+from ovseg_batch.io.marks import IMAGE_IDS, has_mark
 from ovseg_batch.io.names import Names
 from ovseg_batch.io.records import ManifestRecord
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
@@ -106,6 +107,24 @@ class Manifest:
         """One more than the greatest row number there can be; rows that have been removed leave gaps."""
         return self.shards * self.shard_rows
 
+    @cached_property
+    def has_coco_ids(self) -> bool:
+        """Whether every row has an id of its own from a COCO file."""
+        if COCO_ID not in self.columns or self._file.schema_arrow.field(COCO_ID).type != pa.int64():
+            return False
+        found = np.fromiter((-1 if n is None else n for n in self.read_column(COCO_ID)), np.int64, self.rows)
+        found.sort()
+        return not len(found) or bool(found[0] >= 0 and (found[1:] != found[:-1]).all())
+
+    @property
+    def id_info(self) -> dict[str, str]:
+        """What COCO files say of their ids in `info`, so that they can be an input again."""
+        return {IMAGE_IDS: COCO_ID} if self.has_coco_ids else {}
+
+    def image_id(self, row: ImageRow) -> int:
+        """The id of an image in COCO files: that of its input where all images have one, otherwise its row plus 1."""
+        return int(row.extra[COCO_ID]) if self.has_coco_ids else row.row + 1
+
     def rows_of(self, shard: int) -> int:
         """Return the number of rows in a shard."""
         return int(self._file.metadata.row_group(shard).num_rows)
@@ -175,6 +194,9 @@ def build_manifest(
                 _write(temporary, _marked(draft, shared), schema, shard_rows, summary)
         for source in sources:
             summary.add(source.counts)
+        written = Manifest.open(temporary)
+        if COCO_ID in written.columns and not written.has_coco_ids:
+            summary.numbered = summary.rows
         named = ", ".join(str(source.name) for source in sources)
         if summary.rows == 0:
             raise UsageError(f"There is no image in {named}.{summary.sentences()}")

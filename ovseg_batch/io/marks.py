@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ovseg_batch.errors import UsageError
+from ovseg_batch.io.atomic import remove_leftovers, temporaries_of
 
 PLAN = Path("stages", "plan.json")  # in a workdir
 MANIFEST = "manifest.parquet"  # in a workdir
@@ -14,6 +15,7 @@ REPORT = Path("assets", "run.txt")  # in a report, beside its page
 REPORT_PAGE = Path("index.html")
 
 DESCRIPTION = "masks by ovseg_batch"  # `info.description` of COCO files
+IMAGE_IDS = "image_ids"  # `info` of COCO files: the column of the manifest that holds the ids; without it: row + 1
 
 
 def has_mark(file: Path, mark: bytes) -> bool:
@@ -28,7 +30,12 @@ def has_mark(file: Path, mark: bytes) -> bool:
 
 
 def check_replaceable(file: Path, mark: bytes) -> None:
-    """Raise UsageError where a file exists that does not have the mark, such as a person's photograph."""
+    """See that a file may be written: remove what killed commands have left of it.
+
+    Raises:
+        UsageError: a file is there that does not have the mark, such as a person's photograph.
+    """
+    remove_leftovers(temporaries_of(file))
     if file.exists() and not has_mark(file, mark):
         raise UsageError(f"{file} exists and is no earlier file of this command. Choose another name, or delete it.")
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.io.atomic import atomic_path, create_text, write_text
+from ovseg_batch.io.atomic import atomic_path, create_text, remove_leftovers, temporaries_in, write_text
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.marks import REPORT, REPORT_PAGE
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
-from ovseg_batch.report.thumbnails import CLOSED, Album
+from ovseg_batch.report.thumbnails import CLOSED, DATA, KINDS, Album
 from ovseg_batch.results import Results
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import Workdir
@@ -76,12 +77,13 @@ def build_report(
         UsageError: no run there, or the folder holds something else.
     """
     results = Results.open(workdir)
-    _enter(output, results)
+    known = _enter(output)
     found = gather(results, min(LISTED, limit))
     wanted = worth_showing(found, limit)
     of_shard: dict[int, list[int]] = {}
     for row in wanted.tolist():
         of_shard.setdefault(results.manifest.shard_of(row), []).append(row)
+    _forget(output, known, results, of_shard)
     limits = RunConfig()
     job = Job(
         workdir.root,
@@ -98,17 +100,36 @@ def build_report(
     return Reported(output / REPORT_PAGE, len(wanted), found.images)
 
 
-def _enter(output: Path, results: Results) -> None:
-    """See that the folder is free or holds a report; small pictures of another run go."""
-    record, run = output / REPORT, results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
-    if output.exists() and any(output.iterdir()):
-        if not record.is_file():
-            raise UsageError(f"{output} holds something else than a report. Give another {spelled('-o', 'path')}.")
-        shutil.rmtree(output / "data", ignore_errors=True)
-        if record.read_text(encoding="utf-8") != run:
-            for kind in ("images", "masks", "edited"):
-                shutil.rmtree(output / kind, ignore_errors=True)
-    write_text(record, run)
+def _enter(output: Path) -> dict[str, str]:
+    """See that the folder is free or holds a report; shard → state of what its small pictures were made of.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    record = output / REPORT
+    if not output.exists() or not any(output.iterdir()):
+        return {}
+    if not record.is_file():
+        raise UsageError(f"{output} holds something else than a report. Give another {spelled('-o', 'path')}.")
+    try:
+        known: dict[str, str] = parse_json(record.read_bytes())["shards"]
+    except (ValueError, KeyError, TypeError):  # of an earlier version
+        return {}
+    return known
+
+
+def _forget(output: Path, known: dict[str, str], results: Results, shards: Iterable[int]) -> None:
+    """Remove what killed reports have left, and small pictures of other masks, edits or images than there are now."""
+    run = results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
+    now = {str(shard): f"{run[:16]}-{results.state_of(shard)}" for shard in shards}
+    for kind in KINDS:
+        for path in (output / kind).glob("*/*.webp"):
+            shard = str(results.manifest.shard_of(int(path.stem))) if path.stem.isdecimal() else ""
+            if shard not in now or known.get(shard) != now[shard]:
+                path.unlink()
+    shutil.rmtree(output / DATA, ignore_errors=True)
+    remove_leftovers([*temporaries_in(output), *temporaries_in(output / REPORT.parent)])
+    write_text(output / REPORT, json.dumps({"shards": now}))
 
 
 # --- the gallery ---
@@ -195,19 +216,19 @@ def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]])
         index.append(entry)
         details.append(more)
         if count % CHUNK == 0:
-            _write_script(output / f"data/index-{count // CHUNK - 1:05d}.js", f"OVSEG.add({_json(index)})")
+            _write_script(output / f"{DATA}/index-{count // CHUNK - 1:05d}.js", f"OVSEG.add({_json(index)})")
             index.clear()
         if count % PAGE == 0:
             _write_details(output, count // PAGE - 1, details)
             details.clear()
     if index:
-        _write_script(output / f"data/index-{count // CHUNK:05d}.js", f"OVSEG.add({_json(index)})")
+        _write_script(output / f"{DATA}/index-{count // CHUNK:05d}.js", f"OVSEG.add({_json(index)})")
     if details:
         _write_details(output, count // PAGE, details)
 
 
 def _write_details(output: Path, number: int, details: Sequence[Any]) -> None:
-    _write_script(output / f"data/details-{number:05d}.js", f"OVSEG.details({number},{_json(details)})")
+    _write_script(output / f"{DATA}/details-{number:05d}.js", f"OVSEG.details({number},{_json(details)})")
 
 
 def _write_script(path: Path, text: str) -> None:

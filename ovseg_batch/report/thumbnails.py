@@ -19,6 +19,8 @@ from ovseg_batch.methods.colours import palette
 
 Array = np.ndarray[Any, Any]
 
+KINDS = ("images", "masks", "edited")  # of small pictures, a folder each
+DATA = "data"  # folder of the gallery's data, which every report writes anew
 SIDE = 360  # pixels of the longer one
 QUALITY = 78
 #: failed images that are not opened again: they are not there, or what opening them does is known
@@ -39,7 +41,7 @@ class Album:
         target = self.path("images", row)
         if not target.exists():
             try:
-                _write(target, _small(read_image(path, limits)))
+                self._write(target, _small(read_image(path, limits)))
             except RowError:
                 return False
         return True
@@ -63,7 +65,7 @@ class Album:
         layer[..., :3], layer[..., 3] = colours[owner], np.where(owner > 0, 255, 0)
         edges = cv2.morphologyEx(owner.astype(np.uint16), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
         layer[edges & (owner > 0), :3] //= 2
-        _write(target, layer)
+        self._write(target, layer)
 
     def add_edited(self, row: int, path: Path) -> bool:
         """What the edit stage made, transparency and all; whether it could be opened."""
@@ -72,10 +74,17 @@ class Album:
             try:
                 with Image.open(path) as picture:
                     picture.thumbnail((SIDE, SIDE))
-                    _save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+                    self._save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
             except OSError:
                 return False
         return True
+
+    def _write(self, path: Path, pixels: Array) -> None:
+        self._save(path, Image.fromarray(pixels))
+
+    def _save(self, path: Path, picture: Image.Image) -> None:
+        with atomic_path(path, self.root / DATA) as temporary, temporary.open("wb") as file:
+            picture.save(file, "WEBP", quality=QUALITY, method=2)
 
 
 def _small(image: Array) -> Array:
@@ -85,12 +94,3 @@ def _small(image: Array) -> Array:
         return image
     shape = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
-
-
-def _write(path: Path, pixels: Array) -> None:
-    _save(path, Image.fromarray(pixels))
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        picture.save(file, "WEBP", quality=QUALITY, method=2)
