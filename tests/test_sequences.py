@@ -6,11 +6,13 @@ import csv
 import json
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from breaking.job import Running
+from breaking.sequences import Scenes, run_sequence
 from conftest import Command
 
 from ovseg_batch import pipeline
@@ -192,3 +194,16 @@ def test_a_run_whose_folders_gc_deletes_while_it_begins(
     monkeypatch.setattr(pipeline, "_begin", beginning)
     assert command("run", images, "-o", workdir, *X, *FEW).returncode == 0
     assert labels_of(workdir) == ["sky", "tree", "grass"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return Scenes(tmp_path_factory.mktemp("sequences"))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_sequences_of_commands_lose_and_mix_nothing(seed: int, pictures: Scenes) -> None:
+    """As `scripts/sequences.py`, which runs many more."""
+    counts = Counter[str]()
+    run_sequence(pictures, seed, 10, counts)
+    assert counts["run"] and counts["steps"] > 5
