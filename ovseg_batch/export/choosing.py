@@ -29,7 +29,7 @@ SHARED = 17  # bytes of `-` and a hash
 
 
 def known_split(value: object) -> str | None:
-    """Return the split that a list means; train where it says nothing; None where nothing is called so."""
+    """Return the split of a value of a list: train for an empty one, None for an unknown one."""
     text = "" if value is None else str(value).strip().casefold()
     return SPLIT_NAMES.get(text) if text else "train"
 
@@ -93,7 +93,7 @@ class Selection:
 
     @staticmethod
     def _check_splits(manifest: Manifest) -> None:
-        """Raises UsageError where the column `split` holds what no split is called."""
+        """Raise UsageError where the column `split` holds an unknown value."""
         if "split" not in manifest.columns:
             return
         for place, value in enumerate(manifest.read_column("split")):

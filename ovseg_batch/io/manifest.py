@@ -55,7 +55,7 @@ COLUMNS = pa.schema(
     ]
 )
 REVISION = "ovseg_revision"  # column: in which revision of the list a row came in or changed; none: in the first
-SHARED = "ovseg_shared"  # column: whether other rows have the row's file name, each with a key of its own; none: no row
+SHARED = "ovseg_shared"  # column: whether other rows have the same file name; a manifest without such rows lacks it
 ADDED = (REVISION, SHARED)  # columns that a manifest has where a row needs them
 OWN = frozenset([*COLUMNS.names, *ADDED])
 UNHASHED = {"path", REVISION}  # where the files lie, and when, decides nothing

@@ -36,7 +36,7 @@ ASSOCIATED, STRAIGHT = 1, 2  # values of ExtraSamples: alpha with and without co
 UNSIGNED, UNDEFINED = 1, 4  # values of SampleFormat
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 OLD_SUBFILE_TYPE, SUB_DIRECTORIES = 255, 330
-PAGES = 64  # so many pages are looked at for one that is no thumbnail
+PAGES = 64  # pages that are searched for one that is no thumbnail
 EXTRAS = 3  # further samples of 16 bits that can be read
 STRIP = 1 << 18  # bytes of a strip that is written
 LARGEST_TILE = 4096  # pixels by which a tile may be longer than the image
@@ -79,7 +79,7 @@ def to_main_page(image: Image.Image, path: str) -> None:
     """Turn an opened TIFF to its first page that is not a smaller version of another one.
 
     Raises:
-        RowError: that page lies where no reader looks, as in raw files of cameras.
+        RowError: no reader opens that page, as in raw files of cameras.
     """
     if not _is_reduced(image):
         return
@@ -220,7 +220,7 @@ def _encoded(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes) ->
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
     for tag, value in _exif_tags(exif).items():
         directory[tag] = value
-    said: dict[int, Any] = {
+    layout: dict[int, Any] = {
         WIDTH: width,
         HEIGHT: height,
         BITS: (8 * whole.itemsize,) * samples,
@@ -233,9 +233,9 @@ def _encoded(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes) ->
         PLANAR: 1,
         PREDICTOR: 2,
     }
-    said |= {EXTRA_SAMPLES: (STRAIGHT,)} if alpha else {}
-    said |= {ICC: icc} if icc else {}
-    for tag, value in said.items():
+    layout |= {EXTRA_SAMPLES: (STRAIGHT,)} if alpha else {}
+    layout |= {ICC: icc} if icc else {}
+    for tag, value in layout.items():
         directory[tag] = value
     for tag in (STRIP_OFFSETS, STRIP_BYTES):
         directory.tagtype[tag] = 4

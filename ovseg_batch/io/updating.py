@@ -151,7 +151,7 @@ class _Fresh:
 
 def _content(line: Mapping[str, Any]) -> int:
     """64 bits of all that a row says but its number."""
-    told = {name: value for name, value in sorted(line.items()) if name not in UNHASHED and name != "row"}
-    told[SHARED] = bool(told.get(SHARED))
-    text = json.dumps(told, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    content = {name: value for name, value in sorted(line.items()) if name not in UNHASHED and name != "row"}
+    content[SHARED] = bool(content.get(SHARED))
+    text = json.dumps(content, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
