@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.results import Results
@@ -191,7 +191,7 @@ class Chooser:
             return known_split(row.extra["split"]) or "train"
         if not self.selection.val_share:
             return ""
-        return "val" if _hash(row.key) / 2**64 < self.selection.val_share else "train"
+        return "val" if key_hash(row.key) / 2**64 < self.selection.val_share else "train"
 
     def name(self, row: ImageRow) -> str:
         """The name of what is made of an image.
@@ -205,15 +205,15 @@ class Chooser:
         folder, slash, stem = self.naming(name).rpartition("/")
         folders = [shortened(part) for part in folder.split("/")]
         room = LONGEST - max(SUFFIX, len(os.fsencode(parted_name(name)[1])))
-        if _hash(f"{folder}{slash}{stem}".lower()) in self.shared or len(os.fsencode(stem)) > room:
-            stem = f"{_cut(stem, room - SHARED)}-{_hash(row.key):016x}"
+        if key_hash(f"{folder}{slash}{stem}".lower()) in self.shared or len(os.fsencode(stem)) > room:
+            stem = f"{_cut(stem, room - SHARED)}-{key_hash(row.key):016x}"
         return f"{'/'.join(folders)}{slash}{stem}"
 
 
 def shared_names(manifest: Manifest, naming: Naming) -> frozenset[int]:
     """Hashes of the names that two or more images would have; 8 bytes a row are held."""
     hashes = np.fromiter(
-        (_hash(naming(name).lower()) for name in manifest.read_column("file_name")), np.uint64, manifest.rows
+        (key_hash(naming(name).lower()) for name in manifest.read_column("file_name")), np.uint64, manifest.rows
     )
     hashes.sort()
     return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
@@ -221,13 +221,9 @@ def shared_names(manifest: Manifest, naming: Naming) -> frozenset[int]:
 
 def shortened(part: str, room: int = LONGEST) -> str:
     """Return a name, cut and with a hash of the whole where it has more than `room` bytes, as parts of URLs can."""
-    return part if len(os.fsencode(part)) <= room else f"{_cut(part, room - SHARED)}-{_hash(part):016x}"
+    return part if len(os.fsencode(part)) <= room else f"{_cut(part, room - SHARED)}-{key_hash(part):016x}"
 
 
 def _cut(text: str, room: int) -> str:
     """The beginning of a text that takes at most `room` bytes, in whole characters."""
     return text.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
