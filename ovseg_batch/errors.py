@@ -21,7 +21,7 @@ class FailureCode(StrEnum):
     TRUNCATED = "truncated"  # an image, but not all of it
     TOO_LARGE = "too_large"  # more bytes or pixels than the limits allow
     BAD_IMAGE = "bad_image"  # the decoder gave up for another reason
-    CHANGED = "changed"  # not the picture any more that an earlier stage saw
+    CHANGED = "changed"  # the file is not the one that an earlier stage read
     OUT_OF_MEMORY = "out_of_memory"  # one image alone did not fit on the device
     NO_EDIT = "no_edit"  # no mask to edit by, no prompt, or nothing left of the picture to go by
     BLOCKED = "blocked"  # a safety checker kept the picture back
@@ -30,6 +30,21 @@ class FailureCode(StrEnum):
     UPSTREAM = "upstream"  # an earlier stage failed this row
     MODEL = "model"  # the model raised, or gave numbers that are not finite
     INTERNAL = "internal"  # a bug of ours; the message has the exception
+
+
+#: Codes whose cause is the image file, or the way to it.
+OF_THE_FILE = frozenset(
+    {
+        FailureCode.MISSING,
+        FailureCode.UNREADABLE,
+        FailureCode.EMPTY,
+        FailureCode.NOT_AN_IMAGE,
+        FailureCode.TRUNCATED,
+        FailureCode.TOO_LARGE,
+        FailureCode.BAD_IMAGE,
+        FailureCode.CHANGED,
+    }
+)
 
 
 class OvsegError(Exception):

@@ -23,6 +23,7 @@ from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.io.remote import Remote, check_installed, is_remote, scheme_of, shown
 from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
+from ovseg_batch.results import changed_keys
 from ovseg_batch.settings import Config, Label
 from ovseg_batch.settings.labels import format_labels
 from ovseg_batch.settings.running import ManifestConfig
@@ -138,6 +139,12 @@ def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, rem
         log.info("since the last run: %s new, %d changed, %d gone", new, found.changed, found.removed)
     else:
         log.info("nothing has changed in the inputs since the last run")
+
+
+def renew_changed(workdir: Workdir) -> None:
+    """Have every stage compute the images anew whose files have changed between two stages."""
+    if changed := changed_keys(workdir):
+        update_manifest(workdir.manifest, workdir.manifest, changed)
 
 
 def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:

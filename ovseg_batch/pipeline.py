@@ -113,16 +113,16 @@ def _begin(
 
 
 def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
-    """Try the failed images of a run again, and no others.
+    """Compute the failed images of a run again, and no others.
 
     Raises:
         UsageError: no run there, or its weights or settings are not what they were.
     """
     record = workdir.read_plan()
-    config = load_config(workdir.config, environment={})
-    manifest = Manifest.open(workdir.manifest)
-    config = settle(config)
+    config = settle(load_config(workdir.config, environment={}))
     workdir.remove_leftovers()
+    intake.renew_changed(workdir)
+    manifest = Manifest.open(workdir.manifest)
     stages = plan(config, workdir, manifest, workdir.manifest)
     if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
         raise UsageError(f"The models or the code have changed since {workdir.root} was run; run it again.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from ovseg_batch.errors import OF_THE_FILE
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import StageStore, Workdir
@@ -77,7 +79,7 @@ def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterato
     rows = {row.row: row for row in manifest.read_shard(shard)}
     for line in read_results(store.data_path(shard, TABLE)):
         if line["status"] == "ok" and line["row"] in rows:
-            yield rows[line["row"]], line
+            yield dataclasses.replace(rows[line["row"]], content=line.get("content")), line
 
 
 def finished_images(manifest: Manifest, store: StageStore) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
@@ -116,3 +118,10 @@ def failed_rows(
                 if line["status"] == "failed" and line["row"] not in listed:
                     listed.add(line["row"])
                     yield line["row"], line["key"], store.stage, line["code"], line["message"]
+
+
+def changed_keys(workdir: Workdir) -> frozenset[str]:
+    """Return the keys of images whose file an earlier stage has read, and a later one could not or found changed."""
+    stores = tuple(workdir.stores())
+    rows = failed_rows(Manifest.open(workdir.manifest), stores)
+    return frozenset(key for _, key, stage, code, _ in rows if stage != stores[0].stage and code in OF_THE_FILE)

@@ -21,7 +21,8 @@ class ImageRow:
     `row` counts from 0 over the whole manifest; `key` is unique and stable; `file_name` is what outputs call the
     image (relative, `/`-separated); `path` is where to open it. `width` and `height` are pixels before EXIF rotation
     and may be unknown until the image is decoded. `revision` is the manifest's in which the row came in or changed;
-    `shared` says whether other rows have the same `file_name`; `extra` keeps the manifest's other columns.
+    `shared` says whether other rows have the same `file_name`; `extra` keeps the manifest's other columns. `content` is
+    the hash of the file's bytes that stages have read, None where none has.
     """
 
     row: int
@@ -35,6 +36,7 @@ class ImageRow:
     revision: int = 0
     shared: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    content: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,8 @@ class RowResult:
     """What a stage says of one row: exactly one of these per row and stage.
 
     `values` are the columns the stage adds to its Parquet row; `arrays` go into the shard's NPZ under
-    `<row>/<name>`; `files` are whole files by name, relative and `/`-separated, no name twice in a stage. A failed row
-    has a code and a message and nothing else.
+    `<row>/<name>`; `files` are whole files by name, relative and `/`-separated, no name twice in a stage. `content` is
+    the hash of the image file's bytes that the result comes from. A failed row has a code and a message alone.
     """
 
     row: int
@@ -83,6 +85,7 @@ class RowResult:
     values: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    content: str | None = None
     code: FailureCode | None = None
     message: str = ""
 

@@ -272,14 +272,6 @@ def test_edits_of_what_goes_and_files_for_every_mask_are_marked(zoo: dict[str, P
         assert result.ok and result.values["unchanged"] == unchanged, (mode, overrides)
 
 
-def test_a_changed_image_fails_the_row(zoo: dict[str, Path]) -> None:
-    [result] = edited(settings("erase"), [zoo["grey.png"]], [[("cat", disc(100, 100))]])
-    assert (result.code, result.message) == (
-        "changed",
-        f"{zoo['grey.png']} was 100 × 100 for its masks and is now 320 × 240",
-    )
-
-
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

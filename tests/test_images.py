@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import images
-from ovseg_batch.io.images import Limits, decode_ahead, open_image, read_image, upright_size
+from ovseg_batch.io.ahead import decode_ahead
+from ovseg_batch.io.images import Limits, open_image, read_image, upright_size
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10**6, 10**7)

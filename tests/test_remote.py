@@ -25,7 +25,8 @@ from PIL import Image
 from ovseg_batch.errors import FailureCode, RowError, UsageError
 from ovseg_batch.io import images
 from ovseg_batch.io import remote as module
-from ovseg_batch.io.images import Limits, decode_ahead
+from ovseg_batch.io.ahead import FETCHERS, decode_ahead
+from ovseg_batch.io.images import Limits
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, is_remote, listing, name_of, shown
 from ovseg_batch.types import ImageRow
@@ -392,7 +393,7 @@ def test_files_behind_urls_wait_for_room_before_they_are_read(site: Site, monkey
     """Sixteen answers without an end hold one file of the limit and what the budget allows, not sixteen."""
     monkeypatch.setattr(images, "FIRST_BYTES", LIMIT // 4)
     limits = Limits(max_pixels=10**6, max_file_bytes=8 * LIMIT, remote=HERE)
-    rows = [ImageRow(k, str(k), str(k), f"{site.url}/endless?{k}") for k in range(images.FETCHERS)]
+    rows = [ImageRow(k, str(k), str(k), f"{site.url}/endless?{k}") for k in range(FETCHERS)]
     tracemalloc.start()
     try:
         answers = [answer for _, answer in decode_ahead(rows, 1, LIMIT, limits)]

@@ -15,7 +15,8 @@ from breaking.job import Running
 from breaking.sequences import Scenes, run_sequence
 from conftest import Command
 
-from ovseg_batch import pipeline
+from ovseg_batch import Run, pipeline
+from ovseg_batch.errors import RowError
 from ovseg_batch.store import Workdir
 
 X = ("--labels", "sky; tree; grass")
@@ -207,3 +208,72 @@ def test_random_sequences_of_commands_lose_and_mix_nothing(seed: int, pictures: 
     counts = Counter[str]()
     run_sequence(pictures, seed, 10, counts)
     assert counts["run"] and counts["steps"] > 5
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange the names of two files."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("refine.method=none",), ("edit.mode=cutout", "edit.drop=sky")),
+        (("refine.method=none", "sam.cache=none"), ("sam.cache=embeddings",)),  # `encode` runs after the change
+        (("refine.method=none",), ("refine.method=none", "edit.mode=fill", "edit.keep=sky")),
+    ],
+)
+def test_images_that_change_between_two_stages_are_computed_again_by_retry(
+    first: tuple[str, ...], second: tuple[str, ...], images: Path, tmp_path: Path, command: Command
+) -> None:
+    """They have one size in pixels, and one time in the list."""
+
+    def run(workdir: Path, chosen: tuple[str, ...]) -> int:
+        return command(
+            "run", images, "-o", workdir, *X, *FEW, *(part for one in chosen for part in ("--set", one))
+        ).returncode
+
+    workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    assert run(workdir, first) == 0
+    names = sorted(images.iterdir())
+    swap(names[0], names[4])
+    assert run(workdir, second) == 3
+    with (workdir / "failures.csv").open(newline="") as file:
+        failed = [(line["key"], line["code"]) for line in csv.DictReader(file)]
+    assert failed == [(names[0].name, "changed"), (names[4].name, "changed")]
+    assert nowhere(workdir, images) == set()
+    edited = {path.stem for path in (workdir / "edited").rglob("*.*")}
+    assert not edited & {names[0].stem, names[4].stem}
+    assert command("retry", workdir).returncode == 0
+    assert run(undisturbed, second) == 0
+    found, wanted = (json.loads((folder / "annotations.json").read_text()) for folder in (workdir, undisturbed))
+    assert (found["images"], found["annotations"]) == (wanted["images"], wanted["annotations"])
+    for path in (undisturbed / "edited").rglob("*.*"):
+        assert path.read_bytes() == (workdir / "edited" / path.relative_to(undisturbed / "edited")).read_bytes()
+
+
+def test_nothing_shows_the_masks_of_a_file_on_another(images: Path, tmp_path: Path, command: Command) -> None:
+    workdir = tmp_path / "run"
+    assert command("run", images, "-o", workdir, *X, *FEW).returncode == 0
+    names = sorted(images.iterdir())
+    names[1].write_bytes(names[1].read_bytes())  # written again, with another time and the same content
+    for form in ("yolo", "hf-imagefolder"):
+        assert command("export", workdir, "-f", form, "-o", tmp_path / form, "--images", "copy").returncode == 0
+    swap(names[0], names[4])
+    for form in ("yolo", "hf-imagefolder", "hf"):
+        refused = command("export", workdir, "-f", form, "-o", tmp_path / f"{form}-2", "--images", "copy")
+        assert refused.returncode == 1 and f"{names[0]} has changed" in refused.stderr
+    run = Run(workdir)
+    with pytest.raises(RowError, match="has changed"):
+        run[0].read()
+    assert run[1].read().shape[2] == 3
+    assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
+    assert [path.stem for path in sorted((tmp_path / "report").rglob("images/*/*.webp"))] == [
+        "00000001",
+        "00000002",
+        "00000003",
+        "00000005",
+    ]

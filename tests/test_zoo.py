@@ -42,6 +42,12 @@ def test_files_that_vanish_or_change_while_the_run_goes_on(few_scenes: Path, tmp
     assert [(row, stage, code) for row, _, stage, code, *_ in lines] == [
         ("0", "refine", "missing"),
         ("2", "refine", "changed"),
-        ("5", "refine", "not_an_image"),
+        ("5", "refine", "changed"),
     ]
-    assert lines[1][-1].endswith("and is now 50 × 40")
+    assert "has changed since an earlier stage read it" in lines[1][-1]
+    shutil.copy(few_scenes / "images" / names[0].name, names[0])
+    assert command("retry", tmp_path / "run").returncode == 3
+    lines = [line.split(",") for line in (tmp_path / "run" / "failures.csv").read_text().splitlines()[1:]]
+    assert [(row, stage, code) for row, _, stage, code, *_ in lines] == [("5", "dense", "not_an_image")]
+    images = json.loads((tmp_path / "run" / "annotations.json").read_text())["images"]
+    assert [(one["width"], one["height"]) for one in images if one["file_name"] == names[2].name] == [(50, 40)]

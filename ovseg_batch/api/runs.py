@@ -31,12 +31,12 @@ from ovseg_batch.export.exporting import Exported, Options
 from ovseg_batch.export.exporting import export as write_export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.findings import read_findings
-from ovseg_batch.io.images import read_image
+from ovseg_batch.io.images import read_row
 from ovseg_batch.report.building import LIMIT, build_report
 from ovseg_batch.results import Results, failed_rows
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.store import Workdir
-from ovseg_batch.types import Commit
+from ovseg_batch.types import Commit, ImageRow
 from ovseg_batch.units import counted
 from ovseg_batch.wording import for_python
 
@@ -56,11 +56,11 @@ class RunFiles:
     def _settings(self) -> RunConfig:
         return load_config(self._config, environment={}).run if self._config.is_file() else RunConfig()
 
-    def read(self, path: str) -> Array:
+    def read(self, row: ImageRow) -> Array:
         """Return the image, upright: (H, W, 3) uint8 RGB. Raises RowError."""
         from ovseg_batch.stages.base import read_limits
 
-        return read_image(path, read_limits(self._settings))
+        return read_row(row, read_limits(self._settings))
 
 
 class Run:
@@ -164,7 +164,7 @@ class Run:
 
     def _read_shard(self, shard: int) -> Iterator[SegmentedImage]:
         for row, line in self._results.shard(shard):
-            source = functools.partial(self._files.read, row.path)
+            source = functools.partial(self._files.read, row)
             yield SegmentedImage.from_line(row.file_name, row.path, line, self._colours, source)
 
     @cached_property

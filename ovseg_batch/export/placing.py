@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.io.atomic import temporary_path
-from ovseg_batch.io.images import Limits, open_image, orientation_of
+from ovseg_batch.io.images import Limits, identified, open_image, orientation_of
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -81,13 +81,19 @@ def local_path(row: ImageRow) -> Path:
 
     Raises:
         UsageError: behind a URL.
-        OvsegError: nowhere any more.
+        OvsegError: nowhere any more, or another one than the stages have read.
     """
     if is_remote(row.path):
         raise UsageError(f"{shown(row.path)} is not on this machine; {_without_images()}.")
     path = Path(row.path).absolute()
     if not path.is_file():
         raise OvsegError(f"{path} is not there any more; {_without_images()}.")
+    status = path.stat()
+    if (status.st_size, status.st_mtime_ns) != (row.bytes, row.mtime_ns):
+        try:
+            identified(row, path.read_bytes())
+        except RowError as error:
+            raise OvsegError(f"{error.message}; {_without_images()}.") from None
     return path
 
 

@@ -41,6 +41,11 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
 
 
+def content_hash(content: bytes) -> str:
+    """Return 64 bits of the BLAKE2b hash of a file's content, in hex."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 def file_hash(path: str | Path) -> str:
     """Return the BLAKE2b hash of a file in hex. A file is read once while its size and time stay the same."""
     status = Path(path).stat()
@@ -60,17 +65,17 @@ def file_digest(file: Path, kind: Literal["sha256", "sha1"] = "sha256") -> str:
 @functools.lru_cache(maxsize=64)
 def _hash(path: str, size: int, mtime_ns: int) -> str:
     if size < LARGE:
-        return _content_hash(Path(path))
+        return _whole_hash(Path(path))
     known = KnownHash(Path(path))
     value = known.read()
     if value is None:
         log.info("reading %s (%s) once, for its hash", Path(path).name, units.size(size))
-        value = _content_hash(Path(path))
+        value = _whole_hash(Path(path))
         known.write(value)
     return value
 
 
-def _content_hash(file: Path) -> str:
+def _whole_hash(file: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for block in _blocks(file):
         digest.update(block)

@@ -1,36 +1,26 @@
-"""Files to pixels: every image as (H, W, 3) uint8 RGB, upright, or a typed reason why not.
-
-`decode_ahead` works in threads (decoders release the GIL) and holds at most so many bytes of decoded images, so that
-a folder of panoramas needs no more memory than one of thumbnails.
-"""
+"""Files to pixels: every image as (H, W, 3) uint8 RGB, upright, or a typed reason why not."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import stat
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import heif, tiff
+from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
-
-T = TypeVar("T")
 
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 TURNS: dict[int, Callable[[Array], Array]] = {
@@ -42,13 +32,11 @@ TURNS: dict[int, Callable[[Array], Array]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
-AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
 FIRST_BYTES = 16 << 20  # read of a URL; files that are larger are read again, as far as there is room
-FETCHERS = 16  # threads where images come from a network; they wait most of the time
 CONTENT = "deep_content"  # attribute of an opened image: the file, where it has 16 bits a channel
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
-PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
+CHANGED = "has changed since an earlier stage read it; retry computes it again from the first stage"
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
 Image.MAX_IMAGE_PIXELS = None
@@ -81,11 +69,27 @@ def read_image(path: str | Path, limits: Limits) -> Array:
         return decode(image, path)
 
 
+def read_row(row: ImageRow, limits: Limits) -> Array:
+    """Decode the image of a row as `read_image` does, if its file is the one that stages have read.
+
+    Raises:
+        RowError: as `read_image`, or `CHANGED`.
+    """
+    content = read_content(row.path, limits)
+    identified(row, content)
+    with open_content(content, shown(row.path), limits) as image:
+        return decode(image, shown(row.path))
+
+
 Room = Callable[[int], None]  # waits until so many bytes may be held
 
 
-def _content(path: str, limits: Limits, room: Room) -> bytes:
-    """All bytes of the file, for which there is room before they are read."""
+def read_content(path: str, limits: Limits, room: Room = lambda _: None) -> bytes:
+    """Return all bytes of a file, for which there is room before they are read.
+
+    Raises:
+        RowError: `MISSING`, `UNREADABLE`, `EMPTY` or `TOO_LARGE`.
+    """
     most = limits.max_file_bytes
     if is_remote(path):
         if limits.remote is None:
@@ -104,6 +108,18 @@ def _content(path: str, limits: Limits, room: Room) -> bytes:
     if size == 0:
         raise RowError(FailureCode.EMPTY, f"{shown(path)} has no bytes")
     return content
+
+
+def identified(row: ImageRow, content: bytes) -> ImageRow:
+    """Return the row with the hash of its file's content.
+
+    Raises:
+        RowError: `CHANGED`: an earlier stage has read another content.
+    """
+    found = content_hash(content)
+    if row.content not in (None, found):
+        raise RowError(FailureCode.CHANGED, f"{shown(row.path)} {CHANGED}")
+    return replace(row, content=found)
 
 
 def _download(url: str, most: int, remote: Remote, room: Room) -> bytes:
@@ -148,7 +164,11 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
     Raises:
         RowError: as `read_image`.
     """
-    content, path = _content(path, limits, room), shown(path)
+    return open_content(read_content(path, limits, room), shown(path), limits)
+
+
+def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
+    """Read the header of a file's content; no pixel is decoded yet. Raises RowError."""
     try:
         heif.register()
         image = Image.open(io.BytesIO(content))
@@ -307,102 +327,3 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
 def _on_white(image: Image.Image) -> Array:
     """(H, W, 3) uint8 of an RGBA image."""
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
-
-
-class _Budget:
-    """Bytes that files and images may hold. The row in front always gets what it needs, so nothing can stand still."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held: dict[int, int] = {}
-        self._front = 0
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def take(self, index: int, cost: int) -> None:
-        """Wait until a row may hold so many bytes, which include those that it holds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or index == self._front or self._fits(index, cost))
-            self._held[index] = cost
-
-    def add(self, index: int, cost: int) -> None:
-        """Wait until a row may hold so many bytes more."""
-        self.take(index, self._held.get(index, 0) + cost)
-
-    def _fits(self, index: int, cost: int) -> bool:
-        return cost + sum(held for row, held in self._held.items() if row != index) <= self._limit
-
-    def give_back(self, index: int) -> None:
-        with self._changed:
-            self._held.pop(index, None)
-            self._front = index + 1
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
-def decode_ahead(
-    rows: Sequence[ImageRow], threads: int, max_bytes: int, limits: Limits
-) -> Iterator[tuple[ImageRow, Array | RowError]]:
-    """Decode the rows' images in threads, in order; each comes with its (H, W, 3) uint8 pixels or its `RowError`.
-
-    Args: as `work_ahead`.
-    """
-    return work_ahead(rows, lambda row, image: decode(image, shown(row.path)), threads, max_bytes, limits)
-
-
-def work_ahead(
-    rows: Sequence[ImageRow],
-    work: Callable[[ImageRow, Image.Image], T],
-    threads: int,
-    max_bytes: int,
-    limits: Limits,
-    peak: int = PEAK,
-) -> Iterator[tuple[ImageRow, T | RowError]]:
-    """Do something with the rows' images in threads, and give what comes of it in order.
-
-    Args:
-        rows: what to open.
-        work: gets the opened image, not decoded yet; may raise RowError.
-        threads: how many do it; more are taken where images are behind URLs.
-        max_bytes: what is held for images that wait to be used is no more than this; one larger image alone may be.
-        limits: what may be read.
-        peak: bytes a pixel that `work` leaves.
-
-    Yields:
-        each row with what `work` made of it, or with the `RowError` to charge to it.
-    """
-    budget = _Budget(max_bytes)
-
-    def do(index: int, row: ImageRow) -> T | RowError:
-        try:
-            failpoints.reach(f"decode-{row.row}")
-            with open_image(row.path, limits, functools.partial(budget.take, index)) as image:
-                budget.add(index, image.width * image.height * peak)
-                return work(row, image)
-        except RowError as error:
-            return error.with_traceback(None)  # its frames hold the file
-
-    if any(is_remote(row.path) for row in rows):
-        threads = max(threads, FETCHERS)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[int, ImageRow, Future[T | RowError]]] = deque()
-    todo = enumerate(rows)
-    try:
-        while True:
-            while len(waiting) < AHEAD and (following := next(todo, None)) is not None:
-                index, row = following
-                waiting.append((index, row, pool.submit(do, index, row)))
-            if not waiting:
-                return
-            index, row, future = waiting.popleft()
-            result = future.result()
-            yield row, result
-            del result, future
-            budget.give_back(index)
-    finally:
-        budget.close()
-        pool.shutdown(wait=True, cancel_futures=True)

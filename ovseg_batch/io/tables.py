@@ -21,6 +21,7 @@ RESULT_COLUMNS = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("code", pa.string()),
         pa.field("message", pa.string()),
+        pa.field("content", pa.string()),
     ]
 )
 
@@ -61,6 +62,7 @@ class ResultWriter:
                 "status": "ok" if result.ok else "failed",
                 "code": str(result.code) if result.code else None,
                 "message": result.message or None,
+                "content": result.content,
                 **result.values,
             }
         )

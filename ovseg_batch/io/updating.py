@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,13 @@ class Changes:
         return bool(self.added or self.changed or self.removed)
 
 
-def update_manifest(ours: Path, fresh: Path) -> Changes:
+def update_manifest(ours: Path, fresh: Path, changed: Collection[str] = ()) -> Changes:
     """Bring the manifest `ours` up to `fresh`, a manifest of what the inputs hold now; untouched where nothing changed.
 
     An image is another one when its bytes, its time of change, its size or any column of its own differ.
+
+    Args:
+        changed: keys of images that are known to have changed, whatever the list says of them.
 
     Raises:
         UsageError: the lists have other columns.
@@ -68,7 +71,7 @@ def update_manifest(ours: Path, fresh: Path) -> Changes:
             writer = ManifestWriter(temporary, schema, old.shard_rows)
             try:
                 for group in range(file.num_row_groups):
-                    if _keep(file.read_row_group(group).to_pylist(), found, writer, revision, changes):
+                    if _keep(file.read_row_group(group).to_pylist(), found, changed, writer, revision, changes):
                         revisions[group] = revision
                     if writer.shards == group:
                         writer.end_shard()
@@ -85,7 +88,14 @@ def update_manifest(ours: Path, fresh: Path) -> Changes:
     return changes
 
 
-def _keep(lines: list[dict[str, Any]], found: _Fresh, writer: ManifestWriter, revision: int, changes: Changes) -> bool:
+def _keep(
+    lines: list[dict[str, Any]],
+    found: _Fresh,
+    changed: Collection[str],
+    writer: ManifestWriter,
+    revision: int,
+    changes: Changes,
+) -> bool:
     """Write a shard's rows as they are now; whether anything is new about them."""
     touched = False
     for line in lines:
@@ -93,7 +103,7 @@ def _keep(lines: list[dict[str, Any]], found: _Fresh, writer: ManifestWriter, re
         if index is None:
             changes.removed += 1
             touched = True
-        elif found.same(index, line):
+        elif line["key"] not in changed and found.same(index, line):
             writer.add({**line, "path": found.path(index, line["path"])})
         else:
             changes.changed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -184,10 +185,12 @@ def _entry(
     job: Job, results: Results, album: Album, row: ImageRow, line: dict[str, Any] | None, edited: Path | None
 ) -> tuple[list[Any], list[Any]]:
     """What the page is told of an image (report.js says in which order), and what when it is opened."""
+    if line is not None:
+        row = dataclasses.replace(row, content=line.get("content"))
     _, code, message = job.failures.get(row.row, ("", "", ""))
     pictures = 0
     if not is_remote(row.path) and code not in CLOSED:
-        pictures |= IMAGE * album.add_image(row.row, row.path, job.limits)
+        pictures |= IMAGE * album.add_image(row, job.limits)
     masks: list[list[Any]] = []
     sure = ImageConfidence.from_masks(())
     if line is not None:

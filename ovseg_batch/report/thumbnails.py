@@ -14,8 +14,9 @@ from PIL import Image
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
-from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.io.images import Limits, read_row
 from ovseg_batch.methods.colours import palette
+from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
@@ -36,12 +37,12 @@ class Album:
     def path(self, kind: str, row: int) -> Path:
         return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}.webp"
 
-    def add_image(self, row: int, path: str, limits: Limits) -> bool:
-        """The image itself; whether it could be opened."""
-        target = self.path("images", row)
+    def add_image(self, row: ImageRow, limits: Limits) -> bool:
+        """Write the image itself; return whether it could be opened and is the one that stages have read."""
+        target = self.path("images", row.row)
         if not target.exists():
             try:
-                self._write(target, _small(read_image(path, limits)))
+                self._write(target, _small(read_row(row, limits)))
             except RowError:
                 return False
         return True

@@ -55,6 +55,10 @@ class Upstream:
     def values(self, row: int) -> dict[str, Any]:
         return self._values[row]
 
+    def content(self, row: int) -> str | None:
+        """The hash of the image file that the row comes from; None where it failed or no hash was recorded."""
+        return self._values[row].get("content")
+
     def array(self, row: int, name: str) -> Array:
         if self._arrays is None:
             raise OvsegError("The upstream stage keeps no arrays.")
@@ -68,7 +72,7 @@ class Upstream:
         """The row as the stage gave it."""
         values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
         files = {name: (self._files / name).read_bytes() for name in values.get(FILES) or ()}
-        return RowResult(row.row, row.key, values, self.arrays(row.row), files)
+        return RowResult(row.row, row.key, values, self.arrays(row.row), files, self.content(row.row))
 
     def close(self) -> None:
         if self._arrays is not None:
@@ -148,6 +152,16 @@ def read_limits(run: RunConfig) -> Limits:
     """What the settings let an image be."""
     remote = Remote(run.remote_tries, run.remote_timeout, run.remote_private) if run.allow_remote else None
     return Limits(run.max_pixels, run.max_file_bytes, remote)
+
+
+def done(
+    row: ImageRow,
+    values: dict[str, Any],
+    arrays: dict[str, Array] | None = None,
+    files: dict[str, bytes] | None = None,
+) -> RowResult:
+    """The result of an image, from the content of its file that `row` states."""
+    return RowResult(row.row, row.key, values, arrays or {}, files or {}, row.content)
 
 
 def failed(row: ImageRow | RowResult, code: FailureCode, message: str) -> RowResult:

@@ -28,7 +28,7 @@ from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.stages.annotations import annotation_line
-from ovseg_batch.stages.base import Upstream, failed, ready
+from ovseg_batch.stages.base import Upstream, done, failed, ready
 from ovseg_batch.stages.plans import ClassifyPlan
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import ImageRow, RowResult
@@ -72,7 +72,7 @@ class ClassifyStage(ClassifyPlan):
         if kept:
             features = upstream["embed"].array(row.row, "features")[:, kept].astype(np.float32)
             annotations = self._annotations(row, features, [values["proposals"][k] for k in kept], size)
-        return RowResult(row.row, row.key, {"height": size[0], "width": size[1], "annotations": annotations})
+        return done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 
     def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Mapping[str, Any]], pixels: int) -> Array:
         """How far each mask is believed to show each class: (M, C) in [0, 1]."""

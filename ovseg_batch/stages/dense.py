@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import decode, reduce, upright_size, work_ahead
+from ovseg_batch.io.ahead import work_ahead
+from ovseg_batch.io.images import decode, reduce, upright_size
 from ovseg_batch.io.remote import shown
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.class_scores import pool_background
@@ -33,7 +34,7 @@ from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
@@ -191,9 +192,8 @@ def _finished(waiting: list[_Pending], name: str) -> Iterator[RowResult]:
         if errors:
             yield failed(pending.row, errors[0].code, errors[0].message)
             continue
-        yield RowResult(
-            pending.row.row,
-            pending.row.key,
+        yield done(
+            pending.row,
             values={
                 "height": pending.size[0],
                 "width": pending.size[1],

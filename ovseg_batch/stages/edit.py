@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
-from ovseg_batch.io.images import read_image, work_ahead
+from ovseg_batch.io.ahead import work_ahead
+from ovseg_batch.io.images import read_image
 from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, left_out, part_name, unique_name
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
-from ovseg_batch.stages.base import Upstream, failed, read_limits, ready
+from ovseg_batch.stages.base import Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.edit_plan import EditPlan
 from ovseg_batch.stages.generated_edits import Canvas, Painter
 from ovseg_batch.stages.opened import Opened, open_row
@@ -161,7 +162,7 @@ class EditStage(EditPlan):
             "prompts": prompts,
             "unchanged": unchanged,
         }
-        return RowResult(row.row, row.key, values, files=files)
+        return done(row, values, files=files)
 
 
 @contextlib.contextmanager

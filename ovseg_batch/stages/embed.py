@@ -14,16 +14,15 @@ import cv2
 import numpy as np
 import torch
 
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import decode_ahead
-from ovseg_batch.io.remote import shown
+from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
-from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.plans import EmbedPlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
@@ -56,15 +55,10 @@ class EmbedStage(EmbedPlan):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue
-            values = upstream["propose"].values(row.row)
-            if image.shape[:2] != (values["height"], values["width"]):
-                was, now = f"{values['width']} × {values['height']}", f"{image.shape[1]} × {image.shape[0]}"
-                message = f"{shown(row.path)} was {was} for SAM2 and is now {now}"
-                yield failed(row, FailureCode.CHANGED, message)
-                continue
+            proposals = upstream["propose"].values(row.row)["proposals"]
             found: RowResult | RowError
             try:
-                [found] = split_on_failure(functools.partial(self._one, row, values["proposals"]), [image])
+                [found] = split_on_failure(functools.partial(self._one, row, proposals), [image])
             except RowError as error:
                 found = error
             yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
@@ -73,7 +67,7 @@ class EmbedStage(EmbedPlan):
     def _one(self, row: ImageRow, proposals: Sequence[Mapping[str, Any]], images: Sequence[Array]) -> list[RowResult]:
         [image] = images
         if not proposals:
-            return [RowResult(row.row, row.key, {"masks": 0, "forwards": 0})]
+            return [done(row, {"masks": 0, "forwards": 0})]
         masks = (rle.decode(proposal["rle"], *image.shape[:2]) for proposal in proposals)
         if self._tokens is not None:
             features, forwards = self._by_tokens(self._tokens, image, masks), 1
@@ -81,7 +75,7 @@ class EmbedStage(EmbedPlan):
             features = self._by_crops(image, masks)
             forwards = features.shape[0] * features.shape[1]
         values = {"masks": len(proposals), "forwards": forwards}
-        return [RowResult(row.row, row.key, values, {"features": features.astype(np.float16)})]
+        return [done(row, values, {"features": features.astype(np.float16)})]
 
     def _by_tokens(self, tokens: MaskTokens, image: Array, masks: Iterable[Array]) -> Array:
         side = self._clip.image_size

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ovseg_batch.errors import RowError
-from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits
+from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits
 from ovseg_batch.stages.plans import EncodePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
@@ -37,4 +37,4 @@ class EncodeStage(EncodePlan):
 
 def _kept(row: ImageRow, embedding: Embedding) -> RowResult:
     height, width = embedding.size
-    return RowResult(row.row, row.key, {"height": height, "width": width}, Sam.arrays_of(embedding))
+    return done(row, {"height": height, "width": width}, Sam.arrays_of(embedding))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.pictures import (
     HOLDS_16_BITS,
     HOLDS_ALPHA,
@@ -50,15 +49,11 @@ def open_row(
         labels: those whose masks count.
 
     Raises:
-        RowError: the image cannot be decoded, or is not of the size that its masks were drawn for.
+        RowError: the image cannot be decoded.
     """
     name = shown(row.path)
     encoding = _encoding(edit, image.format or "")
     picture = _fitting(read_picture(image, name), encoding.format)
-    now, then = picture.pixels.shape[:2], (line["height"], line["width"])
-    if now != then:
-        sizes = f"{then[1]} × {then[0]} for its masks and is now {now[1]} × {now[0]}"
-        raise RowError(FailureCode.CHANGED, f"{name} was {sizes}")
     masks = [
         (one["category"], one["rle"])
         for one in line["annotations"]

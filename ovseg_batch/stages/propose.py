@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
-from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits
+from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits
 from ovseg_batch.stages.plans import ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
@@ -58,7 +58,7 @@ class ProposeStage(ProposePlan):
                 "width": image.shape[1],
                 "points": self._config.propose.points_per_side**2,
             }
-            yield RowResult(row.row, row.key, {**size, "proposals": found.proposals}, found.arrays)
+            yield done(row, {**size, "proposals": found.proposals}, found.arrays)
 
     @torch.inference_mode()
     def _propose(self, image: Array) -> _Found:

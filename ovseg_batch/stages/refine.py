@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import decode_ahead
-from ovseg_batch.io.remote import shown
+from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.class_scores import pool_background, vocabulary_probabilities
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
@@ -39,7 +38,7 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.banked import Namer
-from ovseg_batch.stages.base import Upstream, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.overlap import in_three_steps
@@ -79,13 +78,7 @@ class _Underway:
     def result(self) -> RowResult:
         if self.error is not None:
             return failed(self.row, self.error.code, self.error.message)
-        return RowResult(self.row.row, self.row.key, self.values)
-
-    def check_size(self) -> None:
-        """Raises RowError where the file is not the picture any more that CLIP saw."""
-        if self.image is not None and self.image.shape[:2] != self.size:
-            then, now = (f"{width} × {height}" for height, width in (self.size, self.image.shape[:2]))
-            raise RowError(FailureCode.CHANGED, f"{shown(self.row.path)} was {then} for CLIP and is now {now}")
+        return done(self.row, self.values)
 
 
 class RefineStage(RefinePlan):
@@ -157,7 +150,6 @@ class RefineStage(RefinePlan):
     @torch.inference_mode()
     def _look(self, one: _Underway) -> None:
         """Read the dense map, and find where SAM2 is to be asked."""
-        one.check_size()
         dense = one.dense = self._dense_map(one.upstream["dense"], one.row, one.size, one.image)
         if self._sam is not None:
             one.points = points_of(dense, self._config.refine, self._min_area(one))

@@ -19,7 +19,9 @@ import numpy as np
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, OvsegError
 from ovseg_batch.io.atomic import FileBatch, file_record, publish, temporary_path
+from ovseg_batch.io.images import CHANGED
 from ovseg_batch.io.logits import ArrayWriter
+from ovseg_batch.io.remote import shown
 from ovseg_batch.io.tables import TABLE, ResultWriter
 from ovseg_batch.stages.base import ARRAYS, Stage, Upstream, failed
 from ovseg_batch.store import FILES, StageStore
@@ -64,7 +66,10 @@ def run_shard(
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
         kept = stack.enter_context(Upstream(store, shard)) if keep else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
-        results = _checked(stage, rows, _results(stage, rows, upstream, charged or {}, kept, same, progress))
+        refused = {
+            row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (charged or {}).get(row.row))
+        }
+        results = _checked(stage, rows, _results(stage, rows, upstream, refused, kept, same, progress))
         tally, files = _write(stage, store, shard, results)
         commit = Commit(
             stage=stage.name,
@@ -105,7 +110,7 @@ def probe_shard(
     """
     with contextlib.ExitStack() as stack:
         upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
-        for row in rows:
+        for row in _identified(rows, upstream, {}):
             begin(row.row)
             for _ in _reported(stage.process([row], upstream), progress):
                 pass
@@ -122,23 +127,45 @@ def _results(
     stage: Stage,
     rows: Sequence[ImageRow],
     upstream: Mapping[str, Upstream],
-    charged: Mapping[int, str],
+    refused: dict[int, RowResult],
     kept: Upstream | None,
     same: Collection[int],
     progress: Progress,
 ) -> Iterator[RowResult]:
-    """Yield the stage's results of the rows to compute, and in their places the known results of the others."""
+    """Yield the stage's results of the rows to compute, and in their places the known results of the others.
+
+    Args:
+        refused: by row: failed results of rows that are not computed.
+    """
     known = {number for number in same if kept is not None and kept.failure(number) is None}
-    todo = [row for row in rows if row.row not in known and row.row not in charged]
+    todo = _identified([row for row in rows if row.row not in known and row.row not in refused], upstream, refused)
     fresh = _reported(stage.process(todo, upstream), progress)
     for row in rows:
-        if row.row in charged:
-            yield failed(row, FailureCode.CRASHED, charged[row.row])
+        if row.row in refused:
+            yield refused[row.row]
         elif kept is not None and row.row in known:
             yield kept.result(row)
         else:
             yield from itertools.islice(fresh, 1)
     yield from fresh
+
+
+def _identified(
+    rows: Sequence[ImageRow], upstream: Mapping[str, Upstream], refused: dict[int, RowResult]
+) -> list[ImageRow]:
+    """Return the rows with the hash of the file that the earlier stages have read.
+
+    Args:
+        refused: gets the rows whose file changed between two of these stages.
+    """
+    found = []
+    for row in rows:
+        contents = {one.content(row.row) for one in upstream.values()} - {None}
+        if len(contents) > 1:
+            refused[row.row] = failed(row, FailureCode.CHANGED, f"{shown(row.path)} {CHANGED}")
+        else:
+            found.append(dataclasses.replace(row, content=contents.pop() if contents else None))
+    return found
 
 
 def _write(

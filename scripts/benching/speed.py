@@ -24,7 +24,7 @@ from benching.stopwatch import MODELS, Stopwatch
 from ovseg_batch import pipeline, planning, scenes
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.io.images import decode_ahead
+from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.vocabulary import TEMPLATES

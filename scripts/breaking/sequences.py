@@ -310,9 +310,8 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
             which = name or next(known for known, words in LABELS.items() if words == labels)
             for file, masks in read_masks(self.workdir).items():
                 pictures = self.listed.get(file, set())
-                if len(pictures) == 1 and name is not None:
-                    [picture] = pictures
-                    assert picture is not None and masks == scenes.masks[which][picture], file
+                if name is not None:
+                    assert masks in [scenes.masks[which][one] for one in pictures if one is not None], file
             if name is not None:
                 self.check_top(name)
 
