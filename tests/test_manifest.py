@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,8 @@ import pytest
 from conftest import Command
 from PIL import Image
 
-from ovseg_batch.errors import RowError, UsageError
-from ovseg_batch.io import heif
-from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.images import Limits
 from ovseg_batch.io.manifest import FORMAT, Manifest, Summary, build_manifest
 from ovseg_batch.types import ImageRow
 
@@ -505,27 +502,3 @@ def test_columns_of_parquet_that_a_manifest_cannot_hold(folder: Path, tmp_path: 
     assert not any(
         pa.types.is_binary(one.type) or pa.types.is_nested(one.type) for one in pq.read_schema(tmp_path / "m.parquet")
     )
-
-
-def test_heif_without_its_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    heif.register.cache_clear()
-    _, summary = counted(folder, out=tmp_path / "m.parquet")
-    assert f"1 image is in HEIF, which cannot be read yet. {heif.ADVICE} (phone.HEIC)" in summary.notes()
-    with pytest.raises(RowError, match=r"It is a HEIF image\. Run `pip install pillow-heif`"):
-        read_image(folder / "phone.HEIC", LIMITS)
-    with pytest.raises(RowError) as raised:
-        (folder / "other.png").write_bytes(b"no image")
-        read_image(folder / "other.png", LIMITS)
-    assert "HEIF" not in raised.value.message
-
-
-def test_heif_with_its_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(folder / "b.png", folder / "phone.heic")
-    calls: list[int] = []
-    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: calls.append(1)))
-    heif.register.cache_clear()
-    _, summary = counted(folder, out=tmp_path / "m.parquet")
-    assert summary.heif == 0 and calls == [1] and read_image(folder / "phone.heic", LIMITS).shape == (4, 6, 3)
-    heif.register.cache_clear()

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.io.atomic import temporary_path
-from ovseg_batch.io.images import Limits, identified, open_image, orientation_of
+from ovseg_batch.io.images import Limits, identified, open_header, open_image, orientation_of
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -100,7 +99,7 @@ def local_path(row: ImageRow) -> Path:
 def _format(source: Path) -> str:
     """What Pillow calls the format of an image file, whose header alone is read."""
     try:
-        with Image.open(source) as image:
+        with open_header(source) as image:
             return image.format or ""
     except Exception as error:  # decoders raise whatever they like
         raise OvsegError(f"{source} cannot be read any more ({error}); {_without_images()}.") from None

@@ -170,8 +170,7 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
 def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
     """Read the header of a file's content; no pixel is decoded yet. Raises RowError."""
     try:
-        heif.register()
-        image = Image.open(io.BytesIO(content))
+        image = open_header(io.BytesIO(content))
         tiff.to_main_page(image, path)
     except RowError:
         raise
@@ -194,6 +193,13 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
     if tiff.is_deep(image) or _is_deep_png(image):
         setattr(image, CONTENT, content)
     return image
+
+
+def open_header(file: Path | io.BytesIO) -> Image.Image:
+    """Open an image in any format that is read; Pillow's errors are raised as they are."""
+    heif.register()
+    tiff.register()
+    return Image.open(file)
 
 
 def _is_deep_png(image: Image.Image) -> bool:

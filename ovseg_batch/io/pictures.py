@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import tiff
@@ -92,6 +92,8 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
     """CMYK to sRGB as the picture's own profile says; as Pillow does without, where that cannot be read."""
+    from PIL import ImageCms
+
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         turned = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
