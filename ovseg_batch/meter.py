@@ -22,6 +22,7 @@ shards = logging.getLogger(__name__)  # one record for every commit, for program
 log = logging.getLogger("ovseg_batch")
 
 REFRESH_SECONDS = 1.0
+FIRST = b"# HELP ovseg_"  # bytes with which a metrics file begins
 LINE_SECONDS = 30.0  # between two lines where no bar is shown
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}"
@@ -35,6 +36,15 @@ METRICS = {
     "ovseg_busy_ratio": "Share of the time that the workers have spent on committed shards.",
     "ovseg_updated_seconds": "Time of writing, in seconds since 1970.",
 }
+
+
+def are_metrics(file: Path) -> bool:
+    """Return whether a file holds the metrics of a run."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(FIRST)) in (FIRST, b"")
+    except OSError:
+        return False
 
 
 class Meter:

@@ -19,7 +19,9 @@ from ovseg_batch.errors import RowError, UsageError
 from ovseg_batch.findings import printable
 from ovseg_batch.io.images import Limits, open_image
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.marks import check_replaceable
 from ovseg_batch.io.updating import Changes, update_manifest
+from ovseg_batch.meter import are_metrics
 from ovseg_batch.models import zoo
 from ovseg_batch.models.missing import MissingModels
 from ovseg_batch.models.precision import precision, uses_gpu
@@ -200,6 +202,8 @@ def settle(config: Config) -> Config:
         require_models(config)  # one error for all of them
         raise
     run = config.run
+    if run.metrics_file:
+        check_replaceable(Path(run.metrics_file), are_metrics)
     if run.engine == "local":
         return _with_precision(config, precision("auto", run.device)) if uses_gpu(run.device) else config
     resources = ray.connect()

@@ -332,6 +332,16 @@ def test_a_metrics_file_that_cannot_be_written_ends_no_run(few_scenes: Path, tmp
     assert done.stderr.count("cannot be written any more") == 2  # once a stage
 
 
+def test_the_metrics_file_replaces_no_other_file(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    mine = tmp_path / "photograph.png"
+    mine.write_bytes(b"mine")
+    for place in (mine, tmp_path):
+        arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={place}")
+        refused = command(*arguments)
+        assert refused.returncode == 2 and f"{place} exists and is no earlier file" in refused.stderr
+    assert mine.read_bytes() == b"mine"
+
+
 def test_json_lines_tell_every_shard(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     metrics = tmp_path / "m.prom"
     arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={metrics}")

@@ -168,6 +168,13 @@ def test_shards_are_scored_once_and_the_worst_are_drawn(
     assert len([path for path in kept if kept[path] != again[path]]) == 1
     with Image.open(sheet) as drawn:
         assert drawn.height > 6 * 224
+    mine = tmp_path / "mine.png"
+    Image.new("RGB", (4, 4)).save(mine)
+    content = mine.read_bytes()
+    for option in (("--sheet", mine), ("--thresholds", mine, "--precision", "0.9")):
+        refused = command("eval", finished, "--dataset", "scenes", "--root", few_scenes, *option)
+        assert refused.returncode == 2 and "is no earlier file of this command" in refused.stderr
+    assert mine.read_bytes() == content
 
 
 def test_what_cannot_be_evaluated(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:

@@ -13,7 +13,7 @@ from conftest import Command
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.bank_file import FORMAT, read_bank, write_bank
-from ovseg_batch.io.marks import check_replaceable
+from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.text_cache import text_embeddings
 from ovseg_batch.models.text import encode_tokens
 
@@ -78,15 +78,19 @@ def test_a_damaged_text_cache_is_computed_anew(tmp_path: Path, caplog: pytest.Lo
     assert encoded > 50
 
 
+def is_bank(file: Path) -> bool:
+    return has_mark(file, FORMAT)
+
+
 def test_a_damaged_bank_is_refused(tmp_path: Path) -> None:
     features = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
     file = tmp_path / "bank.parquet"
     write_bank(file, 8, [([f"image-{k}" for k in range(20)], features)], {"clip": "demo"})
     whole, refused, bank = file.read_bytes(), 0, read_bank(file)
-    check_replaceable(file, FORMAT)
+    check_replaceable(file, is_bank)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="no earlier file"):
-        check_replaceable(tmp_path / "mine.txt", FORMAT)
+        check_replaceable(tmp_path / "mine.txt", is_bank)
     for place in range(0, len(whole), 7):
         content = bytearray(whole)
         content[place] ^= 1 << place % 8

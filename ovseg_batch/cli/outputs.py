@@ -186,10 +186,15 @@ def eval_run(
     """
     from ovseg_batch.evaluate.edits import edit_figures
     from ovseg_batch.evaluate.run import evaluate, vocabulary_of
-    from ovseg_batch.export.thresholds import write_thresholds
+    from ovseg_batch.evaluate.sheet import is_sheet
+    from ovseg_batch.export.thresholds import are_thresholds, write_thresholds
+    from ovseg_batch.io.marks import check_replaceable
 
     if (thresholds is None) != (precision is None):
         raise UsageError("--precision and --thresholds go together: how often a kept pixel is right, and the file.")
+    for file, is_ours in ((sheet, is_sheet), (thresholds, are_thresholds)):
+        if file is not None:
+            check_replaceable(file, is_ours)
     score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
     if thresholds is not None and precision is not None:
         write_thresholds(thresholds, score.thresholds(precision))

@@ -249,11 +249,11 @@ def manifest(
     oracle: bool,
 ) -> None:
     """Write the list of images that `run` would work through."""
-    from ovseg_batch.io.manifest import FORMAT, build_manifest
+    from ovseg_batch.io.manifest import Manifest, build_manifest
     from ovseg_batch.io.marks import check_replaceable
     from ovseg_batch.io.remote import Remote
 
-    check_replaceable(output, FORMAT)
+    check_replaceable(output, Manifest.recognises)
     listed: list[Any] = list(inputs)
     if dataset is not None:
         from ovseg_batch.evaluate.truth import TruthReader

@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io.atomic import atomic_path
@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 HEIGHT = 224  # pixels of a row of pictures
 STRENGTH = 0.75  # of a class's colour over the image
 MARGIN = 8
+MARK = ("Software", "ovseg_batch eval")  # text of the PNG
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,18 @@ def write_sheet(path: Path, cases: Sequence[Case]) -> None:
         sheet[top : top + row.shape[0], : row.shape[1]] = row
         top += row.shape[0] + MARGIN
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        Image.fromarray(sheet).save(file, "PNG")
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text(*MARK)
+        Image.fromarray(sheet).save(file, "PNG", pnginfo=mark)
+
+
+def is_sheet(file: Path) -> bool:
+    """Return whether a file is a sheet."""
+    try:
+        with Image.open(file) as image:
+            return image.info.get(MARK[0]) == MARK[1]
+    except OSError:
+        return False
 
 
 def overlay(image: Array, classes: Array) -> Array:

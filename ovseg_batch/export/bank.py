@@ -15,7 +15,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.bank_file import FORMAT, write_bank
 from ovseg_batch.io.logits import ArrayReader
-from ovseg_batch.io.marks import check_replaceable
+from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
@@ -38,7 +38,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     Raises:
         UsageError: the run has not kept features, or found no region; or `out` is a file that is no bank.
     """
-    check_replaceable(out, FORMAT)
+    check_replaceable(out, lambda file: has_mark(file, FORMAT))
     results = Results.open(workdir)
     dense = next((store for store in results.stores if store.stage == "dense"), None)
     inputs = {} if dense is None else json.loads((dense.folder / "stage.json").read_bytes())["inputs"]["settings"]

@@ -44,6 +44,15 @@ def write_thresholds(path: Path, thresholds: Mapping[str, float]) -> None:
     write_text(path, json.dumps(thresholds, indent=2, ensure_ascii=False) + "\n")
 
 
+def are_thresholds(file: Path) -> bool:
+    """Return whether a file holds thresholds."""
+    try:
+        read_thresholds(file)
+    except UsageError:
+        return False
+    return True
+
+
 def read_thresholds(path: Path) -> dict[str, float]:
     """Raises UsageError where the file is none of ours."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ovseg_batch.errors import UsageError
@@ -29,14 +30,17 @@ def has_mark(file: Path, mark: bytes) -> bool:
         return False
 
 
-def check_replaceable(file: Path, mark: bytes) -> None:
+def check_replaceable(file: Path, is_ours: Callable[[Path], bool]) -> None:
     """See that a file may be written: remove what killed commands have left of it.
 
+    Args:
+        is_ours: returns whether a file is one that the same command wrote.
+
     Raises:
-        UsageError: a file is there that does not have the mark, such as a person's photograph.
+        UsageError: another file is there, such as a person's photograph.
     """
     remove_leftovers(temporaries_of(file))
-    if file.exists() and not has_mark(file, mark):
+    if file.exists() and not (file.is_file() and is_ours(file)):
         raise UsageError(f"{file} exists and is no earlier file of this command. Choose another name, or delete it.")
 
 
