@@ -158,6 +158,19 @@ def test_edited_images_of_an_earlier_configuration_are_removed(images: Path, tmp
     assert len(list((workdir / "edited").iterdir())) == 6
 
 
+@pytest.mark.parametrize("point", ["export.linked", "export.rename:2", "export.rename:3"])
+def test_edited_images_of_a_killed_run_are_removed(
+    point: str, images: Path, tmp_path: Path, command: Command, start: Start
+) -> None:
+    workdir = tmp_path / "run"
+    edits = ("--edit", "cutout", "--drop", "sky")
+    assert start("run", images, "-o", workdir, *X, *edits, *FEW, OVSEG_FAILPOINTS=point).wait().code == -signal.SIGKILL
+    assert command("run", images, "-o", workdir, *Y, *FEW).returncode == 0
+    assert not (workdir / "edited").exists() and command("verify", workdir).returncode == 0
+    assert command("run", images, "-o", workdir, *X, *edits, *FEW).returncode == 0
+    assert len([*(workdir / "edited").iterdir()]) == len([*images.iterdir()])
+
+
 def test_a_part_with_failed_images_says_so(images: Path, tmp_path: Path, command: Command) -> None:
     sorted(images.iterdir())[0].write_bytes(b"")
     workdir = tmp_path / "run"

@@ -20,6 +20,8 @@ from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import FILES, StageStore, Workdir
 from ovseg_batch.types import Unchanged
 
+BEGUN = "begun"  # content of the marker while `edited/` is made
+
 
 def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
     """Bring `edited/` up to what the stage has committed. Nothing is done where it is so already.
@@ -39,6 +41,7 @@ def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
     digest, count = _digest(store)
     if workdir.edited.is_dir() and marker.is_file() and marker.read_text(encoding="utf-8").strip() == digest:
         return count
+    write_text(marker, f"{BEGUN}\n")  # a run without edits removes what this one has published when it is killed
     fresh = temporary_path(workdir.edited)
     fresh.mkdir()
     try:
