@@ -154,6 +154,12 @@ def test_decode_ahead_holds_no_more_than_its_budget(
     assert peak <= max(1, budget // (100 * 100 * 3)) + 1  # the one just handed over is counted until the next
 
 
+def test_a_path_that_no_file_can_have_costs_its_row(tmp_path: Path) -> None:
+    with pytest.raises(RowError) as refused:
+        read(tmp_path / "a\0b.png")
+    assert refused.value.code is FailureCode.UNREADABLE
+
+
 def test_memory_that_runs_out_in_a_thread_costs_its_row(tmp_path: Path) -> None:
     def work(row: ImageRow, image: Image.Image) -> int:
         side = 1 << 20 if row.row == 1 else 2

@@ -101,8 +101,9 @@ def read_content(path: str, limits: Limits, room: Room = lambda _: None) -> byte
             content, size = _read_file(path, most, room)
         except FileNotFoundError:
             raise RowError(FailureCode.MISSING, f"{path} is not there") from None
-        except OSError as error:
-            raise RowError(FailureCode.UNREADABLE, f"{path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise RowError(FailureCode.UNREADABLE, f"{path}: {reason}") from None
     if size > most:
         raise RowError(FailureCode.TOO_LARGE, f"{shown(path)} has more than run.max_file_bytes={most} bytes")
     if size == 0:
