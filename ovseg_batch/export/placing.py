@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
-from ovseg_batch.io.atomic import temporary_path
+from ovseg_batch.io.atomic import create, temporary_path
 from ovseg_batch.io.images import Limits, identified, open_image, orientation_of
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
@@ -66,7 +66,8 @@ def place_image(source: Path, target: Path, how: Literal["link", "copy"], conver
     temporary = temporary_path(beside / "image")
     try:
         if convert:
-            temporary.write_bytes(_as_png(source))
+            with create(temporary) as file:
+                file.write(_as_png(source))
         elif how == "link":
             temporary.symlink_to(source)
         else:
