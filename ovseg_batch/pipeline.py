@@ -28,6 +28,7 @@ from ovseg_batch.models.precision import uses_gpu
 from ovseg_batch.planning import (
     PlannedStage,
     check_manifest,
+    code_changes,
     competition_lines,
     embedded_models,
     plan,
@@ -106,9 +107,12 @@ def run(
 def _begin(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
-    """Write the settings and the plan of a run, which is the latest of its workdir from now on."""
+    """Write the plan and the settings of a run, which is the latest of its workdir from now on."""
     with workdir.exclusive():
-        _write_config(workdir, config)
+        for line in code_changes(workdir, stages):
+            log.info("%s", line)
+        comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
+        write_text(workdir.config, comments + dump_config(config))
         write_plan(workdir, inputs, manifest, stages, config)
 
 
@@ -179,12 +183,6 @@ def query(
     stages = plan(config, target, manifest, target.manifest)
     _begin(target, record["inputs"], manifest, stages, config)
     return _execute(target, manifest, stages, config, progress)
-
-
-def _write_config(workdir: Workdir, config: Config) -> None:
-    """Write the resolved settings, and as comments the words that compete with the labels."""
-    comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
-    write_text(workdir.config, comments + dump_config(config))
 
 
 def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
@@ -304,8 +302,7 @@ def _run_planned(
     absent = store.missing(shards)
     missing = planned.to_compute(absent)
     begun = [shard for shard in missing if store.data_path(shard, TABLE).exists()]
-    where, done = f"{planned.name}, {place} [{store.folder.name}]", shards - len(absent)
-    log.info("%s: %d of %d shards already committed", where, done, shards)
+    log.info("%s, %s [%s]: %s", planned.name, place, store.folder.name, planned.committed(absent, shards))
     if not missing:
         return []
     if begun or len(missing) < shards:

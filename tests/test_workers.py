@@ -144,7 +144,7 @@ def test_a_retry_killed_anywhere_loses_nothing(
 def test_parts_of_a_run_add_up_to_the_whole(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     arguments = run_arguments(few_scenes / "images", tmp_path / "run")
     first = command(*arguments, "--shards", "0/2")
-    assert first.returncode == 0 and "2 shards are left for the other parts" in first.stdout, first.stdout
+    assert first.returncode == 0 and "1 shard is left for the other parts" in first.stdout, first.stdout
     assert not (tmp_path / "run" / "annotations.json").exists()
     second = command(*arguments, "--shards", "1/2")
     assert second.returncode == 0 and "annotations.json" in second.stdout
