@@ -36,7 +36,7 @@ from ovseg_batch.planning import (
     write_plan,
 )
 from ovseg_batch.progress import StageStatus, ranges, stage_status
-from ovseg_batch.results import EDIT, failed_rows, finished_images, mask_stage
+from ovseg_batch.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
@@ -363,8 +363,8 @@ def _finish(
         failures = sum(1 for _ in failed_rows(manifest, stores, range(index, manifest.shards, count)))
         return Outcome(stages=states, failures=failures, redone=redone)
     edits = stages[-1].job.store if stages[-1].name == EDIT else None
-    sealed = workdir.sealed_outputs()
-    if sealed is not None and sealed.get("made_of") == identity:
+    sealed, content = workdir.sealed_outputs(), committed_content(stores)
+    if sealed is not None and (sealed.get("made_of"), sealed.get("content", content)) == (identity, content):
         log.info("everything was done before")
         edited = publish_edited(workdir, edits)
         return _outcome(states, sealed["counts"], workdir, edited, redone)
@@ -389,7 +389,8 @@ def _finish(
         failures = _write_failures(workdir, manifest, stages)
         found = Findings(images, label_images, None if edits is None else count_edits(edits, config.edit.mode))
         counts = {"annotations": annotations, "failures": failures, **found.to_record()}
-        workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"made_of": identity, "counts": counts})
+        facts = {"made_of": identity, "content": content, "counts": counts}
+        workdir.seal_outputs([path, workdir.failures, workdir.manifest], facts)
     return _outcome(states, counts, workdir, edited, redone)
 
 

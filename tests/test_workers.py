@@ -178,3 +178,20 @@ def test_workers_that_would_share_cores_are_warned_of() -> None:
     assert told() == told(workers=1) == told(workers=0) == told(workers=cores, threads=1) == []
     [line] = told(workers=2)
     assert f"run.threads={max(1, cores // 2)}" in line
+
+
+def test_outputs_that_another_run_wrote_while_retry_computed_are_written_again(
+    broken: tuple[Path, Path], few_scenes: Path, command: Command
+) -> None:
+    """A run that found all done wrote them after `retry` had begun and before it committed."""
+    images, workdir = broken
+    written = {path: path.read_bytes() for path in (workdir / "annotations.json", workdir / "stages" / "outputs.json")}
+    torn = sorted(images.iterdir())[3]
+    shutil.copyfile(few_scenes / "images" / torn.name, torn)
+    stopped = command("retry", workdir, OVSEG_FAILPOINTS="refine.committed:1=EIO")
+    assert stopped.returncode == 1
+    for path, content in written.items():
+        path.write_bytes(content)
+    done = command(*run_arguments(images, workdir))
+    assert done.returncode == 0 and "6 images" in done.stdout, done.stdout
+    assert failures(workdir) == []
