@@ -7,6 +7,7 @@ to one image, written as its terminal row, and the run goes on. `FailureCode` is
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -47,6 +48,17 @@ OF_THE_FILE = frozenset(
 )
 
 
+#: Parts of the messages by which PyTorch and CUDA's libraries report that they could not allocate memory.
+MEMORY_ERRORS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "unable to find an engine to execute",
+    "unable to find a valid cudnn algorithm",
+)
+
+
 class OvsegError(Exception):
     """Stops the command (exit 1): says what was wrong, where, and what to do next."""
 
@@ -78,6 +90,25 @@ class RowError(Exception):
 
 class DeviceLost(Exception):
     """The GPU does not work in this process any more. Another process can continue; no image is to blame."""
+
+
+def is_opencv_error(error: BaseException) -> bool:
+    """Return whether OpenCV raised the error. Only a process that has imported OpenCV can have one."""
+    cv2 = sys.modules.get("cv2")
+    return cv2 is not None and isinstance(error, cv2.error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that memory ran out, on a device or on the host."""
+    if isinstance(error, MemoryError):
+        return True
+    if is_opencv_error(error):
+        return bool(getattr(error, "code", None) == sys.modules["cv2"].Error.StsNoMem)
+    if not isinstance(error, RuntimeError):  # PyTorch's own OutOfMemoryError is a RuntimeError
+        return False
+    torch = sys.modules.get("torch")
+    raised = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return raised or any(text in str(error).lower() for text in MEMORY_ERRORS)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from ovseg_batch.findings import LISTED, printable
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.entries import Entry
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
+from ovseg_batch.io.manifest_check import check_rows
 from ovseg_batch.io.remote import Remote, check_installed, is_remote, scheme_of, shown
 from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
@@ -119,8 +120,13 @@ def existing_manifest(workdir: Workdir, inputs: Sequence[str], listing: Manifest
 
 
 def ready_made_manifest(inputs: Sequence[str]) -> Path | None:
-    """The input itself, when it is one manifest that `ovseg-batch manifest` wrote."""
+    """Return the input itself if it is one manifest that `ovseg-batch manifest` wrote.
+
+    Raises:
+        UsageError: it has the mark of a manifest, and its rows are not those of one.
+    """
     if len(inputs) == 1 and inputs[0].endswith(".parquet") and Manifest.recognises(Path(inputs[0])):
+        check_rows(Path(inputs[0]))
         return Path(inputs[0])
     return None
 

@@ -28,6 +28,7 @@ from ovseg_batch.models.precision import uses_gpu
 from ovseg_batch.planning import (
     PlannedStage,
     check_manifest,
+    code_changes,
     competition_lines,
     embedded_models,
     plan,
@@ -35,7 +36,7 @@ from ovseg_batch.planning import (
     write_plan,
 )
 from ovseg_batch.progress import StageStatus, ranges, stage_status
-from ovseg_batch.results import EDIT, failed_rows, finished_images, mask_stage
+from ovseg_batch.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
@@ -106,9 +107,12 @@ def run(
 def _begin(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
-    """Write the settings and the plan of a run, which is the latest of its workdir from now on."""
+    """Write the plan and the settings of a run, which is the latest of its workdir from now on."""
     with workdir.exclusive():
-        _write_config(workdir, config)
+        for line in code_changes(workdir, stages):
+            log.info("%s", line)
+        comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
+        write_text(workdir.config, comments + dump_config(config))
         write_plan(workdir, inputs, manifest, stages, config)
 
 
@@ -179,12 +183,6 @@ def query(
     stages = plan(config, target, manifest, target.manifest)
     _begin(target, record["inputs"], manifest, stages, config)
     return _execute(target, manifest, stages, config, progress)
-
-
-def _write_config(workdir: Workdir, config: Config) -> None:
-    """Write the resolved settings, and as comments the words that compete with the labels."""
-    comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
-    write_text(workdir.config, comments + dump_config(config))
 
 
 def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
@@ -304,8 +302,7 @@ def _run_planned(
     absent = store.missing(shards)
     missing = planned.to_compute(absent)
     begun = [shard for shard in missing if store.data_path(shard, TABLE).exists()]
-    where, done = f"{planned.name}, {place} [{store.folder.name}]", shards - len(absent)
-    log.info("%s: %d of %d shards already committed", where, done, shards)
+    log.info("%s, %s [%s]: %s", planned.name, place, store.folder.name, planned.committed(absent, shards))
     if not missing:
         return []
     if begun or len(missing) < shards:
@@ -366,8 +363,8 @@ def _finish(
         failures = sum(1 for _ in failed_rows(manifest, stores, range(index, manifest.shards, count)))
         return Outcome(stages=states, failures=failures, redone=redone)
     edits = stages[-1].job.store if stages[-1].name == EDIT else None
-    sealed = workdir.sealed_outputs()
-    if sealed is not None and sealed.get("made_of") == identity:
+    sealed, content = workdir.sealed_outputs(), committed_content(stores)
+    if sealed is not None and (sealed.get("made_of"), sealed.get("content", content)) == (identity, content):
         log.info("everything was done before")
         edited = publish_edited(workdir, edits)
         return _outcome(states, sealed["counts"], workdir, edited, redone)
@@ -392,7 +389,8 @@ def _finish(
         failures = _write_failures(workdir, manifest, stages)
         found = Findings(images, label_images, None if edits is None else count_edits(edits, config.edit.mode))
         counts = {"annotations": annotations, "failures": failures, **found.to_record()}
-        workdir.seal_outputs([path, workdir.failures, workdir.manifest], {"made_of": identity, "counts": counts})
+        facts = {"made_of": identity, "content": content, "counts": counts}
+        workdir.seal_outputs([path, workdir.failures, workdir.manifest], facts)
     return _outcome(states, counts, workdir, edited, redone)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from ovseg_batch import intake
 from ovseg_batch.engine import ray
 from ovseg_batch.engine.job import StageJob
-from ovseg_batch.errors import RowError, UsageError
+from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.findings import printable
 from ovseg_batch.io.images import Limits, open_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import check_replaceable
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.updating import Changes, update_manifest
 from ovseg_batch.meter import are_metrics
 from ovseg_batch.models import zoo
@@ -64,6 +65,22 @@ class PlannedStage:
         index, count = self.part
         found = {*absent, *(self.missing if self.job.retry else ())}
         return sorted(shard for shard in found if shard % count == index)
+
+    def committed(self, absent: Collection[int], shards: int) -> str:
+        """Describe how many shards are committed: those of this part, and all of the run.
+
+        Args:
+            absent: shards without a commit.
+            shards: of the run.
+        """
+        index, count = self.part
+        whole = f"{shards - len(absent)} of {shards} shards"
+        if count == 1:
+            return f"{whole} already committed"
+        own = range(index, shards, count)
+        return (
+            f"{len({*own} - {*absent})} of {len(own)} shards of part {index}/{count} already committed ({whole} in all)"
+        )
 
     @property
     def accelerator(self) -> bool:
@@ -260,6 +277,33 @@ def check_manifest(manifest: Manifest, config: Config) -> None:
 def embedded_models(config: Config) -> list[str]:
     """Return the settings that name a small model of the package, which knows rendered scenes alone."""
     return [f"{needed.kind}.model" for needed in needed_models(config) if zoo.is_embedded(needed.kind, needed.model)]
+
+
+def code_changes(workdir: Workdir, stages: Sequence[PlannedStage]) -> list[str]:
+    """Describe the stages whose code has another version than in the latest run of the workdir.
+
+    Such a stage has another fingerprint, so nothing of it is committed, though settings and images are the same.
+    """
+    try:
+        before = {store.stage: _version_of(store) for store in workdir.stores()}
+    except OvsegError:  # no run before, or a plan that cannot be read
+        return []
+    lines = []
+    for planned in stages:
+        old, new = before.get(planned.name), planned.plan.version
+        if planned.missing and old not in (None, new):
+            lines.append(
+                f"{planned.name}: its code version was {old} in the run before and is {new} now: computed again"
+            )
+    return lines
+
+
+def _version_of(store: StageStore) -> int | None:
+    """Return the version of the code that a stage was begun with; None where that cannot be read."""
+    try:
+        return int(parse_json((store.folder / "stage.json").read_bytes())["inputs"]["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_plan(

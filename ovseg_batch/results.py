@@ -100,6 +100,15 @@ def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Itera
         yield row.file_name, line
 
 
+def committed_content(stores: Iterable[StageStore]) -> str:
+    """Return a hash of all committed results, by which outputs are known to be made of these and of no earlier ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for store in stores:
+        for commit in store.commits():
+            digest.update(f"{store.stage} {commit.shard} {commit.digest}\n".encode())
+    return digest.hexdigest()
+
+
 def failed_rows(
     manifest: Manifest, stores: Sequence[StageStore], shards: Iterable[int] | None = None
 ) -> Iterator[tuple[int, str, str, str, str]]:

@@ -365,7 +365,7 @@ class Workdir:
         if path.exists():
             try:
                 record = unseal(path.read_bytes())
-                files = [FileRecord(**file) for file in record["files"]]
+                files = [FileRecord.from_record(file) for file in record["files"]]
             except (ValueError, KeyError, TypeError):
                 return [*problems, Problem(path, "the record of the outputs is damaged")]
             if record.get("made_of", self.made_of()) != self.made_of():

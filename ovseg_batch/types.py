@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, TypeAdapter
 
 from ovseg_batch.errors import FailureCode
 
@@ -94,13 +96,24 @@ class RowResult:
         return self.code is None
 
 
+def _below(path: str) -> str:
+    if path.startswith("/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError("it leads out of its folder")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """A data file as it was when its shard was committed. `path` is relative to the stage folder."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_below)]
     bytes: int
     blake2b: str
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> FileRecord:
+        """Raises ValueError where the record is not a file's, or names a file outside of its folder."""
+        return TypeAdapter(cls).validate_python(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +160,8 @@ class Commit:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Commit:
-        """Raises KeyError or TypeError where the record is not a commit's."""
-        return cls(**{**record, "files": tuple(FileRecord(**file) for file in record["files"])})
+        """Raises ValueError where the record is not a commit's."""
+        return _COMMIT.validate_python(record)
+
+
+_COMMIT = TypeAdapter(Commit)

@@ -38,7 +38,7 @@ def stopped_cleanly(ended: Ended, workdir: Path, removable: bool = True) -> list
     """What is wrong with the way a run gave up; where nothing is `removable`, drafts may lie until it is resumed."""
     wrong = [f"{name}: left over" for name in (leftovers(workdir) if removable and workdir.exists() else [])]
     wrong += [f"{name}: torn" for name in (torn(workdir) if workdir.exists() else [])]
-    if ended.code != 1 or "Traceback" in ended.stderr or "Correct the cause" not in ended.stderr:
+    if ended.code != 1 or "Traceback" in ended.stderr or "give the same command again" not in ended.stderr:
         wrong.append(f"ended with {ended.code}: {ended.stderr}")
     return wrong
 

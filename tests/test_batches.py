@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
+from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.models.batches import BatchSize
+from ovseg_batch.stages.splitting import split_on_failure
 
 
 def test_a_batch_size_halves_and_stays() -> None:
@@ -52,3 +58,16 @@ def test_an_item_is_tried_again_after_cached_memory_is_released() -> None:
         return "done"
 
     assert BatchSize(1).run(1, compute) == ["done"]
+
+
+def test_what_opencv_raises_is_charged_to_its_item() -> None:
+    """Its error is no RuntimeError. Without memory it has a code of its own."""
+    pixel = np.zeros((1, 1), np.uint8)
+
+    def compute(sides: Sequence[int]) -> list[int]:
+        return [cv2.resize(pixel, (side, side), interpolation=cv2.INTER_NEAREST).size for side in sides]
+
+    fine, short, refused = split_on_failure(compute, [2, 1 << 20, -1])
+    assert fine == 4
+    assert isinstance(short, RowError) and short.code is FailureCode.OUT_OF_MEMORY
+    assert isinstance(refused, RowError) and refused.code is FailureCode.MODEL

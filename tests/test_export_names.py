@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import Command
 from exported import write
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
@@ -37,6 +38,10 @@ NAMES = (
     "images_/b.jpg",
     "images.jpg",
     "train/images/labels/c.jpg",
+    "test/e.jpg",
+    "testfolder/e.jpg",
+    "my_val-2/dev1/e.jpg",
+    "contest/eval.jpg",
     "anim.gif",
     "anim.png",
     "camera.jfif",
@@ -119,6 +124,35 @@ def test_long_names_that_share_a_stem_are_exported(name: str, named: Path, tmp_p
         assert all(
             (folder / "train" / line[key]).is_file() for line in lines for key in ("file_name", "mask_file_name")
         )
+
+
+#: Words of `datasets` 5.0 for splits; a folder that holds one between separators assigns all below it to the split.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+AROUND = "-._ 0-9"
+PATTERNS = ("**/{0}/**", "**/{0}[{1}]*/**", "**/*[{1}]{0}/**", "**/*[{1}]{0}[{1}]*/**")
+
+
+def test_datasets_finds_one_split_whatever_the_folders_are_called(named: Path, tmp_path: Path) -> None:
+    """The globs are those by which `load_dataset("imagefolder", data_dir=…)` infers splits."""
+    folder = write(named / "run", "hf-imagefolder", tmp_path)
+    found = {
+        split: {path for word in words for of in PATTERNS for path in files_below(folder, of.format(word, AROUND))}
+        for split, words in SPLIT_FOLDERS.items()
+    }
+    assert len(found["train"]) == 2 * len(NAMES) + 1  # images, masks, metadata.jsonl
+    assert not found["validation"] and not found["test"]
+    assert (folder / "train/images/my_valfolder-2/devfolder1/e.jpg").exists()
+    assert (folder / "train/images/contest/eval.jpg").exists()
+    assert len(list((folder / "train/images").glob("testfolder/e-*.jpg"))) == 2  # of test/ and of testfolder/
+
+
+def files_below(folder: Path, pattern: str) -> list[str]:
+    found = LocalFileSystem().glob(f"{folder}/{pattern}", detail=True)
+    return [path for path, about in found.items() if about["type"] == "file" or about["islink"]]
 
 
 def test_an_output_may_be_long_relative_or_a_link(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

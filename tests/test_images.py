@@ -9,13 +9,14 @@ import struct
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import images
-from ovseg_batch.io.ahead import decode_ahead
+from ovseg_batch.io.ahead import decode_ahead, work_ahead
 from ovseg_batch.io.images import Limits, open_image, read_image, upright_size
 from ovseg_batch.types import ImageRow
 
@@ -151,6 +152,22 @@ def test_decode_ahead_holds_no_more_than_its_budget(
         with lock:
             alive -= 1
     assert peak <= max(1, budget // (100 * 100 * 3)) + 1  # the one just handed over is counted until the next
+
+
+def test_a_path_that_no_file_can_have_costs_its_row(tmp_path: Path) -> None:
+    with pytest.raises(RowError) as refused:
+        read(tmp_path / "a\0b.png")
+    assert refused.value.code is FailureCode.UNREADABLE
+
+
+def test_memory_that_runs_out_in_a_thread_costs_its_row(tmp_path: Path) -> None:
+    def work(row: ImageRow, image: Image.Image) -> int:
+        side = 1 << 20 if row.row == 1 else 2
+        return int(cv2.resize(np.zeros((1, 1), np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).size)
+
+    found = [done for _, done in work_ahead(rows_of(tmp_path, 3), work, 2, 1 << 20, LIMITS)]
+    assert isinstance(found[1], RowError) and found[1].code is FailureCode.OUT_OF_MEMORY
+    assert "1.png" in found[1].message and (found[0], found[2]) == (4, 4)
 
 
 def test_decode_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:

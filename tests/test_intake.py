@@ -16,6 +16,7 @@ from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.intake import check_inputs
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.building import build_report
+from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.store import Workdir
 
 EDIT = ("--edit", "cutout", "--keep", "sky")
@@ -209,12 +210,26 @@ def test_an_answer_that_replaces_another_is_announced(photos: Path, tmp_path: Pa
     assert told == [False, False, True]
 
 
+def test_a_stage_that_other_code_computed_says_why_it_is_computed_again(
+    few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--workers", "0")
+    now = DensePlan.version
+    monkeypatch.setattr(DensePlan, "version", now - 1)
+    assert "code version" not in command(*arguments).stderr
+    monkeypatch.undo()
+    again = command(*arguments).stderr
+    assert f"dense: its code version was {now - 1} in the run before and is {now} now: computed again" in again
+    assert "refine: its code" not in again
+    assert "code version" not in command(*arguments).stderr
+
+
 # --- parts of a job array ---
 
 
 def test_shards_of_other_parts_do_not_count_as_committed(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     first = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--shards", "0/2"))
-    assert first.stderr.count("0 of 3 shards already committed") == 2, first.stderr
+    assert first.stderr.count("0 of 2 shards of part 0/2 already committed (0 of 3 shards in all)") == 2, first.stderr
     assert "dense: computing shards 0, 2" in first.stderr
     second = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--shards", "1/2"))
-    assert second.stderr.count("2 of 3 shards already committed") == 2, second.stderr
+    assert second.stderr.count("0 of 1 shards of part 1/2 already committed (2 of 3 shards in all)") == 2, second.stderr

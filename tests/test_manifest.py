@@ -20,7 +20,9 @@ from PIL import Image
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.images import Limits
-from ovseg_batch.io.manifest import FORMAT, Manifest, Summary, build_manifest
+from ovseg_batch.io.manifest import COLUMNS, FORMAT, Manifest, Summary, build_manifest
+from ovseg_batch.io.manifest_check import check_rows
+from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10_000, 10_000)
@@ -213,7 +215,52 @@ def test_a_forged_manifest_is_refused_in_words(record: bytes, tmp_path: Path, co
     pq.write_table(table, tmp_path / "m.parquet")
     with pytest.raises(UsageError, match="not a manifest"):
         Manifest.open(tmp_path / "m.parquet")
-    assert command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky").returncode == 2
+    done = command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("ovseg-batch: ")
+
+
+Lines = list[dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lines: [{**lines[0], "row": 1}, *lines[1:]], "row numbers"),
+        (lambda lines: [{**line, "row": line["row"] + (1 << 40)} for line in lines], "row numbers"),
+        (lambda lines: [{**lines[0], "row": -1}, *lines[1:]], "row numbers"),
+        (lambda lines: [{**line, "row": str(line["row"])} for line in lines], "column row"),
+        (lambda lines: [{**lines[0], "key": None}, *lines[1:]], "column key has no value"),
+        (lambda lines: [{**line, "key": "same"} for line in lines], "same key"),
+        (lambda lines: [{name: line[name] for name in line if name != "path"} for line in lines], "column path"),
+    ],
+)
+def test_forged_rows_are_refused_before_work_begins(
+    change: Callable[[Lines], Lines], why: str, folder: Path, tmp_path: Path, command: Command
+) -> None:
+    build_manifest([str(folder)], tmp_path / "true.parquet", 256)
+    with pq.ParquetFile(tmp_path / "true.parquet") as file:
+        forged = pa.Table.from_pylist(change(file.read().to_pylist()))
+        record = {FORMAT: file.metadata.metadata[FORMAT]}
+    for field in forged.schema:  # as the writer types them, where the values are
+        kind = COLUMNS.field(field.name).type if field.name in COLUMNS.names else field.type
+        if kind != field.type and not pa.types.is_string(field.type):
+            forged = forged.set_column(
+                forged.schema.get_field_index(field.name), field.name, forged[field.name].cast(kind)
+            )
+    pq.write_table(forged.replace_schema_metadata(record), tmp_path / "m.parquet")
+    done = command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky")
+    assert done.returncode == 2 and "m.parquet is damaged or was changed" in done.stderr and why in done.stderr
+    assert not (tmp_path / "run" / "manifest.parquet").exists()
+
+
+def test_a_true_manifest_passes_also_after_an_update(folder: Path, tmp_path: Path) -> None:
+    ours, fresh = tmp_path / "ours.parquet", tmp_path / "fresh.parquet"
+    build_manifest([str(folder)], ours, 1)
+    (folder / "b.png").unlink()
+    build_manifest([str(folder)], fresh, 1)
+    update_manifest(ours, fresh)
+    check_rows(ours)
+    assert Manifest.open(ours).shards > Manifest.open(fresh).shards  # one is empty
 
 
 # --- folders ---

@@ -9,6 +9,7 @@ import torch
 
 from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path, write_text
+from ovseg_batch.io.sealed import seal
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.stages.base import Resources, Upstream, failed
 from ovseg_batch.stages.shard import run_shard
@@ -113,6 +114,20 @@ def test_a_torn_or_foreign_commit_record_does_not_count(store, text):
     run_shard(Echo(), store, 0, ROWS)
     store.commit_path(0).write_text(text)
     assert store.read_commit(0) is None
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../stage.json", "data/../../x"])
+def test_a_commit_that_names_a_file_elsewhere_does_not_count(store, path):
+    record = run_shard(Echo(), store, 0, ROWS).to_record()
+    store.commit_path(0).write_bytes(seal({**record, "files": [{**record["files"][0], "path": path}]}))
+    assert store.missing(1) == [0]
+    assert next(store.verify(1)).what == "the commit record is damaged"
+
+
+def test_a_commit_with_values_of_other_types_does_not_count(store):
+    record = run_shard(Echo(), store, 0, ROWS).to_record()
+    store.commit_path(0).write_bytes(seal({**record, "failed": {"truncated": "many"}}))
+    assert store.missing(1) == [0]
 
 
 def test_a_commit_of_another_fingerprint_does_not_count(store):

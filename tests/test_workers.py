@@ -144,7 +144,7 @@ def test_a_retry_killed_anywhere_loses_nothing(
 def test_parts_of_a_run_add_up_to_the_whole(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     arguments = run_arguments(few_scenes / "images", tmp_path / "run")
     first = command(*arguments, "--shards", "0/2")
-    assert first.returncode == 0 and "2 shards are left for the other parts" in first.stdout, first.stdout
+    assert first.returncode == 0 and "1 shard is left for the other parts" in first.stdout, first.stdout
     assert not (tmp_path / "run" / "annotations.json").exists()
     second = command(*arguments, "--shards", "1/2")
     assert second.returncode == 0 and "annotations.json" in second.stdout
@@ -178,3 +178,20 @@ def test_workers_that_would_share_cores_are_warned_of() -> None:
     assert told() == told(workers=1) == told(workers=0) == told(workers=cores, threads=1) == []
     [line] = told(workers=2)
     assert f"run.threads={max(1, cores // 2)}" in line
+
+
+def test_outputs_that_another_run_wrote_while_retry_computed_are_written_again(
+    broken: tuple[Path, Path], few_scenes: Path, command: Command
+) -> None:
+    """A run that found all done wrote them after `retry` had begun and before it committed."""
+    images, workdir = broken
+    written = {path: path.read_bytes() for path in (workdir / "annotations.json", workdir / "stages" / "outputs.json")}
+    torn = sorted(images.iterdir())[3]
+    shutil.copyfile(few_scenes / "images" / torn.name, torn)
+    stopped = command("retry", workdir, OVSEG_FAILPOINTS="refine.committed:1=EIO")
+    assert stopped.returncode == 1
+    for path, content in written.items():
+        path.write_bytes(content)
+    done = command(*run_arguments(images, workdir))
+    assert done.returncode == 0 and "6 images" in done.stdout, done.stdout
+    assert failures(workdir) == []

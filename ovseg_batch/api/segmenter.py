@@ -17,6 +17,7 @@ from PIL import Image
 from ovseg_batch.api.calling import Labels, Settings, load_settings, warn_of_embedded_models, without_workers
 from ovseg_batch.api.records import SegmentedImage, label_colours
 from ovseg_batch.errors import DeviceLost, OvsegError, RowError, UsageError
+from ovseg_batch.io.atomic import naming
 from ovseg_batch.io.images import decode
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.results import failed_rows, finished_lines, mask_stage
@@ -105,7 +106,8 @@ class Segmenter:
         with self._lock, tempfile.TemporaryDirectory(prefix="ovseg-") as folder, self._own_threads():
             (root := Path(folder) / "images").mkdir()
             for k, pixels in enumerate(images):
-                Image.fromarray(pixels).save(root / f"{k:06d}.png", compress_level=FASTEST)
+                with naming(root):
+                    Image.fromarray(pixels).save(root / f"{k:06d}.png", compress_level=FASTEST)
             listed = Path(folder) / "manifest.parquet"
             build_manifest([str(root)], listed, self._config.manifest.shard_rows)
             manifest = Manifest.open(listed)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ovseg_batch.engine.logs import send_logs_to
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, interruptible
 from ovseg_batch.errors import Interrupted, OvsegError
+from ovseg_batch.io.atomic import DISK_FULL
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES = 0, 1, 2, 3
 EXIT_PIPE = 141  # as a shell reports a process that died of SIGPIPE
@@ -149,11 +150,12 @@ def _report(error: BaseException) -> int:
         case BrokenPipeError() if _nobody_reads():
             return EXIT_PIPE
         case OSError():
-            where = f" ({error.filename})" if error.filename else ""
+            place = error.filename2 or error.filename
             ending.error(
-                "%s%s. What is committed stays. Correct the cause and give the same command again.",
+                "%s%s. What is committed stays. %s and give the same command again.",
                 error.strerror or error,
-                where,
+                f" ({place})" if place else "",
+                "Free space on that disk" if error.errno in DISK_FULL else "Correct the cause",
             )
             return EXIT_ERROR
         case Exception() if _is_json():

@@ -66,7 +66,8 @@ def print_embedded(record: Mapping[str, Any]) -> None:
 
 
 def _shards_left(outcome: Outcome) -> int:
-    return sum(stage.shards - stage.shards_done for stage in outcome.stages)
+    """Return how many shards are not finished: each is committed by every stage, the last of which has the fewest."""
+    return max(stage.shards - stage.shards_done for stage in outcome.stages)
 
 
 def _record(outcome: Outcome, workdir: Workdir) -> dict[str, Any]:

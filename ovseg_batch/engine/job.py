@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovseg_batch.errors import DeviceLost
+from ovseg_batch.errors import DeviceLost, is_out_of_memory
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.models.faults import first_line, is_lost, is_out_of_memory
+from ovseg_batch.models.faults import first_line, is_lost
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.shard import Progress, probe_shard, run_shard
 from ovseg_batch.store import StageStore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from ovseg_batch.io.atomic import atomic_path, create, create_text
 ALL = "train"  # the split of images that are not parted
 #: Suffixes of images, of those that a run takes, that `datasets` knows.
 READER = Reader(frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2".split()))
+#: A word by which `datasets` assigns all files below a folder to a split, between the separators that it knows.
+SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![^-._ 0-9])"
+)
 ROWS = 16  # images in a row group, so that a group fits into memory
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECT = pa.struct(
@@ -37,8 +42,9 @@ OBJECT = pa.struct(
 
 
 def name_of(file_name: str) -> str:
-    """Return a name that `datasets` does not take for a hidden file's."""
-    return visible(stem_of(file_name), ".", "__")
+    """Return a name that `datasets` does not take for a hidden file's, and of which no folder names a split."""
+    *folders, stem = visible(stem_of(file_name), ".", "__").split("/")
+    return "/".join([*(SPLIT_WORD.sub(r"\g<0>folder", part) for part in folders), stem])
 
 
 class ParquetWriter:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ovseg_batch.export.placing import Reader, local_path, place_image
-from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text
+from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text, naming
 from ovseg_batch.types import ImageRow
 
 LIST = ".files"  # suffix of lists of files
@@ -84,7 +84,8 @@ class ShardFiles:
 
     def path(self, name: str) -> Path:
         """Where a file may be written now, because it is in the list."""
-        print(json.dumps(name), file=self._list, flush=True)
+        with naming(self._parts.folder):
+            print(json.dumps(name), file=self._list, flush=True)
         return self._root / name
 
     def add(self, name: str, content: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
-from ovseg_batch.io.atomic import temporary_path
+from ovseg_batch.io.atomic import create, temporary_path
 from ovseg_batch.io.images import Limits, identified, open_header, open_image, orientation_of
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
@@ -65,7 +65,8 @@ def place_image(source: Path, target: Path, how: Literal["link", "copy"], conver
     temporary = temporary_path(beside / "image")
     try:
         if convert:
-            temporary.write_bytes(_as_png(source))
+            with create(temporary) as file:
+                file.write(_as_png(source))
         elif how == "link":
             temporary.symlink_to(source)
         else:

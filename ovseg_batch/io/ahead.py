@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ovseg_batch import failpoints
-from ovseg_batch.errors import RowError
+from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
 from ovseg_batch.io.images import Limits, decode, identified, open_content, read_content
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -109,6 +109,10 @@ def work_ahead(
                 return row, work(row, image)
         except RowError as error:
             return row, error.with_traceback(None)  # its frames hold the file
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return row, RowError(FailureCode.OUT_OF_MEMORY, f"{shown(row.path)}: {type(error).__name__}: {error}")
 
     if any(is_remote(row.path) for row in rows):
         threads = max(threads, FETCHERS)

@@ -31,6 +31,8 @@ TEMPORARY_SUFFIX = ".tmp"
 SHORT = 60  # bytes of a file's name in that of its temporary file
 ABANDONED = 24 * 3600  # seconds; a file in use is written to more often
 WRITERS = 4  # threads that wait for the disk
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_ERRORS = DISK_FULL | {errno.EFBIG, errno.EIO, errno.EROFS}
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 
 
@@ -123,6 +125,17 @@ def _is_zombie(pid: str) -> bool:
 
 
 @contextlib.contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Add the folder to an error of the disk, which names no file when it comes from writing to an open one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_ERRORS:
+            error.filename = str(folder)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes `path`, durably; on error it is removed.
 
@@ -134,7 +147,8 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder / path.name)
     try:
-        yield temporary
+        with naming(folder):
+            yield temporary
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -145,7 +159,8 @@ class _File(io.FileIO):
 
     def write(self, data: Any) -> int:
         failpoints.reach("write")
-        return super().write(data)
+        with naming(Path(str(self.name)).parent):
+            return super().write(data)
 
 
 def create(path: Path) -> io.BufferedWriter:
@@ -285,6 +300,7 @@ def fsync_folder(folder: Path) -> None:
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with naming(path if path.is_dir() else path.parent):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
 from ovseg_batch.io import heif, tiff
 from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.remote import Remote, is_remote, shown
@@ -101,8 +101,9 @@ def read_content(path: str, limits: Limits, room: Room = lambda _: None) -> byte
             content, size = _read_file(path, most, room)
         except FileNotFoundError:
             raise RowError(FailureCode.MISSING, f"{path} is not there") from None
-        except OSError as error:
-            raise RowError(FailureCode.UNREADABLE, f"{path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise RowError(FailureCode.UNREADABLE, f"{path}: {reason}") from None
     if size > most:
         raise RowError(FailureCode.TOO_LARGE, f"{shown(path)} has more than run.max_file_bytes={most} bytes")
     if size == 0:
@@ -278,7 +279,7 @@ def decoding(path: str | Path) -> Iterator[None]:
 
 def _bad(path: str | Path, error: Exception) -> RowError:
     text = f"{path}: {type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return RowError(FailureCode.OUT_OF_MEMORY, text)
     torn = any(word in str(error).lower() for word in ("truncat", "broken png", "not enough", "unexpected end"))
     return RowError(FailureCode.TRUNCATED if torn else FailureCode.BAD_IMAGE, text)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
@@ -31,7 +32,7 @@ from ovseg_batch.io.entries import COCO_ID, Counts, Entry, Source
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.marks import IMAGE_IDS, has_mark
 from ovseg_batch.io.names import Names
-from ovseg_batch.io.records import ManifestRecord
+from ovseg_batch.io.records import ManifestRecord, reason
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
@@ -91,7 +92,8 @@ class Manifest:
         except FileNotFoundError:
             raise UsageError(f"There is no manifest {path}.") from None
         except (KeyError, ValueError, OSError) as error:
-            raise UsageError(f"{path} is not a manifest that `ovseg-batch manifest` wrote: {error}") from None
+            why = reason(error) if isinstance(error, ValidationError) else error
+            raise UsageError(f"{path} is not a manifest that `ovseg-batch manifest` wrote: {why}") from None
 
     @staticmethod
     def recognises(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
 from ovseg_batch.io import tiff
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.images import ORIENTATION, decode, decoding, is_deep, orientation_of, read_deep, upright
@@ -133,7 +133,7 @@ def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
     try:
         return _encoded(picture, encoding, _blocks(picture, encoding))
     except Exception as error:  # encoders raise many classes
-        code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.UNWRITABLE
+        code = FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else FailureCode.UNWRITABLE
         raise RowError(code, f"{kind} could not be written: {type(error).__name__}: {error}") from None
 
 

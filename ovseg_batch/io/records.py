@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -58,6 +58,12 @@ class PlanRecord(BaseModel):
                 raise ValueError("a stage needs one that does not come before it, or comes twice")
             names.add(stage.name)
         return self
+
+
+def reason(error: ValidationError) -> str:
+    """Return in one line what was wrong first, and where."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join([".".join(map(str, first["loc"])), first["msg"]] if first["loc"] else [first["msg"]])
 
 
 def parse_json(content: bytes | str) -> Any:

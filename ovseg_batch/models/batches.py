@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from ovseg_batch.errors import DeviceLost
-from ovseg_batch.models.faults import first_line, is_lost, is_out_of_memory, release_memory
+from ovseg_batch.errors import DeviceLost, is_opencv_error, is_out_of_memory
+from ovseg_batch.models.faults import first_line, is_lost, release_memory
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+COMPUTATION_ERRORS = (RuntimeError, ValueError, MemoryError)  # with OpenCV's, all that a computation raises itself
 
 
 class BatchSize:
@@ -54,7 +56,9 @@ class BatchSize:
             failure: Exception | None = None
             try:
                 results.append(compute(batch))
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except Exception as error:
+                if not (isinstance(error, COMPUTATION_ERRORS) or is_opencv_error(error)):
+                    raise
                 if is_lost(error):
                     raise DeviceLost(first_line(error)) from None
                 if charge is None and not is_out_of_memory(error):

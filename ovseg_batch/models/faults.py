@@ -1,4 +1,4 @@
-"""What an error of PyTorch means: memory ran out, the GPU is lost to this process, or the model failed.
+"""What an error of PyTorch means: the GPU is lost to this process, or the model failed.
 
 An error of PyTorch can only come from a process that has imported it, so nothing here imports it.
 """
@@ -8,34 +8,13 @@ from __future__ import annotations
 import gc
 import sys
 
-from ovseg_batch.errors import DeviceLost
-
-#: Parts of the messages by which PyTorch and CUDA's libraries report that they could not allocate memory.
-MEMORY_ERRORS = (
-    "out of memory",
-    "can't allocate memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "unable to find an engine to execute",
-    "unable to find a valid cudnn algorithm",
-)
+from ovseg_batch.errors import DeviceLost, is_out_of_memory
 
 
 def has_started() -> bool:
     """Return whether this process uses a GPU."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that memory ran out, on a device or on the host."""
-    if isinstance(error, MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):  # PyTorch's own OutOfMemoryError is a RuntimeError
-        return False
-    torch = sys.modules.get("torch")
-    raised = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    return raised or any(text in str(error).lower() for text in MEMORY_ERRORS)
 
 
 def is_lost(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, OvsegError, RowError
+from ovseg_batch.errors import FailureCode, OvsegError, RowError, is_out_of_memory
 from ovseg_batch.io.ahead import work_ahead
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, left_out, part_name, unique_name
@@ -173,5 +173,5 @@ def costing_a_row() -> Iterator[None]:
     except (OvsegError, RowError):
         raise
     except Exception as error:
-        code = FailureCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else FailureCode.INTERNAL
+        code = FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else FailureCode.INTERNAL
         raise RowError(code, f"{type(error).__name__}: {error}") from None

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
 from ovseg_batch.models.batches import BatchSize
-from ovseg_batch.models.faults import is_out_of_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
