@@ -6,6 +6,8 @@ here: which of them are colours, which one is alpha, and whether white is 0.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import struct
 import zlib
@@ -56,6 +58,15 @@ for _prefix, _colours in product((b"II", b"MM"), ((WHITE_IS_ZERO, 1, "L"), (BLAC
         for _kinds in product((0, ASSOCIATED, STRAIGHT), repeat=_more):
             _key = _prefix, _colours[0], (1,), 1, (16,) * (_colours[1] + _more), _kinds
             TiffImagePlugin.OPEN_INFO.setdefault(_key, (_colours[2], _colours[2]))
+
+
+def silence_libtiff() -> None:
+    """Keep the libtiff that Pillow has loaded from writing its errors on stderr; Pillow raises them as exceptions."""
+    with contextlib.suppress(OSError, AttributeError):  # no Linux, or a Pillow that contains libtiff
+        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libtiff" in line}
+        for library in map(ctypes.CDLL, sorted(loaded)):
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def is_deep(image: Image.Image) -> bool:
