@@ -250,7 +250,9 @@ def _tiffs(rgb: Array) -> dict[str, bytes]:
     files = {}
     for compression in TIFF_COMPRESSIONS:
         bits = compression in ("group3", "group4", "tiff_ccitt")
-        files[f"{compression}.tif"] = _saved(image.convert("1") if bits else image, "TIFF", {"compression": compression})
+        files[f"{compression}.tif"] = _saved(
+            image.convert("1") if bits else image, "TIFF", {"compression": compression}
+        )
     for mode in ("L", "LA", "P", "RGBA", "CMYK", "LAB", "YCbCr", "1", "F", "I"):
         files[f"mode-{mode}.tif"] = _saved(image.convert("RGB" if mode == "LAB" else mode), "TIFF", {})
     layouts: dict[str, tuple[Array, dict[str, Any]]] = {

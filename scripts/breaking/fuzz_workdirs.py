@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -19,7 +20,6 @@ from ovseg_batch.errors import OvsegError, RowError
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.io.sealed import seal, unseal
 
 LABELS = "sky; tree; grass; house"
 OTHER_LABELS = "sky; water; balloon"
@@ -34,7 +34,6 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 )
 SUFFIXES = {"coco": ".json", "coco-polygon": ".json", "cvat": ".xml", "csv": ".csv"}  # of exports that are one file
 CLEARED = "manifest.parquet"  # the list of images, of which a run cannot know what it was
-SEALED = frozenset({"commits", "outputs.json"})
 
 
 class Workdirs:
@@ -146,39 +145,38 @@ class Workdirs:
         return ended
 
     def _finish(self, cleared: bool) -> bool:
-        """Run to the end, as docs say: run, and where it refuses or `verify` finds damage, repair and run again.
+        """Run to the end as the docs say: run, verify and repair, and run again.
 
         Args:
-            cleared: the list of images is damaged. A run that refuses it must say so, and works without it.
+            cleared: the list of images is damaged, and is deleted with the repair.
         """
         ended = self._try(self._run_arguments())
         refused = ended.code not in FINISHED
-        if refused and cleared:
-            (self._run / CLEARED).unlink(missing_ok=True)
-        elif not refused:
+        if not refused and not self._try(["verify", str(self._run)]).code:
             self._all_there(ended)
+        if cleared:
+            (self._run / CLEARED).unlink(missing_ok=True)
         self._try(["verify", str(self._run), "--repair"])
         ended = self._try(self._run_arguments())
-        if ended.code not in FINISHED and cleared:
-            (self._run / CLEARED).unlink(missing_ok=True)
-            ended = self._try(self._run_arguments())
         _expect(ended, FINISHED, "the run after `verify --repair`")
         self._all_there(ended)
         _expect(self._try(["verify", str(self._run)]), (0,), "verify after the repair")
         if found := leftovers(self._run):
             raise Violation(f"left over: {found}")
-        if not cleared:
-            self._same(read_masks(self._run))
-            _expect(ended, (0,), "the run after `verify --repair`, of good images,")
-            if _digests(self._run / "edited") != self._edited:
-                raise Violation("the edited images are not those of the undisturbed run")
+        self._same(read_masks(self._run))
+        _expect(ended, (0,), "the run after `verify --repair`, of good images,")
+        if _digests(self._run / "edited") != self._edited:
+            raise Violation("the edited images are not those of the undisturbed run")
         return not refused
 
     def _all_there(self, ended: Ended) -> None:
         """Check that every image of the list has masks or a line in failures.csv."""
         (failed, not_edited), well = read_failures(self._run), read_masks(self._run)
-        manifest = Manifest.open(self._run / CLEARED)
-        keys, names = ([*manifest.read_column(column)] for column in ("key", "file_name"))
+        try:
+            manifest = Manifest.open(self._run / CLEARED)
+            keys, names = ([*manifest.read_column(column)] for column in ("key", "file_name"))
+        except OvsegError:
+            return  # a damaged list of images, which `verify` names
         lost = [key for key, name in zip(keys, names, strict=True) if key not in failed and name not in well]
         if lost or (ended.code == 3) != bool(failed | not_edited):
             raise Violation(f"exit code {ended.code}, failed {failed | not_edited}, nowhere: {lost}")
@@ -201,7 +199,8 @@ def read_in_python(workdir: Path) -> None:
         run.to_pandas()
         run.to_coco()
     except (OvsegError, OSError, RowError) as error:
-        raise SystemExit(f"ovseg-batch: {error}") from None
+        print(f"ovseg-batch: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _expect(ended: Ended, codes: Sequence[int], what: str) -> None:
@@ -226,29 +225,12 @@ def _damaged(content: bytes, name: str, random: Random) -> tuple[bytes | None, s
     if kind == "empty":
         return b"", kind
     if kind == "values" and name.endswith(".json"):
-        return _other_values(content, SEALED & set(name.split("/")) != set(), random), kind
+        return to_json(mutate_json(json.loads(content), random)).encode(), kind
     if kind == "same-size":
         changed = bytearray(content or b"x")
         changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
         return bytes(changed), kind
     return mutate_bytes(content, content, random)
-
-
-def _other_values(content: bytes, sealed: bool, random: Random) -> bytes:
-    """Return a record of JSON with other values; one with a seal is sealed again."""
-    record = unseal(content) if sealed else json.loads(content)
-    mutated = mutate_json(record, random)
-    if sealed and isinstance(mutated, dict):
-        return seal(mutated) if _can_be_sealed(mutated) else to_json(mutated).encode()
-    return to_json(mutated).encode()
-
-
-def _can_be_sealed(record: dict[str, object]) -> bool:
-    try:
-        seal(record)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _digests(folder: Path) -> dict[str, str]:

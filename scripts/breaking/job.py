@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -138,7 +139,11 @@ def _logged(
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            function(*arguments)
+            try:
+                function(*arguments)
+            except Exception:  # multiprocessing would write it when the file is closed
+                traceback.print_exc()
+                sys.exit(1)
 
 
 def _command(arguments: list[str]) -> None:
