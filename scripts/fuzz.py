@@ -58,10 +58,10 @@ def main(minutes: float, seed: int, only: str | None, one: str | None, keep: Pat
     """Run the cases and print a table. The exit code is 1 where a promise was violated."""
     families = [only] if only else [*SHARES]
     if one is not None:
-        family, _, number = one.partition(":")
-        if family not in SHARES or not number.isdecimal():
+        family, _, text = one.partition(":")
+        if family not in SHARES or not text.isdecimal():
             raise click.UsageError(f"{one} is no case. Write FAMILY:SEED, as in images:17.")
-        families, seed = [family], int(number)
+        families, seed = [family], int(text)
     total = sum(SHARES[family] for family in families)
     tallies = []
     with tempfile.TemporaryDirectory(prefix="ovseg-fuzz-") as temporary:

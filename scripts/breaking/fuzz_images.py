@@ -20,7 +20,7 @@ from breaking.guises import grey_files, png_file, scene_files
 from breaking.mutations import mutate_bytes
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import Limits, decode, open_image, reduce, upright_size
-from ovseg_batch.io.pictures import HOLDS_16_BITS, Encoding, Format, Picture, encode_picture, read_picture
+from ovseg_batch.io.pictures import HOLDS_16_BITS, LONGEST_SIDE, Encoding, Format, Picture, encode_picture, read_picture
 from ovseg_batch.stages.opened import fitting
 
 Array = np.ndarray[Any, Any]
@@ -126,9 +126,9 @@ def _check_picture(picture: Picture, size: tuple[int, int]) -> None:
         raise Violation(f"alpha is {alpha.dtype} {alpha.shape}, and the picture {pixels.dtype} {pixels.shape}")
     for kind in FORMATS:
         given = fitting(picture, kind)
-        content = _attempt(lambda given=given, kind=kind: encode_picture(given, Encoding(kind, level=1)))
+        content = _attempt(functools.partial(encode_picture, given, Encoding(kind, level=1)))
         if isinstance(content, RowError):
-            if max(size) <= 4096:
+            if max(size) <= LONGEST_SIDE.get(kind, max(size)):
                 raise Violation(f"{kind} could not be written: {content.message}")
             continue
         with Image.open(io.BytesIO(content)) as written:
@@ -223,7 +223,6 @@ def _saved_by_pillow(image: Image.Image) -> dict[str, bytes]:
         "runs.tga": (image, "TGA", {"compression": "tga_rle"}),
         "plain.pcx": (image, "PCX", {}),
         "plain.sgi": (image, "SGI", {}),
-        "plain.im": (image, "IM", {}),
         "plain.dds": (clear, "DDS", {}),
         "blocks.dds": (clear, "DDS", {"pixel_format": "DXT5"}),
         "plain.qoi": (clear, "QOI", {}),

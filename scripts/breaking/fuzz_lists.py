@@ -132,8 +132,8 @@ def _read(path: Path, rows: int | None = None) -> None:
     if len({row.row for row in lines}) != len(lines) or len({row.key for row in lines}) != len(lines):
         raise Violation("two rows have one number or one key")
     for row in lines:
-        if not all(isinstance(text, str) and text for text in (row.key, row.file_name, row.path)):
-            raise Violation(f"a row has no key, name or path: {row}")
+        if rows is not None and not all((row.key, row.file_name, row.path)):
+            raise Violation(f"a listed row has no key, name or path: {row}")
         os.fsencode(row.path)
         f"{row.key}{row.file_name}".encode()
         with contextlib.suppress(ValueError):  # charged to the row
