@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io import heif, tiff
+from ovseg_batch.io import gif, heif, tiff
 from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -182,6 +182,8 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
 
 def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
     """Read the header of a file's content; no pixel is decoded yet. Raises RowError."""
+    if (canvas := gif.canvas_size(content)) is not None:
+        _check_size(*canvas, path, limits)
     try:
         heif.register()
         image = Image.open(io.BytesIO(content))
@@ -192,7 +194,17 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
         raise _unknown(path, content) from None
     except Exception as error:
         raise _bad(path, error) from None
-    width, height = image.size
+    _check_size(*image.size, path, limits)
+    if _is_deep_png(image):
+        with decoding(path):
+            content = _pixel_chunks(content)
+    if tiff.is_deep(image) or _is_deep_png(image):
+        setattr(image, CONTENT, content)
+    return image
+
+
+def _check_size(width: int, height: int, path: str, limits: Limits) -> None:
+    """Raise RowError where an image has too many pixels, none, or is a strip."""
     if width * height > limits.max_pixels:
         raise RowError(
             FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={limits.max_pixels}"
@@ -204,12 +216,6 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
             FailureCode.TOO_LARGE,
             f"{path} is {width} × {height} pixels: one side is more than {LONGEST} times as long as the other",
         )
-    if _is_deep_png(image):
-        with decoding(path):
-            content = _pixel_chunks(content)
-    if tiff.is_deep(image) or _is_deep_png(image):
-        setattr(image, CONTENT, content)
-    return image
 
 
 def _is_deep_png(image: Image.Image) -> bool:

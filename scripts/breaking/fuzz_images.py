@@ -26,7 +26,7 @@ from ovseg_batch.stages.opened import fitting
 Array = np.ndarray[Any, Any]
 
 HEIGHT, WIDTH = 40, 56
-MAX_PIXELS = 1_000_000
+MAX_PIXELS = 1 << 20
 LIMITS = Limits(MAX_PIXELS, 1 << 24)
 PEAK = 128 * MAX_PIXELS  # bytes by which the memory may grow: 128 a pixel of the largest picture that is allowed
 SHORTEST = 16  # pixels of the longer side to which a picture is reduced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import sys
@@ -182,6 +183,7 @@ def _serve(target: Target, pipe: Connection, memory: int) -> None:
     with tempfile.TemporaryFile() as errors:
         os.dup2(errors.fileno(), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
+        logging.getLogger("ovseg_batch").addHandler(logging.NullHandler())  # its warnings are meant for a person
         pipe.send(None)
         while True:
             try:

@@ -51,7 +51,7 @@ def mutate_text(text: str, random: Random) -> tuple[bytes, str]:
     if random.random() < 0.1:
         encoding = random.choice(ENCODINGS)
         return text.encode(encoding, "replace"), "+".join([*names, encoding])
-    return text.encode("utf-8", "surrogateescape" if random.random() < 0.5 else "replace"), "+".join(names)
+    return text.encode("utf-8", "surrogatepass" if random.random() < 0.5 else "replace"), "+".join(names)
 
 
 def mutate_value(tree: Any, random: Random) -> Any:
