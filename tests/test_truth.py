@@ -86,6 +86,7 @@ def test_an_unknown_area_is_that_of_the_mask(area: Any, tmp_path: Path) -> None:
         ({"segmentation": {"size": [40, 60], "counts": None}}, "decoded"),
         ({"area": "big"}, "could not convert"),
         ({"area": float("nan")}, "no area"),
+        ({"area": 10**400}, "too large"),
         ({"area": -5}, "no area"),
         ({"category_id": 9}, "no category 9"),
         ({"image_id": 9}, "no image 9"),

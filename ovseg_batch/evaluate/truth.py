@@ -238,7 +238,7 @@ def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int
             )
     except KeyError as error:
         raise UsageError(f"{path}: {where} has no {error.args[0]}.") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{path}: {where} is wrong: {error}.") from None
     if boxes:
         kinds = counted(boxes, "annotation has", "annotations have")

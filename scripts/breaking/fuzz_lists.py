@@ -69,7 +69,8 @@ class Lists:
     def check(self, given: Input) -> bool:
         """Write the file beside images and give it to the product."""
         with tempfile.TemporaryDirectory(prefix="ovseg-fuzz-") as folder:
-            root = Path(folder)
+            root = Path(folder) / "lists" / "a"  # a list may name the folder above, which must not change
+            root.mkdir(parents=True)
             for name in IMAGES:
                 (root / name).parent.mkdir(exist_ok=True)
                 (root / name).write_bytes(_png())
