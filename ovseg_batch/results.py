@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from ovseg_batch.committed import read_lines
 from ovseg_batch.errors import OF_THE_FILE
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import ImageRow
 
@@ -77,7 +77,7 @@ class Results:
 def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
     """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order."""
     rows = {row.row: row for row in manifest.read_shard(shard)}
-    for line in read_results(store.data_path(shard, TABLE)):
+    for line in read_lines(store, shard):
         if line["status"] == "ok" and line["row"] in rows:
             yield dataclasses.replace(rows[line["row"]], content=line.get("content")), line
 
@@ -123,7 +123,7 @@ def failed_rows(
             commit = store.read_commit(shard)
             if commit is None or not commit.failed:
                 continue
-            for line in read_results(store.data_path(shard, TABLE), ["row", "key", "status", "code", "message"]):
+            for line in read_lines(store, shard, ["row", "key", "status", "code", "message"]):
                 if line["status"] == "failed" and line["row"] not in listed:
                     listed.add(line["row"])
                     yield line["row"], line["key"], store.stage, line["code"], line["message"]

@@ -58,8 +58,8 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _damage(root: Path, file: FileRecord) -> str:
-    """How a file differs from its record; empty where it does not."""
+def damage(root: Path, file: FileRecord) -> str:
+    """Return how a file differs from its record; empty where it does not."""
     try:
         found = file_record(root / file.path, root)
     except FileNotFoundError:
@@ -128,7 +128,7 @@ class StageStore:
         Args:
             outdated: also return one that `is_current` refuses.
         """
-        commit = self._read_sealed(shard)
+        commit = self.read_sealed(shard)
         if commit is None or (commit.fingerprint, commit.shard) != (self.fingerprint, shard):
             return None
         if not outdated and not self.is_current(commit):
@@ -154,7 +154,8 @@ class StageStore:
         commits = {name: commit for name, commit in found.items() if commit is not None}
         return commits if len(commits) == len(found) else None
 
-    def _read_sealed(self, shard: int) -> Commit | None:
+    def read_sealed(self, shard: int) -> Commit | None:
+        """Return the shard's commit if its record is whole, whatever it says; else None."""
         try:
             commit = Commit.from_record(unseal(self.commit_path(shard).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
@@ -217,7 +218,7 @@ class StageStore:
         claimed: set[Path] = set()
         for shard in self._recorded_shards():
             path = self.commit_path(shard)
-            commit = self._read_sealed(shard)
+            commit = self.read_sealed(shard)
             if commit is None:
                 yield Problem(path, "the commit record is damaged", self, shard)
             elif (commit.fingerprint, commit.shard) != (self.fingerprint, shard) or shard >= shards:
@@ -225,7 +226,7 @@ class StageStore:
             else:
                 claimed.update(self.folder / file.path for file in commit.files if file.path.startswith("data/"))
                 for file in commit.files:
-                    what = _damage(self.folder, file)
+                    what = damage(self.folder, file)
                     if what:
                         yield Problem(self.folder / file.path, what, self, shard)
         for path in sorted((self.folder / "data").glob("*/*")):
@@ -370,7 +371,10 @@ class Workdir:
                 return [*problems, Problem(path, "the record of the outputs is damaged")]
             if record.get("made_of", self.made_of()) != self.made_of():
                 problems.append(Problem(self.annotations, "it belongs to another run than config.yaml"))
-            problems += [Problem(self.root / f.path, what) for f in files if (what := _damage(self.root, f))]
+            for file in files:
+                if what := damage(self.root, file):
+                    advice = ". Delete it, and the next run lists the images again" if file.path == MANIFEST else ""
+                    problems.append(Problem(self.root / file.path, f"{what}{advice}"))
         return problems
 
     def unused(self) -> list[Path]:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ovseg_batch.export.edited import unpublish_edited, verify_edited
+from ovseg_batch.results import EDIT
 from ovseg_batch.store import Problem, Workdir
 
 
 def verify(workdir: Workdir, repair: bool = False) -> list[Problem]:
-    """Return what of a run differs from its commits; with `repair`, damaged shards lose their commits.
+    """Return what of a run differs from its commits.
+
+    Args:
+        repair: damaged shards lose their commits, and the next run computes them and writes the outputs again. A
+            damaged manifest stays, because only a person knows whether the input still holds the same images.
 
     Raises:
         UsageError: no run there.
     """
     problems = workdir.verify()
-    if repair:
+    last = workdir.stores()[-1]
+    if last.stage == EDIT:
+        problems += verify_edited(workdir, last)
+    if repair and problems:
         for problem in problems:
             if problem.store is not None and problem.shard is not None:
                 problem.store.uncommit(problem.shard)
+        unpublish_edited(workdir)
+        if all(problem.path != workdir.manifest for problem in problems) or not workdir.manifest.exists():
+            workdir.unseal_outputs()
     return problems
 
 

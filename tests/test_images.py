@@ -6,18 +6,23 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from breaking.fuzz_images import pool
 from PIL import Image, PngImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io import images
+from ovseg_batch.io import gif, images
 from ovseg_batch.io.ahead import decode_ahead, work_ahead
 from ovseg_batch.io.images import Limits, open_image, read_image, upright_size
+from ovseg_batch.io.pictures import read_picture
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10**6, 10**7)
@@ -249,3 +254,96 @@ def test_a_png_may_hold_a_long_text(tmp_path: Path) -> None:
     text.add_text("XML", "x" * (2 << 20), zip=True)
     Image.fromarray(ramp()).save(tmp_path / "x.png", pnginfo=text)
     assert np.array_equal(read(tmp_path / "x.png"), ramp())
+
+
+def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    found = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", found)
+
+
+def test_a_png_with_a_wrong_checksum_is_called_damaged(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(ramp()).save(buffer, "PNG")
+    content = buffer.getvalue()
+    (tmp_path / "x.png").write_bytes(content[:33] + chunk(b"gAMA", bytes(4), checksum=0) + content[33:])
+    with pytest.raises(RowError, match="begins like a PNG file, but is damaged") as caught:
+        read(tmp_path / "x.png")
+    assert caught.value.code == FailureCode.BAD_IMAGE
+
+
+def damaged_deep_png(colour: int) -> bytes:
+    """Return a PNG of 16 bits whose pixels break off in the middle, with a right checksum."""
+    channels = {0: 1, 2: 3, 6: 4}[colour]
+    pixels = np.random.default_rng(0).integers(0, 65535, (20, 30 * channels)).astype(">u2")
+    data = bytearray(zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels)))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    head = struct.pack(">IIBBBBB", 30, 20, 16, colour, 0, 0, 0)
+    key = chunk(b"tRNS", bytes(2 * channels)) if colour < 6 else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + key + chunk(b"IDAT", bytes(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("colour", [0, 2, 6])
+def test_masks_and_edits_refuse_the_same_damaged_pixels(colour: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(damaged_deep_png(colour))
+    for reading in (upright_size, images.decode, read_picture):
+        with pytest.raises(RowError) as caught, open_image(str(path), LIMITS) as image:
+            reading(image, path)
+        assert caught.value.code in (FailureCode.BAD_IMAGE, FailureCode.TRUNCATED)
+
+
+@pytest.mark.parametrize(("old", "new"), [(slice(-20, -16), b"\0\0\0\0"), (slice(-14, None), b"")])
+def test_a_deep_png_with_a_wrong_checksum_or_cut_off_is_refused_when_it_is_opened(
+    old: slice, new: bytes, tmp_path: Path
+) -> None:
+    content = bytearray(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)))
+    content += chunk(b"IDAT", zlib.compress(bytes(2 * (1 + 18)))) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(content)
+    assert read(tmp_path / "x.png").shape == (2, 3, 3)
+    content[old] = new
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(RowError, match=r"checksum|truncated"), open_image(str(tmp_path / "x.png"), LIMITS):
+        pass
+
+
+def test_a_damaged_file_writes_nothing_on_stderr(tmp_path: Path) -> None:
+    for name, options in (("a.tif", {"compression": "tiff_adobe_deflate"}), ("b.tif", {"compression": "raw"})):
+        Image.fromarray(ramp()).save(tmp_path / name, **options)
+        content = bytearray((tmp_path / name).read_bytes())
+        content[10:40] = b"\x77" * 30  # pixels
+        (tmp_path / name).write_bytes(content if name == "a.tif" else content[:-60])  # the directory
+    (tmp_path / "c.png").write_bytes(damaged_deep_png(6))
+    code = """
+import sys
+from ovseg_batch.errors import RowError
+from ovseg_batch.io.images import Limits, read_image
+for path in sys.argv[1:]:
+    try:
+        read_image(path, Limits(10**6, 10**7))
+    except RowError as error:
+        print(error.code)
+"""
+    paths = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, len(done.stdout.split())) == (0, "", 3)
+
+
+@pytest.mark.parametrize("part", ["screen", "frame"])
+def test_a_gif_of_any_size_is_refused_before_memory_is_taken(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("P", (8, 8), colour) for colour in (1, 2)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], disposal=2)
+    content = bytearray(buffer.getvalue())
+    place = 6 if part == "screen" else content.index(b"\x2c\0\0\0\0\x08\0\x08\0") + 5
+    content[place : place + 4] = struct.pack("<HH", 60_000, 50_000)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("Pillow allocates the frame"))
+    with pytest.raises(RowError, match=r"60000 × 50000 pixels") as caught:
+        images.open_content(bytes(content), "x.gif", LIMITS)
+    assert caught.value.code == FailureCode.TOO_LARGE
+
+
+def test_the_size_of_a_gif_is_the_one_that_pillow_gives_it() -> None:
+    for content in (value for name, value in pool().items() if name.endswith(".gif")):
+        with Image.open(io.BytesIO(content)) as image:
+            assert gif.canvas_size(content) == image.size
+    assert gif.canvas_size(b"GIF89a") is None and gif.canvas_size(jpeg()) is None

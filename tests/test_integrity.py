@@ -12,6 +12,8 @@ import pytest
 from conftest import Command, data_files, run_arguments
 from test_store import ROWS, Echo
 
+from ovseg_batch import Run
+from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.store import LOCK, Workdir, fingerprint
@@ -139,3 +141,104 @@ def test_a_damaged_plan_is_named_and_written_anew(
     assert command(*run_arguments(few_scenes / "images", copy)).returncode == 0
     assert data_files(copy) == data_files(finished)
     assert command("verify", copy).returncode == 0
+
+
+CUTOUT = ("--edit", "cutout", "--drop", "sky")
+
+
+@pytest.fixture(scope="module")
+def with_edits(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    workdir = tmp_path_factory.mktemp("edits") / "run"
+    assert command(*run_arguments(few_scenes / "images", workdir, *CUTOUT)).returncode == 0
+    return workdir
+
+
+def flip(path: Path) -> None:
+    """Change one bit in place, which leaves the size as it is."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def repaired(copy: Path, images: Path, command: Command) -> None:
+    """Verify and repair, run again, and check that all is well."""
+    assert command("verify", copy, "--repair").returncode == 1
+    done = command(*run_arguments(images, copy, *CUTOUT))
+    assert done.returncode == 0, done.stderr
+    assert command("verify", copy).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["deleted", "flipped", "stage flipped"])
+def test_a_damaged_edited_image_is_found_and_made_again(
+    how: str, with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    hurt = next((copy / "edited").iterdir())
+    content = hurt.read_bytes()
+    flip(hurt)
+    if how == "deleted":
+        hurt.unlink()
+    elif how == "stage flipped":
+        flip(next(copy.glob(f"stages/edit-*/files/{hurt.name}")))
+    assert str(hurt) in command("verify", copy).stdout
+    repaired(copy, few_scenes / "images", command)
+    assert hurt.read_bytes() == content
+
+
+def test_a_flip_in_the_outputs_alone_is_repaired(
+    with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    flip(copy / "annotations.json")
+    repaired(copy, few_scenes / "images", command)
+    assert (copy / "annotations.json").read_bytes() == (with_edits / "annotations.json").read_bytes()
+
+
+def test_a_damaged_manifest_stays_named_after_a_repair(with_edits: Path, tmp_path: Path, command: Command) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    flip(copy / "manifest.parquet")
+    for _ in range(2):
+        done = command("verify", copy, "--repair")
+        assert (done.returncode, "lists the images again" in done.stdout) == (1, True)
+
+
+def test_a_mark_of_the_edited_images_that_is_no_text_is_written_again(
+    with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    mark = copy / "stages" / "edited.txt"
+    mark.write_bytes(b"\xff\xfe")
+    assert command(*run_arguments(few_scenes / "images", copy, *CUTOUT)).returncode == 0
+    assert mark.read_bytes() == (with_edits / "stages" / "edited.txt").read_bytes()
+
+
+def test_commands_that_read_a_damaged_table_name_it_and_the_repair(
+    with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    flip(next(copy.glob("stages/refine-*/data/*/000001.parquet")))
+    for arguments in (("export", copy, "-f", "coco", "-o", tmp_path / "x.json"), ("report", copy)):
+        done = command(*arguments)
+        assert done.returncode == 1 and "000001.parquet is damaged" in done.stderr and "--repair" in done.stderr
+    with pytest.raises(OvsegError, match="is damaged: its bytes have changed"):
+        list(Run(copy))
+    repaired(copy, few_scenes / "images", command)
+
+
+def test_nothing_is_computed_from_damaged_arrays(
+    with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(with_edits, copy)
+    flip(next(copy.glob("stages/dense-*/data/*/000001.npz")))
+    next(copy.glob("stages/refine-*/commits/*/000001.json")).unlink()
+    done = command(*run_arguments(few_scenes / "images", copy, *CUTOUT))
+    assert done.returncode == 1 and "000001.npz is damaged" in done.stderr
+    repaired(copy, few_scenes / "images", command)
+    assert data_files(copy) == data_files(with_edits)

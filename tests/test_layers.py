@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "ovseg_batch"
 LAYERS = [
     {"errors", "types", "failpoints", "datasets", "lexicon", "settings", "config", "units", "wording", ""},
     {"methods", "io", "scenes"},
-    {"models", "store"},
+    {"models", "store", "committed"},
     {"stages"},
     {
         "engine",

@@ -19,6 +19,7 @@ from conftest import Command
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
+from ovseg_batch.io.entries import plain
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.manifest import COLUMNS, FORMAT, Manifest, Summary, build_manifest
 from ovseg_batch.io.manifest_check import check_rows
@@ -263,6 +264,46 @@ def test_a_true_manifest_passes_also_after_an_update(folder: Path, tmp_path: Pat
     assert Manifest.open(ours).shards > Manifest.open(fresh).shards  # one is empty
 
 
+def test_a_damaged_shard_of_a_manifest_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
+    rows(folder, out=tmp_path / "m.parquet", shard_rows=1)
+    content = bytearray((tmp_path / "m.parquet").read_bytes())
+    content[20:120] = bytes(100)
+    (tmp_path / "m.parquet").write_bytes(content)
+    manifest = Manifest.open(tmp_path / "m.parquet")
+    for reading in (manifest.read_shard, manifest.read_lines, lambda _: list(manifest.read_paths())):
+        with pytest.raises(UsageError, match=r"m\.parquet is damaged in shard 0"):
+            reading(0)
+    fresh = tmp_path / "fresh.parquet"
+    rows(folder, out=fresh, shard_rows=1)
+    with pytest.raises(UsageError, match=r"m\.parquet is damaged in shard 0"):
+        update_manifest(tmp_path / "m.parquet", fresh)
+
+
+@pytest.mark.parametrize("forged", ["no path", "number", "null"])
+def test_a_manifest_without_a_path_is_refused(forged: str, folder: Path, tmp_path: Path) -> None:
+    rows(folder, out=tmp_path / "m.parquet")
+    file = pq.ParquetFile(tmp_path / "m.parquet")
+    table, place = file.read(), file.schema_arrow.names.index("path")
+    kind = pa.int64() if forged == "number" else pa.string()
+    table = table.remove_column(place) if forged == "no path" else table.set_column(place, "path", pa.nulls(3, kind))
+    with pq.ParquetWriter(tmp_path / "m.parquet", table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({FORMAT: file.metadata.metadata[FORMAT]})
+    with pytest.raises(UsageError, match="path"):
+        Manifest.open(tmp_path / "m.parquet").read_shard(0)
+
+
+def test_texts_of_parquet_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
+    broken = pa.array([b"b.png", b"\xff.png"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"path": broken}), folder / "l.parquet")
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+        build_manifest([str(folder / "l.parquet")], tmp_path / "m.parquet", 2)
+
+
+def test_half_of_a_surrogate_pair_is_shown_as_an_escape() -> None:
+    assert plain("a\ud800b\udcff.png") == "a\\ud800b\\xff.png"
+
+
 # --- folders ---
 
 
@@ -490,6 +531,7 @@ def test_exact_names_of_columns_come_first(folder: Path, tmp_path: Path) -> None
         ("l.json", b'[{"path": "b.png"}, 5]', "entry 1 is no JSON object and no path"),
         ("l.jsonl", b'{"path": ["a", "b"]}', "line 1: path must be a path or URL as text"),
         ("l.jsonl", b'{"path": "b.png", "key": 5}', None),
+        ("l.jsonl", b'{"path": "/"}', "line 1: / is no image but the root of all folders"),
         ("l.csv", b"path,a\nb.png," + b"x" * 200_000 + b"\n", "line 2 is not CSV: field larger"),
     ],
 )

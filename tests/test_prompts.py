@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ovseg_batch.errors import UsageError
@@ -50,9 +52,10 @@ def test_forms_of_prompts(prompts: str | list[str] | None, asked: set[str]) -> N
         ("zebra", r"'zebra' is none of the labels\.$"),
         ('{"a": 1}', "is none of the labels"),
         ("[1, 2]", "'1' is none of the labels"),
+        (5, "prompts are 5, and not names of labels"),
     ],
 )
-def test_a_prompt_that_is_no_label(prompts: str, message: str) -> None:
+def test_a_prompt_that_is_no_label(prompts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vocabulary(*NAMES).left_out(prompts)
 

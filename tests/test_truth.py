@@ -86,6 +86,7 @@ def test_an_unknown_area_is_that_of_the_mask(area: Any, tmp_path: Path) -> None:
         ({"segmentation": {"size": [40, 60], "counts": None}}, "decoded"),
         ({"area": "big"}, "could not convert"),
         ({"area": float("nan")}, "no area"),
+        ({"area": 10**400}, "too large"),
         ({"area": -5}, "no area"),
         ({"category_id": 9}, "no category 9"),
         ({"image_id": 9}, "no image 9"),
@@ -126,3 +127,14 @@ def test_a_wrong_file_is_named(parts: dict[str, Any], reason: str, tmp_path: Pat
 def test_usual_forms_are_read(segmentation: Any, tmp_path: Path) -> None:
     found = read(tmp_path, {"segmentation": segmentation})
     assert found is not None and len(found) == 2 and rle.area(found[1].rle, 40, 60) > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_a_class_map_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    for part in ("images", "truth"):
+        (tmp_path / part).mkdir()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    for kind in ("classes", "instances"):
+        (tmp_path / "truth" / f"a.png.{kind}.png").write_bytes(content)
+    with pytest.raises(UsageError, match=r"a\.png\.\w+\.png cannot be read as an image"):
+        TruthReader(datasets.load("scenes"), tmp_path).read("a.png")

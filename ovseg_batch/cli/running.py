@@ -194,7 +194,7 @@ def retry(workdir: Path) -> int:
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--repair", is_flag=True, help="Let the next run compute damaged shards again.")
+@click.option("--repair", is_flag=True, help="Let the next run compute damaged shards, and write the outputs, again.")
 @guarded
 def verify(workdir: Path, as_json: bool, repair: bool) -> int:
     """Read every committed byte again and say what has changed."""

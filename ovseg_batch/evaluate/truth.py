@@ -123,8 +123,11 @@ class TruthReader:
         file = self._root / path.format(stem=Path(name).stem, name=name)
         if not file.is_file():
             raise UsageError(f"There is no truth {file} for the image {name}.")
-        with Image.open(file) as opened:
-            values: Array = np.array(opened)
+        try:
+            with Image.open(file) as opened:
+                values: Array = np.array(opened)
+        except Exception as error:  # decoders raise whatever they like
+            raise UsageError(f"The truth {file} cannot be read as an image: {error}.") from None
         if values.ndim != 2:
             raise UsageError(f"{file} is no map of numbers: it has {values.shape[-1]} channels.")
         return values
@@ -235,7 +238,7 @@ def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int
             )
     except KeyError as error:
         raise UsageError(f"{path}: {where} has no {error.args[0]}.") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{path}: {where} is wrong: {error}.") from None
     if boxes:
         kinds = counted(boxes, "annotation has", "annotations have")

@@ -11,12 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ovseg_batch.committed import checked, read_lines
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.bank_file import FORMAT, write_bank
 from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.marks import check_replaceable, has_mark
-from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.results import Results
@@ -61,8 +61,8 @@ def _parts(
 ) -> Iterator[tuple[list[str], Array]]:
     """(key of each region's image, features) of every image, of the regions that are taken."""
     for shard in shards:
-        sizes = {line["row"]: line for line in read_results(dense.data_path(shard, TABLE))}
-        with ArrayReader(dense.data_path(shard, ARRAYS)) as arrays:
+        sizes = {line["row"]: line for line in read_lines(dense, shard)}
+        with ArrayReader(checked(dense, shard, dense.data_path(shard, ARRAYS))) as arrays:
             for row, line in results.shard(shard):
                 seen = sizes[row.row]
                 resized = (seen["resized_height"], seen["resized_width"])

@@ -12,7 +12,7 @@ import numpy as np
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.io.atomic import create, temporary_path
-from ovseg_batch.io.images import Limits, identified, open_header, open_image, orientation_of
+from ovseg_batch.io.images import Limits, decoding, identified, open_header, open_image, orientation_of
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -110,7 +110,7 @@ def _as_png(source: Path) -> bytes:
     """The image, or the first frame of an animation, as a PNG with the same pixels, upright."""
     try:
         limits = Limits(sys.maxsize, source.stat().st_size)  # the run has opened it within its own
-        with open_image(str(source), limits) as image:
+        with open_image(str(source), limits) as image, decoding(source):
             if image.mode.startswith("I") and orientation_of(image) == 1:  # `read_picture` cuts these 16 bits to 8
                 picture = Picture(np.asarray(image).astype(np.uint16))
             else:

@@ -73,6 +73,8 @@ def locate(source: Path, text: str, where: str, extra: dict[str, Any]) -> Entry:
         full = os.path.normpath(os.path.join(base, text))
         inside = full.startswith(base.rstrip("/") + "/")
         name = os.path.relpath(full, base) if inside else full.lstrip("/")
+    if not name:
+        raise UsageError(f"{where}: {plain(text)} is no image but the root of all folders.")
     try:
         if b"\0" in os.fsencode(full):
             raise UsageError(f"{where}: the path holds a NUL character.")

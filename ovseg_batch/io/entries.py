@@ -19,6 +19,7 @@ Field = tuple[str, pa.DataType]
 EXAMPLES = 3  # how many files a note names
 SHOWN = 160  # characters of a foreign text that a message shows
 COCO_ID = "coco_id"  # column: the id of an image in the COCO file that lists it
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogate pairs; the others stand for bytes in file names
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
 
 
@@ -132,10 +133,18 @@ class Source:
 
 
 def plain(name: str) -> str:
-    """Return a file name that any format can hold: control characters and bytes that are not UTF-8 become `\\xNN`."""
+    """Return a file name that any format can hold.
+
+    Control characters, bytes that are not UTF-8 and halves of surrogate pairs become escapes such as `\\xNN`.
+    """
+    name = HALVES.sub(_escaped, name)
     return without_controls(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def without_controls(text: str) -> str:
     """Return a text with its control characters as escapes, because they break lines, XML and terminals."""
-    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROLS.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import re
 import stat
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
-from ovseg_batch.io import heif, tiff
+from ovseg_batch.io import gif, heif, tiff
 from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
@@ -33,8 +37,13 @@ TURNS: dict[int, Callable[[Array], Array]] = {
     8: lambda a: np.rot90(a, 1),
 }
 FIRST_BYTES = 16 << 20  # read of a URL; files that are larger are read again, as far as there is room
-CONTENT = "deep_content"  # attribute of an opened image: the file, where it has 16 bits a channel
+CONTENT = "deep_content"  # attribute of an opened image: the file, or its part that decides the pixels, if 16 bits
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: How the files of common formats begin, by the name of the format.
+STARTS = re.compile(
+    rb"(?P<PNG>\x89PNG\r\n\x1a\n....IHDR)|(?P<JPEG>\xff\xd8\xff.)|(?P<GIF>GIF8[79]a)|(?P<WebP>RIFF....WEBP)", re.DOTALL
+)
+PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
 LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
 CHANGED = "has changed since an earlier stage read it; retry computes it again from the first stage"
 
@@ -42,6 +51,9 @@ CHANGED = "has changed since an earlier stage read it; retry computes it again f
 Image.MAX_IMAGE_PIXELS = None
 # One text of a PNG may be as large as Pillow lets all of them be together, which is 64 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# What Pillow writes about a file names no file, and breaks lines of JSON. What matters raises an exception.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +182,8 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
 
 def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
     """Read the header of a file's content; no pixel is decoded yet. Raises RowError."""
+    if (canvas := gif.canvas_size(content)) is not None:
+        _check_size(*canvas, path, limits)
     try:
         image = open_header(io.BytesIO(content))
         tiff.to_main_page(image, path)
@@ -179,7 +193,17 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
         raise _unknown(path, content) from None
     except Exception as error:
         raise _bad(path, error) from None
-    width, height = image.size
+    _check_size(*image.size, path, limits)
+    if _is_deep_png(image):
+        with decoding(path):
+            content = _pixel_chunks(content)
+    if tiff.is_deep(image) or _is_deep_png(image):
+        setattr(image, CONTENT, content)
+    return image
+
+
+def _check_size(width: int, height: int, path: str, limits: Limits) -> None:
+    """Raise RowError where an image has too many pixels, none, or is a strip."""
     if width * height > limits.max_pixels:
         raise RowError(
             FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={limits.max_pixels}"
@@ -191,9 +215,6 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
             FailureCode.TOO_LARGE,
             f"{path} is {width} × {height} pixels: one side is more than {LONGEST} times as long as the other",
         )
-    if tiff.is_deep(image) or _is_deep_png(image):
-        setattr(image, CONTENT, content)
-    return image
 
 
 def open_header(file: Path | io.BytesIO) -> Image.Image:
@@ -214,6 +235,9 @@ def _unknown(path: str, content: bytes) -> RowError:
         text = (
             f"{path} is a TIFF whose kind of pixels cannot be read ({which}). Save it as RGB or grey of 8 or 16 bits."
         )
+        return RowError(FailureCode.BAD_IMAGE, text)
+    if start := STARTS.match(content):
+        text = f"{path} begins like a {start.lastgroup} file, but is damaged, so that it cannot be opened."
         return RowError(FailureCode.BAD_IMAGE, text)
     return RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read{heif.hint(content)}")
 
@@ -254,8 +278,8 @@ def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None
 
 
 def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
+    image.load()  # raises where the file is damaged, of which OpenCV would give some pixels
     if image.mode == "I;16":  # the one mode in which Pillow keeps 16 bits
-        image.load()
         grey, key = np.asarray(image), image.info.get("transparency")
         return grey, None if key is None else np.where(grey == key, np.uint16(0), np.uint16(65535))
     import cv2  # takes 40 MB, which exports save that only name files
@@ -264,6 +288,25 @@ def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
     if whole is None or whole.dtype != np.uint16 or whole.ndim != 3:
         raise ValueError("its 16 bits a channel cannot be read")
     return whole[..., 2::-1], whole[..., 3] if whole.shape[2] == 4 else None
+
+
+def _pixel_chunks(content: bytes) -> bytes:
+    """Return a PNG with the chunks alone that decide its pixels: OpenCV refuses files, or complains, for others.
+
+    Raises:
+        ValueError: one of these chunks is truncated or has a wrong checksum. Pillow reads such pixels, OpenCV does not.
+    """
+    parts, place = [content[:8]], 8
+    while place < len(content):
+        end = place + int.from_bytes(content[place : place + 4]) + 12
+        if content[place + 4 : place + 8] in PIXEL_CHUNKS:
+            if end > len(content):
+                raise ValueError("the file is truncated")
+            if zlib.crc32(memoryview(content)[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
+                raise ValueError("the checksum of its pixels is wrong, so the file is damaged")
+            parts.append(content[place:end])
+        place = end
+    return b"".join(parts)
 
 
 @contextlib.contextmanager
@@ -297,15 +340,19 @@ def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
     Raises:
         RowError: a PNG that cannot be decoded.
     """
-    if image.format == "PNG":  # Pillow decodes it to find EXIF behind the pixels, and decodes no second time
-        with decoding(path):
-            image.load()
-    turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS  # Pillow has turned a TIFF's size
+    with decoding(path):
+        turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS  # Pillow has turned a TIFF's size
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the orientation in EXIF, 1 to 8; 1 where there is none or EXIF cannot be read."""
+    """Return the orientation in EXIF, 1 to 8; 1 where there is none or EXIF cannot be read. A PNG is decoded.
+
+    Raises:
+        Exception: what Pillow raises where a PNG cannot be decoded.
+    """
+    if image.format == "PNG":  # Pillow decodes it to find EXIF behind the pixels. After a failure it decodes no more.
+        image.load()
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels

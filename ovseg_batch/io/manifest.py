@@ -13,7 +13,7 @@ import os
 import urllib.parse
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +28,13 @@ from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import heif
 from ovseg_batch.io.atomic import atomic_path, create
-from ovseg_batch.io.entries import COCO_ID, Counts, Entry, Source
+from ovseg_batch.io.entries import COCO_ID, SHOWN, Counts, Entry, Source, without_controls
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.marks import IMAGE_IDS, has_mark
 from ovseg_batch.io.names import Names
 from ovseg_batch.io.records import ManifestRecord, reason
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
+from ovseg_batch.io.row_groups import read_group
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
 
@@ -73,12 +74,16 @@ class Summary(Counts):
 class Manifest:
     """A manifest file opened for reading."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path, file = path, pq.ParquetFile(path)
         self._file = file
         metadata = file.schema_arrow.metadata or {}
         record = ManifestRecord.model_validate_json((file.metadata.metadata or metadata)[FORMAT])
         self.rows: int = file.metadata.num_rows
         self.columns: list[str] = file.schema_arrow.names
+        for one in COLUMNS:
+            if one.name not in self.columns or file.schema_arrow.field(one.name).type != one.type:
+                raise ValueError(f"it has no column {one.name} of the type {one.type}")
         self.shards: int = file.metadata.num_row_groups
         self.shard_rows, self.fingerprint = record.shard_rows, record.fingerprint
         self.origin = record.origin or record.fingerprint
@@ -88,11 +93,11 @@ class Manifest:
     def open(cls, path: Path) -> Manifest:
         """Raises UsageError when the file is not there or is no manifest of ours."""
         try:
-            return cls(pq.ParquetFile(path))
+            return cls(path)
         except FileNotFoundError:
             raise UsageError(f"There is no manifest {path}.") from None
         except (KeyError, ValueError, OSError) as error:
-            why = reason(error) if isinstance(error, ValidationError) else error
+            why = reason(error) if isinstance(error, ValidationError) else without_controls(str(error))[:SHOWN]
             raise UsageError(f"{path} is not a manifest that `ovseg-batch manifest` wrote: {why}") from None
 
     @staticmethod
@@ -134,17 +139,16 @@ class Manifest:
     def read_column(self, name: str) -> Iterator[Any]:
         """One column of all rows, a shard at a time."""
         for group in range(self.shards):
-            yield from self._file.read_row_group(group, columns=[name]).column(0).to_pylist()
+            yield from read_group(self._file, self._path, group, [name]).column(0).to_pylist()
 
     def read_paths(self) -> Iterator[tuple[int, str]]:
         """Yield the row number and the path or URL of every image, a shard at a time."""
         for group in range(self.shards):
-            columns = self._file.read_row_group(group, columns=["row", "path"]).to_pydict()
+            columns = read_group(self._file, self._path, group, ["row", "path"]).to_pydict()
             yield from zip(columns["row"], map(_path_from_text, columns["path"]), strict=True)
 
     def read_shard(self, shard: int) -> list[ImageRow]:
         """The rows of one shard, without reading any other."""
-        lines = self._file.read_row_group(shard).to_pylist()
         return [
             ImageRow(
                 **{name: line[name] for name in COLUMNS.names if name != "path"},
@@ -153,8 +157,13 @@ class Manifest:
                 shared=bool(line.get(SHARED)),
                 extra={name: value for name, value in line.items() if name not in OWN},
             )
-            for line in lines
+            for line in self.read_lines(shard)
         ]
+
+    def read_lines(self, shard: int, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a shard as dictionaries of the columns (None: all). Raises UsageError as `read_group`."""
+        lines: list[dict[str, Any]] = read_group(self._file, self._path, shard, columns).to_pylist()
+        return lines
 
 
 def build_manifest(
@@ -388,7 +397,7 @@ def _draft(path: Path) -> Iterator[Path]:
 def _lines(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=columns).to_pylist()
+            yield from read_group(file, path, group, columns).to_pylist()
 
 
 def _is_url(text: str) -> bool:

@@ -35,7 +35,7 @@ def read_parquet(path: Path) -> Source:
 
 
 def _no_parquet(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read as Parquet: {str(error)[:SHOWN]}")
+    return UsageError(f"{path} cannot be read as Parquet: {plain(str(error).strip())[:SHOWN]}")
 
 
 def _table(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> Source:
@@ -66,7 +66,7 @@ def _parquet_entries(path: Path, file: pq.ParquetFile, column: str, kept: Mappin
             for values in zip(*columns, strict=True):
                 yield make_entry(path, dict(zip(kept, values, strict=True)), column, f"{path} row {number}")
                 number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _no_parquet(path, error) from None
 
 

@@ -6,6 +6,8 @@ here: which of them are colours, which one is alpha, and whether white is 0.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import io
 import struct
@@ -54,16 +56,26 @@ NO_WHITE = (
 
 @functools.cache
 def register() -> None:
-    """Let Pillow open the TIFF images that are read here.
+    """Let Pillow open the TIFF images that are read here, and keep its libtiff from writing on stderr.
 
     It opens no file whose layout is not in its table. It is not used for the pixels of the layouts that this adds.
     """
+    _silence_libtiff()
     from PIL.TiffImagePlugin import OPEN_INFO  # takes a tenth of what a finished run takes to start
 
     colours = ((WHITE_IS_ZERO, 1, "L"), (BLACK_IS_ZERO, 1, "L"), (RGB, 3, "RGB"))
     for prefix, (photometric, samples, mode), more in product((b"II", b"MM"), colours, range(EXTRAS + 1)):
         for kinds in product((0, ASSOCIATED, STRAIGHT), repeat=more):
             OPEN_INFO.setdefault((prefix, photometric, (1,), 1, (16,) * (samples + more), kinds), (mode, mode))
+
+
+def _silence_libtiff() -> None:
+    """Keep the libtiff that Pillow has loaded from writing its errors on stderr; Pillow raises them as exceptions."""
+    with contextlib.suppress(OSError, AttributeError):  # no Linux, or a Pillow that contains libtiff
+        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libtiff" in line}
+        for library in map(ctypes.CDLL, sorted(loaded)):
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def is_deep(image: Image.Image) -> bool:

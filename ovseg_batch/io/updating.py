@@ -59,7 +59,7 @@ def update_manifest(ours: Path, fresh: Path, changed: Collection[str] = ()) -> C
             f"The list has other columns than that of the workdir ({', '.join(now)}; there it was "
             f"{', '.join(was)}). Choose another workdir with {spelled('-o', 'workdir=')}."
         )
-    found = _Fresh(fresh)
+    found = _Fresh(new)
     changes, revisions, revision = Changes(), dict(old.revisions), old.revision + 1
     temporary = temporary_path(ours)
     try:
@@ -71,7 +71,7 @@ def update_manifest(ours: Path, fresh: Path, changed: Collection[str] = ()) -> C
             writer = ManifestWriter(temporary, schema, old.shard_rows)
             try:
                 for group in range(file.num_row_groups):
-                    if _keep(file.read_row_group(group).to_pylist(), found, changed, writer, revision, changes):
+                    if _keep(old.read_lines(group), found, changed, writer, revision, changes):
                         revisions[group] = revision
                     if writer.shards == group:
                         writer.end_shard()
@@ -115,11 +115,10 @@ def _keep(
 class _Fresh:
     """The rows of the fresh list: found by their key, compared by what they say."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+    def __init__(self, manifest: Manifest) -> None:
         keys, contents, paths, self._starts = array("Q"), array("Q"), array("Q"), [0]
-        for group in range(self._file.num_row_groups):
-            for line in self._file.read_row_group(group).to_pylist():
+        for group in range(manifest.shards):
+            for line in manifest.read_lines(group):
                 keys.append(key_hash(line["key"]))
                 contents.append(_content(line))
                 paths.append(key_hash(line["path"]))
@@ -128,9 +127,7 @@ class _Fresh:
         self._order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable")
         self._keys = np.frombuffer(keys, np.uint64)[self._order]
         self._taken = np.zeros(len(keys), bool)
-        self._group: Callable[[int], list[dict[str, Any]]] = functools.lru_cache(GROUPS)(
-            lambda group: self._file.read_row_group(group).to_pylist()
-        )
+        self._group: Callable[[int], list[dict[str, Any]]] = functools.lru_cache(GROUPS)(manifest.read_lines)
 
     def index_of(self, line: Mapping[str, Any]) -> int | None:
         """Where the image of that key is now; it counts as known from then on."""

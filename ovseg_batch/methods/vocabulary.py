@@ -141,6 +141,8 @@ class Vocabulary:
                 prompts = json.loads(prompts)
         if isinstance(prompts, str):
             prompts = [prompts] if prompts.strip() in self.names else self._split(prompts)
+        if not isinstance(prompts, Sequence | None):
+            raise ValueError(f"the row's prompts are {prompts!r}, and not names of labels.")
         names = [str(name).strip() for name in prompts or ()]
         return [name for name in names if name] or None
 

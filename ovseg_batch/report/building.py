@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovseg_batch.committed import read_lines
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create_text, remove_leftovers, temporaries_in, write_text
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.marks import REPORT, REPORT_PAGE
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote, shown
-from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
@@ -177,7 +177,7 @@ def _edited_files(results: Results, shard: int) -> dict[int, Path]:
     store = results.edits
     if store is None or store.read_commit(shard) is None:
         return {}
-    lines = read_results(store.data_path(shard, TABLE), ["row", "status", "files"])
+    lines = read_lines(store, shard, ["row", "status", "files"])
     return {line["row"]: store.files / line["files"][0] for line in lines if line["status"] == "ok" and line["files"]}
 
 

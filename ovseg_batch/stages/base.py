@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from ovseg_batch.committed import checked, read_lines
 from ovseg_batch.errors import FailureCode, OvsegError
 from ovseg_batch.io.images import Limits
 from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.remote import Remote
-from ovseg_batch.io.tables import RESULT_COLUMNS, TABLE, read_results
+from ovseg_batch.io.tables import RESULT_COLUMNS
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import Config, RunConfig
@@ -41,11 +42,10 @@ class Upstream:
     """The committed shard of an earlier stage, row by row."""
 
     def __init__(self, store: StageStore, shard: int) -> None:
-        self._files = store.files
-        table = store.data_path(shard, TABLE)
-        self._values = {line["row"]: line for line in read_results(table)}
+        self._store, self._shard = store, shard
+        self._values = {line["row"]: line for line in read_lines(store, shard)}
         arrays = store.data_path(shard, ARRAYS)
-        self._arrays = ArrayReader(arrays) if arrays.exists() else None
+        self._arrays = ArrayReader(checked(store, shard, arrays)) if arrays.exists() else None
 
     def failure(self, row: int) -> str | None:
         """Why the earlier stage failed this row, or None when it is there."""
@@ -71,7 +71,8 @@ class Upstream:
     def result(self, row: ImageRow) -> RowResult:
         """The row as the stage gave it."""
         values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
-        files = {name: (self._files / name).read_bytes() for name in values.get(FILES) or ()}
+        paths = {name: self._store.files / name for name in values.get(FILES) or ()}
+        files = {name: checked(self._store, self._shard, path).read_bytes() for name, path in paths.items()}
         return RowResult(row.row, row.key, values, self.arrays(row.row), files, self.content(row.row))
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ def open_row(
     """
     name = shown(row.path)
     encoding = _encoding(edit, image.format or "")
-    picture = _fitting(read_picture(image, name), encoding.format)
+    picture = fitting(read_picture(image, name), encoding.format)
     masks = [
         (one["category"], one["rle"])
         for one in line["annotations"]
@@ -69,8 +69,8 @@ def _encoding(edit: EditConfig, own: str) -> Encoding:
     return Encoding(chosen, edit.quality, edit.compression, METADATA[edit.metadata])
 
 
-def _fitting(picture: Picture, format: Format) -> Picture:
-    """The picture without the depth and transparency that the format cannot hold."""
+def fitting(picture: Picture, format: Format) -> Picture:
+    """Return the picture without the depth and the transparency that the format cannot hold."""
     pixels, alpha = picture.pixels, picture.alpha
     if pixels.dtype == np.uint16 and format not in HOLDS_16_BITS:
         pixels, alpha = (pixels >> 8).astype(np.uint8), None if alpha is None else (alpha >> 8).astype(np.uint8)

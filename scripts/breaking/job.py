@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -98,16 +99,38 @@ def with_embedded_models(arguments: Iterable[object]) -> list[str]:
 def start_command(
     arguments: list[str], environment: Mapping[str, str], log: Path, file_bytes: int | None = None
 ) -> Running:
-    """Start `ovseg-batch` in a process of its own, forked from one that has imported everything and run nothing."""
+    """Start `ovseg-batch` in a process of its own, as `start_function` does."""
+    return start_function(_command, (with_embedded_models(arguments),), environment, log, file_bytes)
+
+
+def start_function(
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    environment: Mapping[str, str],
+    log: Path,
+    file_bytes: int | None = None,
+) -> Running:
+    """Start a function in a process of its own, forked from one that has imported everything and run nothing.
+
+    Args:
+        log: file that receives stdout and stderr.
+        file_bytes: size that no file may exceed that the process writes.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     log.touch()  # it may be killed before it can
-    process = context.Process(target=_command, args=(with_embedded_models(arguments), environment, log, file_bytes))
+    process = context.Process(target=_logged, args=(function, arguments, environment, log, file_bytes))
     process.start()
     return Running(process, log)
 
 
-def _command(arguments: list[str], environment: Mapping[str, str], log: Path, file_bytes: int | None) -> None:
+def _logged(
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    environment: Mapping[str, str],
+    log: Path,
+    file_bytes: int | None,
+) -> None:
     os.environ.update(environment)
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
@@ -116,7 +139,15 @@ def _command(arguments: list[str], environment: Mapping[str, str], log: Path, fi
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            main(arguments, prog_name="ovseg-batch")
+            try:
+                function(*arguments)
+            except Exception:  # multiprocessing would write it when the file is closed
+                traceback.print_exc()
+                sys.exit(1)
+
+
+def _command(arguments: list[str]) -> None:
+    main(arguments, prog_name="ovseg-batch")
 
 
 def contents(workdir: Path) -> dict[str, str]:

@@ -1,0 +1,36 @@
+"""Files of committed shards, read only where their bytes are those that were committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ovseg_batch.errors import OvsegError
+from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.store import StageStore, damage
+
+
+def checked(store: StageStore, shard: int, path: Path) -> Path:
+    """Return the path of a file of a shard, after its bytes have been compared with the shard's commit.
+
+    Raises:
+        OvsegError: they are not what was committed.
+    """
+    name = path.relative_to(store.folder).as_posix()
+    while True:
+        commit = store.read_sealed(shard)
+        record = None if commit is None else next((file for file in commit.files if file.path == name), None)
+        what = "" if record is None else damage(store.folder, record)
+        if not what:
+            return path
+        if store.read_sealed(shard) == commit:  # otherwise a run has replaced the file meanwhile
+            raise OvsegError(
+                f"{path} is damaged: {what}. Run `ovseg-batch verify WORKDIR --repair`, then the run's own command, "
+                "which computes the shard again."
+            )
+
+
+def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the lines of a shard's table in row order, as `read_results` does. Raises OvsegError as `checked`."""
+    return read_results(checked(store, shard, store.data_path(shard, TABLE)), columns)
