@@ -49,16 +49,23 @@ def test_a_run_names_the_full_folder_of_its_workdir(few_scenes: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "arguments", [("export", "-f", "yolo", "--images", "copy"), ("export", "-f", "semantic"), ("report",)]
+    ("arguments", "kib"),
+    [
+        (("export", "-f", "yolo", "--images", "copy"), 40),
+        (("export", "-f", "yolo"), 24),
+        (("export", "-f", "semantic"), 40),
+        (("export", "-f", "coco"), 8),
+        (("report",), 40),
+    ],
 )
 def test_an_output_names_its_full_folder(
-    arguments: tuple[str, ...], finished: Path, tmp_path: Path, command: Command
+    arguments: tuple[str, ...], kib: int, finished: Path, tmp_path: Path, command: Command
 ) -> None:
-    with disk_of(40, tmp_path) as small:
+    with disk_of(kib, tmp_path) as small:
         name, *options = arguments
         done = command(name, finished, *options, "-o", small.path / "out")
         last = done.stderr.splitlines()[-1]
-        assert done.returncode == 1 and f"No space left on device ({small.path / 'out'}" in last
+        assert done.returncode == 1 and f"No space left on device ({small.path}" in last
 
 
 def test_a_text_cache_without_room_is_named_and_costs_no_run(

@@ -118,7 +118,8 @@ class ShardFiles:
 
     def __exit__(self, *raised: Any) -> None:
         self._batch.__exit__(*raised)
-        self._list.close()
+        with naming(self._parts.folder):  # what could not be written before is tried again
+            self._list.close()
 
 
 def remove_listed(root: Path, lists: Iterable[Path]) -> None:

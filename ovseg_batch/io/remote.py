@@ -208,14 +208,21 @@ class _PrivateAddress(OSError):
     """A web address that leads where a manifest has no business."""
 
 
+#: Networks whose addresses end in that of an IPv4 host: NAT64 (RFC 6052), IPv4-compatible and IPv4-translated ones.
+LAST_32_BITS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: leads to hosts of the own network
+
+
 def _is_private(address: str) -> bool:
     """Whether it is anything but a public host's: loopback, link-local, RFC 1918, or one of these in disguise."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         hidden = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
+        if any(ip in network for network in LAST_32_BITS):
             hidden.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if any(inner is not None and not inner.is_global for inner in hidden):
+            return True
+        if ip in LOCAL_NAT64:
             return True
     return not ip.is_global or ip.is_multicast
 
