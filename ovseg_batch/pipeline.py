@@ -370,7 +370,7 @@ def _finish(
         return _outcome(states, sealed["counts"], workdir, edited, redone)
     last = mask_stage(stages, lambda planned: planned.name).job.store
     vocabulary = make_vocabulary(config)
-    first_category = 1 if vocabulary.has_background else 0
+    labels = vocabulary.names[1 if vocabulary.has_background else 0 :]
     info = {
         "description": DESCRIPTION,
         "version": __version__,
@@ -383,7 +383,7 @@ def _finish(
     workdir.unseal_outputs()
     with failpoints.within("export"):
         images, annotations, label_images = write_coco(
-            path, vocabulary.names[first_category:], info, lambda: finished_images(manifest, last), manifest
+            path, labels, info, lambda: finished_images(manifest, last, labels), manifest
         )
         edited = publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from ovseg_batch.committed import read_lines
-from ovseg_batch.errors import OF_THE_FILE
+from ovseg_batch.errors import OF_THE_FILE, OvsegError
+from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.tables import TABLE
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import ImageRow
 
@@ -71,21 +73,58 @@ class Results:
 
     def shard(self, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
         """(row of the manifest, line of the mask stage's table) of every image of a committed shard that has masks."""
-        yield from finished_lines(self.manifest, self.masks, shard)
+        yield from finished_lines(self.manifest, self.masks, shard, self.labels)
 
 
-def finished_lines(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
-    """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order."""
+def finished_lines(
+    manifest: Manifest, store: StageStore, shard: int, labels: Collection[str] | None = None
+) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
+    """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order.
+
+    Args:
+        labels: those that masks may have; None: any.
+
+    Raises:
+        OvsegError: the table is damaged or is none that the stage wrote.
+    """
     rows = {row.row: row for row in manifest.read_shard(shard)}
     for line in read_lines(store, shard):
-        if line["status"] == "ok" and line["row"] in rows:
-            yield dataclasses.replace(rows[line["row"]], content=line.get("content")), line
+        try:
+            if line["status"] != "ok" or line["row"] not in rows:
+                continue
+            _check_masks(line, labels)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise OvsegError(
+                f"{store.data_path(shard, TABLE)} is none that this run has written: {reason}. "
+                f"Delete the folder {store.folder}, and give the command of the run again."
+            ) from None
+        yield dataclasses.replace(rows[line["row"]], content=line.get("content")), line
 
 
-def finished_images(manifest: Manifest, store: StageStore) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
-    """(row, line of the stage's table) of every image that the stage has finished, in manifest order."""
+def _check_masks(line: Mapping[str, Any], labels: Collection[str] | None) -> None:
+    """Raise ValueError, KeyError or TypeError where the masks of an image cannot be its."""
+    height, width = line["height"], line["width"]
+    if min(height, width) < 1:
+        raise ValueError(f"row {line['row']} has {width} × {height} pixels")
+    for one in line.get("annotations") or ():
+        if labels is not None and one["category"] not in labels:
+            raise ValueError(f"row {line['row']} has a mask of {one['category']!r}, which is no label")
+        if not 0 <= one["confidence"] <= 1:
+            raise ValueError(f"row {line['row']} has a confidence of {one['confidence']}")
+        if rle.area(one["rle"], height, width) != one["area"]:
+            raise ValueError(f"row {line['row']} has a mask that is not of its size")
+
+
+def finished_images(
+    manifest: Manifest, store: StageStore, labels: Collection[str] | None = None
+) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
+    """(row, line of the stage's table) of every image that the stage has finished, in manifest order.
+
+    Args and Raises: as `finished_lines`.
+    """
     for shard in range(manifest.shards):
-        yield from finished_lines(manifest, store, shard)
+        yield from finished_lines(manifest, store, shard, labels)
 
 
 def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -43,6 +43,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 STARTS = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n....IHDR)|(?P<JPEG>\xff\xd8\xff.)|(?P<GIF>GIF8[79]a)|(?P<WebP>RIFF....WEBP)", re.DOTALL
 )
+PROGRAMS = frozenset({"EPS"})  # formats that Pillow gives to another program (Ghostscript): no image may run one
 PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
 LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
 CHANGED = "has changed since an earlier stage read it; retry computes it again from the first stage"
@@ -221,7 +222,8 @@ def open_header(file: Path | io.BytesIO) -> Image.Image:
     """Open an image in any format that is read; Pillow's errors are raised as they are."""
     heif.register()
     tiff.register()
-    return Image.open(file)
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.ID if name not in PROGRAMS])
 
 
 def _is_deep_png(image: Image.Image) -> bool:
