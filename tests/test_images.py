@@ -347,3 +347,13 @@ def test_the_size_of_a_gif_is_the_one_that_pillow_gives_it() -> None:
         with Image.open(io.BytesIO(content)) as image:
             assert gif.canvas_size(content) == image.size
     assert gif.canvas_size(b"GIF89a") is None and gif.canvas_size(jpeg()) is None
+
+
+def test_no_image_is_given_to_another_program(tmp_path: Path) -> None:
+    """Pillow has Ghostscript draw EPS."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    assert Image.open(path).format == "EPS"
+    with pytest.raises(RowError) as raised:
+        read_image(path, LIMITS)
+    assert raised.value.code == FailureCode.NOT_AN_IMAGE

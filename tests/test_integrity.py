@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Command, data_files, run_arguments
 from test_store import ROWS, Echo
 
 from ovseg_batch import Run
 from ovseg_batch.errors import OvsegError
+from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.sealed import seal, unseal
+from ovseg_batch.io.tables import TABLE
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.store import LOCK, Workdir, fingerprint
 
@@ -242,3 +249,49 @@ def test_nothing_is_computed_from_damaged_arrays(
     assert done.returncode == 1 and "000001.npz is damaged" in done.stderr
     repaired(copy, few_scenes / "images", command)
     assert data_files(copy) == data_files(with_edits)
+
+
+def negative(line: dict[str, Any]) -> None:
+    line["height"] = -1
+
+
+def garbage(line: dict[str, Any]) -> None:
+    for one in line["annotations"]:
+        one["rle"] = b"\xff\x00~~~~" * 20
+
+
+def not_a_number(line: dict[str, Any]) -> None:
+    for one in line["annotations"]:
+        one["confidence"] = float("nan")
+
+
+def other_label(line: dict[str, Any]) -> None:
+    for one in line["annotations"]:
+        one["category"] = "../../x"
+
+
+@pytest.mark.parametrize("change", [negative, garbage, not_a_number, other_label, None])
+def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
+    change: Callable[[dict[str, Any]], None] | None, finished: Path, tmp_path: Path, command: Command
+) -> None:
+    """Its commit is made anew for it, so that its hash is right."""
+    shutil.copytree(finished, copy := tmp_path / "run")
+    store = Workdir(copy).stores()[-1]
+    path, commit = store.data_path(0, TABLE), store.read_commit(0)
+    assert commit is not None
+    table = pq.read_table(path)
+    if change is None:
+        pq.write_table(pa.table({"x": [1]}), path)
+    else:
+        lines = table.to_pylist()
+        assert any(line["annotations"] for line in lines)
+        for line in lines:
+            change(line)
+        pq.write_table(pa.Table.from_pylist(lines, table.schema), path)
+    files = tuple(file_record(store.folder / file.path, store.folder) for file in commit.files)
+    store.write_commit(dataclasses.replace(commit, files=files))
+    Workdir(copy).unseal_outputs()
+    for arguments in (("export", copy, "-f", "semantic", "-o", tmp_path / "s"), ("report", copy, "-o", tmp_path / "r")):
+        done = command(*arguments)
+        assert done.returncode == 1 and "is none that this run has written" in done.stderr, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
