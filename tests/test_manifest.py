@@ -226,13 +226,16 @@ Lines = list[dict[str, Any]]
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda lines: [{**lines[0], "row": 1}, *lines[1:]], "row numbers"),
+        (lambda lines: [{**lines[0], "row": 1}, *lines[1:]], "m.parquet is damaged or was changed: the row numbers"),
         (lambda lines: [{**line, "row": line["row"] + (1 << 40)} for line in lines], "row numbers"),
         (lambda lines: [{**lines[0], "row": -1}, *lines[1:]], "row numbers"),
-        (lambda lines: [{**line, "row": str(line["row"])} for line in lines], "column row"),
-        (lambda lines: [{**lines[0], "key": None}, *lines[1:]], "column key has no value"),
+        (lambda lines: [{**line, "row": str(line["row"])} for line in lines], "no column row of the type int64"),
+        (lambda lines: [{**lines[0], "key": None}, *lines[1:]], "m.parquet is damaged in shard 0: key is empty"),
         (lambda lines: [{**line, "key": "same"} for line in lines], "same key"),
-        (lambda lines: [{name: line[name] for name in line if name != "path"} for line in lines], "column path"),
+        (
+            lambda lines: [{name: line[name] for name in line if name != "path"} for line in lines],
+            "no column path of the type string",
+        ),
     ],
 )
 def test_forged_rows_are_refused_before_work_begins(
@@ -250,7 +253,7 @@ def test_forged_rows_are_refused_before_work_begins(
             )
     pq.write_table(forged.replace_schema_metadata(record), tmp_path / "m.parquet")
     done = command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky")
-    assert done.returncode == 2 and "m.parquet is damaged or was changed" in done.stderr and why in done.stderr
+    assert done.returncode == 2 and "m.parquet is" in done.stderr and why in done.stderr
     assert not (tmp_path / "run" / "manifest.parquet").exists()
 
 
