@@ -444,12 +444,12 @@ def test_the_hash_of_a_large_file_is_kept_until_the_file_changes(
 ) -> None:
     read: list[Path] = []
 
-    def content_hash(file: Path, compute: Callable[[Path], str] = hashing._content_hash) -> str:
+    def content_hash(file: Path, compute: Callable[[Path], str] = hashing._whole_hash) -> str:
         read.append(file)
         return compute(file)
 
     monkeypatch.setattr(hashing, "LARGE", 0)
-    monkeypatch.setattr(hashing, "_content_hash", content_hash)
+    monkeypatch.setattr(hashing, "_whole_hash", content_hash)
     monkeypatch.setattr(user_cache, "SETTLED_SECONDS", -1)
     monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "weights.pt"
