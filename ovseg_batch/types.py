@@ -113,7 +113,7 @@ class FileRecord:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> FileRecord:
         """Raises ValueError where the record is not a file's, or names a file outside of its folder."""
-        return TypeAdapter(cls).validate_python(record)
+        return _FILE.validate_python(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +164,4 @@ class Commit:
         return _COMMIT.validate_python(record)
 
 
-_COMMIT = TypeAdapter(Commit)
+_FILE, _COMMIT = TypeAdapter(FileRecord), TypeAdapter(Commit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from breaking.guises import write_guises
 from breaking.job import Running, start_command, with_embedded_models
@@ -113,3 +114,14 @@ def run_of_six(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, comma
     workdir = tmp_path_factory.mktemp("exported") / "run"
     assert command(*run_arguments(few_scenes / "images", workdir, "--set", "refine.output=semantic")).returncode == 0
     return workdir
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """images/: b.png, a/c.jpg, a/b.png, and things that are no images."""
+    root = tmp_path / "images"
+    for name in ("b.png", "a/c.jpg", "a/b.png", ".hidden.png", ".cache/x.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    return root

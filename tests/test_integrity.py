@@ -168,6 +168,14 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def damaged_copy(workdir: Path, tmp_path: Path, pattern: str) -> Path:
+    """Copy a workdir and change a byte of the first file that fits the pattern."""
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    flip(next(copy.glob(pattern)))
+    return copy
+
+
 def repaired(copy: Path, images: Path, command: Command) -> None:
     """Verify and repair, run again, and check that all is well."""
     assert command("verify", copy, "--repair").returncode == 1
@@ -227,9 +235,7 @@ def test_a_mark_of_the_edited_images_that_is_no_text_is_written_again(
 def test_commands_that_read_a_damaged_table_name_it_and_the_repair(
     with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(with_edits, copy)
-    flip(next(copy.glob("stages/refine-*/data/*/000001.parquet")))
+    copy = damaged_copy(with_edits, tmp_path, "stages/refine-*/data/*/000001.parquet")
     for arguments in (("export", copy, "-f", "coco", "-o", tmp_path / "x.json"), ("report", copy)):
         done = command(*arguments)
         assert done.returncode == 1 and "000001.parquet is damaged" in done.stderr and "--repair" in done.stderr
@@ -241,9 +247,7 @@ def test_commands_that_read_a_damaged_table_name_it_and_the_repair(
 def test_nothing_is_computed_from_damaged_arrays(
     with_edits: Path, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(with_edits, copy)
-    flip(next(copy.glob("stages/dense-*/data/*/000001.npz")))
+    copy = damaged_copy(with_edits, tmp_path, "stages/dense-*/data/*/000001.npz")
     next(copy.glob("stages/refine-*/commits/*/000001.json")).unlink()
     done = command(*run_arguments(few_scenes / "images", copy, *CUTOUT))
     assert done.returncode == 1 and "000001.npz is damaged" in done.stderr

@@ -11,33 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Command
-from PIL import Image
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.entries import plain
 from ovseg_batch.io.images import Limits
-from ovseg_batch.io.manifest import COLUMNS, FORMAT, Manifest, Summary, build_manifest
-from ovseg_batch.io.manifest_check import check_rows
-from ovseg_batch.io.updating import update_manifest
+from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.types import ImageRow
 
 LIMITS = Limits(10_000, 10_000)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """images/: b.png, a/c.jpg, a/b.png, and things that are no images."""
-    root = tmp_path / "images"
-    for name in ("b.png", "a/c.jpg", "a/b.png", ".hidden.png", ".cache/x.png"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(root / name)
-    (root / "notes.txt").write_text("no image")
-    return root
 
 
 def rows(*inputs: Path | str, out: Path, shard_rows: int = 256) -> list[ImageRow]:
@@ -198,102 +183,6 @@ def test_own_manifest_is_recognised(folder: Path, tmp_path: Path) -> None:
     assert not Manifest.recognises(tmp_path / "other.parquet")
     with pytest.raises(UsageError, match="not a manifest"):
         Manifest.open(tmp_path / "other.parquet")
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b"[" * 20_000,
-        b'{"shard_rows": 0, "fingerprint": "x"}',
-        b'{"shard_rows": "x", "fingerprint": "x"}',
-    ],
-)
-def test_a_forged_manifest_is_refused_in_words(record: bytes, tmp_path: Path, command: Command) -> None:
-    table = pa.table({"path": ["x.png"]}).replace_schema_metadata({FORMAT: record})
-    pq.write_table(table, tmp_path / "m.parquet")
-    with pytest.raises(UsageError, match="not a manifest"):
-        Manifest.open(tmp_path / "m.parquet")
-    done = command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("ovseg-batch: ")
-
-
-Lines = list[dict[str, Any]]
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda lines: [{**lines[0], "row": 1}, *lines[1:]], "m.parquet is damaged or was changed: the row numbers"),
-        (lambda lines: [{**line, "row": line["row"] + (1 << 40)} for line in lines], "row numbers"),
-        (lambda lines: [{**lines[0], "row": -1}, *lines[1:]], "row numbers"),
-        (lambda lines: [{**line, "row": str(line["row"])} for line in lines], "no column row of the type int64"),
-        (lambda lines: [{**lines[0], "key": None}, *lines[1:]], "m.parquet is damaged in shard 0: key is empty"),
-        (lambda lines: [{**line, "key": "same"} for line in lines], "same key"),
-        (
-            lambda lines: [{name: line[name] for name in line if name != "path"} for line in lines],
-            "no column path of the type string",
-        ),
-    ],
-)
-def test_forged_rows_are_refused_before_work_begins(
-    change: Callable[[Lines], Lines], why: str, folder: Path, tmp_path: Path, command: Command
-) -> None:
-    build_manifest([str(folder)], tmp_path / "true.parquet", 256)
-    with pq.ParquetFile(tmp_path / "true.parquet") as file:
-        forged = pa.Table.from_pylist(change(file.read().to_pylist()))
-        record = {FORMAT: file.metadata.metadata[FORMAT]}
-    for field in forged.schema:  # as the writer types them, where the values are
-        kind = COLUMNS.field(field.name).type if field.name in COLUMNS.names else field.type
-        if kind != field.type and not pa.types.is_string(field.type):
-            forged = forged.set_column(
-                forged.schema.get_field_index(field.name), field.name, forged[field.name].cast(kind)
-            )
-    pq.write_table(forged.replace_schema_metadata(record), tmp_path / "m.parquet")
-    done = command("run", tmp_path / "m.parquet", "-o", tmp_path / "run", "--labels", "sky")
-    assert done.returncode == 2 and "m.parquet is" in done.stderr and why in done.stderr
-    assert not (tmp_path / "run" / "manifest.parquet").exists()
-
-
-def test_a_true_manifest_passes_also_after_an_update(folder: Path, tmp_path: Path) -> None:
-    ours, fresh = tmp_path / "ours.parquet", tmp_path / "fresh.parquet"
-    build_manifest([str(folder)], ours, 1)
-    (folder / "b.png").unlink()
-    build_manifest([str(folder)], fresh, 1)
-    update_manifest(ours, fresh)
-    check_rows(ours)
-    assert Manifest.open(ours).shards > Manifest.open(fresh).shards  # one is empty
-
-
-def test_a_damaged_shard_of_a_manifest_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
-    rows(folder, out=tmp_path / "m.parquet", shard_rows=1)
-    content = bytearray((tmp_path / "m.parquet").read_bytes())
-    content[20:120] = bytes(100)
-    (tmp_path / "m.parquet").write_bytes(content)
-    manifest = Manifest.open(tmp_path / "m.parquet")
-    for reading in (manifest.read_shard, manifest.read_lines, lambda _: list(manifest.read_paths())):
-        with pytest.raises(UsageError, match=r"m\.parquet is damaged in shard 0"):
-            reading(0)
-    fresh = tmp_path / "fresh.parquet"
-    rows(folder, out=fresh, shard_rows=1)
-    with pytest.raises(UsageError, match=r"m\.parquet is damaged in shard 0"):
-        update_manifest(tmp_path / "m.parquet", fresh)
-
-
-@pytest.mark.parametrize("forged", ["no path", "number", "null"])
-def test_a_manifest_without_a_path_is_refused(forged: str, folder: Path, tmp_path: Path) -> None:
-    rows(folder, out=tmp_path / "m.parquet")
-    file = pq.ParquetFile(tmp_path / "m.parquet")
-    table, place = file.read(), file.schema_arrow.names.index("path")
-    kind = pa.int64() if forged == "number" else pa.string()
-    table = table.remove_column(place) if forged == "no path" else table.set_column(place, "path", pa.nulls(3, kind))
-    with pq.ParquetWriter(tmp_path / "m.parquet", table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({FORMAT: file.metadata.metadata[FORMAT]})
-    with pytest.raises(UsageError, match="path"):
-        Manifest.open(tmp_path / "m.parquet").read_shard(0)
 
 
 def test_texts_of_parquet_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
@@ -484,113 +373,3 @@ def test_one_key_for_two_images_of_a_list_stays_an_error(splits: Path, tmp_path:
         (splits / part / "list.csv").write_text("path,key\nimages/1.png,same\n")
     with pytest.raises(UsageError, match="have the same key 'same'"):
         counted(splits / "train/list.csv", splits / "val/list.csv", out=tmp_path / "m.parquet")
-
-
-# --- lists ---
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "extra"),
-    [
-        ("l.csv", "file_name;label\nb.png;dog\n", {"label": "dog"}),
-        ("l.csv", "sep=;\nPath;label\nb.png;dog\n", {"label": "dog"}),
-        ("l.csv", "sep=,\nfile_name,label\nb.png,dog\n", {"label": "dog"}),
-        ("l.csv", "\ufeffFile Name\tlabel\nb.png\tdog\n", {"label": "dog"}),
-        ("l.tsv", "image_path\tlabel\nb.png\ta,b\n", {"label": "a,b"}),
-        ("l.tsv", "label|FileName\n\ndog|b.png\n", {"label": "dog"}),
-        ("l.json", '[{"File": "b.png", "label": "dog"}]', {"label": "dog"}),
-        ("l.json", '\n["b.png"]', {}),
-        ("l.jsonl", '{"IMAGE": "b.png", "n": 1180591620717411303424}', {"n": "1180591620717411303424"}),
-    ],
-)
-def test_usual_forms_of_lists(name: str, content: str, extra: dict[str, str], folder: Path, tmp_path: Path) -> None:
-    (folder / name).write_text(content)
-    [row] = rows(folder / name, out=tmp_path / "m.parquet")
-    assert (row.key, row.extra) == ("b.png", extra)
-
-
-def test_exact_names_of_columns_come_first(folder: Path, tmp_path: Path) -> None:
-    (folder / "l.csv").write_text("Path,url,image\nx,y,b.png\n")
-    [row] = rows(folder / "l.csv", out=tmp_path / "m.parquet")
-    assert (row.key, row.extra) == ("b.png", {"Path": "x", "url": "y"})
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("l.csv", "file_name\nb.png\n".encode("utf-16"), "seems to be UTF-16"),
-        ("l.txt", "b.png\n".encode("utf-16"), "seems to be UTF-16"),
-        ("l.txt", "b.png\n".encode("utf-16-le"), "seems to be UTF-16"),
-        ("l.csv", "file_name,x\nb.png,é\n".encode("latin-1"), "seems to be Latin-1"),
-        ("l.txt", "b.png\né.png\n".encode("latin-1"), "seems to be Latin-1"),
-        ("l.jsonl", '{"path": "é.png"}'.encode("latin-1"), "seems to be Latin-1"),
-        ("l.json", '["é.png"]'.encode("latin-1"), "seems to be Latin-1"),
-        ("l.csv", b"path\na\0b.png\n", "line 2: the path holds a NUL"),
-        ("l.jsonl", rb'{"path": "\ud800.png"}', "line 1: the path holds half of a surrogate pair"),
-        ("l.jsonl", rb'{"path": "b.png", "x": "\ud800"}', "line 1: x holds half of a surrogate pair"),
-        ("l.jsonl", rb'{"path": "b.png", "\ud800": 1}', "holds half of a surrogate pair"),
-        ("l.jsonl", b'{"path": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
-        ("l.json", b"[" * 100_000, "nested too deeply"),
-        ("l.json", b'[{"path": "b.png"}, 5]', "entry 1 is no JSON object and no path"),
-        ("l.jsonl", b'{"path": ["a", "b"]}', "line 1: path must be a path or URL as text"),
-        ("l.jsonl", b'{"path": "b.png", "key": 5}', None),
-        ("l.jsonl", b'{"path": "/"}', "line 1: / is no image but the root of all folders"),
-        ("l.csv", b"path,a\nb.png," + b"x" * 200_000 + b"\n", "line 2 is not CSV: field larger"),
-    ],
-)
-def test_hostile_lists_are_refused_in_a_sentence(
-    name: str, content: bytes, text: str | None, folder: Path, tmp_path: Path
-) -> None:
-    (folder / name).write_bytes(content)
-    if text is None:
-        build_manifest([str(folder / name)], tmp_path / "m.parquet", 2)
-        return
-    with pytest.raises(UsageError, match=text) as raised:
-        build_manifest([str(folder / name)], tmp_path / "m.parquet", 2)
-    assert len(str(raised.value)) < 500
-
-
-@pytest.mark.parametrize("width", ["1e999", "-5", "1099511627776", '"wide"', "NaN", "[1]"])
-def test_sizes_that_no_image_has_are_unknown(width: str, folder: Path, tmp_path: Path) -> None:
-    (folder / "l.jsonl").write_text(f'{{"path": "b.png", "width": {width}}}')
-    [row] = rows(folder / "l.jsonl", out=tmp_path / "m.parquet")
-    assert row.width is None
-
-
-def test_parquet_of_the_hub_is_refused_without_its_bytes(folder: Path, tmp_path: Path) -> None:
-    content = (folder / "b.png").read_bytes()
-    images = {
-        "struct": [{"bytes": content, "path": "b.png"}],
-        "null": [{"bytes": None, "path": "b.png"}],
-        "plain": [content],
-    }
-    for name, image in images.items():
-        kind = pa.binary() if name == "plain" else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        pq.write_table(pa.table({"image": pa.array(image, kind), "label": [0]}), folder / f"{name}.parquet")
-        with pytest.raises(UsageError, match="column image holds the images themselves, not paths") as raised:
-            build_manifest([str(folder / f"{name}.parquet")], tmp_path / "m.parquet", 2)
-        assert "PNG" not in str(raised.value)
-
-
-def test_columns_of_parquet_that_a_manifest_cannot_hold(folder: Path, tmp_path: Path) -> None:
-    table = {
-        "path": ["b.png"],
-        "image": pa.array([{"bytes": b"x"}]),
-        "raw": [b"x"],
-        "boxes": [[1, 2]],
-        "prompts": [["sky", "a, b"]],
-        "day": pa.array([2**50], pa.timestamp("s")),
-        "now": pa.array([1_700_000_000_000_000_001], pa.timestamp("ns")),
-        "good": pa.array([1_700_000_000_000_000], pa.timestamp("us")),
-        "kind": pa.array(["x"]).dictionary_encode(),
-    }
-    pq.write_table(pa.table(table), folder / "l.parquet")
-    summary = build_manifest([str(folder / "l.parquet")], tmp_path / "m.parquet", 2)
-    [row] = Manifest.open(tmp_path / "m.parquet").read_shard(0)
-    assert summary.columns == 3 and "(image, raw, boxes)" in summary.notes()[0]
-    assert {*row.extra} == {"prompts", "day", "now", "good", "kind"}
-    assert row.extra["prompts"] == '["sky", "a, b"]' and str(row.extra["now"]).endswith("000000001")
-    assert row.extra["good"].year == 2023 and row.extra["kind"] == "x"
-    assert not any(
-        pa.types.is_binary(one.type) or pa.types.is_nested(one.type) for one in pq.read_schema(tmp_path / "m.parquet")
-    )

@@ -79,8 +79,8 @@ def check_image(path: Path) -> bool:
     answers = {"decode": pixels, "reduce": reduced, "read_picture": picture}
     failed = {name: answer for name, answer in answers.items() if isinstance(answer, RowError)}
     if failed and len(failed) < len(answers):
-        told = "; ".join(f"{name}: {error.code}: {error.message}" for name, error in failed.items())
-        raise Violation(f"only some ways to read it fail: {told}")
+        reasons = "; ".join(f"{name}: {error.code}: {error.message}" for name, error in failed.items())
+        raise Violation(f"only some ways to read it fail: {reasons}")
     if isinstance(pixels, RowError) or isinstance(picture, RowError) or isinstance(reduced, RowError):
         return False
     if isinstance(size, RowError):

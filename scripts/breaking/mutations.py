@@ -205,17 +205,22 @@ def _cut_text(text: str, random: Random) -> str:
 def _lines(text: str, random: Random) -> str:
     """Drop, double or swap lines."""
     lines = text.splitlines(keepends=True) or [""]
-    place, other = random.randrange(len(lines)), random.randrange(len(lines))
-    kind = random.choice(("drop", "double", "swap", "join"))
-    if kind == "drop":
-        del lines[place]
-    elif kind == "double":
-        lines.insert(other, lines[place])
-    elif kind == "swap":
-        lines[place], lines[other] = lines[other], lines[place]
-    else:
-        lines[place] = lines[place].rstrip("\r\n")
+    _rearrange(lines, random, lambda line: line.rstrip("\r\n"))
     return "".join(lines)
+
+
+def _rearrange(parts: list[str], random: Random, change: Callable[[str], str]) -> None:
+    """Drop, double, swap or change one of the parts of a text."""
+    place, other = random.randrange(len(parts)), random.randrange(len(parts))
+    kind = random.choice(("drop", "double", "swap", "change"))
+    if kind == "drop":
+        del parts[place]
+    elif kind == "double":
+        parts.insert(other, parts[place])
+    elif kind == "swap":
+        parts[place], parts[other] = parts[other], parts[place]
+    else:
+        parts[place] = change(parts[place])
 
 
 def _fields(text: str, random: Random) -> str:
@@ -224,16 +229,7 @@ def _fields(text: str, random: Random) -> str:
     number = random.randrange(len(lines))
     separator = random.choice(",;\t :")
     fields = lines[number].split(separator)
-    place, other = random.randrange(len(fields)), random.randrange(len(fields))
-    kind = random.choice(("drop", "double", "swap", "odd"))
-    if kind == "drop":
-        del fields[place]
-    elif kind == "double":
-        fields.insert(other, fields[place])
-    elif kind == "swap":
-        fields[place], fields[other] = fields[other], fields[place]
-    else:
-        fields[place] = random.choice(PIECES)
+    _rearrange(fields, random, lambda _: random.choice(PIECES))
     lines[number] = separator.join(fields)
     return "\n".join(lines)
 
