@@ -11,7 +11,7 @@ from breaking import fuzz_images, fuzz_lists
 from breaking.fuzz_images import Images
 from breaking.fuzz_lists import Lists
 from breaking.fuzz_workdirs import Workdirs
-from breaking.fuzzing import Input, Tally, Target, measured, save, table, watched
+from breaking.fuzzing import MEBIBYTE, Input, Tally, Target, measured, save, table, watched
 
 MEMORY = 1 << 30
 FEW = 64  # cases
@@ -34,6 +34,18 @@ class Broken:
         if seed == 3:
             print("a complaint", file=sys.stderr)
         return True
+
+
+class Hoarding:
+    """A target that needs 200 MiB."""
+
+    name = "hoarding"
+
+    def draw(self, seed: int) -> Input:
+        return Input("form", "none", "file", b"x")
+
+    def check(self, given: Input) -> bool:
+        return bool(given.content * (200 * MEBIBYTE))
 
 
 def violations(target: Target, seeds: range) -> list[str]:
@@ -84,12 +96,9 @@ def test_a_way_to_read_images_that_differs_is_found(monkeypatch: pytest.MonkeyPa
     assert any("upright_size" in text for text in violations(Images(), range(16)))
 
 
-def test_memory_above_the_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hoard(path: Path) -> bool:
-        return bool(bytearray(b"x" * (200 << 20)))
-
-    monkeypatch.setattr(fuzz_images, "check_image", hoard)
-    assert "memory grew" in measured(Images(), 0, 100 << 20).violation
+def test_memory_above_the_limit_is_found() -> None:
+    (_, outcome), *_ = watched(Hoarding(), iter([0]), time.monotonic() + 120, 60, 100 * MEBIBYTE)
+    assert "memory grew" in outcome.violation
 
 
 def test_processes_that_die_hang_or_complain_are_found_and_the_next_case_goes_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from breaking.job import PRELOADED
 
-PROCESS = Path("/proc/self")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # sets the peak of the resident memory to the present size (proc(5))
 MEBIBYTE = 1 << 20
 LONGEST_TEXT = 4000  # characters that are kept of a violation
@@ -204,9 +205,9 @@ def measured(target: Target, seed: int, memory: int) -> Outcome:
         memory: bytes by which the resident memory may grow.
     """
     given = target.draw(seed)
-    before = _resident("VmRSS")
-    with contextlib.suppress(OSError):  # a sandbox may forbid it; the peak then includes earlier cases
-        (PROCESS / "clear_refs").write_text(RESET_PEAK)
+    with contextlib.suppress(OSError):  # where this is not allowed, growth counts above the highest peak so far
+        CLEAR_REFS.write_text(RESET_PEAK)
+    before = _peak()
     accepted, violation = False, ""
     try:
         accepted = target.check(given)
@@ -214,19 +215,15 @@ def measured(target: Target, seed: int, memory: int) -> Outcome:
         violation = str(error)
     except Exception as error:
         violation = f"{type(error).__name__} instead of a typed error:\n{traceback.format_exc()}"
-    grown = _resident("VmHWM") - before
+    grown = _peak() - before
     if not violation and grown > memory:
         violation = f"its memory grew by {grown // MEBIBYTE} MiB, more than {memory // MEBIBYTE} MiB"
     return Outcome(given, accepted, violation[-LONGEST_TEXT:])
 
 
-def _resident(name: str) -> int:
-    """Return a value in the kernel's status of this process, in bytes; 0 where there is none."""
-    with contextlib.suppress(OSError):
-        for line in (PROCESS / "status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _peak() -> int:
+    """Return the highest resident memory of this process since the last reset, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _take(errors: int) -> str:
