@@ -33,6 +33,8 @@ class FailureCode(StrEnum):
     INTERNAL = "internal"  # a bug of ours; the message has the exception
 
 
+#: What the message of `FailureCode.CHANGED` states after the path.
+CHANGED = "has changed since an earlier stage read it; retry computes it again from the first stage"
 #: Codes whose cause is the image file, or the way to it.
 OF_THE_FILE = frozenset(
     {

@@ -24,23 +24,29 @@ JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """How many images were edited, and how many of them show no change.
+    """How many images were edited, and on how many the edit has no effect.
 
     Attributes:
         mode: `edit.mode` of the run.
         images: images that have an edited file.
-        no_mask: images that have no mask of the chosen labels, and were copied (`edit.on_empty: copy`).
+        no_mask: edited images that have no mask of the chosen labels, and are copies (`edit.on_empty: copy`).
         whole_image: images that the kept masks, or the frame of a crop, cover completely.
+        skipped: images without a mask of the chosen labels that have no edited file (`edit.on_empty: skip`).
     """
 
     mode: str
     images: int
     no_mask: int
     whole_image: int
+    skipped: int = 0
 
     @property
     def unchanged(self) -> int:
         return self.no_mask + self.whole_image
+
+    @property
+    def total(self) -> int:
+        return self.images + self.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +132,42 @@ def label_notes(images: int, label_images: Mapping[str, int] | None, among: Coll
 
 
 def edit_note(edits: EditCounts | None) -> str | None:
-    """Return how many edited images show no change, and why; None where all do."""
-    if edits is None or not edits.unchanged:
+    """Return on how many images the edit has no effect, and why; None where it has one on all."""
+    if edits is None:
         return None
-    causes = [
-        f"{count:,} {what}"
-        for count, what in (
-            (edits.no_mask, "without a mask of the chosen labels"),
-            (edits.whole_image, "that the masks cover completely"),
-        )
-        if count
-    ]
-    state = "masks blank" if edits.mode == "mask" else "images unchanged"
-    return f"{edits.unchanged:,} of {edits.images:,} {state}: {', '.join(causes)}"
+    causes = (
+        (edits.no_mask, "without a mask of the chosen labels"),
+        (edits.whole_image, "that the masks cover completely"),
+    )
+    notes = []
+    if edits.skipped:
+        without = f"{edits.skipped:,} of {edits.total:,} images without an edited file"
+        notes.append(f"{without}: no mask of the chosen labels")
+    if edits.unchanged:
+        state = "masks blank" if edits.mode == "mask" else "images unchanged"
+        named = ", ".join(f"{count:,} {what}" for count, what in causes if count)
+        notes.append(f"{edits.unchanged:,} of {edits.images:,} {state}: {named}")
+    return "; ".join(notes) or None
 
 
 def edit_warning(edits: EditCounts | None) -> str | None:
-    """Return what to check where more than half of the edited images show no change; else None."""
-    if edits is None or edits.unchanged <= MOSTLY * edits.images:
+    """Return what to check where the edit has no effect on more than half of the images; else None."""
+    if edits is None or edits.unchanged + edits.skipped <= MOSTLY * edits.total:
         return None
-    if edits.no_mask == edits.images:
+    no_mask = edits.no_mask + edits.skipped
+    if no_mask == edits.total:
         cause = "No image has a mask of the chosen labels."
-    elif edits.no_mask >= edits.whole_image:
+    elif no_mask >= edits.whole_image:
         cause = "Most of these images have no mask of the chosen labels."
     else:
         cause = "The masks cover whole images."
-    state = "masks are blank" if edits.mode == "mask" else "edited images are unchanged"
+    states = {
+        "have no edited file": edits.skipped,
+        "have a blank mask" if edits.mode == "mask" else "are unchanged": edits.unchanged,
+    }
+    named = " or ".join(state for state, count in states.items() if count)
     return (
-        f"{edits.unchanged:,} of {edits.images:,} {state}. {cause} "
+        f"{edits.unchanged + edits.skipped:,} of {edits.total:,} images {named}. {cause} "
         "Check the labels, edit.min_score and edit.on_empty, and look at the images in the report."
     )
 

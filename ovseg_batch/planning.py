@@ -17,7 +17,7 @@ from ovseg_batch.engine import ray
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.findings import printable
-from ovseg_batch.io.images import Limits, open_image
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import check_replaceable
 from ovseg_batch.io.records import parse_json
@@ -190,6 +190,8 @@ def _disk(planned: PlannedStage, manifest: Manifest, sizes: Sequence[tuple[int, 
 
 def _sizes(manifest: Manifest, limits: Limits) -> list[tuple[int, int]]:
     """(height, width) of at most `SAMPLE` images spread over the list, from their headers where the list has none."""
+    from ovseg_batch.io.images import open_image  # imports Pillow
+
     sizes = []
     local = replace(limits, remote=None)
     for shard in range(0, manifest.shards, max(1, manifest.shards // SAMPLE)):

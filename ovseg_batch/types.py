@@ -67,9 +67,9 @@ class Annotation:
 
 
 class Unchanged(StrEnum):
-    """Why an edited image shows no change."""
+    """Why an edit has no effect on an image."""
 
-    NO_MASK = "no_mask"  # the image has no mask of the chosen labels, and was copied
+    NO_MASK = "no_mask"  # the image has no mask of the chosen labels; it was copied, or no file was written
     WHOLE_IMAGE = "whole_image"  # what is kept is the whole image
 
 

@@ -16,7 +16,8 @@ from breaking import zoo
 from breaking.job import start_command
 
 from ovseg_batch import scenes
-from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.store import Workdir

@@ -204,12 +204,33 @@ def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
             config = settings(mode, way, f"edit.on_empty={choice}")
             [result] = edited(config, [zoo["grey.png"]], nothing)
             assert result.ok and len(result.files) == files
-            assert result.values["unchanged"] == ("no_mask" if choice == "copy" else None)
+            assert result.values["unchanged"] == "no_mask"
             for content in result.files.values():
                 assert np.array_equal(pixels_of(content), decoded(zoo["grey.png"]).pixels)
         config = settings(mode, "edit.on_empty=fail", "edit.keep=cat" if mode == "cutout" else "edit.drop=cat")
         [result] = edited(config, [zoo["grey.png"]], nothing)
         assert (result.code, "cat" in result.message) == ("no_edit", True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "way", "files"),
+    [
+        ("cutout", "edit.keep=cat", 0),
+        ("fill", "edit.keep=cat", 0),
+        ("crop", "edit.keep=cat", 0),
+        ("mask", "edit.keep=cat", 1),
+        ("cutout", "edit.drop=cat", 1),
+        ("fill", "edit.drop=cat", 1),
+        ("mask", "edit.drop=cat", 1),
+        ("erase", "edit.drop=cat", 1),
+        ("remove", "edit.drop=cat", 1),
+    ],
+)
+def test_an_image_without_what_is_to_be_kept_gets_no_file(
+    mode: str, way: str, files: int, zoo: dict[str, Path]
+) -> None:
+    [result] = edited(settings(mode, way), [zoo["grey.png"]], [[("sky", disc(240, 320))]])
+    assert result.ok and len(result.files) == files
 
 
 def test_nothing_left_to_crop_fails_the_row(zoo: dict[str, Path]) -> None:
@@ -348,17 +369,19 @@ def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_p
     for _ in range(2):  # the second time nothing is computed
         done = command(*edit, "tree")
         assert done.returncode == 0
-        assert "6 of 6 images unchanged: 6 without a mask of the chosen labels\n" in done.stdout
-        assert "warning: 6 of 6 edited images are unchanged. No image has a mask of the chosen labels." in done.stderr
+        assert "6 of 6 images without an edited file: no mask of the chosen labels\n" in done.stdout
+        assert "warning: 6 of 6 images have no edited file. No image has a mask of the chosen labels." in done.stderr
         assert all(name in done.stderr for name in ("the labels", "edit.min_score", "edit.on_empty", "report"))
     shown = command("status", workdir)
-    assert "6 of 6 images unchanged" in shown.stdout and "6 of 6 edited images" in shown.stderr
-    counts = {"mode": "cutout", "images": 6, "no_mask": 6, "whole_image": 0, "unchanged": 6}
+    assert "6 of 6 images without" in shown.stdout and "6 of 6 images have no edited file" in shown.stderr
+    counts = {"mode": "cutout", "images": 0, "no_mask": 0, "whole_image": 0, "skipped": 6, "unchanged": 0}
     assert json.loads(command("status", workdir, "--json").stdout)["edits"] == counts
     half = command(*edit, "tree, balloon")
-    assert "3 of 6 images unchanged" in half.stdout and "unchanged" not in half.stderr
-    skipped = command(*edit, "tree, balloon", "--set", "edit.on_empty=skip")
-    assert "3 edited images" in skipped.stdout and "unchanged" not in skipped.stdout + skipped.stderr
+    assert "3 edited images" in half.stdout and "3 of 6 images without an edited file" in half.stdout
+    assert "no edited file" not in half.stderr
+    copied = command(*edit, "tree, balloon", "--set", "edit.on_empty=copy")
+    assert "6 edited images" in copied.stdout and "3 of 6 images unchanged" in copied.stdout
+    assert "unchanged" not in copied.stderr
 
 
 def test_what_is_said_of_edits_without_effect() -> None:
@@ -367,8 +390,12 @@ def test_what_is_said_of_edits_without_effect() -> None:
     assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged: 7 without a mask")
     assert "The masks cover whole images." in (edit_warning(covered) or "")
     assert edit_warning(EditCounts("fill", 6000, 0, 3000)) is None and edit_warning(None) is None
+    both = EditCounts("cutout", 4, 0, 3, 2)
+    assert (edit_note(both) or "").startswith("2 of 6 images without an edited file: no mask")
+    assert "; 3 of 4 images unchanged" in (edit_note(both) or "")
+    assert (edit_warning(both) or "").startswith("5 of 6 images have no edited file or are unchanged. The masks cover")
     blank = EditCounts("mask", 4, 3, 0)
-    assert (edit_note(blank) or "").startswith("3 of 4 masks blank") and "masks are blank" in (
+    assert (edit_note(blank) or "").startswith("3 of 4 masks blank") and "4 images have a blank mask" in (
         edit_warning(blank) or ""
     )
 
@@ -454,7 +481,7 @@ def test_a_manifest_from_elsewhere_with_one_name_twice_costs_the_second_row(
     with pq.ParquetWriter(manifest, table.schema.remove_metadata()) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(b"ovseg")})
-    done = command("run", manifest, "-o", tmp_path / "run", "--labels", "sky", "--edit", "cutout", "--workers", "0")
+    done = command("run", manifest, "-o", tmp_path / "run", "--labels", "sky", "--edit", "mask", "--workers", "0")
     assert done.returncode == 3, done.stderr
     assert ",edit,unwritable," in (tmp_path / "run" / "failures.csv").read_text()
     assert len(list((tmp_path / "run" / "edited").iterdir())) == 1

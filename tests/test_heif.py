@@ -14,7 +14,8 @@ from PIL import Image
 from ovseg_batch import scenes
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import heif
-from ovseg_batch.io.images import Limits, open_image, read_image, upright_size
+from ovseg_batch.io.images import open_image, read_image, upright_size
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import build_manifest
 from ovseg_batch.io.pictures import read_picture
 

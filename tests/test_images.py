@@ -21,7 +21,8 @@ from PIL import Image, PngImagePlugin
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import gif, images
 from ovseg_batch.io.ahead import decode_ahead, work_ahead
-from ovseg_batch.io.images import Limits, open_image, read_image, upright_size
+from ovseg_batch.io.images import open_image, read_image, upright_size
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import read_picture
 from ovseg_batch.types import ImageRow
 
@@ -316,7 +317,8 @@ def test_a_damaged_file_writes_nothing_on_stderr(tmp_path: Path) -> None:
     code = """
 import sys
 from ovseg_batch.errors import RowError
-from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.limits import Limits
 for path in sys.argv[1:]:
     try:
         read_image(path, Limits(10**6, 10**7))

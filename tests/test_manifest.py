@@ -18,7 +18,7 @@ from conftest import Command
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.entries import plain
-from ovseg_batch.io.images import Limits
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.types import ImageRow
 

@@ -12,7 +12,8 @@ from breaking.guises import grey_files, png_file, scene_files, tiff_file
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io.images import LONGEST, Limits, open_image, read_image, upright_size
+from ovseg_batch.io.images import LONGEST, open_image, read_image, upright_size
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import Encoding, Format, Picture, encode_picture, left_out, read_picture
 
 LIMITS = Limits(10**8, 10**8)

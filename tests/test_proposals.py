@@ -13,7 +13,8 @@ from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import Limits, read_image
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.types import ImageRow

@@ -26,7 +26,7 @@ from ovseg_batch.errors import FailureCode, RowError, UsageError
 from ovseg_batch.io import images
 from ovseg_batch.io import remote as module
 from ovseg_batch.io.ahead import FETCHERS, decode_ahead
-from ovseg_batch.io.images import Limits
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, is_remote, listing, name_of, shown
 from ovseg_batch.types import ImageRow

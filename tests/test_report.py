@@ -290,8 +290,8 @@ def test_labels_without_images_and_edits_without_effect_are_named(
     assert notes.pop(0).startswith("clip.model and sam.model: embedded demo weights")
     assert notes[0] == "never found: &lt;b&gt;tree\\x1b[2J&lt;/b&gt;"
     assert notes[1].startswith("found in 50 % of the images: road, balloon. ")
-    assert notes[2] == "6 of 6 images unchanged: 6 without a mask of the chosen labels"
-    assert notes[3].startswith("6 of 6 edited images are unchanged. ")
+    assert notes[2] == "6 of 6 images without an edited file: no mask of the chosen labels"
+    assert notes[3].startswith("6 of 6 images have no edited file. ")
     assert len(notes) == 4
 
 

@@ -10,15 +10,17 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from tqdm import tqdm
 
 from ovseg_batch.engine.logs import send_logs_to
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, interruptible
 from ovseg_batch.errors import Interrupted, OvsegError
 from ovseg_batch.io.atomic import DISK_FULL
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES = 0, 1, 2, 3
 EXIT_PIPE = 141  # as a shell reports a process that died of SIGPIPE
@@ -57,7 +59,9 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            bars = sys.modules.get("tqdm")  # loaded with the first bar
+            write = print if bars is None else bars.tqdm.write
+            write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -107,6 +111,8 @@ def bar_option() -> bool | None:
 
 def bar(name: str) -> tqdm[NoReturn]:
     """Return a bar that counts images, shown as `bar_option` says."""
+    from tqdm import tqdm
+
     return tqdm(desc=name, unit=" images", disable=bar_option() is False or None)
 
 

@@ -93,17 +93,20 @@ def unpublish_edited(workdir: Workdir) -> None:
 
 
 def count_edits(store: StageStore, mode: str) -> EditCounts:
-    """Count the edited images of a finished edit stage, and those that show no change, from its tables.
+    """Count the edited images of a finished edit stage, and those without an effect, from its tables.
 
     Args:
         mode: `edit.mode` of the run.
     """
-    images, unchanged = 0, Counter[str]()
+    images, skipped, unchanged = 0, 0, Counter[str]()
     for commit in store.commits():
         for line in read_lines(store, commit.shard, ["files", "unchanged"]):
-            images += bool(line["files"])
-            unchanged[line["unchanged"]] += 1
-    return EditCounts(mode, images, unchanged[Unchanged.NO_MASK], unchanged[Unchanged.WHOLE_IMAGE])
+            if line["files"]:
+                images += 1
+                unchanged[line["unchanged"]] += 1
+            elif line["unchanged"] == Unchanged.NO_MASK:
+                skipped += 1
+    return EditCounts(mode, images, unchanged[Unchanged.NO_MASK], unchanged[Unchanged.WHOLE_IMAGE], skipped)
 
 
 def _digest(store: StageStore) -> tuple[str, int]:

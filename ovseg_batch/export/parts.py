@@ -12,11 +12,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ovseg_batch.export.placing import Reader, local_path, place_image
 from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text, naming
 from ovseg_batch.types import ImageRow
+
+if TYPE_CHECKING:
+    from ovseg_batch.export.placing import Reader
 
 LIST = ".files"  # suffix of lists of files
 WHOLE = "whole"  # owner of the files that speak of all shards
@@ -100,6 +102,8 @@ class ShardFiles:
             UsageError: the image is behind a URL.
             OvsegError: it is not there any more, or no image any more.
         """
+        from ovseg_batch.export.placing import local_path, place_image  # imports Pillow
+
         if how == "none":
             return suffix
         source = local_path(row)

@@ -12,7 +12,8 @@ import numpy as np
 
 from ovseg_batch.errors import OvsegError, RowError, UsageError
 from ovseg_batch.io.atomic import create, temporary_path
-from ovseg_batch.io.images import Limits, decoding, identified, open_header, open_image, orientation_of
+from ovseg_batch.io.images import decoding, identified, open_header, open_image, orientation_of
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, read_picture
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
-from ovseg_batch.io.images import Limits, decode, identified, open_content, read_content
+from ovseg_batch.io.images import decode, identified, open_content, read_content
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
 

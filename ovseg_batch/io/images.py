@@ -11,16 +11,17 @@ import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from ovseg_batch.errors import FailureCode, RowError, is_out_of_memory
+from ovseg_batch.errors import CHANGED, FailureCode, RowError, is_out_of_memory
 from ovseg_batch.io import gif, heif, tiff
 from ovseg_batch.io.hashing import content_hash
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
 
@@ -46,7 +47,6 @@ STARTS = re.compile(
 PROGRAMS = frozenset({"EPS"})  # formats that Pillow gives to another program (Ghostscript): no image may run one
 PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
 LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
-CHANGED = "has changed since an earlier stage read it; retry computes it again from the first stage"
 
 # Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
 Image.MAX_IMAGE_PIXELS = None
@@ -55,15 +55,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # What Pillow writes about a file names no file, and breaks lines of JSON. What matters raises an exception.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What may be read: pixels, bytes of a file, and how URLs are fetched, None where they are not."""
-
-    max_pixels: int
-    max_file_bytes: int
-    remote: Remote | None = None
 
 
 def read_image(path: str | Path, limits: Limits) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 from ovseg_batch.committed import read_lines
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create_text, remove_leftovers, temporaries_in, write_text
-from ovseg_batch.io.images import Limits
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.marks import REPORT, REPORT_PAGE
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote, shown

@@ -14,7 +14,8 @@ from PIL import Image
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
-from ovseg_batch.io.images import Limits, read_row
+from ovseg_batch.io.images import read_row
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.types import ImageRow
 

@@ -277,8 +277,9 @@ class EditConfig(Section):
     """Masks with a lower score are skipped."""
     apart: bool = False
     """Write one file per mask."""
-    on_empty: Literal["copy", "skip", "fail"] = "copy"
-    """For an image without a mask: copy it, write no file, or fail it."""
+    on_empty: Literal["auto", "copy", "skip", "fail"] = "auto"
+    """For an image without a mask: copy it, write no file, or fail it. `auto` writes no file where labels are kept,
+    and copies where labels are changed. For `mask` it writes a blank mask."""
     dilation: Annotated[int, Field(ge=0)] = 8
     """Pixels by which the removed part is widened."""
     feather: Annotated[float, Field(ge=0)] = 4.0

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ovseg_batch.committed import checked, read_lines
 from ovseg_batch.errors import FailureCode, OvsegError
-from ovseg_batch.io.images import Limits
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.remote import Remote
 from ovseg_batch.io.tables import RESULT_COLUMNS

@@ -104,15 +104,15 @@ class EditStage(EditPlan):
     def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
         """An image that has no mask to go by."""
         edit = self._config.edit
-        if edit.on_empty == "fail":
+        if self._on_empty == "fail":
             labels = ", ".join(sorted(self._chosen))
             return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
         picture = opened.picture
         if edit.mode == "mask":
             picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
         with costing_a_row():
-            files = {opened.name: self._encoded(row, picture, opened)} if edit.on_empty == "copy" else {}
-        return self._answer(row, opened, files, [], Unchanged.NO_MASK if files else None)
+            files = {opened.name: self._encoded(row, picture, opened)} if self._on_empty == "copy" else {}
+        return self._answer(row, opened, files, [], Unchanged.NO_MASK)
 
     def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
         failures: list[RowResult] = []

@@ -46,11 +46,11 @@ class InpaintParameters:
 class EditPlan:
     """Keeps edited images. `files` are their names below the stage's folder, and later below `edited/`.
 
-    `unchanged` states why an edited file shows no change. It is null where the file shows one, and without a file.
+    `unchanged` states why the edit has no effect on an image. It is null where the edited file shows a change.
     """
 
     name = "edit"
-    version = 3
+    version = 4
     arrays = False
     looks = True
     columns = pa.schema(
@@ -74,6 +74,9 @@ class EditPlan:
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
+        self._on_empty = edit.on_empty
+        if self._on_empty == "auto":
+            self._on_empty = "skip" if self._keeps and edit.mode != "mask" else "copy"
         _check_edit(config)
 
     def _labels(self) -> frozenset[str]:

@@ -17,9 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 import numpy as np
 
 from ovseg_batch import failpoints
-from ovseg_batch.errors import FailureCode, OvsegError
+from ovseg_batch.errors import CHANGED, FailureCode, OvsegError
 from ovseg_batch.io.atomic import FileBatch, file_record, publish, temporary_path
-from ovseg_batch.io.images import CHANGED
 from ovseg_batch.io.logits import ArrayWriter
 from ovseg_batch.io.remote import shown
 from ovseg_batch.io.tables import TABLE, ResultWriter

@@ -254,7 +254,7 @@ class CutOuts:
     Attributes:
         ious: IoU of the pixels that an edited image keeps with the thing's pixels, one per scene.
         whole: scenes of which everything was kept.
-        nothing: scenes without a mask, which `edit.on_empty: copy` leaves as they were.
+        nothing: scenes without a mask; they have no edited image and an IoU of 0.
     """
 
     ious: list[float] = field(default_factory=list)
@@ -266,13 +266,14 @@ class CutOuts:
         edited = {path.stem: path for path in workdir.edited.rglob("*") if path.is_file()}
         masked = {Path(name).name for name, masks in read_masks(workdir, truths).items() if masks}
         for path in paths:
+            if path.name not in masked:
+                self.nothing += 1
+                self.ious.append(0.0)
+                continue
             kept = np.array(Image.open(edited[path.stem]).convert("RGBA"))[..., 3] > OPAQUE
             true = truths[path.name].classes == SCENES.classes.index(thing)
             self.ious.append(float((kept & true).sum() / (kept | true).sum()))
-            if path.name not in masked:
-                self.nothing += 1
-            elif kept.all():
-                self.whole += 1
+            self.whole += bool(kept.all())
 
 
 def cut_out(root: Path, overrides: Sequence[str], count: int, largest: bool) -> CutOuts:
@@ -323,7 +324,7 @@ def cut_out_line(found: CutOuts, which: str) -> str:
     return (
         f"Cut-outs of {which} (`--labels THING --edit cutout`) on {len(found.ious)} scenes that hold it: mean "
         f"IoU of the kept pixels with the thing's {np.mean(found.ious):.3f}, median {np.median(found.ious):.3f}. "
-        f"{found.whole} images are kept whole, and {found.nothing} more have no mask and are copied."
+        f"{found.whole} images are kept whole, and {found.nothing} more have no mask, so no edited file."
     )
 
 

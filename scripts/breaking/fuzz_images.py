@@ -19,7 +19,8 @@ from breaking.fuzzing import Input, Violation
 from breaking.guises import grey_files, png_file, scene_files
 from breaking.mutations import mutate_bytes
 from ovseg_batch.errors import RowError
-from ovseg_batch.io.images import Limits, decode, open_image, reduce, upright_size
+from ovseg_batch.io.images import decode, open_image, reduce, upright_size
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import HOLDS_16_BITS, LONGEST_SIDE, Encoding, Format, Picture, encode_picture, read_picture
 from ovseg_batch.stages.opened import fitting
 

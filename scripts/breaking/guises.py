@@ -16,7 +16,8 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from ovseg_batch.config import load_config
 from ovseg_batch.io import rle
-from ovseg_batch.io.images import Limits, open_image, upright
+from ovseg_batch.io.images import open_image, upright
+from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import Picture, read_picture
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.settings import Config

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -233,10 +233,14 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
             target = self.root / ("export.json" if form == "coco" else f"export-{form}")
             ended = self.command("export", self.workdir, "-f", form, "-o", target, "--overwrite")
             masks_of = read_masks(self.workdir)
-            if form == "yolo" and not set(masks_of) <= set(self.shown):  # it links the images
-                assert ended.code == 1 and "is not there any more" in ended.stderr, ended
+            if form == "yolo" and ended.code == 1:  # it links the images, and refuses one that is not what the run read
+                gone = set(masks_of) - set(self.shown)
+                changed = {file for file in masks_of if self.listed.get(file) != {self.shown.get(file)}} - gone
+                refused = (gone, "is not there any more"), (changed, "has changed since an earlier stage read it")
+                assert any(f"/{file} {what}" in ended.stderr for files, what in refused for file in files), ended
                 return
             assert ended.code == 0, ended
+            assert form != "yolo" or set(masks_of) <= set(self.shown), "an image that is gone was linked"
             well = {Path(name).stem for name in masks_of}
             if form == "coco":
                 found = {Path(image["file_name"]).stem for image in json.loads(target.read_bytes())["images"]}
@@ -335,7 +339,8 @@ def run_sequence(scenes: Scenes, seed: int, steps: int, counts: Counter[str]) ->
         counts: gets the number of steps, of commands of each kind, and of images written (`images`).
 
     Raises:
-        AssertionError: something did not hold. Hypothesis prints the sequence.
+        AssertionError: something did not hold. Hypothesis prints the sequence as it runs, because a second run may
+            end otherwise: kills and interruptions depend on time.
     """
     chosen = settings(
         max_examples=2,  # the first is the simplest that there is
@@ -343,6 +348,7 @@ def run_sequence(scenes: Scenes, seed: int, steps: int, counts: Counter[str]) ->
         phases=[Phase.generate],
         deadline=None,
         database=None,
+        verbosity=Verbosity.verbose,
         suppress_health_check=[*HealthCheck],
     )
     run_state_machine_as_test(seeded(seed)(machine(scenes, counts)), settings=chosen)
