@@ -20,6 +20,7 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.errors import explain, similar_keys, unknown_key
 from ovseg_batch.settings.labels import read_labels
+from ovseg_batch.settings.section import usable_path
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,10 @@ def presets() -> dict[str, Path]:
 
 def _preset_or_file(file: Path) -> Path:
     """A file wins over a preset of its name."""
+    try:
+        usable_path(str(file))
+    except ValueError as error:
+        raise UsageError(f"The config file {file} {error}.") from None
     return file if file.is_file() else presets().get(str(file), file)
 
 
@@ -149,7 +154,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = nearest(str(file), presets())
         raise UsageError(f"There is no config file {file}, nor a preset of that name.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"Cannot read the config file {file}: {error}") from None
     if tree is None:
         return {}

@@ -7,6 +7,7 @@ to one image, written as its terminal row, and the run goes on. `FailureCode` is
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
@@ -61,10 +62,17 @@ MEMORY_ERRORS = (
 )
 
 
+#: Characters of names and settings that would control a terminal, reorder a line or have no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class OvsegError(Exception):
-    """Stops the command (exit 1): says what was wrong, where, and what to do next."""
+    """Stops the command (exit 1): says what was wrong, where, and what to do next. Any terminal can show its text."""
 
     exit_code = 1
+
+    def __init__(self, message: object) -> None:
+        super().__init__(escaped(message) if isinstance(message, str) else message)
 
 
 class NoDeviceLeft(OvsegError):
@@ -85,13 +93,18 @@ class RowError(Exception):
     """One image cannot be done; the shard goes on without it."""
 
     def __init__(self, code: FailureCode, message: str) -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = escaped(message)
+        super().__init__(self.message)
 
 
 class DeviceLost(Exception):
     """The GPU does not work in this process any more. Another process can continue; no image is to blame."""
+
+
+def escaped(text: str) -> str:
+    """Return a text with its unprintable characters as escapes. Newlines and tabs stay."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_opencv_error(error: BaseException) -> bool:

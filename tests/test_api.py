@@ -408,3 +408,26 @@ def test_embedded_models_are_named_wherever_their_masks_are(
     told = command("status", run.workdir)
     assert "note: clip.model and sam.model: embedded demo weights" in told.stdout
     assert json.loads(command("status", run.workdir, "--json").stdout)["embedded_models"] == ["clip.model", "sam.model"]
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b", "x" * 5000])
+def test_texts_that_no_file_can_have_as_its_path_are_refused(bad: str, few_scenes: Path, tmp_path: Path) -> None:
+    def run(
+        images: object = few_scenes / "images", labels: str = "cat", workdir: object = tmp_path / "out", **given: object
+    ) -> None:
+        ovseg_batch.run(images, labels, workdir, **{"config": "demo", "progress": False, **given})  # type: ignore[arg-type]
+
+    filled = {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": bad}
+    for call in (
+        lambda: run(images=bad),
+        lambda: run(labels=f"@{bad}"),
+        lambda: run(workdir=tmp_path / bad),
+        lambda: run(config=f"{bad}.yaml"),
+        lambda: run(settings=filled),
+        lambda: run(settings={"clip.weights": bad}),
+        lambda: run(settings={"run.metrics_file": bad}),
+        lambda: ovseg_batch.Run(tmp_path / bad),
+    ):
+        with pytest.raises(UsageError):
+            call()
+    assert not (tmp_path / "out").exists()

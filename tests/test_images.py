@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from breaking.fuzz_images import pool
 from PIL import Image, PngImagePlugin
 
@@ -305,6 +306,40 @@ def test_a_deep_png_with_a_wrong_checksum_or_cut_off_is_refused_when_it_is_opene
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(RowError, match=r"checksum|truncated"), open_image(str(tmp_path / "x.png"), LIMITS):
         pass
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0", b"\0\0\0\0IEND\xaeB`\x82" + bytes(30)])
+def test_what_follows_the_pixels_of_a_deep_png_decides_nothing(
+    rest: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65535, (20, 30, 3), np.uint16)
+    content = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    (tmp_path / "x.png").write_bytes(content[:-12] + rest)
+    with open_image(str(tmp_path / "x.png"), LIMITS) as image:
+        assert np.array_equal(read_picture(image, tmp_path / "x.png").pixels, pixels)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_narrow_jpeg_is_reduced_to_one_pixel_at_least(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 8), "white").save(tmp_path / "x.jpg")
+    with open_image(str(tmp_path / "x.jpg"), LIMITS) as image:
+        images.reduce(image, 100)
+        assert images.decode(image, tmp_path / "x.jpg").shape == (1, 500, 3)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_tiff_with_tiles_much_larger_than_itself_is_refused(depth: type, tmp_path: Path) -> None:
+    """The decoder allocates a whole tile."""
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, np.zeros((40, 56, 3), depth), tile=(16, 16), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags["TileLength"].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place : place + 2] = struct.pack("<H", 60_000)
+    path.write_bytes(content)
+    for reading in (images.decode, read_picture):
+        with pytest.raises(RowError, match="has tiles of 16 × 60000 pixels"), open_image(str(path), LIMITS) as image:
+            reading(image, path)
 
 
 def test_a_damaged_file_writes_nothing_on_stderr(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import LABELS, Command
 
 import ovseg_batch
-from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.errors import FailureCode, OvsegError, RowError, UsageError
 from ovseg_batch.wording import for_python, setting, spelled
 
 PACKAGE = Path(ovseg_batch.__file__).parent
@@ -21,6 +21,26 @@ ALLOWED = {"--set ", " has no value. Write --set section.key=value.", "--root "}
 WHOLE_COMMAND = re.compile(r"`(ovseg-batch|eval|report|verify) [^`]*|python -c .*", re.S)  # for a shell, whoever calls
 OTHERS = {"spelled", "run", "Popen"}  # calls that word a message, or run another program with its options
 OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z-]+|-[oc](?= |\.|$))|give (the same|its) command|`run` again")
+
+
+@pytest.mark.parametrize(
+    ("character", "shown"),
+    [
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\ud800", "\\ud800"),
+        ("\u202e", "\\u202e"),
+        ("\r", "\\r"),
+        ("\t\n", "\t\n"),
+        ("é", "é"),
+    ],
+)
+def test_errors_show_characters_that_control_a_terminal_as_escapes(character: str, shown: str) -> None:
+    name = f"a{character}b"
+    assert str(UsageError(f"There is no {name}.")) == f"There is no a{shown}b."
+    assert RowError(FailureCode.MISSING, name).message == str(RowError(FailureCode.MISSING, name)) == f"a{shown}b"
+    with pytest.raises(UsageError) as caught:
+        ovseg_batch.run("nowhere", [name], "never", config=f"{name}.yaml")
+    assert f"a{shown}b" in str(caught.value)
 
 
 def test_a_setting_in_the_callers_words() -> None:

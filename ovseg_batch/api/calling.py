@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ovseg_batch.config import load_config
+from ovseg_batch.errors import UsageError
 from ovseg_batch.findings import embedded_note
 from ovseg_batch.settings import Config
+from ovseg_batch.settings.section import usable_path
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,18 @@ def load_settings(config: str | Path | None, labels: Labels, settings: Settings 
         UsageError: an unreadable config, an unknown key, or a value out of range.
     """
     return load_config(None if config is None else Path(config), (), {"labels": labels, **plain_settings(settings)})
+
+
+def to_path(path: str | Path) -> Path:
+    """Return the path that a caller has given.
+
+    Raises:
+        UsageError: no file can have that path.
+    """
+    try:
+        return Path(usable_path(str(path)))
+    except ValueError as error:
+        raise UsageError(f"{path} {error}.") from None
 
 
 def plain_settings(settings: Settings | None) -> dict[str, Any]:

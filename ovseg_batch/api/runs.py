@@ -21,6 +21,7 @@ from ovseg_batch.api.calling import (
     load_settings,
     may_start_processes,
     plain_settings,
+    to_path,
     warn_of_embedded_models,
 )
 from ovseg_batch.api.records import Colours, Failure, SegmentedImage, label_colours
@@ -73,7 +74,7 @@ class Run:
         Raises:
             UsageError: there is no run in that folder.
         """
-        self.workdir = Path(workdir)
+        self.workdir = to_path(workdir)
         self._results = Results.open(Workdir(self.workdir))
         self._files = RunFiles(Workdir(self.workdir).config)
         self._last: tuple[Commit, list[SegmentedImage]] | None = None  # the shard that was indexed last
@@ -211,7 +212,7 @@ class Run:
             raise UsageError(f"There is no format {format!r}.{nearest(format, WRITERS)} Formats: {', '.join(WRITERS)}.")
         chosen, workers = selection or Selection(), None if may_start_processes() else 0
         return write_export(
-            Workdir(self.workdir), WRITERS[format], Path(path), chosen, options or Options(), workers=workers
+            Workdir(self.workdir), WRITERS[format], to_path(path), chosen, options or Options(), workers=workers
         )
 
     @for_python()
@@ -231,7 +232,7 @@ class Run:
         chosen = {"labels": labels, **plain_settings(settings)}
         if not may_start_processes():
             chosen["run.workers"] = 0
-        pipeline.query(Workdir(self.workdir), Workdir(Path(workdir)), None, settings=chosen)
+        pipeline.query(Workdir(self.workdir), Workdir(to_path(workdir)), None, settings=chosen)
         return Run(workdir)
 
     @for_python()
@@ -242,7 +243,7 @@ class Run:
             limit: images in the gallery.
         """
         workers = None if may_start_processes() else 0
-        return build_report(Workdir(self.workdir), Path(path), limit, workers).page
+        return build_report(Workdir(self.workdir), to_path(path), limit, workers).page
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not finished"
@@ -283,5 +284,5 @@ def run(
     inputs = [images] if isinstance(images, str | Path) else list(images)
     loaded = fit_to_process(load_settings(config, labels, settings))
     warn_of_embedded_models(loaded)
-    pipeline.run([str(one) for one in inputs], Workdir(Path(workdir)), loaded, progress=progress, update=update)
+    pipeline.run([str(one) for one in inputs], Workdir(to_path(workdir)), loaded, progress=progress, update=update)
     return Run(workdir)

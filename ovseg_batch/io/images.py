@@ -45,6 +45,7 @@ STARTS = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n....IHDR)|(?P<JPEG>\xff\xd8\xff.)|(?P<GIF>GIF8[79]a)|(?P<WebP>RIFF....WEBP)", re.DOTALL
 )
 PROGRAMS = frozenset({"EPS"})  # formats that Pillow gives to another program (Ghostscript): no image may run one
+LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG
 PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
 LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
 
@@ -286,20 +287,25 @@ def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
 def _pixel_chunks(content: bytes) -> bytes:
     """Return a PNG with the chunks alone that decide its pixels: OpenCV refuses files, or complains, for others.
 
+    A file that ends before its last chunk, which holds no pixels, gets that chunk.
+
     Raises:
         ValueError: one of these chunks is truncated or has a wrong checksum. Pillow reads such pixels, OpenCV does not.
     """
     parts, place = [content[:8]], 8
     while place < len(content):
         end = place + int.from_bytes(content[place : place + 4]) + 12
-        if content[place + 4 : place + 8] in PIXEL_CHUNKS:
+        kind = content[place + 4 : place + 8]
+        if kind in PIXEL_CHUNKS:
             if end > len(content):
                 raise ValueError("the file is truncated")
             if zlib.crc32(memoryview(content)[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
                 raise ValueError("the checksum of its pixels is wrong, so the file is damaged")
+            if kind == LAST_CHUNK[4:8]:
+                break
             parts.append(content[place:end])
         place = end
-    return b"".join(parts)
+    return b"".join((*parts, LAST_CHUNK))
 
 
 @contextlib.contextmanager
@@ -357,7 +363,7 @@ def reduce(image: Image.Image, longest: int) -> None:
     """Have an opened JPEG decoded at 1/2, 1/4 or 1/8, its longer side at least `longest` pixels; others whole."""
     share = longest / max(image.size)
     if image.format == "JPEG" and share < 1:
-        image.draft(None, (round(image.width * share), round(image.height * share)))
+        image.draft(None, (max(1, round(image.width * share)), max(1, round(image.height * share))))
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:

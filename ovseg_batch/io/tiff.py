@@ -85,8 +85,12 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def check_samples(image: Image.Image, path: str | Path) -> None:
-    """Raises RowError where the samples of an opened TIFF have a sign."""
-    if set(_tags(image).get(SAMPLE_FORMAT, ())) - {UNSIGNED, UNDEFINED}:
+    """Raise RowError where the samples of an opened TIFF have a sign, or its tiles are much larger than the image."""
+    tags = _tags(image)
+    width, height = tags.get(TILE_WIDTH, 0), tags.get(TILE_HEIGHT, 0)
+    if max(width - tags.get(WIDTH, 0), height - tags.get(HEIGHT, 0)) > LARGEST_TILE:
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} has tiles of {width} × {height} pixels")
+    if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED, UNDEFINED}:
         raise RowError(FailureCode.BAD_IMAGE, f"{path} {NO_WHITE}")
 
 
@@ -160,8 +164,6 @@ def _samples(tags: Mapping[int, Any], content: bytes, order: str) -> Array:
     planes = count if tags.get(PLANAR, 1) == 2 else 1
     each, per_pixel = len(offsets) // planes, count // planes
     step, rows = (tags[TILE_WIDTH], tags[TILE_HEIGHT]) if tiled else (width, tags.get(ROWS_PER_STRIP, height))
-    if tiled and max(step - width, rows - height) > LARGEST_TILE:
-        raise ValueError(f"its tiles are {step} × {rows} pixels")
     across = -(-width // step)
     layout: dict[int, Sequence[int]] = {
         WIDTH: [across * step * per_pixel],

@@ -138,8 +138,8 @@ def _read_file(file: Path) -> list[ParsedLabel]:
         raise UsageError(f"labels: there is no file {file}.{near}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"labels: {file} is not UTF-8 text ({error}). Save it as UTF-8, one label a line.") from None
-    except OSError as error:
-        raise UsageError(f"labels: cannot read {file}: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"labels: cannot read {file}: {getattr(error, 'strerror', None) or error}.") from None
     labels = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith(COMMENT):

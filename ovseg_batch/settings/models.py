@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovseg_batch.settings.section import Precision, Section
+from ovseg_batch.settings.section import PathText, Precision, Section
 
 
 class ClipConfig(Section):
@@ -14,7 +14,7 @@ class ClipConfig(Section):
 
     model: str = "openai-b16"
     """A name from `ovseg-batch models list`, or an architecture of open_clip."""
-    weights: str | None = None
+    weights: PathText | None = None
     """A file, a pretrained tag of open_clip, or a hub id. null: the weights of the named model."""
     precision: Precision | None = None
     """Precision of CLIP. null: `run.precision`."""
@@ -25,7 +25,7 @@ class SamConfig(Section):
 
     model: str = "sam2.1-large"
     """A name from `ovseg-batch models list`, or a Hydra config of sam2."""
-    weights: str | None = None
+    weights: PathText | None = None
     """A .pt file as Meta ships it, or safetensors. null: the weights of the named model."""
     precision: Precision | None = None
     """Precision of SAM2. null: `run.precision`."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovseg_batch.settings.section import Precision, Section, Share
+from ovseg_batch.settings.section import PathText, Precision, Section, Share
 
 
 class ManifestConfig(Section):
@@ -61,5 +61,5 @@ class RunConfig(Section):
     """Allow URLs that lead into private networks."""
     max_failure_rate: Share = 1.0
     """Stop the run when a larger share of its images has failed."""
-    metrics_file: str | None = None
+    metrics_file: PathText | None = None
     """A file that is kept up to date for the textfile collector of Prometheus. null: none."""

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
 from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
-from ovseg_batch.settings.section import Section, Share
+from ovseg_batch.settings.section import PathText, Section, Share
 
 
 class Label(Section):
@@ -236,7 +236,7 @@ class FillConfig(Section):
     """The lower colour of a gradient."""
     blur: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Sigma of the blur, as a share of the longer side of the image, or of the removed mask."""
-    image: str | None = None
+    image: PathText | None = None
     """Path of the image for `edit.fill.kind: image`."""
 
     @field_validator("colour", "colour_below")
