@@ -257,6 +257,13 @@ def test_what_cannot_be_is_said(run: ovseg_batch.Run, few_scenes: Path, tmp_path
             half.to_coco()
     finally:
         commit.write_bytes(content)
+    written = (run.workdir / "annotations.json").read_bytes()
+    (run.workdir / "annotations.json").write_bytes(b"\x8a" + written[1:])
+    try:
+        with pytest.raises(OvsegError, match=r"annotations\.json is damaged .* `ovseg-batch verify --repair"):
+            ovseg_batch.Run(run.workdir).to_coco()
+    finally:
+        (run.workdir / "annotations.json").write_bytes(written)
 
 
 def test_a_notebook_gets_a_bar(few_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,10 @@ def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Comman
     small = tmp_path / "small.parquet"
     assert command("bank", "build", asked, "-o", small, "--limit", len(masks) // 2).returncode == 0
     assert 0 < len(read_bank(small).features) < len(masks)
+    [record] = (asked / "stages").glob("dense-*/stage.json")
+    record.write_text("[]")
+    done = command("bank", "build", asked, "-o", bank)
+    assert done.returncode == 1 and f"{record} is damaged. Delete it" in done.stderr
 
 
 def test_a_bank_of_other_features_is_refused(images: Path, tmp_path: Path, command: Command) -> None:

@@ -295,6 +295,17 @@ def test_labels_without_images_and_edits_without_effect_are_named(
     assert len(notes) == 4
 
 
+def test_settings_that_are_no_text_any_more_are_shown_as_far_as_they_are(
+    reported: Path, tmp_path: Path, command: Command
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(reported.parent / "run", workdir)
+    (workdir / "config.yaml").write_bytes(b"labels: \x8a\n")
+    done = command("report", workdir, "-o", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert "labels: \\x8a" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_a_folder_of_others_is_left_alone(reported: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     done = command("report", reported.parent / "run", "-o", tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import json
 import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -33,6 +32,7 @@ from ovseg_batch.export.exporting import export as write_export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.findings import read_findings
 from ovseg_batch.io.images import read_row
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.report.building import LIMIT, build_report
 from ovseg_batch.results import Results, failed_rows
 from ovseg_batch.settings import RunConfig
@@ -176,7 +176,7 @@ class Run:
         """Return the content of `annotations.json`: images, annotations with RLE counts as text, categories.
 
         Raises:
-            OvsegError: the run is not finished.
+            OvsegError: the run is not finished, or the file is damaged.
         """
         path = Workdir(self.workdir).annotations
         if not self.complete or not path.is_file():
@@ -184,7 +184,11 @@ class Run:
                 f"The run in {self.workdir} is not finished, so it has no {path.name} yet. "
                 "Call ovseg_batch.run again with the same arguments; it resumes."
             )
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        try:
+            content: dict[str, Any] = parse_json(path.read_bytes())
+        except ValueError as error:
+            repair = f"`ovseg-batch verify --repair {self.workdir}`"
+            raise OvsegError(f"{path} is damaged ({error}). {repair} lets the next run write it again.") from None
         return content
 
     def to_pandas(self) -> pandas.DataFrame:

@@ -81,7 +81,11 @@ class TruthReader:
         if not listed.is_file():
             raise UsageError(f"There is no list of the split, {listed}.")
         folder, suffix = (self._root / pattern).parent, Path(pattern).suffix
-        for line in listed.read_text(encoding="utf-8").splitlines():
+        try:
+            lines = listed.read_text(encoding="utf-8").splitlines()
+        except ValueError as error:
+            raise UsageError(f"The list of the split, {listed}, is not UTF-8 text ({error}).") from None
+        for line in lines:
             if line.strip():
                 yield folder / f"{line.strip()}{suffix}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import cv2
 import numpy as np
 
 from ovseg_batch.committed import checked, read_lines
-from ovseg_batch.errors import UsageError
+from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.bank_file import FORMAT, write_bank
 from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.marks import check_replaceable, has_mark
+from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.results import Results
@@ -37,11 +37,12 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
 
     Raises:
         UsageError: the run has not kept features, or found no region; or `out` is a file that is no bank.
+        OvsegError: the record of the dense stage is damaged.
     """
     check_replaceable(out, lambda file: has_mark(file, FORMAT))
     results = Results.open(workdir)
     dense = next((store for store in results.stores if store.stage == "dense"), None)
-    inputs = {} if dense is None else json.loads((dense.folder / "stage.json").read_bytes())["inputs"]["settings"]
+    inputs = {} if dense is None else _settings(dense)
     if dense is None or inputs.get("cache") != "features":
         raise UsageError(
             f"{workdir.root} has kept no features, of which a bank is made. Run it again with "
@@ -54,6 +55,15 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     if width is None:
         raise UsageError(f"{workdir.root} has no masks, of which a bank is made. Run it with labels that are there.")
     return write_bank(out, width, _parts(results, dense, inputs, shards, share), made_of(inputs))
+
+
+def _settings(dense: StageStore) -> dict[str, Any]:
+    """Return the settings in the record of a dense stage."""
+    record = dense.folder / "stage.json"
+    try:
+        return dict(parse_json(record.read_bytes())["inputs"]["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OvsegError(f"{record} is damaged. Delete it; the next run in this workdir writes it again.") from None
 
 
 def _parts(

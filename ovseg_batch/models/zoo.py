@@ -265,7 +265,10 @@ def _gelu_of_file(file: str, own_config: bool) -> bool | None:
         return None
     beside = Path(file).with_name(HUB_CONFIG)
     if beside.is_file() and not own_config:
-        return bool(json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
+        try:
+            return bool(json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UsageError(f"Cannot read {beside} ({error}). Fetch it again, or remove it.") from None
     return True if re.search(r"openai|metaclip|dfn", Path(file).name.lower()) or is_openai_layout(Path(file)) else None
 
 

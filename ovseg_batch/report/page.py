@@ -117,7 +117,7 @@ def _stage(stage: StageStatus) -> dict[str, str]:
 
 def _settings(results: Results) -> str:
     try:
-        return results.workdir.config.read_text(encoding="utf-8")
+        return results.workdir.config.read_text(encoding="utf-8", errors="backslashreplace")
     except OSError:
         return "config.yaml is not there any more"
 
