@@ -119,9 +119,8 @@ def test_what_an_encoder_refuses_costs_its_row(
 
     monkeypatch.setattr(edit_stage, "encode_picture", refuse)
     masks = [[("cat" if found else "sky", disc(240, 320))]] * 2
-    results = edited(
-        settings(mode, "edit.keep=cat" if mode == "cutout" else "edit.drop=cat"), [zoo["grey.png"]] * 2, masks
-    )
+    config = settings(mode, "edit.keep=cat" if mode == "cutout" else "edit.drop=cat", "edit.on_empty=copy")
+    results = edited(config, [zoo["grey.png"]] * 2, masks)
     assert [(result.code, "encoder error" in result.message) for result in results] == [("internal", True)] * 2
 
 

@@ -70,7 +70,7 @@ def test_from_a_run_to_its_edits_and_exports(tmp_path: Path, command: Command) -
     scene = scenes.render(scenes.DEMO_SEEDS[0]).image
     photograph(tmp_path / "in" / "phone.heic", scene)
     Image.fromarray(scene).save(tmp_path / "in" / "same.png")
-    done = command("run", tmp_path / "in", "-o", tmp_path / "out", "--labels", "sky; grass", "--edit", "cutout")
+    done = command("run", tmp_path / "in", "-o", tmp_path / "out", "--labels", "sky; grass", "--edit", "mask")
     assert done.returncode == 0, done.stderr
     sizes = {Image.open(path).size for path in (tmp_path / "out" / "edited").iterdir()}
     assert sizes == {scene.shape[1::-1]}

@@ -19,7 +19,7 @@ from ovseg_batch.report.building import build_report
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.store import Workdir
 
-EDIT = ("--edit", "cutout", "--keep", "sky")
+EDIT = ("--edit", "mask", "--keep", "sky")
 
 
 @pytest.fixture
