@@ -107,7 +107,7 @@ def _made(folder: Path, seeds: Sequence[int], preset: Path | None, flags: Mappin
     if not (folder / "images").is_dir():
         write_scenes(folder, seeds, jpeg_every=0)
     workdir = Workdir(folder / "run")
-    config = load_config(preset, (), flags, environment={})
+    config = load_config(preset, ("edit.on_empty=copy",), flags, environment={})
     pipeline.run([str(folder / "images")], workdir, config, progress=False)
     return [_opaque(path) for path in sorted(workdir.edited.iterdir())]
 
