@@ -62,6 +62,7 @@ MEMORY_ERRORS = (
 )
 
 
+LONGEST_MESSAGE = 3900  # characters: a list may have names of any length, and the end of a message states what to do
 #: Characters of names and settings that would control a terminal, reorder a line or have no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -72,7 +73,7 @@ class OvsegError(Exception):
     exit_code = 1
 
     def __init__(self, message: object) -> None:
-        super().__init__(escaped(message) if isinstance(message, str) else message)
+        super().__init__(_presentable(message) if isinstance(message, str) else message)
 
 
 class NoDeviceLeft(OvsegError):
@@ -94,7 +95,7 @@ class RowError(Exception):
 
     def __init__(self, code: FailureCode, message: str) -> None:
         self.code = code
-        self.message = escaped(message)
+        self.message = _presentable(message)
         super().__init__(self.message)
 
 
@@ -105,6 +106,16 @@ class DeviceLost(Exception):
 def escaped(text: str) -> str:
     """Return a text with its unprintable characters as escapes. Newlines and tabs stay."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _presentable(text: str) -> str:
+    """Return a message without unprintable characters; of a very long one the beginning and the end."""
+    shown = escaped(text)
+    return (
+        shown
+        if len(shown) <= LONGEST_MESSAGE
+        else f"{shown[: LONGEST_MESSAGE // 2]} … {shown[-LONGEST_MESSAGE // 2 :]}"
+    )
 
 
 def is_opencv_error(error: BaseException) -> bool:

@@ -43,6 +43,13 @@ def test_errors_show_characters_that_control_a_terminal_as_escapes(character: st
     assert f"a{shown}b" in str(caught.value)
 
 
+def test_errors_keep_the_beginning_and_the_end_of_a_long_message() -> None:
+    message = str(UsageError(f"The column {'x' * 20_000} is unknown. Rename it."))
+    assert (
+        message.startswith("The column xxx") and message.endswith("xxx is unknown. Rename it.") and len(message) < 4000
+    )
+
+
 def test_a_setting_in_the_callers_words() -> None:
     assert setting("dense.cache", "features") == "--set dense.cache=features"
     assert setting("run.allow_remote", True) == "--set run.allow_remote=true"
