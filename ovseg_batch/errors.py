@@ -103,19 +103,15 @@ class DeviceLost(Exception):
     """The GPU does not work in this process any more. Another process can continue; no image is to blame."""
 
 
-def escaped(text: str) -> str:
+def _escaped(text: str) -> str:
     """Return a text with its unprintable characters as escapes. Newlines and tabs stay."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _presentable(text: str) -> str:
     """Return a message without unprintable characters; of a very long one the beginning and the end."""
-    shown = escaped(text)
-    return (
-        shown
-        if len(shown) <= LONGEST_MESSAGE
-        else f"{shown[: LONGEST_MESSAGE // 2]} … {shown[-LONGEST_MESSAGE // 2 :]}"
-    )
+    shown, half = _escaped(text), LONGEST_MESSAGE // 2
+    return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[:half]} … {shown[-half:]}"
 
 
 def is_opencv_error(error: BaseException) -> bool:

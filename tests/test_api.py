@@ -420,11 +420,15 @@ def test_embedded_models_are_named_wherever_their_masks_are(
 @pytest.mark.parametrize("bad", ["a\0b", "a\ud800b", "x" * 5000])
 def test_texts_that_no_file_can_have_as_its_path_are_refused(bad: str, few_scenes: Path, tmp_path: Path) -> None:
     def run(
-        images: object = few_scenes / "images", labels: str = "cat", workdir: object = tmp_path / "out", **given: object
+        images: str | Path = few_scenes / "images",
+        labels: str = "cat",
+        workdir: Path = tmp_path / "out",
+        config: str = "demo",
+        settings: dict[str, object] | None = None,
     ) -> None:
-        ovseg_batch.run(images, labels, workdir, **{"config": "demo", "progress": False, **given})  # type: ignore[arg-type]
+        ovseg_batch.run(images, labels, workdir, config=config, settings=settings, progress=False)
 
-    filled = {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": bad}
+    filled: dict[str, object] = {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": bad}
     for call in (
         lambda: run(images=bad),
         lambda: run(labels=f"@{bad}"),

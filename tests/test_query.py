@@ -159,32 +159,32 @@ def test_outputs_of_before_are_not_taken_for_those_of_now(images: Path, tmp_path
 
 
 def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Command) -> None:
-    asked, bank = tmp_path / "asked", tmp_path / "bank.parquet"
+    first, bank = tmp_path / "first", tmp_path / "bank.parquet"
     kept = KEEPING["prompted"]
-    arguments = ("run", images, "-o", asked, "--labels", FIRST, "--set", "background=none", *SMALL, *kept)
+    arguments = ("run", images, "-o", first, "--labels", FIRST, "--set", "background=none", *SMALL, *kept)
     assert command(*arguments).returncode == 0
-    done = command("bank", "build", asked, "-o", bank)
+    done = command("bank", "build", first, "-o", bank)
     assert done.returncode == 0, done.stderr
     found = read_bank(bank)
-    masks = json.loads((asked / "annotations.json").read_text())["annotations"]
+    masks = json.loads((first / "annotations.json").read_text())["annotations"]
     assert len(found.features) == len(masks) and len(set(found.images.tolist())) == 6
     assert np.allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-3)
     silent, heard = tmp_path / "silent", tmp_path / "heard"
-    arguments = ("bank", "use", asked, "--bank", bank, "-o")
+    arguments = ("bank", "use", first, "--bank", bank, "-o")
     assert command(*arguments, silent, "--set", "refine.bank_weight=0").returncode == 0
     done = command(*arguments, heard, "--set", "refine.bank_weight=1", "--set", "refine.bank_neighbours=3")
     assert done.returncode == 0, done.stderr
     outlines = [
         [a["segmentation"]["counts"] for a in json.loads((w / "annotations.json").read_text())["annotations"]]
-        for w in (asked, heard)
+        for w in (first, heard)
     ]
     assert outlines[0] == outlines[1]  # names may change, masks do not
     small = tmp_path / "small.parquet"
-    assert command("bank", "build", asked, "-o", small, "--limit", len(masks) // 2).returncode == 0
+    assert command("bank", "build", first, "-o", small, "--limit", len(masks) // 2).returncode == 0
     assert 0 < len(read_bank(small).features) < len(masks)
-    [record] = (asked / "stages").glob("dense-*/stage.json")
+    [record] = (first / "stages").glob("dense-*/stage.json")
     record.write_text("[]")
-    done = command("bank", "build", asked, "-o", bank)
+    done = command("bank", "build", first, "-o", bank)
     assert done.returncode == 1 and f"{record} is damaged. Delete it" in done.stderr
 
 

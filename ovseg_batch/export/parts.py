@@ -102,10 +102,10 @@ class ShardFiles:
             UsageError: the image is behind a URL.
             OvsegError: it is not there any more, or no image any more.
         """
-        from ovseg_batch.export.placing import local_path, place_image  # imports Pillow
-
         if how == "none":
             return suffix
+        from ovseg_batch.export.placing import local_path, place_image  # imports Pillow
+
         source = local_path(row)
         suffix, convert = reader.choice(source, suffix)
         place_image(source, self.path(name + suffix), how, convert, self._parts.folder)
