@@ -7,10 +7,12 @@ import fcntl
 import json
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,8 +24,9 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.io.tables import TABLE
+from ovseg_batch.stages.base import ARRAYS, Upstream
 from ovseg_batch.stages.shard import run_shard
-from ovseg_batch.store import LOCK, Workdir, fingerprint
+from ovseg_batch.store import LOCK, StageStore, Workdir, fingerprint
 
 SHARDS = 3
 
@@ -259,6 +262,14 @@ def negative(line: dict[str, Any]) -> None:
     line["height"] = -1
 
 
+def commit_again(store: StageStore) -> None:
+    """Write the commit of shard 0 with the hashes of its files as they are now."""
+    commit = store.read_sealed(0)
+    assert commit is not None
+    files = tuple(file_record(store.folder / file.path, store.folder) for file in commit.files)
+    store.write_commit(dataclasses.replace(commit, files=files))
+
+
 def garbage(line: dict[str, Any]) -> None:
     for one in line["annotations"]:
         one["rle"] = b"\xff\x00~~~~" * 20
@@ -281,8 +292,7 @@ def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
     """Its commit is made anew for it, so that its hash is right."""
     shutil.copytree(finished, copy := tmp_path / "run")
     store = Workdir(copy).stores()[-1]
-    path, commit = store.data_path(0, TABLE), store.read_commit(0)
-    assert commit is not None
+    path = store.data_path(0, TABLE)
     table = pq.read_table(path)
     if change is None:
         pq.write_table(pa.table({"x": [1]}), path)
@@ -292,10 +302,61 @@ def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
         for line in lines:
             change(line)
         pq.write_table(pa.Table.from_pylist(lines, table.schema), path)
-    files = tuple(file_record(store.folder / file.path, store.folder) for file in commit.files)
-    store.write_commit(dataclasses.replace(commit, files=files))
+    commit_again(store)
     Workdir(copy).unseal_outputs()
     for arguments in (("export", copy, "-f", "semantic", "-o", tmp_path / "s"), ("report", copy, "-o", tmp_path / "r")):
         done = command(*arguments)
         assert done.returncode == 1 and "is none that this run has written" in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+#: kind of array → what is stored instead of the float16 of shape (2, 3) that the stage wrote, and how it is compressed
+FORGED: dict[str, tuple[np.ndarray[Any, Any] | None, int]] = {
+    "more dimensions": (np.zeros((2, 3, 1), np.float16), zipfile.ZIP_STORED),
+    "fewer dimensions": (np.zeros(6, np.float16), zipfile.ZIP_STORED),
+    "another length": (np.zeros((2, 4), np.float16), zipfile.ZIP_STORED),
+    "empty": (np.zeros((0, 3), np.float16), zipfile.ZIP_STORED),
+    "integers": (np.zeros((2, 3), np.int32), zipfile.ZIP_STORED),
+    "texts": (np.full((2, 3), "a"), zipfile.ZIP_STORED),
+    "objects": (np.full((2, 3), None), zipfile.ZIP_STORED),
+    "compressed": (np.zeros((2, 3), np.float16), zipfile.ZIP_DEFLATED),
+    "missing": (None, zipfile.ZIP_STORED),
+}
+
+
+def write_array(path: Path, name: str, array: np.ndarray[Any, Any] | None, compression: int) -> None:
+    with zipfile.ZipFile(path, "w", compression) as file, file.open(name if array is not None else "x", "w") as member:
+        np.lib.format.write_array(member, np.zeros(1) if array is None else array, allow_pickle=True)
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_an_array_that_no_stage_wrote_is_refused(kind: str, workdir: Workdir) -> None:
+    """The commit holds the right hash of it."""
+    [store] = workdir.stores()
+    path = store.data_path(0, ARRAYS)
+    with Upstream(store, 0) as shard:
+        assert shard.array(0, "x", (2, 3)).shape == shard.array(0, "x", (None, 3)).shape == (2, 3)
+    write_array(path, "0/x.npy", *FORGED[kind])
+    commit_again(store)
+    with Upstream(store, 0) as shard, pytest.raises(OvsegError, match="is damaged: row 0 has no array 'x'"):
+        shard.array(0, "x", (None, 3))
+
+
+def test_scores_of_another_shape_end_a_run_with_a_sentence(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(finished, copy := tmp_path / "run")
+    dense, refine = Workdir(copy).stores()
+    path = dense.data_path(0, ARRAYS)
+    with zipfile.ZipFile(path) as file:
+        name = file.namelist()[0]
+    write_array(path, name, np.zeros(10_000, np.float16), zipfile.ZIP_STORED)
+    commit_again(dense)
+    refine.uncommit(0)
+    done = command(*run_arguments(few_scenes / "images", copy))
+    assert done.returncode == 1 and f"{path} is damaged: row 0 has no array 'logits'" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    path.unlink()
+    done = command(*run_arguments(few_scenes / "images", copy))
+    assert done.returncode == 0, done.stderr
+    assert data_files(copy) == data_files(finished)

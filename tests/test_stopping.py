@@ -135,7 +135,11 @@ def test_a_fork_server_that_is_killed_ends_the_run_in_words(
 ) -> None:
     started = start_group()
     started.wait_for(fork_server)
-    os.kill(fork_server(started) or 0, signal.SIGKILL)
+    server = fork_server(started)
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)  # it starts no worker, so the run comes to wait for it
+    time.sleep(1)  # one that died before the run waits would be replaced
+    os.kill(server, signal.SIGKILL)
     code, said = started.end()
     assert code == 1 and "The process that starts the workers has died" in said, said
     assert "Traceback" not in said and "Aborted" not in said

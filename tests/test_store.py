@@ -75,7 +75,7 @@ def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code
     with Upstream(store, 0) as shard:
         assert [shard.values(i)["status"] for i in range(4)] == ["ok", "failed", "ok", "ok"]
         assert shard.failure(1) == "truncated: half a file"
-        assert shard.array(2, "x").tolist() == [[2, 2, 2], [2, 2, 2]]
+        assert shard.array(2, "x", (2, 3)).tolist() == [[2, 2, 2], [2, 2, 2]]
 
 
 def test_a_row_the_stage_forgets_becomes_a_failed_row(store):

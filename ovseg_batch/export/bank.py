@@ -10,18 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ovseg_batch.committed import checked, read_lines
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.bank_file import FORMAT, write_bank
-from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.results import Results
 from ovseg_batch.stages.banked import made_of
-from ovseg_batch.stages.base import ARRAYS
+from ovseg_batch.stages.base import Upstream
 from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import setting
@@ -51,10 +49,10 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     shards = [commit.shard for commit in results.masks.commits()]
     total = sum(len(line["annotations"]) for shard in shards for _, line in results.shard(shard))
     share = min(1.0, limit / max(total, 1))
-    width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0)), None)
+    width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0, None)), None)
     if width is None:
         raise UsageError(f"{workdir.root} has no masks, of which a bank is made. Run it with labels that are there.")
-    return write_bank(out, width, _parts(results, dense, inputs, shards, share), made_of(inputs))
+    return write_bank(out, width, _parts(results, dense, inputs, shards, share, width), made_of(inputs))
 
 
 def _settings(dense: StageStore) -> dict[str, Any]:
@@ -67,18 +65,18 @@ def _settings(dense: StageStore) -> dict[str, Any]:
 
 
 def _parts(
-    results: Results, dense: StageStore, inputs: dict[str, Any], shards: list[int], share: float
+    results: Results, dense: StageStore, inputs: dict[str, Any], shards: list[int], share: float, width: int | None
 ) -> Iterator[tuple[list[str], Array]]:
-    """(key of each region's image, features) of every image, of the regions that are taken."""
+    """Yield (key of each region's image, features (R, width)) of every image, of the regions that are taken."""
     for shard in shards:
-        sizes = {line["row"]: line for line in read_lines(dense, shard)}
-        with ArrayReader(checked(dense, shard, dense.data_path(shard, ARRAYS))) as arrays:
+        with Upstream(dense, shard) as kept:
             for row, line in results.shard(shard):
-                seen = sizes[row.row]
+                seen = kept.values(row.row)
                 resized = (seen["resized_height"], seen["resized_width"])
                 boxes = window_boxes(*resized, inputs["window"], inputs["stride"])
                 taken = [k for k in range(len(line["annotations"])) if _drawn(row, k) < share]
-                features = _of_image(arrays.read(row.row, "features"), boxes, resized, line)[taken]
+                windows = kept.array(row.row, "features", (len(boxes), None, None, width))
+                features = _of_image(windows, boxes, resized, line)[taken]
                 features = features[np.linalg.norm(features, axis=1) > 0]
                 if len(features):
                     yield [row.key] * len(features), features

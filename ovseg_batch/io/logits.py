@@ -35,15 +35,24 @@ class ArrayWriter:
 
 
 class ArrayReader:
-    """Opens a shard's NPZ; each `read` touches only the array asked for."""
+    """Opens a shard's NPZ, and reads one array at a time."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
 
     def read(self, row: int, name: str) -> Array:
-        """The array stored for `row` under `name`. Raises KeyError when the row has none."""
-        with self._zip.open(f"{row}/{name}.npy") as member:
-            return npy.read_array(member, allow_pickle=False)
+        """Return the array stored for `row` under `name`.
+
+        Raises:
+            KeyError: the row has no such array.
+            ValueError: it is not one that `ArrayWriter` writes. A compressed one may be larger than memory.
+            zipfile.BadZipFile: the file is damaged.
+        """
+        member = self._zip.getinfo(f"{row}/{name}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed")
+        with self._zip.open(member) as file:
+            return npy.read_array(file, allow_pickle=False)
 
     def read_all(self, row: int) -> dict[str, Array]:
         """Every array stored for `row`, by name."""

@@ -6,6 +6,7 @@ the results of earlier stages through `Upstream`. `stages.shard` writes what it 
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +28,8 @@ from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
+
+Shape = tuple[int | None, ...]
 
 ARRAYS = ".npz"
 
@@ -59,13 +62,32 @@ class Upstream:
         """The hash of the image file that the row comes from; None where it failed or no hash was recorded."""
         return self._values[row].get("content")
 
-    def array(self, row: int, name: str) -> Array:
-        if self._arrays is None:
-            raise OvsegError("The upstream stage keeps no arrays.")
-        return self._arrays.read(row, name)
+    def array(self, row: int, name: str, shape: Shape) -> Array:
+        """Return an array of numbers that the stage has kept for the row.
+
+        Args:
+            name: of the array.
+            shape: that the array must have; None where any length of 1 or more will do.
+
+        Raises:
+            OvsegError: the shard holds no such array. Where hashes are forged, its bytes can still be those committed.
+        """
+        path = self._store.data_path(self._shard, ARRAYS)
+        try:
+            if self._arrays is None:
+                raise KeyError(name)
+            array = self._arrays.read(row, name)
+            if array.dtype.kind != "f" or not _fits(array.shape, shape):
+                raise ValueError(f"it is {array.dtype} of the shape {array.shape}")
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise OvsegError(
+                f"{path} is damaged: row {row} has no array {name!r} that fits its image ({error}). Delete the file, "
+                "and run the same command again, which computes the shard again."
+            ) from None
+        return array
 
     def arrays(self, row: int) -> dict[str, Array]:
-        """Every array kept for the row, by name."""
+        """Return every array kept for the row, by name, as it is."""
         return self._arrays.read_all(row) if self._arrays is not None else {}
 
     def result(self, row: ImageRow) -> RowResult:
@@ -86,6 +108,11 @@ class Upstream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    """Return whether a shape is the expected one."""
+    return len(shape) == len(expected) and all(a and b in (a, None) for a, b in zip(shape, expected, strict=True))
 
 
 class StagePlan(Protocol):

@@ -70,7 +70,9 @@ class ClassifyStage(ClassifyPlan):
         kept = [k for k, proposal in enumerate(values["proposals"]) if proposal["area"] >= least]
         annotations = []
         if kept:
-            features = upstream["embed"].array(row.row, "features")[:, kept].astype(np.float32)
+            scales = len(self._config.classify.scales) if self._config.classify.scorer == "crops" else 1
+            shape = (scales, len(values["proposals"]), self._words.shape[1])
+            features = upstream["embed"].array(row.row, "features", shape)[:, kept].astype(np.float32)
             annotations = self._annotations(row, features, [values["proposals"][k] for k in kept], size)
         return done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 

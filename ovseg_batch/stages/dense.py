@@ -125,7 +125,8 @@ class DenseStage(DensePlan):
 
     def _add_regions(self, pending: _Pending, propose: Upstream) -> None:
         """What the proposals of the image say of each window: SAM2's features at the patches, and the regions."""
-        features = torch.from_numpy(propose.array(pending.row.row, "features")).float().to(self._device)
+        kept = propose.array(pending.row.row, "features", (None, None, None))
+        features = torch.from_numpy(kept).float().to(self._device)
         features = features - features.mean(dim=(1, 2), keepdim=True)
         largest_first = sorted(propose.values(pending.row.row)["proposals"], key=lambda p: -p["area"])
         masks = (rle.decode(proposal["rle"], *pending.size) for proposal in largest_first)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ovseg_batch.stages.base import Upstream
+from ovseg_batch.stages.base import Shape, Upstream
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.plans import FusedPlan
 from ovseg_batch.stages.refine import RefineStage
@@ -66,7 +66,7 @@ class _Passed(Upstream):
     def values(self, row: int) -> dict[str, Any]:
         return dict(self._said[row].values)
 
-    def array(self, row: int, name: str) -> Array:
+    def array(self, row: int, name: str, shape: Shape) -> Array:
         return self._said[row].arrays[name]
 
     def arrays(self, row: int) -> dict[str, Array]:

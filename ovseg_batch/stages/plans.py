@@ -5,6 +5,7 @@ A stage is its plan and the code that computes it: `DenseStage(DensePlan)`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,16 @@ class EncodePlan:
         }
 
     def disk(self, height: int, width: int) -> int:
-        side, features = self._spec.window, self._spec.width
-        coarse, finer, finest = ((side // stride) ** 2 for stride in (16, 8, 4))
-        return 2 * (coarse * features + finer * features // 4 + finest * features // 8)
+        return 2 * sum(map(math.prod, embedding_shapes(self._spec).values()))
+
+
+def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
+    """Return the shape (C, h, w) of each array that `encode` keeps of an image, by name."""
+    parts = {"coarse": (16, 1), "fine0": (4, 8), "fine1": (8, 4)}  # stride in pixels, divisor of the width
+    return {
+        name: (sam.width // divisor, sam.window // stride, sam.window // stride)
+        for name, (stride, divisor) in parts.items()
+    }
 
 
 class ProposePlan:
@@ -209,11 +217,11 @@ class RefinePlan:
         self.needs = ("dense", *(name for name, needed in others if needed))
         self.looks = (asks and not self._kept) or config.refine.pamr > 0
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
+        clip = zoo.resolve("clip", config.clip.model, config.clip.weights)
         # The margin is at CLIP's own logit scale; at that of the cosines it is this.
-        own_scale = zoo.resolve("clip", config.clip.model, config.clip.weights).logit_scale
-        self._margin = config.presence.margin / own_scale if self._vocabulary.pooled else 0.0
-        features = config.dense.cache == "features"
-        self._clip_spec = zoo.resolve("clip", config.clip.model, config.clip.weights) if features else None
+        self._margin = config.presence.margin / clip.logit_scale if self._vocabulary.pooled else 0.0
+        self._clip_spec = clip if config.dense.cache == "features" else None
+        self._patch = clip.patch
 
     def inputs(self) -> dict[str, Any]:
         config, vocabulary = self._config, self._vocabulary

@@ -42,7 +42,7 @@ from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_l
 from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.overlap import in_three_steps
-from ovseg_batch.stages.plans import DensePlan, RefinePlan
+from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
@@ -183,7 +183,8 @@ class RefineStage(RefinePlan):
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
         boxes = window_boxes(*resized, self._window, self._stride)
-        said = namer(row.key, upstream.array(row.row, "features"), boxes, resized, owner, segments)
+        features = self._kept_of(upstream, row.row, boxes)
+        said = namer(row.key, features, boxes, resized, owner, segments)
         return [
             segment
             if (found := said.get(segment.index)) is None or found[0] == segment.label
@@ -214,11 +215,12 @@ class RefineStage(RefinePlan):
         """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
-        logits = self._logits(upstream, row.row)
+        boxes = window_boxes(*resized, self._window, self._stride)
+        logits = self._logits(self._kept_of(upstream, row.row, boxes))
         others = self._vocabulary.left_out(row.extra.get("prompts"))
         if others:
             logits[:, others] = RULED_OUT
-        stitched = Stitched(logits, window_boxes(*resized, self._window, self._stride), resized)
+        stitched = Stitched(logits, boxes, resized)
         denoising, iterations = self._config.dense.prompt_denoising, self._config.refine.pamr
         vocabulary = self._vocabulary
         if not (denoising or iterations):
@@ -235,10 +237,17 @@ class RefineStage(RefinePlan):
         denoised = denoise_prompts(scores[None, :-1], denoising)[0]  # the background cannot be absent
         return torch.cat([scores[:1], denoised[1:], scores[-1:]])
 
-    def _logits(self, upstream: Upstream, row: int) -> Tensor:
-        """Cosine similarities of every window, (windows, Q, gh, gw): as they were kept, or of the features kept."""
-        name = "logits" if self._clip_spec is None else "features"
-        kept = torch.from_numpy(upstream.array(row, name)).to(self._device)
+    def _kept_of(self, upstream: Upstream, row: int, boxes: Array) -> Array:
+        """Return what the dense stage has kept of the windows: cosine similarities, or features."""
+        top, left, bottom, right = boxes[0].tolist()
+        windows, height, width = len(boxes), (bottom - top) // self._patch, (right - left) // self._patch
+        if self._clip_spec is None:
+            return upstream.array(row, "logits", (windows, self._vocabulary.channels, height, width))
+        return upstream.array(row, "features", (windows, height, width, self._text.shape[1]))
+
+    def _logits(self, of_windows: Array) -> Tensor:
+        """Return cosine similarities of every window, (windows, Q, gh, gw), from what the dense stage has kept."""
+        kept = torch.from_numpy(of_windows).to(self._device)
         if self._clip_spec is None:
             return kept
         cosine = cosines(kept.float(), self._text)
@@ -269,7 +278,11 @@ class RefineStage(RefinePlan):
             [embedding] = sam.embed([image[y0:y1, x0:x1]])
             return embedding
         values = upstream["encode"].values(row)
-        return sam.embedding_of(upstream["encode"].arrays(row), (values["height"], values["width"]))
+        assert self._spec is not None
+        arrays = {
+            name: upstream["encode"].array(row, name, shape) for name, shape in embedding_shapes(self._spec).items()
+        }
+        return sam.embedding_of(arrays, (values["height"], values["width"]))
 
     def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[dict[str, Any]]:
         if self._config.refine.output == "semantic":

@@ -5,6 +5,7 @@ A run with all words is made once. Every draw of a few words is a query of it, i
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -39,6 +40,7 @@ LEAST_STUFF = 0.001  # of the image: connected parts of stuff that are smaller a
 HALF = 0.5
 OPAQUE = 127  # of 255: pixels with more alpha are kept in an edited image
 CUT_OUTS = 100  # scenes
+SHARES = (LEAST_STUFF, 0.01, 0.03, 0.1, 1.0)  # of the image: limits between the rows of `by_size`
 COLUMNS = ("precision", "at IoU .5", "recall", "of stuff", "of things", "absent found", "confidence AUC", "covered")
 
 KEEP: dict[str, Any] = {
@@ -226,8 +228,50 @@ class OpenWorld:
         tally = Tally()
         for number in range(draws):
             labels, unknown = draw(size, missing, number)
-            tally.add(labels, self._query(source, labels, unknown, rule), self._whole[method], self._truths)
+            found = read_masks(self._query(source, labels, unknown, rule), self._truths)
+            tally.add(labels, found, self._whole[method], self._truths)
         return tally.figures()
+
+    def by_size(self, rule: Mapping[str, Any]) -> str:
+        """Return a Markdown table: how well things are found, each as the only label, by their share of the image.
+
+        Args:
+            rule: settings.
+        """
+        source = self._run("prompted")
+        found: list[tuple[float, float, float]] = []
+        for thing in SCENES.things:
+            every = self._ious(source, thing)
+            alone = self._ious(self._query(source, [thing], [], rule), thing)
+            found += [(share, iou, best) for (share, iou), (_, best) in zip(alone, every, strict=True)]
+        lines = [
+            "| share of the image | things | without a mask | IoU | IoU of the others | IoU, all words are labels |"
+        ]
+        lines.append("|---|---|---|---|---|---|")
+        for low, high in (*itertools.pairwise(SHARES), (LEAST_STUFF, 1.0)):
+            rows = [row for row in found if low <= row[0] < high]
+            if not rows:
+                continue
+            _, iou, best = np.array(rows).T
+            masked = iou[iou > 0].mean() if iou.any() else np.nan
+            means = " | ".join(f"{mean:.3f}" for mean in (iou.mean(), masked, best.mean()))
+            lines.append(f"| {low:.1%} to {high:.1%} | {len(rows)} | {np.sum(iou == 0)} | {means} |")
+        return "\n".join(lines)
+
+    def _ious(self, workdir: Workdir, thing: str) -> list[tuple[float, float]]:
+        """Return the share of the image and the IoU of a thing in every scene that holds it, in row order."""
+        results, found = Results.open(workdir), []
+        for shard in range(results.manifest.shards):
+            for row, line in results.shard(shard):
+                true = self._truths[row.file_name].classes == SCENES.classes.index(thing)
+                if true.mean() < LEAST_STUFF:
+                    continue
+                kept = np.zeros(true.shape, bool)
+                for one in line["annotations"]:
+                    if one["category"] == thing:
+                        kept |= rle.decode(one["rle"], *true.shape)
+                found.append((float(true.mean()), float((kept & true).sum() / (kept | true).sum())))
+        return found
 
     def _run(self, method: str) -> Workdir:
         workdir = Workdir(self._root / f"open-world-{method}")
@@ -237,14 +281,16 @@ class OpenWorld:
         pipeline.run([str(self._root / "images")], workdir, config, progress=False)
         return workdir
 
-    def _query(self, source: Workdir, labels: Sequence[str], unknown: Sequence[str], rule: Mapping[str, Any]) -> Masks:
+    def _query(
+        self, source: Workdir, labels: Sequence[str], unknown: Sequence[str], rule: Mapping[str, Any]
+    ) -> Workdir:
         answer = Workdir(self._root / "open-world-answer")
         shutil.rmtree(answer.root, ignore_errors=True)
         allow = [] if rule.get("background") == "none" else list(unknown)
         settings = {"labels": [{"name": label, "allow": allow} for label in labels], "background": "auto", **rule}
         overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *self._overrides]
         pipeline.query(source, answer, None, overrides, progress=False)
-        return read_masks(answer, self._truths)
+        return answer
 
 
 @dataclass(slots=True)
