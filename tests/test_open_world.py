@@ -215,6 +215,9 @@ def test_the_open_world_is_measured(few_scenes: Path, tmp_path: Path) -> None:
     alone, both = (world.measure("prompted", 3, 10, RULES[rule], 2) for rule in ("background alone", RULE))
     assert both["precision"] > alone["precision"] and both["absent found"] < alone["absent found"]
     assert both["recall"] > 0.5 and both["covered"] < alone["covered"]
+    *_, whole = world.by_size({}).splitlines()
+    _, things, without, iou, *_ = (cell.strip() for cell in whole.strip("|").split("|"))
+    assert 0 <= int(without) < int(things) and 0 < float(iou) < 1
 
 
 def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Path, command: Command) -> None:

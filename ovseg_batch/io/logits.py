@@ -5,6 +5,7 @@ Members are named `<row>/<name>.npy`. Bytes depend on the arrays alone: the zip 
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from ovseg_batch.io.atomic import create
 
 Array = np.ndarray[Any, Any]
 
+NPY_VERSION = (1, 0)
+
 
 class ArrayWriter:
     """Streams arrays into an NPZ that `numpy.load` reads too."""
@@ -27,7 +30,7 @@ class ArrayWriter:
 
     def write(self, row: int, name: str, array: Array) -> None:
         with self._zip.open(zipfile.ZipInfo(f"{row}/{name}.npy"), "w", force_zip64=True) as member:
-            npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            npy.write_array(member, np.ascontiguousarray(array), NPY_VERSION, allow_pickle=False)
 
     def close(self) -> None:
         with self._file:
@@ -52,6 +55,12 @@ class ArrayReader:
         if member.compress_type != zipfile.ZIP_STORED:
             raise ValueError("it is compressed")
         with self._zip.open(member) as file:
+            if npy.read_magic(file) != NPY_VERSION:
+                raise ValueError(f"it is not of version {NPY_VERSION} of the format")
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+                raise ValueError(f"its {member.file_size} bytes do not hold {dtype} of the shape {shape}")
+            file.seek(0)
             return npy.read_array(file, allow_pickle=False)
 
     def read_all(self, row: int) -> dict[str, Array]:
