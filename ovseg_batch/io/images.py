@@ -214,8 +214,16 @@ def open_header(file: Path | io.BytesIO) -> Image.Image:
     """Open an image in any format that is read; Pillow's errors are raised as they are."""
     heif.register()
     tiff.register()
+    Image.preinit()  # the plugins of the usual formats; `init` imports the forty others
+    with contextlib.suppress(UnidentifiedImageError):
+        return Image.open(file, formats=_formats())
     Image.init()
-    return Image.open(file, formats=[name for name in Image.ID if name not in PROGRAMS])
+    return Image.open(file, formats=_formats())
+
+
+def _formats() -> list[str]:
+    """Return the formats that Pillow has a plugin for and opens without another program."""
+    return [name for name in Image.ID if name not in PROGRAMS]
 
 
 def _is_deep_png(image: Image.Image) -> bool:

@@ -34,7 +34,7 @@ from ovseg_batch.io.marks import IMAGE_IDS, has_mark
 from ovseg_batch.io.names import Names
 from ovseg_batch.io.records import ManifestRecord, reason
 from ovseg_batch.io.remote import Remote, is_remote, scheme_of
-from ovseg_batch.io.row_groups import read_group
+from ovseg_batch.io.row_groups import read_group, table_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
 
@@ -297,9 +297,7 @@ class ManifestWriter:
 
     def end_shard(self) -> None:
         """Close the shard, full or not; an empty one is a shard too."""
-        self._writer.write_table(
-            pa.Table.from_pylist(self._shard, self._schema), row_group_size=max(len(self._shard), 1)
-        )
+        self._writer.write_table(table_of(self._shard, self._schema), row_group_size=max(len(self._shard), 1))
         self.shards += 1
         self._shard.clear()
 

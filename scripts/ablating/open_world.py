@@ -411,6 +411,6 @@ def table(
     which = {"the largest thing": True, "any thing": False}
     cut = "\n".join(cut_out_line(cut_out(root, overrides, CUT_OUTS, which[name]), name) for name in which)
     print(cut, flush=True)
-    sizes = world.by_size({})
-    print(sizes, flush=True)
-    return "\n".join(["## Open world", "", about, "", *lines, "", cut, "", sizes, ""])
+    by_size = world.by_size({})
+    print(by_size, flush=True)
+    return "\n".join(["## Open world", "", about, "", *lines, "", cut, "", by_size, ""])
