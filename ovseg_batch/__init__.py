@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ovseg_batch.version import __version__
+
 if TYPE_CHECKING:
     from ovseg_batch.api.records import Failure, Mask, SegmentedImage
     from ovseg_batch.api.runs import Run, run
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from ovseg_batch.export.choosing import Selection
     from ovseg_batch.export.exporting import Exported, Options
 
-__version__ = "0.1.0"
 __all__ = [
     "Exported",
     "Failure",

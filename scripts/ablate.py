@@ -21,15 +21,16 @@ from typing import Any
 import click
 from ablating import open_world
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import REGION_LIMITED, Config
 from ovseg_batch.stages.plans import VIEWS
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("mIoU", "boundary F1", "mask AP", "images/s", "SAM2 prompts", "CLIP forwards")

@@ -36,7 +36,7 @@ from benching.outputs import exports, report
 from benching.speed import COMMANDS as SPEED
 from benching.words import words
 
-from ovseg_batch import planning, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
@@ -45,11 +45,12 @@ from ovseg_batch.export.coco import write_coco
 from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE
-from ovseg_batch.progress import stage_status
-from ovseg_batch.results import finished_images
+from ovseg_batch.runs import planning
 from ovseg_batch.stages.base import Upstream
-from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import Commit, ImageRow, RowResult
+from ovseg_batch.workdir.progress import stage_status
+from ovseg_batch.workdir.results import finished_images
+from ovseg_batch.workdir.store import StageStore, Workdir
 
 LABELS = list(scenes.CLASSES)
 

@@ -21,8 +21,8 @@ import click
 from breaking.job import Job, contents, leftovers
 from ray.cluster_utils import Cluster
 
-from ovseg_batch.progress import status
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.progress import status
+from ovseg_batch.workdir.store import Workdir
 
 IMAGES = 24
 PAUSE = (8.0, 25.0)  # seconds between kills

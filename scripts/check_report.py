@@ -16,12 +16,13 @@ import click
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.report.building import build_report
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIRST = 20_000  # of the held-out scenes

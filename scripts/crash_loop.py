@@ -22,10 +22,10 @@ from pathlib import Path
 import click
 from breaking.job import Job, Running, contents, difference
 
-from ovseg_batch.progress import status
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import stage_names
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.progress import status
+from ovseg_batch.workdir.store import Workdir
 
 IMAGES = 6
 BIT = 0.3  # seconds

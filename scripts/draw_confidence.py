@@ -14,13 +14,14 @@ from typing import Any
 import click
 import numpy as np
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.calibration import WORST, CalibrationScore
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.report import charts
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

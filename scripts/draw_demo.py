@@ -11,14 +11,15 @@ import click
 import cv2
 import numpy as np
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.evaluate.score import paint
 from ovseg_batch.evaluate.sheet import overlay
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.results import finished_rows
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.results import finished_rows
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -19,10 +19,11 @@ import numpy as np
 from eval_edits import FIRST, THINGS, next_kind
 from PIL import Image
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import click
 
-from ovseg_batch import pipeline, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.edits import edit_figures
 from ovseg_batch.evaluate.scenes import read_seeds, write_scenes
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = 7000  # of the held-out scenes; settings were tried on those from 3,000 on

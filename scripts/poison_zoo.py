@@ -20,7 +20,7 @@ from ovseg_batch.io.images import read_image
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 
 def answers(root: Path) -> tuple[int, dict[str, tuple[str, tuple[int, int] | None]]]:

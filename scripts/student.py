@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import write_scenes
@@ -32,8 +32,9 @@ from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.thresholds import keep_share
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from training.clock import Clock
 
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
@@ -35,8 +35,9 @@ from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.mask_tokens import MaskTokens, touched_patches
+from ovseg_batch.runs import pipeline
 from ovseg_batch.stages.propose import ProposeStage
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 Masks = dict[str, list[tuple[str, Array]]]

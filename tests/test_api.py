@@ -23,13 +23,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import ovseg_batch
-from ovseg_batch import progress
 from ovseg_batch.engine.flight import InFlight
 from ovseg_batch.errors import OvsegError, RowError, UsageError
-from ovseg_batch.meter import METRICS, Meter
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs.meter import METRICS, Meter
 from ovseg_batch.types import Commit
+from ovseg_batch.workdir import progress
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 NAMES = LABELS.split(", ")
 QUICK = {"manifest.shard_rows": 3, "refine.method": "none", "run.workers": 0}

@@ -19,10 +19,10 @@ from skimage import data as photographs
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, RowError
-from ovseg_batch.findings import EditCounts, edit_note, edit_warning
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name
 from ovseg_batch.methods.blending import widened
-from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.stages.edit.stage import EditStage
+from ovseg_batch.workdir.findings import EditCounts, edit_note, edit_warning
 
 Array = np.ndarray[Any, Any]
 

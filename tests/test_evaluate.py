@@ -20,8 +20,8 @@ from ovseg_batch.evaluate.generation import clip_score, frechet_distance
 from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.results import finished_rows
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.results import finished_rows
+from ovseg_batch.workdir.store import Workdir
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
 SIZES = {"voc21": 20, "voc20": 20, "coco-stuff": 171, "coco-object": 80, "ade20k": 150, "context": 59, "context60": 59}

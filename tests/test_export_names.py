@@ -25,8 +25,8 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.marks import MANIFEST
 from ovseg_batch.methods.confidence import ImageConfidence
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.store import Workdir
 
 SEEN = set("bmp dng jpeg jpg mpo png tif tiff webp heic heif avif jp2".split())  # Ultralytics 8.4's
 LONG, WIDE = "M" * 251, "長" * 83 + "ab"

@@ -22,7 +22,7 @@ from ovseg_batch.io.atomic import temporary_path
 from ovseg_batch.io.bank_file import FORMAT
 from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.report.building import build_report
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png", "e.png")
 SPLITS = ("train", "val", "test", "train", "val")

@@ -26,9 +26,9 @@ from ovseg_batch.export.pictures import class_map
 from ovseg_batch.export.placing import local_path
 from ovseg_batch.export.yolo import READER
 from ovseg_batch.io import rle
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
 

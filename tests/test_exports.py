@@ -30,8 +30,8 @@ from ovseg_batch.export.label_studio import brush_counts
 from ovseg_batch.export.thresholds import keep_share
 from ovseg_batch.io import rle
 from ovseg_batch.methods.polygons import centre_ring, edge_rings
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 NAMES = LABELS.split(", ")
 

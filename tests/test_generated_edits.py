@@ -19,11 +19,11 @@ from ovseg_batch.io.pictures import Encoding, Picture
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import resolve_inpainting
-from ovseg_batch.stages import edit as edit_stage
-from ovseg_batch.stages.edit import EditStage
-from ovseg_batch.stages.edit_plan import InpaintParameters
-from ovseg_batch.store import Workdir
+from ovseg_batch.stages.edit import stage as edit_stage
+from ovseg_batch.stages.edit.plan import InpaintParameters
+from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

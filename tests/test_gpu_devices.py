@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from emulation import emulated_environment
 
-from ovseg_batch import pipeline, planning
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.engine.devices import own_device
 from ovseg_batch.engine.flight import ignore
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.planning import PlannedStage
+from ovseg_batch.runs import pipeline, planning
+from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.settings import Config
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 SETTLED = """
 from ovseg_batch.config import load_config
-from ovseg_batch.planning import settle
+from ovseg_batch.runs.planning import settle
 from ovseg_batch.models.device import prepare
 import torch
 prepare("cuda:0")
@@ -95,7 +95,7 @@ def modules_that_query_cuda(*imported: str) -> set[str]:
     [
         ("ovseg_batch.engine.process", "ovseg_batch.stages.registry"),
         ("ray.data", "ovseg_batch.engine.ray", "ovseg_batch.stages.registry"),
-        ("ovseg_batch.cli", "ovseg_batch.pipeline", "ovseg_batch.api"),
+        ("ovseg_batch.cli", "ovseg_batch.runs.pipeline", "ovseg_batch.api"),
     ],
     ids=["local", "ray", "command"],
 )

@@ -13,11 +13,11 @@ from conftest import LABELS, Command, run_arguments
 from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
-from ovseg_batch.intake import check_inputs
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.building import build_report
+from ovseg_batch.runs.manifests import check_inputs
 from ovseg_batch.stages.plans import DensePlan
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 EDIT = ("--edit", "mask", "--keep", "sky")
 

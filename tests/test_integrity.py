@@ -26,7 +26,7 @@ from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.stages.base import ARRAYS, Upstream
 from ovseg_batch.stages.shard import run_shard
-from ovseg_batch.store import LOCK, StageStore, Workdir, fingerprint
+from ovseg_batch.workdir.store import LOCK, StageStore, Workdir, fingerprint
 
 SHARDS = 3
 

@@ -17,16 +17,16 @@ import pytest
 from breaking.job import with_embedded_models
 from conftest import Command, run_arguments
 
-from ovseg_batch import planning
 from ovseg_batch.cli.base import set_up_logging
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.flight import InFlight, describe_rest
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.meter import LINE_SECONDS, Meter
-from ovseg_batch.progress import pace
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import planning
+from ovseg_batch.runs.meter import LINE_SECONDS, Meter
 from ovseg_batch.types import Commit
+from ovseg_batch.workdir.progress import pace
+from ovseg_batch.workdir.store import Workdir
 
 
 def commit(shard: int, rows: int, failed: dict[str, int] | None = None) -> Commit:

@@ -20,7 +20,7 @@ from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
 from ovseg_batch.models import inventory, open_clip_tables, presets, zoo
 from ovseg_batch.models.missing import MissingModels
-from ovseg_batch.needed_models import missing_models
+from ovseg_batch.runs.needed_models import missing_models
 
 HEAVY = {"torch", "torchvision", "open_clip", "sam2", "timm", "diffusers", "transformers"}
 RESOLVE = """

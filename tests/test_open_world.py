@@ -13,7 +13,7 @@ from conftest import Command
 from PIL import Image
 from test_presets import PHOTOGRAPHS
 
-from ovseg_batch import pipeline, planning, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
@@ -22,10 +22,11 @@ from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import assemble
-from ovseg_batch.results import Results
+from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition, make_vocabulary
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 RULE = "background and presence"
 FEW = ("balloon", "flower", "house")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Command, data_files, run_arguments
 
-from ovseg_batch.stages import refine
-from ovseg_batch.stages.overlap import AHEAD, MOST_PIXELS, in_three_steps
+from ovseg_batch.stages.refine import stage as refine
+from ovseg_batch.stages.refine.overlap import AHEAD, MOST_PIXELS, in_three_steps
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -21,8 +21,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ovseg_batch.findings import label_notes, read_findings
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.findings import label_notes, read_findings
+from ovseg_batch.workdir.store import Workdir
 
 
 def commit_times(workdir: Path, stage: str) -> dict[str, int]:

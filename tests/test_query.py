@@ -119,8 +119,8 @@ def test_a_dry_run_says_what_disk_it_takes(images: Path, tmp_path: Path, command
     workdir = tmp_path / "run"
     arguments = ("run", images, "-o", workdir, "--labels", FIRST, *SMALL, *KEEPING["prompted"])
     from ovseg_batch.config import load_config
-    from ovseg_batch.planning import dry_run
-    from ovseg_batch.store import Workdir
+    from ovseg_batch.runs.planning import dry_run
+    from ovseg_batch.workdir.store import Workdir
 
     settings = {"dense.cache": "features", "sam.cache": "embeddings", "labels": FIRST}
     found = dry_run([str(images)], Workdir(workdir), load_config("demo", flags=settings, environment={}))

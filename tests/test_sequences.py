@@ -15,9 +15,10 @@ from breaking.job import Running
 from breaking.sequences import Scenes, run_sequence
 from conftest import Command
 
-from ovseg_batch import Run, pipeline
+from ovseg_batch import Run
 from ovseg_batch.errors import RowError
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 X = ("--labels", "sky; tree; grass")
 Y = ("--labels", "house; balloon; road")

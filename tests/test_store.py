@@ -14,8 +14,8 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.stages.base import Resources, Upstream, failed
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.stages.splitting import split_on_failure
-from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.store import Workdir, fingerprint
 
 
 class Echo:

@@ -19,7 +19,7 @@ from breaking.job import Running
 from conftest import Command, data_files, run_arguments
 
 from ovseg_batch.config import load_config
-from ovseg_batch.pipeline import cautions
+from ovseg_batch.runs.pipeline import cautions
 
 
 def failures(workdir: Path) -> list[tuple[str, str, str]]:
@@ -48,7 +48,7 @@ def test_a_script_may_start_a_run_outside_of_any_guard(few_scenes: Path, tmp_pat
         "from pathlib import Path\n"
         "from ovseg_batch import pipeline\n"
         "from ovseg_batch.config import load_config\n"
-        "from ovseg_batch.store import Workdir\n"
+        "from ovseg_batch.workdir.store import Workdir\n"
         f"images, run = {str(few_scenes / 'images')!r}, Path({str(tmp_path / 'run')!r})\n"
         "outcome = pipeline.run([images], Workdir(run), load_config('demo', flags={'labels': 'sky, grass'}))\n"
         "print(outcome.images)\n"

@@ -11,9 +11,9 @@ from typing import Any
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
-from ovseg_batch.findings import embedded_note
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.section import usable_path
+from ovseg_batch.workdir.findings import embedded_note
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def fit_to_process(config: Config) -> Config:
 
 def warn_of_embedded_models(config: Config) -> None:
     """Issue a UserWarning where a setting names a small model of the package, which knows rendered scenes alone."""
-    from ovseg_batch.planning import embedded_models
+    from ovseg_batch.runs.planning import embedded_models
 
     if note := embedded_note(embedded_models(config)):
         warnings.warn(note, UserWarning, stacklevel=4)  # this function, the caller, and the caller's decorator

@@ -30,16 +30,16 @@ from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Exported, Options
 from ovseg_batch.export.exporting import export as write_export
 from ovseg_batch.export.formats import WRITERS
-from ovseg_batch.findings import read_findings
 from ovseg_batch.io.images import read_row
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.report.building import LIMIT, build_report
-from ovseg_batch.results import Results, failed_rows
 from ovseg_batch.settings import RunConfig
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import Commit, ImageRow
 from ovseg_batch.units import counted
 from ovseg_batch.wording import for_python
+from ovseg_batch.workdir.findings import read_findings
+from ovseg_batch.workdir.results import Results, failed_rows
+from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
     import pandas
@@ -231,7 +231,7 @@ class Run:
         Raises:
             UsageError: the run has not kept what the query needs.
         """
-        from ovseg_batch import pipeline
+        from ovseg_batch.runs import pipeline
 
         chosen = {"labels": labels, **plain_settings(settings)}
         if not may_start_processes():
@@ -283,7 +283,7 @@ def run(
         OvsegError, OSError: the run cannot continue. What is committed stays, and the same call resumes.
         Interrupted: a signal stopped the run, after the shard in flight was committed.
     """
-    from ovseg_batch import pipeline
+    from ovseg_batch.runs import pipeline
 
     inputs = [images] if isinstance(images, str | Path) else list(images)
     loaded = fit_to_process(load_settings(config, labels, settings))

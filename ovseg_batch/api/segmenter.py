@@ -20,10 +20,10 @@ from ovseg_batch.errors import DeviceLost, OvsegError, RowError, UsageError
 from ovseg_batch.io.atomic import naming
 from ovseg_batch.io.images import decode
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.results import failed_rows, finished_lines, mask_stage
 from ovseg_batch.settings import Config
-from ovseg_batch.store import StageStore
 from ovseg_batch.wording import for_python
+from ovseg_batch.workdir.results import failed_rows, finished_lines, mask_stage
+from ovseg_batch.workdir.store import StageStore
 
 if TYPE_CHECKING:
     from ovseg_batch.stages.base import Stage
@@ -56,7 +56,7 @@ class Segmenter:
         """
         import torch
 
-        from ovseg_batch import pipeline, planning
+        from ovseg_batch.runs import pipeline, planning
 
         loaded = without_workers(load_settings(config, labels, settings))
         no_edit = loaded.edit.model_copy(update={"mode": "none"})

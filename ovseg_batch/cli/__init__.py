@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ovseg_batch import __version__
 from ovseg_batch.cli.base import CommandLine
 from ovseg_batch.cli.doctor import doctor
 from ovseg_batch.cli.models import methods, models
 from ovseg_batch.cli.outputs import eval_run, export, report
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
 from ovseg_batch.cli.settings import settings
+from ovseg_batch.version import __version__
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

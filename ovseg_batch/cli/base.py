@@ -74,7 +74,7 @@ def set_up_logging(log_format: str, quiet: bool) -> None:
     handler.setFormatter(FORMATTERS[log_format]())
     send_logs_to(handler, logging.WARNING if quiet else logging.INFO)
     shards = logging.NOTSET if log_format == "json" else logging.WARNING  # people have a bar
-    logging.getLogger("ovseg_batch.meter").setLevel(shards)
+    logging.getLogger("ovseg_batch.runs.meter").setLevel(shards)
 
 
 class CommandLine(click.Group):

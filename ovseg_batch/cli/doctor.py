@@ -13,8 +13,8 @@ from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, ending, guarded, log
 from ovseg_batch.cli.options import SYNTAX, labels_option, set_option
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
-from ovseg_batch.progress import duration
 from ovseg_batch.settings.labels import read_labels
+from ovseg_batch.workdir.progress import duration
 
 if TYPE_CHECKING:
     from ovseg_batch.doctor import Diagnosis

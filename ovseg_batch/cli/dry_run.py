@@ -7,13 +7,13 @@ import json
 import click
 
 from ovseg_batch.cli.base import log
-from ovseg_batch.findings import printable
-from ovseg_batch.needed_models import needed_models
-from ovseg_batch.pipeline import cautions
-from ovseg_batch.planning import DryRun, competition_lines
+from ovseg_batch.runs.needed_models import needed_models
+from ovseg_batch.runs.pipeline import cautions
+from ovseg_batch.runs.planning import DryRun, competition_lines
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition
 from ovseg_batch.units import counted, extent
+from ovseg_batch.workdir.findings import printable
 
 GB = 1e9
 

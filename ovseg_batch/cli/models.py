@@ -79,7 +79,7 @@ def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tu
     fetched = {name: fetching.fetch(name, report) for name in names}
     if config_file is not None:
         from ovseg_batch.config import load_config
-        from ovseg_batch.needed_models import fetch_missing
+        from ovseg_batch.runs.needed_models import fetch_missing
 
         fetched |= fetch_missing(load_config(config_file, overrides), report)
         click.echo(f"Every model of {config_file} is here.", err=True)

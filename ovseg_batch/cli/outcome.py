@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ovseg_batch.cli.base import EXIT_FAILED_IMAGES, EXIT_OK, log
-from ovseg_batch.findings import Findings, edit_note, edit_warning, embedded_note, found_note, label_notes
-from ovseg_batch.store import Workdir
 from ovseg_batch.units import counted
+from ovseg_batch.workdir.findings import Findings, edit_note, edit_warning, embedded_note, found_note, label_notes
+from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
-    from ovseg_batch.pipeline import Outcome
+    from ovseg_batch.runs.pipeline import Outcome
 
 
 def print_outcome(outcome: Outcome, workdir: Workdir, as_json: bool = False) -> int:

@@ -14,10 +14,10 @@ from ovseg_batch.cli.base import EXIT_OK, bar, guarded, log
 from ovseg_batch.cli.options import LabelsCommand, names_option
 from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
-from ovseg_batch.findings import label_notes, read_findings
 from ovseg_batch.settings.labels import split_names
-from ovseg_batch.store import Workdir
 from ovseg_batch.units import counted
+from ovseg_batch.workdir.findings import label_notes, read_findings
+from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
     from ovseg_batch.export.exporting import Exported
@@ -72,7 +72,7 @@ def export(
     from ovseg_batch.export import exporting, formats
     from ovseg_batch.export.choosing import Selection
     from ovseg_batch.export.thresholds import keep_share, read_thresholds
-    from ovseg_batch.results import Results
+    from ovseg_batch.workdir.results import Results
 
     thresholds = read_thresholds(options["thresholds"]) if options["thresholds"] else {}
     if options["share"] is not None:

@@ -15,11 +15,11 @@ from ovseg_batch.cli.completion import complete_config, complete_path
 from ovseg_batch.cli.options import SYNTAX, LabelsCommand, exclude_option, labels_option, names_option, set_option
 from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcome
 from ovseg_batch.errors import UsageError
-from ovseg_batch.findings import read_findings
-from ovseg_batch.progress import duration, pace
 from ovseg_batch.settings.labels import read_labels, split_names
-from ovseg_batch.store import Workdir
 from ovseg_batch.units import extent
+from ovseg_batch.workdir.findings import read_findings
+from ovseg_batch.workdir.progress import duration, pace
+from ovseg_batch.workdir.store import Workdir
 
 EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
 
@@ -99,10 +99,10 @@ def run(
         },
     )
     if fetch:
-        from ovseg_batch.needed_models import fetch_missing
+        from ovseg_batch.runs.needed_models import fetch_missing
 
         fetch_missing(config, log.info)
-    from ovseg_batch import intake, pipeline, planning  # errors in the settings do not wait for pyarrow
+    from ovseg_batch.runs import manifests, pipeline, planning  # errors in the settings do not wait for pyarrow
 
     target = Workdir(workdir)
     if dry_run:
@@ -110,7 +110,7 @@ def run(
 
         found = planning.dry_run(inputs, target, config, update)
         show = plan.print_json if as_json else plan.print_plan
-        show(found, config, intake.replaced_labels(target, config))
+        show(found, config, manifests.replaced_labels(target, config))
         return EXIT_OK
     outcome = pipeline.run(inputs, target, config, bar_option(), part=_part(part), update=update)
     return print_outcome(outcome, target, as_json)
@@ -139,7 +139,7 @@ def query(workdir: Path, labels: tuple[str, ...], output: Path, overrides: tuple
     The run must have kept its features: dense.cache: features, and sam.cache: embeddings or SAM2's proposals
     (refine.method: automatic, or method: proposals).
     """
-    from ovseg_batch import pipeline
+    from ovseg_batch.runs import pipeline
 
     target, words = Workdir(output), read_labels(labels)
     return print_outcome(pipeline.query(Workdir(workdir), target, words, overrides, bar_option()), target, as_json)
@@ -174,7 +174,7 @@ def bank_use(workdir: Path, file: Path, output: Path, labels: tuple[str, ...], o
 
     With a bank of the same run this is transductive: the answer for an image depends on the others. No image is opened.
     """
-    from ovseg_batch import pipeline
+    from ovseg_batch.runs import pipeline
 
     chosen = (*overrides, f"refine.bank={json.dumps(str(file.absolute()))}")
     target, words = Workdir(output), read_labels(labels)
@@ -186,7 +186,7 @@ def bank_use(workdir: Path, file: Path, output: Path, labels: tuple[str, ...], o
 @guarded
 def retry(workdir: Path) -> int:
     """Try the failed images of a run again, and no others."""
-    from ovseg_batch import pipeline
+    from ovseg_batch.runs import pipeline
 
     return print_outcome(pipeline.retry(Workdir(workdir), bar_option()), Workdir(workdir))
 
@@ -198,7 +198,7 @@ def retry(workdir: Path) -> int:
 @guarded
 def verify(workdir: Path, as_json: bool, repair: bool) -> int:
     """Read every committed byte again and say what has changed."""
-    from ovseg_batch import upkeep
+    from ovseg_batch.runs import upkeep
 
     problems = upkeep.verify(Workdir(workdir), repair)
     if as_json:
@@ -219,7 +219,7 @@ def verify(workdir: Path, as_json: bool, repair: bool) -> int:
 @guarded
 def gc(workdir: Path, yes: bool) -> None:
     """Stage folders that the latest run of a workdir does not use: name them, or delete them."""
-    from ovseg_batch import upkeep
+    from ovseg_batch.runs import upkeep
 
     found = upkeep.collect_garbage(Workdir(workdir), yes)
     for folder, size in found:
@@ -275,7 +275,7 @@ def manifest(
 @guarded
 def status(workdir: Path, as_json: bool, watch: bool, every: float) -> None:
     """How far a run is, from what it has committed."""
-    from ovseg_batch import progress
+    from ovseg_batch.workdir import progress
 
     states = progress.watch(Workdir(workdir), every) if watch else [progress.status(Workdir(workdir))]
     for state in states:
@@ -308,9 +308,9 @@ def _tell_state(state: dict[str, Any]) -> None:
 @guarded
 def demo(output: Path, images: int) -> int:
     """Render labelled scenes, run the whole job on them with the embedded models, and compare with the truth."""
-    from ovseg_batch import demonstration
+    from ovseg_batch.runs import demo
 
-    lines = demonstration.run_demo(output, images, bar_option())
+    lines = demo.run_demo(output, images, bar_option())
     for line in lines:
         click.echo(line)
     return EXIT_OK

@@ -19,7 +19,7 @@ RESET_PEAK = "5"  # what the kernel takes in clear_refs to set the peak to the p
 class PeakMemory(logging.Handler):
     """Records the peaks at every shard that a run reports.
 
-    A run logs every committed shard in the process that started it (`ovseg_batch.meter`), so that what is read then
+    A run logs every committed shard in the process that started it (`ovseg_batch.runs.meter`). So what is read then
     belongs to the stage of that shard.
 
     Attributes:
@@ -64,7 +64,7 @@ def _peak() -> int:
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Record the peaks of every run in this block, and keep its messages below warnings off stderr."""
     recorder = PeakMemory(device)
-    shards, everything = logging.getLogger("ovseg_batch.meter"), logging.getLogger("ovseg_batch")
+    shards, everything = logging.getLogger("ovseg_batch.runs.meter"), logging.getLogger("ovseg_batch")
     before = shards.level, shards.propagate, everything.level
     shards.addHandler(recorder)
     shards.propagate = False

@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from ovseg_batch import intake, pipeline
 from ovseg_batch.doctor.disk import nearest_folder, scratch_folder
 from ovseg_batch.doctor.memory import PeakMemory, peak_memory
 from ovseg_batch.doctor.records import Check, failed, ok, one_line, warning
 from ovseg_batch.doctor.sample import TIMED_SHARD, Sample, write_sample
 from ovseg_batch.errors import DeviceLost, Interrupted, NoDeviceLeft, OvsegError
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.planning import check_manifest
-from ovseg_batch.results import failed_rows
+from ovseg_batch.runs import manifests, pipeline
+from ovseg_batch.runs.planning import check_manifest
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
-from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.units import counted, size
+from ovseg_batch.workdir.results import failed_rows
+from ovseg_batch.workdir.store import StageStore, Workdir
 
 NAMED = 3  # failed images that a sentence names
 
@@ -150,11 +150,11 @@ def try_run(
 def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path) -> tuple[Path, Check]:
     """List INPUT as `run` does; return its manifest."""
     notes: list[str] = []
-    listed = intake.existing_manifest(workdir, inputs, config.manifest) or intake.ready_made_manifest(inputs)
+    listed = manifests.existing_manifest(workdir, inputs, config.manifest) or manifests.ready_made_manifest(inputs)
     if listed is None:
-        intake.check_inputs(inputs, workdir, config.run.allow_remote)
+        manifests.check_inputs(inputs, workdir, config.run.allow_remote)
         listed, remote = folder / "manifest.parquet", read_limits(config.run).remote
-        notes = intake.list_images(inputs, workdir, listed, config.manifest, remote).notes()
+        notes = manifests.list_images(inputs, workdir, listed, config.manifest, remote).notes()
     manifest = Manifest.open(listed)
     check_manifest(manifest, config)
     found = f"{counted(manifest.rows, 'image')}."

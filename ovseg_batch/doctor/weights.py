@@ -20,7 +20,7 @@ from ovseg_batch.io.hashing import GIT_SHA1, SHA256, file_digest
 from ovseg_batch.models import pipelines, presets, zoo
 from ovseg_batch.models.layouts import is_torchscript
 from ovseg_batch.models.weights import read_state_dict
-from ovseg_batch.needed_models import NeededModel, needed_models
+from ovseg_batch.runs.needed_models import NeededModel, needed_models
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import stage_names
 from ovseg_batch.units import size

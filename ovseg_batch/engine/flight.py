@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ovseg_batch.progress import duration
 from ovseg_batch.types import RowResult
+from ovseg_batch.workdir.progress import duration
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.models.faults import first_line, is_lost
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.shard import Progress, probe_shard, run_shard
-from ovseg_batch.store import StageStore
 from ovseg_batch.types import Commit
+from ovseg_batch.workdir.store import StageStore
 
 
 @dataclass(frozen=True, slots=True)

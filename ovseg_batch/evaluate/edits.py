@@ -31,13 +31,13 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.inception import Inception, inception_weights
-from ovseg_batch.progress import status
-from ovseg_batch.results import EDIT, finished_rows_of, mask_stage
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.progress import status
+from ovseg_batch.workdir.results import EDIT, finished_rows_of, mask_stage
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

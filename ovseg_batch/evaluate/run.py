@@ -12,11 +12,11 @@ from ovseg_batch.evaluate.sheet import Case, write_sheet
 from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.progress import status
-from ovseg_batch.results import Results, finished_rows_of
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
-from ovseg_batch.store import StageStore, Workdir, fingerprint
+from ovseg_batch.workdir.progress import status
+from ovseg_batch.workdir.results import Results, finished_rows_of
+from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 SCORE_VERSION = 4  # changes when what is counted does
 WORST = 12  # images of a sheet

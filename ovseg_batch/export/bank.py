@@ -17,12 +17,12 @@ from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
-from ovseg_batch.results import Results
-from ovseg_batch.stages.banked import made_of
 from ovseg_batch.stages.base import Upstream
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.stages.refine.memory_bank import made_of
 from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import setting
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import StageStore, Workdir
 
 Array = np.ndarray[Any, Any]
 

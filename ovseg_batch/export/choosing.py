@@ -14,9 +14,9 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.confidence import ImageConfidence
-from ovseg_batch.results import Results
 from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import spelled
+from ovseg_batch.workdir.results import Results
 
 SPLITS = ("train", "val", "test")
 #: What data sets call their splits. `eval` is not here, because it is val for some and test for others.

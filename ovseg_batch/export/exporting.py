@@ -27,10 +27,10 @@ from ovseg_batch.export.parts import LIST, Parts, ShardFiles, remove_listed, spl
 from ovseg_batch.io.atomic import remove_leftovers, temporaries_in, temporaries_of, write_text
 from ovseg_batch.io.marks import EXPORT, is_workdir
 from ovseg_batch.io.records import parse_json
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir, fingerprint
 from ovseg_batch.types import Commit
 from ovseg_batch.wording import spelled
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir, fingerprint
 
 VERSION = 2  # of what is written: another one is another export
 KEPT, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far

@@ -13,7 +13,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.confidence import STEPS, step_of
-from ovseg_batch.results import Results
+from ovseg_batch.workdir.results import Results
 
 Array = np.ndarray[Any, Any]
 

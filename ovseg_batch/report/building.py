@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch.committed import read_lines
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create_text, remove_leftovers, temporaries_in, write_text
 from ovseg_batch.io.limits import Limits
@@ -24,11 +23,12 @@ from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
 from ovseg_batch.report.thumbnails import CLOSED, DATA, KINDS, Album
-from ovseg_batch.results import Results
 from ovseg_batch.settings import RunConfig
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import spelled
+from ovseg_batch.workdir.committed import read_lines
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 LIMIT = 10_000  # images in the gallery, unless more are asked for
 CHUNK = 5_000  # entries in a file of the index

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ovseg_batch.methods.confidence import STEPS, ImageConfidence, step_of
-from ovseg_batch.progress import StageStatus, stage_status
-from ovseg_batch.results import Results, failed_rows
+from ovseg_batch.workdir.progress import StageStatus, stage_status
+from ovseg_batch.workdir.results import Results, failed_rows
 
 Array = np.ndarray[Any, Any]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ovseg_batch import __version__
 from ovseg_batch.evaluate.calibration import CalibrationScore
-from ovseg_batch.findings import Findings, edit_note, edit_warning, embedded_note, label_notes, read_findings
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.marks import REPORT_PAGE
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS, UNSURE, step_of
-from ovseg_batch.progress import StageStatus, duration
 from ovseg_batch.report import charts
 from ovseg_batch.report.gathering import AREA_BINS, MOST_UNSURE, Gathered
-from ovseg_batch.results import Results
+from ovseg_batch.version import __version__
+from ovseg_batch.workdir.findings import Findings, edit_note, edit_warning, embedded_note, label_notes, read_findings
+from ovseg_batch.workdir.progress import StageStatus, duration
+from ovseg_batch.workdir.results import Results
 
 BARS = 40  # labels in a chart
 GALLERY_NOTE = (

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from ovseg_batch.committed import checked, read_lines
 from ovseg_batch.errors import FailureCode, OvsegError
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.logits import ArrayReader
@@ -24,8 +23,9 @@ from ovseg_batch.io.tables import RESULT_COLUMNS
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import Config, RunConfig
-from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.committed import checked, read_lines
+from ovseg_batch.workdir.store import FILES, StageStore
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 from ovseg_batch.stages.base import Shape, Upstream
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.plans import FusedPlan
-from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.stages.shard import finite
 from ovseg_batch.types import ImageRow, RowResult
 

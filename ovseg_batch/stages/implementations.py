@@ -7,12 +7,12 @@ from collections.abc import Callable
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage
-from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.encode import EncodeStage
 from ovseg_batch.stages.fused import FusedStage
 from ovseg_batch.stages.propose import ProposeStage
-from ovseg_batch.stages.refine import RefineStage
+from ovseg_batch.stages.refine.stage import RefineStage
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "propose": ProposeStage,

@@ -16,7 +16,7 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.pipelines import PIPELINES
 from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config
 from ovseg_batch.stages.base import Stage, StagePlan
-from ovseg_batch.stages.edit_plan import GENERATED, EditPlan
+from ovseg_batch.stages.edit.plan import GENERATED, EditPlan
 from ovseg_batch.stages.plans import (
     ASKING,
     VIEWS,

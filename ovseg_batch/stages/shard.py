@@ -23,8 +23,8 @@ from ovseg_batch.io.logits import ArrayWriter
 from ovseg_batch.io.remote import shown
 from ovseg_batch.io.tables import TABLE, ResultWriter
 from ovseg_batch.stages.base import ARRAYS, Stage, Upstream, failed
-from ovseg_batch.store import FILES, StageStore
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
+from ovseg_batch.workdir.store import FILES, StageStore
 
 Progress = Callable[[RowResult], None]
 

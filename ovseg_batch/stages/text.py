@@ -13,7 +13,7 @@ from ovseg_batch.methods.class_scores import query_feature
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.stages.words import Words
-from ovseg_batch.store import fingerprint
+from ovseg_batch.workdir.store import fingerprint
 
 TEXT_VERSION = 2  # of the embeddings' last bits: prompts are encoded without their padding
 

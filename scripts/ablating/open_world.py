@@ -18,12 +18,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ovseg_batch import datasets, pipeline
+from ovseg_batch import datasets
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io import rle
-from ovseg_batch.results import Results
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,7 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.bank_file import read_bank
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 OTHER_WORDS = "sand; snow; brick; wood; fish; flower; mushroom; balloon; sun; cat; ball; person; sky; grass"
 KEPT = ("dense.cache=features", "refine.method=automatic")

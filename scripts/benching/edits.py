@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benching.measure import measured, measured_process, run_all, seconds_of
-from ovseg_batch import pipeline, planning, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob
@@ -30,14 +30,15 @@ from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
-from ovseg_batch.progress import stage_status
-from ovseg_batch.results import finished_rows
+from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.base import Resources, Upstream
-from ovseg_batch.stages.edit import EditStage
-from ovseg_batch.stages.refine import RefineStage
-from ovseg_batch.store import Workdir
+from ovseg_batch.stages.edit.stage import EditStage
+from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.progress import stage_status
+from ovseg_batch.workdir.results import finished_rows
+from ovseg_batch.workdir.store import Workdir
 
 LABELS = list(scenes.CLASSES)
 

@@ -15,7 +15,7 @@ import torch
 from breaking.job import with_embedded_models
 
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.planning import PlannedStage
+from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.stages.shard import run_shard
 
 

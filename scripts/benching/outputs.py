@@ -27,8 +27,8 @@ from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.thumbnails import Album
 from ovseg_batch.stages.annotations import annotation_line
 from ovseg_batch.stages.base import Upstream
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[8000:8050]
 SUFFIXES = {"coco": ".json", "coco-polygon": ".json", "cvat": ".xml", "csv": ".csv"}

@@ -21,7 +21,7 @@ from pycocotools import mask as coco
 from benching.measure import high_water, run_all, seconds_of
 from benching.reference import run_reference
 from benching.stopwatch import MODELS, Stopwatch
-from ovseg_batch import pipeline, planning, scenes
+from ovseg_batch import scenes
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.ahead import decode_ahead
@@ -31,14 +31,15 @@ from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import keep_memory, resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.planning import PlannedStage
-from ovseg_batch.results import Results
+from ovseg_batch.runs import pipeline, planning
+from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import precision_of, read_limits
 from ovseg_batch.stages.dense import DenseStage
-from ovseg_batch.stages.refine import RefineStage
-from ovseg_batch.store import Workdir
+from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 WORDS = "person; cat; cup: coffee cup, mug; sky; road; grass; wall; motorbike; rocket; coin"
 

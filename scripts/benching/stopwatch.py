@@ -19,7 +19,9 @@ import torch
 from ovseg_batch.io import images, logits, rle, tables
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.stages import claimants, dense, refine, shard
+from ovseg_batch.stages import dense, shard
+from ovseg_batch.stages.refine import methods as refine_methods
+from ovseg_batch.stages.refine import stage as refine
 
 #: what is timed: where it is looked up, its name there, and what its time is called
 PARTS: list[tuple[Any, str, str]] = [
@@ -32,9 +34,9 @@ PARTS: list[tuple[Any, str, str]] = [
     (Sam, "_decode", "SAM2 decoder"),
     (Sam, "upsample", "upsampling"),
     (refine, "label_map", "label map"),
-    (claimants, "component_points", "components"),
-    (claimants, "low_resolution_coverage", "vote"),
-    (claimants, "stability", "vote"),
+    (refine_methods, "component_points", "components"),
+    (refine_methods, "low_resolution_coverage", "vote"),
+    (refine_methods, "stability", "vote"),
     (refine, "assemble", "assembling"),
     (rle, "encode", "RLE"),
     (rle, "encode_regions", "RLE"),

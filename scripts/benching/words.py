@@ -16,14 +16,14 @@ from PIL import Image
 
 from benching.measure import run_all, seconds_of
 from benching.speed import chosen_folder, machine, model_flags, shared_options
-from ovseg_batch import planning
 from ovseg_batch.config import load_config
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.models.device import keep_memory
+from ovseg_batch.runs import planning
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 MEGAPIXEL = 1_000_000
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import decode, open_image, reduce, upright_size
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import HOLDS_16_BITS, LONGEST_SIDE, Encoding, Format, Picture, encode_picture, read_picture
-from ovseg_batch.stages.opened import fitting
+from ovseg_batch.stages.edit.source import fitting
 
 Array = np.ndarray[Any, Any]
 

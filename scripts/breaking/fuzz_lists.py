@@ -18,17 +18,18 @@ import pyarrow.parquet as pq
 
 from breaking.fuzzing import Input, Violation
 from breaking.list_files import DRAWS, IMAGES, SHARD_ROWS, good_manifest, png
-from ovseg_batch import datasets, intake
+from ovseg_batch import datasets
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.io.updating import update_manifest
-from ovseg_batch.planning import check_manifest
+from ovseg_batch.runs import manifests
+from ovseg_batch.runs.planning import check_manifest
 from ovseg_batch.settings.labels import format_labels, read_labels
 from ovseg_batch.settings.running import ManifestConfig
 from ovseg_batch.stages.registry import make_vocabulary
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 LONGEST_MESSAGE = 4000  # characters
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -131,7 +132,7 @@ def _manifest(path: Path) -> None:
     """Take a ready-made manifest into a workdir, and bring a good one up to date with it."""
     workdir = Workdir(path.parent / "run")
     workdir.create()
-    intake.prepare_manifest([str(path)], workdir, ManifestConfig(shard_rows=SHARD_ROWS), None)
+    manifests.prepare_manifest([str(path)], workdir, ManifestConfig(shard_rows=SHARD_ROWS), None)
     _read(workdir.manifest)
     known = path.parent / "known.parquet"
     known.write_bytes(good_manifest())

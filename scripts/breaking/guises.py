@@ -21,7 +21,7 @@ from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import Picture, read_picture
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit import EditStage
+from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]

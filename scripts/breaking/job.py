@@ -18,11 +18,11 @@ from pathlib import Path
 from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[6000:]
 #: With the stages come the model libraries, which take seconds to import.
-PRELOADED = ["ovseg_batch.cli", "ovseg_batch.pipeline", "ovseg_batch.stages.implementations"]
+PRELOADED = ["ovseg_batch.cli", "ovseg_batch.runs.pipeline", "ovseg_batch.stages.implementations"]
 COMPUTING = ("run", "doctor")  # commands that take `-c`
 OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
 

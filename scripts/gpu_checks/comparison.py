@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

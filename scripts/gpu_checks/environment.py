@@ -10,8 +10,8 @@ import subprocess
 import torch
 
 from gpu_checks.records import Options, Report
-from ovseg_batch import __version__
 from ovseg_batch.models.device import DTYPES, half_precision, prepare
+from ovseg_batch.version import __version__
 
 NEED, QUICK_NEED = 6.0, 0.5  # GiB that must be free: what the section `faults` needs, and a card of 8 GB has
 SIDE = 256

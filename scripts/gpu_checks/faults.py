@@ -25,7 +25,7 @@ from breaking.job import contents
 from gpu_checks.configurations import FULL_SAM, QUICK, RANDOM, full_size_config, preset_config
 from gpu_checks.pictures import write_pictures
 from gpu_checks.records import Options, Report
-from ovseg_batch import planning, scenes
+from ovseg_batch import scenes
 from ovseg_batch.engine import local
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.manifest import Manifest, build_manifest
@@ -34,10 +34,11 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.device import prepare
 from ovseg_batch.models.faults import is_lost, release_memory
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.planning import PlannedStage
+from ovseg_batch.runs import planning
+from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.stages.base import Stage, Upstream
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 

@@ -28,13 +28,14 @@ import torch
 from gpu_checks.comparison import Array, Masks, agreement, masks_of, picture_difference
 from gpu_checks.configurations import EDIT_MODES, QUICK, edit_config, preset_config
 from gpu_checks.records import Options, Report
-from ovseg_batch import datasets, pipeline, scenes
+from ovseg_batch import datasets, scenes
 from ovseg_batch.config import presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit_plan import GENERATED
-from ovseg_batch.store import Workdir
+from ovseg_batch.stages.edit.plan import GENERATED
+from ovseg_batch.workdir.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[8000:]
 IMAGES, QUICK_IMAGES = 12, 1

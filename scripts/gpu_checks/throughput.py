@@ -17,12 +17,12 @@ import torch
 from gpu_checks.configurations import full_size_config
 from gpu_checks.pictures import write_pictures
 from gpu_checks.records import Options, Report
-from ovseg_batch import pipeline
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.results import Results
-from ovseg_batch.stages import refine
-from ovseg_batch.store import Workdir
+from ovseg_batch.runs import pipeline
+from ovseg_batch.stages.refine import stage as refine
+from ovseg_batch.workdir.results import Results
+from ovseg_batch.workdir.store import Workdir
 
 MOST_POINTS = 64
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ovseg_batch.findings import Findings, read_findings
-from ovseg_batch.store import StageStore, Workdir
+from ovseg_batch.workdir.findings import Findings, read_findings
+from ovseg_batch.workdir.store import StageStore, Workdir
 
 
 @dataclass(frozen=True, slots=True)

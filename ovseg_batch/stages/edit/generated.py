@@ -21,9 +21,9 @@ from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around, 
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit_plan import STEERED, InpaintParameters
-from ovseg_batch.stages.opened import Opened
-from ovseg_batch.stages.plain_edits import refuse_everything, region_of
+from ovseg_batch.stages.edit.plain import refuse_everything, region_of
+from ovseg_batch.stages.edit.plan import STEERED, InpaintParameters
+from ovseg_batch.stages.edit.source import Opened
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow
 

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch import __version__, failpoints, intake
+from ovseg_batch import failpoints
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.engine.flight import Report
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.edited import count_edits, publish_edited
 from ovseg_batch.export.failures import write_failures
-from ovseg_batch.findings import Findings, embedded_note
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
 from ovseg_batch.io.tables import TABLE
-from ovseg_batch.meter import Meter
 from ovseg_batch.models.precision import uses_gpu
-from ovseg_batch.planning import (
+from ovseg_batch.runs import manifests
+from ovseg_batch.runs.meter import Meter
+from ovseg_batch.runs.planning import (
     PlannedStage,
     check_manifest,
     code_changes,
@@ -35,15 +35,17 @@ from ovseg_batch.planning import (
     settle,
     write_plan,
 )
-from ovseg_batch.progress import StageStatus, ranges, stage_status
-from ovseg_batch.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_vocabulary
-from ovseg_batch.store import Workdir
 from ovseg_batch.types import Commit
 from ovseg_batch.units import counted, extent
+from ovseg_batch.version import __version__
 from ovseg_batch.wording import called_from_python, setting, spelled
+from ovseg_batch.workdir.findings import Findings, embedded_note
+from ovseg_batch.workdir.progress import StageStatus, ranges, stage_status
+from ovseg_batch.workdir.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
+from ovseg_batch.workdir.store import Workdir
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +87,17 @@ def run(
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
         Interrupted: the person asked to stop.
     """
-    if update or intake.existing_manifest(workdir, inputs, config.manifest) is None:
-        intake.check_inputs(inputs, workdir, config.run.allow_remote)
+    if update or manifests.existing_manifest(workdir, inputs, config.manifest) is None:
+        manifests.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     _announce(config, workdir)
     workdir.create()
     workdir.remove_leftovers()
     remote = read_limits(config.run).remote
     if update and workdir.manifest.exists():
-        intake.update(inputs, workdir, config.manifest, remote)
+        manifests.update(inputs, workdir, config.manifest, remote)
     else:
-        intake.prepare_manifest(inputs, workdir, config.manifest, remote)
+        manifests.prepare_manifest(inputs, workdir, config.manifest, remote)
     manifest = Manifest.open(workdir.manifest)
     check_manifest(manifest, config)
     stages = [replace(one, part=part) for one in plan(config, workdir, manifest, workdir.manifest)]
@@ -125,7 +127,7 @@ def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
     record = workdir.read_plan()
     config = settle(load_config(workdir.config, environment={}))
     workdir.remove_leftovers()
-    intake.renew_changed(workdir)
+    manifests.renew_changed(workdir)
     manifest = Manifest.open(workdir.manifest)
     stages = plan(config, workdir, manifest, workdir.manifest)
     if [planned.job.store.folder.name for planned in stages] != [stage["folder"] for stage in record["stages"]]:
@@ -174,7 +176,7 @@ def query(
             raise UsageError(_not_kept(planned, manifest, source, config))
     target.create()
     target.remove_leftovers()
-    intake.prepare_manifest([str(source.manifest)], target, config.manifest, None)
+    manifests.prepare_manifest([str(source.manifest)], target, config.manifest, None)
     for planned in plan(config, target, manifest, target.manifest):
         store = kept[planned.name].job.store
         if planned.missing and store.folder.is_dir():
@@ -243,7 +245,7 @@ def _identity(manifest: Manifest, stages: Sequence[PlannedStage]) -> list[str]:
 
 def _announce(config: Config, workdir: Workdir) -> None:
     """Log the cautions, a warning about labels that are replaced, and how many words compete with the labels."""
-    for caution in (*cautions(config), intake.replaced_labels(workdir, config)):
+    for caution in (*cautions(config), manifests.replaced_labels(workdir, config)):
         if caution is not None:
             log.warning("warning: %s", caution)
     for line in competition_lines(config, listed=False):

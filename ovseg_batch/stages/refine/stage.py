@@ -37,12 +37,12 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.stages.annotations import annotation_line
-from ovseg_batch.stages.banked import Namer
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
-from ovseg_batch.stages.claimants import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.dense import cosines
-from ovseg_batch.stages.overlap import in_three_steps
 from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
+from ovseg_batch.stages.refine.memory_bank import Namer
+from ovseg_batch.stages.refine.methods import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
+from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult

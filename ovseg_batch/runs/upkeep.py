@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovseg_batch.export.edited import unpublish_edited, verify_edited
-from ovseg_batch.results import EDIT
-from ovseg_batch.store import Problem, Workdir
+from ovseg_batch.workdir.results import EDIT
+from ovseg_batch.workdir.store import Problem, Workdir
 
 
 def verify(workdir: Workdir, repair: bool = False) -> list[Problem]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ovseg_batch.store import Workdir
+from ovseg_batch.workdir.store import Workdir
 
 LISTED = 10  # labels that a note names
 SHOWN = 60  # characters that a note shows of a label

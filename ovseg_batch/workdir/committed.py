@@ -8,7 +8,7 @@ from typing import Any
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.tables import TABLE, read_results
-from ovseg_batch.store import StageStore, damage
+from ovseg_batch.workdir.store import StageStore, damage
 
 
 def checked(store: StageStore, shard: int, path: Path) -> Path:

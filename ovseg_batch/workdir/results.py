@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from ovseg_batch.committed import read_lines
 from ovseg_batch.errors import OF_THE_FILE, OvsegError
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.tables import TABLE
-from ovseg_batch.store import StageStore, Workdir
 from ovseg_batch.types import ImageRow
+from ovseg_batch.workdir.committed import read_lines
+from ovseg_batch.workdir.store import StageStore, Workdir
 
 T = TypeVar("T")
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, UsageError
-from ovseg_batch.findings import LISTED, printable
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.entries import Entry
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
@@ -24,13 +23,14 @@ from ovseg_batch.io.manifest_check import check_rows
 from ovseg_batch.io.remote import Remote, check_installed, is_remote, scheme_of, shown
 from ovseg_batch.io.sources import check_source, fixed_part, open_source
 from ovseg_batch.io.updating import update_manifest
-from ovseg_batch.results import changed_keys
 from ovseg_batch.settings import Config, Label
 from ovseg_batch.settings.labels import format_labels
 from ovseg_batch.settings.running import ManifestConfig
-from ovseg_batch.store import Workdir
 from ovseg_batch.units import counted, extent
 from ovseg_batch.wording import setting, spelled
+from ovseg_batch.workdir.findings import LISTED, printable
+from ovseg_batch.workdir.results import changed_keys
+from ovseg_batch.workdir.store import Workdir
 
 log = logging.getLogger(__name__)
 

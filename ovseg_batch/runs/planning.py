@@ -12,26 +12,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ovseg_batch import intake
 from ovseg_batch.engine import ray
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.errors import OvsegError, RowError, UsageError
-from ovseg_batch.findings import printable
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import check_replaceable
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.updating import Changes, update_manifest
-from ovseg_batch.meter import are_metrics
 from ovseg_batch.models import zoo
 from ovseg_batch.models.missing import MissingModels
 from ovseg_batch.models.precision import precision, uses_gpu
-from ovseg_batch.needed_models import needed_models, require_models
+from ovseg_batch.runs import manifests
+from ovseg_batch.runs.meter import are_metrics
+from ovseg_batch.runs.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import StagePlan, read_limits
-from ovseg_batch.stages.edit_plan import needs_prompts
+from ovseg_batch.stages.edit.plan import needs_prompts
 from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, stage_names
-from ovseg_batch.store import StageStore, Workdir, fingerprint
+from ovseg_batch.workdir.findings import printable
+from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 SAMPLE = 64  # images whose size stands for all
 
@@ -146,8 +146,8 @@ def dry_run(inputs: Sequence[str], workdir: Workdir, config: Config, update: boo
     Raises:
         UsageError, OvsegError: as `pipeline.run`.
     """
-    if update or intake.existing_manifest(workdir, inputs, config.manifest) is None:
-        intake.check_inputs(inputs, workdir, config.run.allow_remote)
+    if update or manifests.existing_manifest(workdir, inputs, config.manifest) is None:
+        manifests.check_inputs(inputs, workdir, config.run.allow_remote)
     config = settle(config)
     with tempfile.TemporaryDirectory(prefix="ovseg-dry-run-") as folder:
         path, changes = _listed(inputs, workdir, config, update, Path(folder))
@@ -164,13 +164,13 @@ def _listed(
     inputs: Sequence[str], workdir: Workdir, config: Config, update: bool, folder: Path
 ) -> tuple[Path, Changes | None]:
     """Return the manifest that a run would have, and what `--update` would change in the workdir's own."""
-    known = intake.existing_manifest(workdir, inputs, config.manifest)
+    known = manifests.existing_manifest(workdir, inputs, config.manifest)
     if known is not None and not update:
         return known, None
-    fresh = intake.ready_made_manifest(inputs)
+    fresh = manifests.ready_made_manifest(inputs)
     if fresh is None:
         fresh = folder / "manifest.parquet"
-        intake.list_images(inputs, workdir, fresh, config.manifest, read_limits(config.run).remote)
+        manifests.list_images(inputs, workdir, fresh, config.manifest, read_limits(config.run).remote)
     if not (update and workdir.manifest.exists()):
         return fresh, None
     copy = folder / "updated.parquet"
@@ -268,7 +268,7 @@ def competition_lines(config: Config, listed: bool) -> list[str]:
 
 def check_manifest(manifest: Manifest, config: Config) -> None:
     """See that the list of images has what the settings need of it. Raises UsageError."""
-    intake.check_remote(manifest, config.run.allow_remote)
+    manifests.check_remote(manifest, config.run.allow_remote)
     if needs_prompts(config) and "edit_prompt" not in manifest.columns:
         raise UsageError(
             f"edit.mode: {config.edit.mode} has no prompt. Say what to paint with edit.prompt (in which {{label}} "
@@ -312,7 +312,7 @@ def write_plan(
     workdir: Workdir, inputs: Sequence[str], manifest: Manifest, stages: Sequence[PlannedStage], config: Config
 ) -> None:
     record = {
-        "inputs": intake.absolute(inputs),
+        "inputs": manifests.absolute(inputs),
         "exclude": list(config.manifest.exclude),
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,

@@ -14,9 +14,9 @@ from typing import Any
 from ovseg_batch.engine.flight import InFlight
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.progress import duration, pace
-from ovseg_batch.store import StageStore
 from ovseg_batch.types import Commit
+from ovseg_batch.workdir.progress import duration, pace
+from ovseg_batch.workdir.store import StageStore
 
 shards = logging.getLogger(__name__)  # one record for every commit, for programs
 log = logging.getLogger("ovseg_batch")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ovseg_batch.models import zoo
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit_plan import GENERATED
+from ovseg_batch.stages.edit.plan import GENERATED
 from ovseg_batch.stages.plans import ASKING
 from ovseg_batch.stages.registry import stage_names
 

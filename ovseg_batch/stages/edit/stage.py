@@ -19,10 +19,10 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
 from ovseg_batch.stages.base import Upstream, done, failed, read_limits, ready
-from ovseg_batch.stages.edit_plan import EditPlan
-from ovseg_batch.stages.generated_edits import Canvas, Painter
-from ovseg_batch.stages.opened import Opened, open_row
-from ovseg_batch.stages.plain_edits import plain_edit
+from ovseg_batch.stages.edit.generated import Canvas, Painter
+from ovseg_batch.stages.edit.plain import plain_edit
+from ovseg_batch.stages.edit.plan import EditPlan
+from ovseg_batch.stages.edit.source import Opened, open_row
 from ovseg_batch.types import ImageRow, RowResult, Unchanged
 from ovseg_batch.units import counted
 

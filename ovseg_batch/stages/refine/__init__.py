@@ -1,0 +1,1 @@
+"""Refine: annotations from the dense map and from masks of SAM2."""
