@@ -66,6 +66,37 @@ class Annotation:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One mask of one image without a class, in the frame after EXIF rotation and at the original size.
+
+    `bbox`, `area` and `rle` are as in `Annotation`. `predicted_iou` and `stability` are SAM2's, about in [0, 1].
+    `point` is x, y of the prompt in pixels.
+    """
+
+    bbox: tuple[float, ...]
+    area: int
+    rle: bytes
+    predicted_iou: float
+    stability: float
+    point: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedImage:
+    """An image with the masks that a run has committed. `height` and `width` are pixels after EXIF rotation."""
+
+    row: ImageRow
+    height: int
+    width: int
+    annotations: tuple[Annotation, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.height, self.width
+
+
 class Unchanged(StrEnum):
     """Why an edit has no effect on an image."""
 

@@ -47,7 +47,7 @@ from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.runs import planning
 from ovseg_batch.stages.base import Upstream
-from ovseg_batch.types import Commit, ImageRow, RowResult
+from ovseg_batch.types import Annotation, Commit, ImageRow, RowResult
 from ovseg_batch.workdir.progress import stage_status
 from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir
@@ -119,16 +119,7 @@ class TrivialStage(GivenMasks):
     name = "trivial"
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        mask = {
-            "category": "sky",
-            "score": 1.0,
-            "bbox": [0.0, 0.0, 2.0, 2.0],
-            "area": 4,
-            "rle": b"04",
-            "source": "dense",
-            "confidence": 1.0,
-            "margin": 1.0,
-        }
+        mask = Annotation("sky", 1.0, (0.0, 0.0, 2.0, 2.0), 4, b"04", "dense", 1.0, 1.0)
         for row in rows:
             values = {"height": 2, "width": 2, "points": 0, "annotations": [mask]}
             yield RowResult(row.row, row.key, values)

@@ -18,7 +18,7 @@ from ovseg_batch.evaluate.score import paint
 from ovseg_batch.evaluate.sheet import overlay
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.runs import pipeline
-from ovseg_batch.workdir.results import finished_rows
+from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
@@ -33,8 +33,8 @@ def predictions(root: Path, method: str) -> dict[str, Array]:
     pipeline.run([str(root / "images")], workdir, load_config("demo", flags=flags, environment={}), progress=False)
     store = workdir.stores()[-1]
     return {
-        name: paint(line, datasets.load("scenes"))
-        for name, line in finished_rows(Manifest.open(workdir.manifest), store)
+        image.row.file_name: paint(image, datasets.load("scenes"))
+        for image in finished_images(Manifest.open(workdir.manifest), store)
     }
 
 

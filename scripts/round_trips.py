@@ -70,11 +70,12 @@ def _keep_masks(results: Results, root: Path) -> None:
     arrays, labels = {}, {}
     parts = holes = several = pierced = 0
     for shard in range(results.manifest.shards):
-        for row, line in results.shard(shard):
-            labels[row.file_name] = [one["category"] for one in line["annotations"]]
-            for k, one in enumerate(line["annotations"]):
-                mask = rle.decode(one["rle"], line["height"], line["width"])
-                arrays[f"{row.file_name}/{k}"] = mask
+        for image in results.shard(shard):
+            name = image.row.file_name
+            labels[name] = [one.category for one in image.annotations]
+            for k, one in enumerate(image.annotations):
+                mask = rle.decode(one.rle, *image.size)
+                arrays[f"{name}/{k}"] = mask
                 found, ranks = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
                 inner = sum(int(rank[3] >= 0) for rank in ranks[0])
                 parts, holes = parts + len(found) - inner, holes + inner

@@ -142,8 +142,8 @@ def annotated() -> Iterator[tuple[scenes.Scene, list[Array]]]:
         known = [mask for mask, _ in base_masks(scene)]
         extra = []
         for proposal in stage._propose(scene.image).proposals if number < PROPOSED else ():
-            mask = rle.decode(proposal["rle"], *scene.classes.shape)
-            if proposal["predicted_iou"] >= OBJECT_SCORE and all(overlap(mask, one) <= MISSES for one in known):
+            mask = rle.decode(proposal.rle, *scene.classes.shape)
+            if proposal.predicted_iou >= OBJECT_SCORE and all(overlap(mask, one) <= MISSES for one in known):
                 extra.append(mask)
         if known or extra:
             yield scene, extra

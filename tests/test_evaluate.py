@@ -10,6 +10,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
+from breaking.guises import annotation
 from conftest import Command
 from PIL import Image
 from pycocotools.coco import COCO
@@ -20,7 +21,7 @@ from ovseg_batch.evaluate.generation import clip_score, frechet_distance
 from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.workdir.results import finished_rows
+from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import Workdir
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
@@ -119,13 +120,13 @@ def test_mask_ap_is_pycocotools_own(tmp_path: Path, command: Command) -> None:
         images = {image["file_name"]: image["id"] for image in truth.dataset["images"]}
         results = [
             {
-                "image_id": images[Path(name).name],
-                "category_id": identity[a["category"]],
-                "score": a["score"],
-                "segmentation": {"size": [line["height"], line["width"]], "counts": a["rle"]},
+                "image_id": images[Path(image.row.file_name).name],
+                "category_id": identity[one.category],
+                "score": one.score,
+                "segmentation": {"size": [*image.size], "counts": one.rle},
             }
-            for name, line in finished_rows(Manifest.open(workdir.manifest), store)
-            for a in line["annotations"]
+            for image in finished_images(Manifest.open(workdir.manifest), store)
+            for one in image.annotations
         ]
         whole = COCOeval(truth, truth.loadRes(results), "segm")
         whole.evaluate()
@@ -139,15 +140,18 @@ def test_precision_recall_and_retrieval_by_hand() -> None:
     from ovseg_batch.evaluate.truth import Instance
     from ovseg_batch.io import rle
 
-    def square(x: int) -> bytes:
+    def drawn(x: int) -> np.ndarray:
         mask = np.zeros((10, 40), bool)
         mask[:, x : x + 10] = True
-        return rle.encode(mask)
+        return mask
 
-    score = InstanceScore(["a", "b"])
-    found = [{"category": "a", "score": s, "rle": square(x)} for s, x in ((0.9, 30), (0.8, 0))]
-    score.add(0, (10, 40), found, [Instance("a", square(0), 100, False), Instance("b", square(10), 100, False)])
-    figures = score.figures({})
+    def square(x: int) -> bytes:
+        return rle.encode(drawn(x))
+
+    counted = InstanceScore(["a", "b"])
+    found = [annotation("a", drawn(x), score) for score, x in ((0.9, 30), (0.8, 0))]
+    counted.add(0, (10, 40), found, [Instance("a", square(0), 100, False), Instance("b", square(10), 100, False)])
+    figures = counted.figures({})
     assert figures["mask precision"] == 0.5 and figures["mask recall"] == 0.5 and figures["mask F1"] == 0.5
     assert figures["retrieval@1"] == 0 and figures["retrieval@5"] == 0.5
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from breaking.guises import annotation
 from breaking.job import Running
 from conftest import Command, run_arguments
 from exported import FILES, Array, read_coco, tree, write
@@ -25,7 +26,6 @@ from ovseg_batch.export.parts import Parts, ShardFiles
 from ovseg_batch.export.pictures import class_map
 from ovseg_batch.export.placing import local_path
 from ovseg_batch.export.yolo import READER
-from ovseg_batch.io import rle
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
@@ -90,8 +90,8 @@ def test_two_images_of_one_stem_stay_two(few_scenes: Path, tmp_path: Path, comma
 
 def chosen(*annotations: tuple[str, float, Array]) -> ChosenImage:
     height, width = annotations[0][2].shape
-    lines = [{"category": name, "confidence": sure, "rle": rle.encode(mask)} for name, sure, mask in annotations]
-    return ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", height, width, lines, 1.0, "")
+    masks = [annotation(name, mask, sure) for name, sure, mask in annotations]
+    return ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", height, width, masks, 1.0, "")
 
 
 def plan(labels: int, background: bool, path: Path, **options: Any) -> Plan:
@@ -173,8 +173,7 @@ def test_a_half_finished_run_is_exported_and_later_the_rest(run_of_six: Path, tm
 
 def test_labels_that_are_in_no_image_are_named(run_of_six: Path, tmp_path: Path, command: Command) -> None:
     results = Results.open(Workdir(run_of_six))
-    lines = [line for shard in range(3) for _, line in results.shard(shard)]
-    found = {one["category"] for line in lines for one in line["annotations"]}
+    found = {one.category for shard in range(3) for image in results.shard(shard) for one in image.annotations}
     absent = [label for label in results.labels if label not in found]
     assert absent and "sky" in found
     arguments = ("export", run_of_six, "-f", "csv", "-o")

@@ -42,9 +42,9 @@ def masks(run_of_six: Path) -> Masks:
     results = Results.open(Workdir(run_of_six))
     found: Masks = {}
     for shard in range(results.manifest.shards):
-        for row, line in results.shard(shard):
-            size = (line["height"], line["width"])
-            found[row.file_name] = [(one["category"], rle.decode(one["rle"], *size)) for one in line["annotations"]]
+        for image in results.shard(shard):
+            decoded = [(one.category, rle.decode(one.rle, *image.size)) for one in image.annotations]
+            found[image.row.file_name] = decoded
     return found
 
 
@@ -129,11 +129,11 @@ def test_unsure_masks_are_ignored(run_of_six: Path, tmp_path: Path, command: Com
     results = Results.open(Workdir(run_of_six))
     left = kept = 0
     for shard in range(3):
-        for row, line in results.shard(shard):
-            classes = np.asarray(Image.open(tmp_path / "half" / f"{Path(row.file_name).stem}.png"))
-            for one in line["annotations"]:
-                found = set(classes[rle.decode(one["rle"], *classes.shape)])
-                assert found == ({NAMES.index(one["category"])} if one["confidence"] >= 0.9 else {255})
+        for image in results.shard(shard):
+            classes = np.asarray(Image.open(tmp_path / "half" / f"{Path(image.row.file_name).stem}.png"))
+            for one in image.annotations:
+                found = set(classes[rle.decode(one.rle, *classes.shape)])
+                assert found == ({NAMES.index(one.category)} if one.confidence >= 0.9 else {255})
                 left, kept = left + (255 in found), kept + (255 not in found)
     assert left and kept
 
@@ -143,11 +143,11 @@ def test_thresholds_keep_the_same_share_of_every_label(run_of_six: Path, tmp_pat
     thresholds = keep_share(results, 0.6)
     for label, threshold in thresholds.items():
         own = [
-            (one["confidence"], one["area"])
+            (one.confidence, one.area)
             for shard in range(3)
-            for _, line in results.shard(shard)
-            for one in line["annotations"]
-            if one["category"] == label
+            for image in results.shard(shard)
+            for one in image.annotations
+            if one.category == label
         ]
         total = sum(area for _, area in own)
         assert sum(area for sure, area in own if sure >= threshold) >= 0.6 * total

@@ -38,12 +38,13 @@ def found(workdir: Path, truth: Path) -> list[tuple[str, str, float]]:
     results = Results.open(Workdir(workdir))
     masks = []
     for shard in range(results.manifest.shards):
-        for row, line in results.shard(shard):
-            classes = np.array(Image.open(truth / f"{row.file_name}.classes.png"))
-            for one in line["annotations"]:
-                inside = classes[rle.decode(one["rle"], *classes.shape)]
-                right = float((inside == scenes.CLASSES.index(one["category"])).mean())
-                masks.append((row.file_name, one["category"], right))
+        for image in results.shard(shard):
+            name = image.row.file_name
+            classes = np.array(Image.open(truth / f"{name}.classes.png"))
+            for one in image.annotations:
+                inside = classes[rle.decode(one.rle, *classes.shape)]
+                right = float((inside == scenes.CLASSES.index(one.category)).mean())
+                masks.append((name, one.category, right))
     return masks
 
 
@@ -233,10 +234,10 @@ def test_masks_of_absent_labels_are_at_the_bottom(few_scenes: Path, tmp_path: Pa
     right = [share > 0.5 for _, _, share in found(tmp_path / "run", few_scenes / "truth")]
     results = Results.open(Workdir(tmp_path / "run"))
     sure = [
-        one["confidence"]
+        one.confidence
         for shard in range(results.manifest.shards)
-        for _, line in results.shard(shard)
-        for one in line["annotations"]
+        for image in results.shard(shard)
+        for one in image.annotations
     ]
     assert 3 <= sum(right) < len(right) - 3 and auc(sure, right) > 0.9
 

@@ -17,7 +17,7 @@ from ovseg_batch.io.images import read_image
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.stages.propose import ProposeStage
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import ImageRow, Proposal
 
 SETTINGS = {"points_per_side": 8, "predicted_iou": 0.6, "stability": 0.8, "nms": 0.7}
 
@@ -27,9 +27,9 @@ def test_point_grid() -> None:
 
 
 def test_of_two_that_overlap_the_better_one_stays() -> None:
-    boxes = [([0, 0, 10, 10], 0.7), ([1, 0, 10, 10], 0.9), ([50, 50, 5, 5], 0.1)]
-    found = keep_distinct([{"bbox": box, "predicted_iou": rated} for box, rated in boxes], 0.7)
-    assert [p["predicted_iou"] for p in found] == [0.9, 0.1]
+    boxes = [((0, 0, 10, 10), 0.7), ((1, 0, 10, 10), 0.9), ((50, 50, 5, 5), 0.1)]
+    found = keep_distinct([Proposal(box, 0, b"", rated, 1.0, (0, 0)) for box, rated in boxes], 0.7)
+    assert [one.predicted_iou for one in found] == [0.9, 0.1]
     assert keep_distinct([], 0.7) == []
 
 
@@ -58,15 +58,13 @@ def test_the_automatic_mask_generator_gives_the_same(few_scenes: Path) -> None:
     theirs = sorted(generator.generate(image), key=lambda found: -found["predicted_iou"])
     assert len(ours) == len(theirs) > 5
     for mine, other in zip(ours, theirs, strict=True):
-        mask = rle.decode(mine["rle"], *image.shape[:2])
+        mask = rle.decode(mine.rle, *image.shape[:2])
         union = (mask | other["segmentation"]).sum()
         assert (mask & other["segmentation"]).sum() >= 0.999 * union
-        assert mine["predicted_iou"] == pytest.approx(other["predicted_iou"], abs=1e-4)
-        assert mine["stability"] == pytest.approx(other["stability_score"], abs=1e-3)
-        assert mine["point"] == pytest.approx(other["point_coords"][0])
-        assert (
-            np.abs(np.array(mine["bbox"]) - [*other["bbox"][:2], other["bbox"][2] + 1, other["bbox"][3] + 1]).max() <= 1
-        )
+        assert mine.predicted_iou == pytest.approx(other["predicted_iou"], abs=1e-4)
+        assert mine.stability == pytest.approx(other["stability_score"], abs=1e-3)
+        assert mine.point == pytest.approx(other["point_coords"][0])
+        assert np.abs(np.array(mine.bbox) - [*other["bbox"][:2], other["bbox"][2] + 1, other["bbox"][3] + 1]).max() <= 1
 
 
 def test_automatic_masks_refine_too(few_scenes: Path, tmp_path: Path, command: Command) -> None:

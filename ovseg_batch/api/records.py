@@ -13,6 +13,7 @@ from PIL import Image
 from ovseg_batch.io import rle
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.methods.confidence import ImageConfidence
+from ovseg_batch.types import Annotation, FinishedImage
 
 if TYPE_CHECKING:
     import pandas
@@ -60,10 +61,10 @@ class Mask:
     reason: str | None = None
 
     @classmethod
-    def from_line(cls, line: Mapping[str, Any], size: tuple[int, int]) -> Mask:
-        """Return the mask of an annotation as a stage's table holds it."""
-        known = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
-        return cls(**{**known, "label": line["category"], "bbox": tuple(line["bbox"]), "size": size})
+    def from_annotation(cls, one: Annotation, size: tuple[int, int]) -> Mask:
+        """Return the mask of an annotation of an image of (H, W) pixels."""
+        known = {name: getattr(one, name) for name in cls.__dataclass_fields__ if name in one.__dataclass_fields__}
+        return cls(label=one.category, size=size, **known)
 
     @property
     def array(self) -> Array:
@@ -109,14 +110,13 @@ class SegmentedImage:
     _source: Callable[[], Array] = field(repr=False, compare=False)
 
     @classmethod
-    def from_line(
-        cls, name: str, path: str | None, line: Mapping[str, Any], colours: Colours, source: Callable[[], Array]
+    def from_finished(
+        cls, name: str, path: str | None, image: FinishedImage, colours: Colours, source: Callable[[], Array]
     ) -> SegmentedImage:
-        """Return the image of a line of the mask stage's table. `source` returns its pixels."""
-        size = (line["height"], line["width"])
-        masks = tuple(Mask.from_line(one, size) for one in line["annotations"])
+        """Return a finished image under a name. `source` returns its pixels."""
+        masks = tuple(Mask.from_annotation(one, image.size) for one in image.annotations)
         sure = ImageConfidence.from_masks(mask.confidence for mask in masks)
-        return cls(name, path, *size, sure.least, sure.unsure, masks, colours, source)
+        return cls(name, path, *image.size, sure.least, sure.unsure, masks, colours, source)
 
     def read(self) -> Array:
         """Return the image, upright: (H, W, 3) uint8 RGB. A file is read under the limits of its run.

@@ -164,9 +164,9 @@ class Run:
         raise KeyError(name)
 
     def _read_shard(self, shard: int) -> Iterator[SegmentedImage]:
-        for row, line in self._results.shard(shard):
-            source = functools.partial(self._files.read, row)
-            yield SegmentedImage.from_line(row.file_name, row.path, line, self._colours, source)
+        for image in self._results.shard(shard):
+            source = functools.partial(self._files.read, image.row)
+            yield SegmentedImage.from_finished(image.row.file_name, image.row.path, image, self._colours, source)
 
     @cached_property
     def _colours(self) -> Colours:

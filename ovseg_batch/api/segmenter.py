@@ -22,7 +22,7 @@ from ovseg_batch.io.images import decode
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.settings import Config
 from ovseg_batch.wording import for_python
-from ovseg_batch.workdir.results import failed_rows, finished_lines, mask_stage
+from ovseg_batch.workdir.results import failed_rows, finished_images, mask_stage
 from ovseg_batch.workdir.store import StageStore
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class Segmenter:
             for row, _, stage, code, message in failed_rows(manifest, stores):
                 raise OvsegError(f"Image {row} cannot be segmented: {stage} failed with {code}: {message}")
             masks = mask_stage(stores, lambda store: store.stage)
-            lines = [line for shard in range(manifest.shards) for _, line in finished_lines(manifest, masks, shard)]
+            finished = list(finished_images(manifest, masks))
         return [
-            SegmentedImage.from_line(f"{k:06d}.png", None, line, self._colours, functools.partial(np.copy, pixels))
-            for k, (pixels, line) in enumerate(zip(images, lines, strict=True))
+            SegmentedImage.from_finished(f"{k:06d}.png", None, image, self._colours, functools.partial(np.copy, pixels))
+            for k, (pixels, image) in enumerate(zip(images, finished, strict=True))
         ]
 
     def _compute(self, manifest: Manifest, listed: Path) -> list[StageStore]:

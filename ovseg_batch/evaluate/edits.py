@@ -25,7 +25,6 @@ from ovseg_batch.evaluate.generation import clip_score, frechet_distance
 from ovseg_batch.evaluate.matting import alpha_errors, composite_error, psnr, ssim
 from ovseg_batch.evaluate.scenes import read_seeds
 from ovseg_batch.io.images import read_image
-from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
@@ -34,9 +33,10 @@ from ovseg_batch.models.inception import Inception, inception_weights
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import FinishedImage
+from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import status
-from ovseg_batch.workdir.results import EDIT, finished_rows_of, mask_stage
+from ovseg_batch.workdir.results import EDIT, Results
 from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
@@ -83,30 +83,28 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
         return {}
     config = load_config(workdir.config, environment={})
     seeds, tally = read_seeds(root), _Tally()
-    for row, masks, edits in _rows(workdir, state):
-        seed = seeds.get(Path(row.file_name).name)
+    for image, edits in _edited(workdir):
+        seed = seeds.get(Path(image.row.file_name).name)
         files = [workdir.edited / name for name in edits["files"]]
         if edits["masks"] and files and not config.edit.apart:
-            _measure(config, row, masks, edits, files[0], seed, tally)
+            _measure(config, image, edits, files[0], seed, tally)
     return {**{name: float(np.mean(values)) for name, values in tally.values.items()}, **_by_clip(config, tally)}
 
 
-def _rows(workdir: Workdir, state: dict[str, Any]) -> Iterator[tuple[ImageRow, dict[str, Any], dict[str, Any]]]:
-    """(manifest row, line of masks, line of edits) of every image that was edited."""
-    manifest = Manifest.open(workdir.manifest)
-    every = workdir.stores()
-    stores = [mask_stage(every, lambda store: store.stage), every[-1]]
-    for shard in range(manifest.shards):
-        masks, edits = ({line["row"]: line for _, line in finished_rows_of(manifest, s, shard)} for s in stores)
-        for row in manifest.read_shard(shard):
-            if row.row in edits:
-                yield row, masks[row.row], edits[row.row]
+def _edited(workdir: Workdir) -> Iterator[tuple[FinishedImage, dict[str, Any]]]:
+    """Yield every image that was edited, and its line in the table of the edit stage."""
+    results = Results.open(workdir)
+    assert results.edits is not None
+    for shard in range(results.manifest.shards):
+        edits = {line["row"]: line for line in read_lines(results.edits, shard) if line["status"] == "ok"}
+        for image in results.shard(shard):
+            if image.row.row in edits:
+                yield image, edits[image.row.row]
 
 
 def _measure(
     config: Config,
-    row: ImageRow,
-    masks: Mapping[str, Any],
+    image: FinishedImage,
     edits: Mapping[str, Any],
     file: Path,
     seed: int | None,
@@ -133,11 +131,11 @@ def _measure(
         tally.before.append(_for_clip(without.image, region))
         tally.after.append(_for_clip(made[..., :3], region))
     elif edit.mode in PAINTED:
-        original = read_image(row.path, read_limits(RunConfig()))
+        original = read_image(image.row.path, read_limits(RunConfig()))
         boxes = [
-            (m["bbox"], m["category"])
-            for m in masks["annotations"]
-            if m["category"] in chosen and m["score"] >= edit.min_score
+            (one.bbox, one.category)
+            for one in image.annotations
+            if one.category in chosen and one.score >= edit.min_score
         ]
         for (box, label), prompt in zip(boxes, edits["prompts"], strict=False):
             region = _box(box, original.shape)

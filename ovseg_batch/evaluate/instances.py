@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovseg_batch.evaluate.truth import Instance
+from ovseg_batch.types import Annotation
 
 Array = np.ndarray[Any, Any]
 
@@ -37,15 +38,13 @@ class InstanceScore:
         self._categories = list(categories)
         self._parts: list[dict[str, Array]] = []
 
-    def add(
-        self, row: int, size: tuple[int, int], found: Sequence[Mapping[str, Any]], truth: Sequence[Instance]
-    ) -> None:
+    def add(self, row: int, size: tuple[int, int], found: Sequence[Annotation], truth: Sequence[Instance]) -> None:
         """One image.
 
         Args:
             row: any number that no other image has.
             size: (H, W).
-            found: lines with `category`, `score` and `rle`.
+            found: its masks.
             truth: its objects.
         """
         identity = {name: k for k, name in enumerate(self._categories, start=1)}
@@ -65,12 +64,12 @@ class InstanceScore:
         results = [
             {
                 "image_id": row,
-                "category_id": identity[one["category"]],
-                "segmentation": {"size": shape, "counts": one["rle"]},
-                "score": one["score"],
+                "category_id": identity[one.category],
+                "segmentation": {"size": shape, "counts": one.rle},
+                "score": one.score,
             }
             for one in found
-            if one["category"] in identity
+            if one.category in identity
         ]
         if not objects and not results:
             return

@@ -15,7 +15,7 @@ from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.workdir.progress import status
-from ovseg_batch.workdir.results import Results, finished_rows_of
+from ovseg_batch.workdir.results import Results, finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 SCORE_VERSION = 4  # changes when what is counted does
@@ -43,7 +43,7 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
     name = fingerprint({"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": str(root)})
     folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
     score = score_shards(
-        make, ((shard, finished_rows_of(manifest, store, shard)) for shard in range(manifest.shards)), folder
+        make, ((shard, finished_images(manifest, store, [shard])) for shard in range(manifest.shards)), folder
     )
     if sheet is not None:
         write_sheet(sheet, _cases(score, dataset, reader, manifest, store))
@@ -63,11 +63,11 @@ def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manife
     found: dict[int, Case] = {}
     for shard in range(manifest.shards):
         rows = [row for row in manifest.read_shard(shard) if row.row in worst]
-        lines = {line["row"]: line for _, line in finished_rows_of(manifest, store, shard)} if rows else {}
+        images = {one.row.row: one for one in finished_images(manifest, store, [shard])} if rows else {}
         for row in rows:
-            name, line = row.file_name, lines[row.row]
+            name, image = row.file_name, images[row.row]
             truth = reader.read(name).classes
             if truth is not None:
                 caption = f"{name}: mean IoU {score.quality(row.row):.3f}"
-                found[row.row] = Case(read_image(row.path, limits), truth, paint(line, dataset), caption)
+                found[row.row] = Case(read_image(row.path, limits), truth, paint(image, dataset), caption)
     return [found[row] for row in worst if row in found]

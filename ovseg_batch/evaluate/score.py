@@ -19,9 +19,9 @@ from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.confidence import ImageConfidence
+from ovseg_batch.types import Annotation, FinishedImage
 
 Array = np.ndarray[Any, Any]
-Line = Mapping[str, Any]
 
 
 class Score:
@@ -50,29 +50,29 @@ class Score:
         self._calibration = CalibrationScore(scored) if self._semantic is not None else None
         self._images: dict[int, float] = {}  # manifest row → how well the image went
 
-    def add(self, name: str, line: Line) -> None:
-        """One image: its file name and the line of the run's last stage."""
+    def add(self, image: FinishedImage) -> None:
+        """Add one image."""
+        name, size = image.row.file_name, image.size
         truth = self._reader.read(name)
-        size = (line["height"], line["width"])
         quality = math.nan
         if self._semantic is not None and truth.classes is not None:
             if truth.classes.shape != size:
                 tall, wide = truth.classes.shape
                 raise UsageError(f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth.")
-            drawn = paint(line, self._dataset)
+            drawn = paint(image, self._dataset)
             self._semantic.add(drawn, truth.classes)
-            self._add_masks(line, truth.classes)
+            self._add_masks(image.annotations, truth.classes)
             own = class_iou(confusion(drawn, truth.classes, len(self._dataset.scored)))
             quality = float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else 1.0
         if self._instances is not None and truth.instances is not None:
-            things = [one for one in line["annotations"] if one["category"] in self._dataset.things]
+            things = [one for one in image.annotations if one.category in self._dataset.things]
             objects = [one for one in truth.instances if one.category in self._dataset.things]
-            self._instances.add(line["row"], size, things, objects)
-        errors = self._add_segments(line, truth) if self._panoptic is not None else math.nan
+            self._instances.add(image.row.row, size, things, objects)
+        errors = self._add_segments(image.annotations, truth) if self._panoptic is not None else math.nan
         if self._calibration is not None:
-            sure = ImageConfidence.from_masks(one["confidence"] for one in line["annotations"])
-            self._calibration.add_image(line["row"], sure.doubt, errors)
-        self._images[line["row"]] = quality
+            sure = ImageConfidence.from_masks(one.confidence for one in image.annotations)
+            self._calibration.add_image(image.row.row, sure.doubt, errors)
+        self._images[image.row.row] = quality
 
     def arrays(self) -> dict[str, Array]:
         rows = np.array(list(self._images), np.int64)
@@ -159,18 +159,18 @@ class Score:
             groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
         return groups
 
-    def _add_masks(self, line: Line, truth: Array) -> None:
+    def _add_masks(self, annotations: Sequence[Annotation], truth: Array) -> None:
         """How many pixels of every mask are right, of those where the truth says anything."""
         assert self._calibration is not None
-        for one in line["annotations"]:
-            if one["category"] in self._dataset.scored:
-                label = self._dataset.scored.index(one["category"])
-                under = truth[rle.decode(one["rle"], *truth.shape)]
+        for one in annotations:
+            if one.category in self._dataset.scored:
+                label = self._dataset.scored.index(one.category)
+                under = truth[rle.decode(one.rle, *truth.shape)]
                 self._calibration.add_mask(
-                    label, one["confidence"], int((under != IGNORE).sum()), int((under == label).sum())
+                    label, one.confidence, int((under != IGNORE).sum()), int((under == label).sum())
                 )
 
-    def _add_segments(self, line: Line, truth: Truth) -> int:
+    def _add_segments(self, annotations: Sequence[Annotation], truth: Truth) -> int:
         """How many segments are wrong or missed."""
         assert self._panoptic is not None and truth.classes is not None and truth.instances is not None
         scored, things = self._dataset.scored, self._dataset.things
@@ -178,8 +178,8 @@ class Score:
         found, found_class = np.zeros(shape, np.int32), [0] * bool(self._dataset.background)
         found[:] = len(found_class)  # what is not claimed is background where that counts
         stuff: dict[str, int] = {}
-        for one in line["annotations"]:
-            category = one["category"]
+        for one in annotations:
+            category = one.category
             if category not in scored:
                 continue
             if category not in stuff:
@@ -187,7 +187,7 @@ class Score:
             number = stuff.get(category, len(found_class))
             if category not in things:
                 stuff[category] = number
-            found[rle.decode(one["rle"], *shape)] = number
+            found[rle.decode(one.rle, *shape)] = number
         wanted, wanted_class, crowds = np.zeros(shape, np.int32), list[int](), list[int]()
         for label in np.unique(truth.classes):
             if label != IGNORE and scored[label] not in things:
@@ -201,36 +201,35 @@ class Score:
         return self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
 
 
-def paint(line: Line, dataset: Dataset) -> Array:
+def paint(image: FinishedImage, dataset: Dataset) -> Array:
     """The class map (H, W) int16 of an image's masks, into `Dataset.scored`.
 
     Where no mask is: the background where the data set counts it, else -1. Classes that are none of its are nothing.
     """
-    classes = np.full((line["height"], line["width"]), 0 if dataset.background else -1, np.int16)
-    for annotation in line["annotations"]:
-        if annotation["category"] in dataset.scored:
-            mask = rle.decode(annotation["rle"], *classes.shape)
-            classes[mask] = dataset.scored.index(annotation["category"])
+    classes = np.full(image.size, 0 if dataset.background else -1, np.int16)
+    for one in image.annotations:
+        if one.category in dataset.scored:
+            classes[rle.decode(one.rle, *image.size)] = dataset.scored.index(one.category)
     return classes
 
 
 def score_shards(
-    make: Callable[[], Score], shards: Iterable[tuple[int, Iterator[tuple[str, Line]]]], folder: Path
+    make: Callable[[], Score], shards: Iterable[tuple[int, Iterator[FinishedImage]]], folder: Path
 ) -> Score:
     """Add up every shard; those scored before are read from `folder`, the others are scored and kept there.
 
     Args:
         make: makes an empty score.
-        shards: number, and (file name, line) of every finished image.
+        shards: number, and every finished image.
         folder: of this run's last stage and this truth, and of nothing else.
     """
     total = make()
-    for number, lines in shards:
+    for number, images in shards:
         kept = folder / f"{number:06d}.npz"
         if not kept.is_file():
             part = make()
-            for name, line in lines:
-                part.add(name, line)
+            for image in images:
+                part.add(image)
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(kept) as temporary, temporary.open("wb") as file:
                 np.savez(file, **part.arrays())  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.stages.base import Upstream
 from ovseg_batch.stages.refine.memory_bank import made_of
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import FinishedImage, ImageRow
 from ovseg_batch.wording import setting
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import StageStore, Workdir
@@ -47,7 +47,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
             f"{setting('dense.cache', 'features')}."
         )
     shards = [commit.shard for commit in results.masks.commits()]
-    total = sum(len(line["annotations"]) for shard in shards for _, line in results.shard(shard))
+    total = sum(len(image.annotations) for shard in shards for image in results.shard(shard))
     share = min(1.0, limit / max(total, 1))
     width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0, None)), None)
     if width is None:
@@ -70,24 +70,25 @@ def _parts(
     """Yield (key of each region's image, features (R, width)) of every image, of the regions that are taken."""
     for shard in shards:
         with Upstream(dense, shard) as kept:
-            for row, line in results.shard(shard):
+            for image in results.shard(shard):
+                row = image.row
                 seen = kept.values(row.row)
                 resized = (seen["resized_height"], seen["resized_width"])
                 boxes = window_boxes(*resized, inputs["window"], inputs["stride"])
-                taken = [k for k in range(len(line["annotations"])) if _drawn(row, k) < share]
+                taken = [k for k in range(len(image.annotations)) if _drawn(row, k) < share]
                 windows = kept.array(row.row, "features", (len(boxes), None, None, width))
-                features = _of_image(windows, boxes, resized, line)[taken]
+                features = _of_image(windows, boxes, resized, image)[taken]
                 features = features[np.linalg.norm(features, axis=1) > 0]
                 if len(features):
                     yield [row.key] * len(features), features
 
 
-def _of_image(features: Array, boxes: Array, resized: tuple[int, int], line: dict[str, Any]) -> Array:
-    owner = np.zeros((line["height"], line["width"]), np.int32)
-    for number, one in enumerate(line["annotations"], start=1):
-        owner[rle.decode(one["rle"], *owner.shape)] = number
+def _of_image(features: Array, boxes: Array, resized: tuple[int, int], image: FinishedImage) -> Array:
+    owner = np.zeros(image.size, np.int32)
+    for number, one in enumerate(image.annotations, start=1):
+        owner[rle.decode(one.rle, *image.size)] = number
     small = cv2.resize(owner, resized[::-1], interpolation=cv2.INTER_NEAREST)
-    return region_features(features, boxes, small, len(line["annotations"]))
+    return region_features(features, boxes, small, len(image.annotations))
 
 
 def _drawn(row: ImageRow, region: int) -> float:

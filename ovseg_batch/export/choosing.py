@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.confidence import ImageConfidence
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import Annotation, ImageRow
 from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.results import Results
 
@@ -121,7 +120,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class ChosenImage:
-    """An image with the masks that were chosen, as lines of the mask stage's table.
+    """An image with the masks that were chosen.
 
     `name` is the path that files made of it have, without a suffix: the file name's own, unless two images would share
     it. `split` is empty where images are not parted. `number` is the image's id in COCO files.
@@ -131,10 +130,15 @@ class ChosenImage:
     name: str
     height: int
     width: int
-    annotations: list[dict[str, Any]]
+    annotations: list[Annotation]
     confidence: ImageConfidence
     split: str
     number: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.height, self.width
 
     @property
     def under(self) -> str:
@@ -168,22 +172,22 @@ class Chooser:
             UsageError: a file name that leads out of its folder, which only a forged manifest has.
         """
         wanted = self.selection
-        for row, line in self.results.shard(shard):
+        for image in self.results.shard(shard):
+            row = image.row
             split = self.split(row)
             if wanted.split is not None and split != wanted.split:
                 continue
-            masks = line["annotations"]
-            chosen = [one for one in masks if self._is_wanted(one)]
-            sure = ImageConfidence.from_masks(one["confidence"] for one in masks)
+            chosen = [one for one in image.annotations if self._is_wanted(one)]
+            sure = ImageConfidence.from_masks(one.confidence for one in image.annotations)
             apart = "" if wanted.split is not None else split
             name, number = self.name(row), self.results.manifest.image_id(row)
-            yield ChosenImage(row, name, line["height"], line["width"], chosen, sure, apart, number)
+            yield ChosenImage(row, name, image.height, image.width, chosen, sure, apart, number)
 
-    def _is_wanted(self, annotation: Mapping[str, Any]) -> bool:
+    def _is_wanted(self, annotation: Annotation) -> bool:
         wanted = self.selection
-        if wanted.labels and annotation["category"] not in wanted.labels:
+        if wanted.labels and annotation.category not in wanted.labels:
             return False
-        return bool(annotation["confidence"] >= wanted.min_score and annotation["area"] >= wanted.min_area)
+        return bool(annotation.confidence >= wanted.min_score and annotation.area >= wanted.min_area)
 
     def split(self, row: ImageRow) -> str:
         """The split of an image; empty where images are not parted."""

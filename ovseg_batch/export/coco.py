@@ -16,9 +16,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
-from ovseg_batch.types import ImageRow
-
-Line = Mapping[str, Any]
+from ovseg_batch.types import Annotation, FinishedImage
 
 HEAD = f'{{"info": {{"description": "{DESCRIPTION}"'  # of every file that `_write` writes
 
@@ -27,7 +25,7 @@ def write_coco(
     path: Path,
     categories: Iterable[str],
     info: Mapping[str, Any],
-    lines: Callable[[], Iterator[tuple[ImageRow, Line]]],
+    finished: Callable[[], Iterator[FinishedImage]],
     manifest: Manifest,
 ) -> tuple[int, int, dict[str, int]]:
     """Write a COCO instances file, holding one shard at a time.
@@ -36,8 +34,8 @@ def write_coco(
         path: replaced atomically.
         categories: names in order; ids count from 1.
         info: provenance, kept in the file's `info`.
-        lines: gives (row of the manifest, line of the mask stage) of every finished image in manifest order; called
-            twice. Failed images are left out: a trainer would take them for empty ones.
+        finished: gives every finished image in manifest order; called twice. Failed images are left out: a trainer
+            would take them for empty ones.
         manifest: of the run; it decides the ids of images.
 
     Returns:
@@ -47,15 +45,15 @@ def write_coco(
     label_images, image_id = dict.fromkeys(ids, 0), manifest.image_id
 
     def images() -> Iterator[str]:
-        for row, line in lines():
-            for label in {one["category"] for one in line["annotations"]}:
+        for image in finished():
+            for label in {one.category for one in image.annotations}:
                 label_images[label] += 1
-            yield dumps(_image(row.file_name, image_id(row), line["height"], line["width"]))
+            yield dumps(_image(image.row.file_name, image_id(image.row), *image.size))
 
     annotations = (
-        dumps(_annotation(one, image_id(row), ids, _counts(one, line["height"], line["width"])))
-        for row, line in lines()
-        for one in line["annotations"]
+        dumps(_annotation(one, image_id(image.row), ids, _counts(one, *image.size)))
+        for image in finished()
+        for one in image.annotations
     )
     return *_write(path, {**info, **manifest.id_info}, _categories(ids), images(), annotations), label_images
 
@@ -72,12 +70,12 @@ class CocoWriter:
         tally = Tally()
         lines = ShardLines(("images", "annotations"), self._plan.splits)
         for image in images:
-            number, size = image.number, (image.height, image.width)
+            number, size = image.number, image.size
             entry = _image(image.row.file_name, number, *size)
             entry |= {"confidence": round(image.confidence.least, 6), "unsure_masks": image.confidence.unsure}
             lines.add("images", image.split, dumps(entry))
             for one in image.annotations:
-                outline = self._polygons(one["rle"], *size) if self.polygons else _counts(one, *size)
+                outline = self._polygons(one.rle, *size) if self.polygons else _counts(one, *size)
                 line = _annotation(one, number, self._plan.ids, outline)
                 lines.add("annotations", image.split, dumps(line))
             tally.update(images=1, masks=len(image.annotations))
@@ -112,28 +110,28 @@ def _image(file_name: str, number: int, height: int, width: int) -> dict[str, An
     return {"id": number, "file_name": file_name, "width": width, "height": height}
 
 
-def _annotation(one: Line, image_id: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
+def _annotation(one: Annotation, image_id: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
     """An entry but for its id, which counts over the whole file."""
     return {
         "image_id": image_id,
-        "category_id": ids[one["category"]],
-        "bbox": one["bbox"],
-        "area": one["area"],
+        "category_id": ids[one.category],
+        "bbox": one.bbox,
+        "area": one.area,
         "iscrowd": 0,
         "segmentation": outline,
-        "score": _rounded(one["score"]),
-        "confidence": _rounded(one["confidence"]),
-        "margin": _rounded(one["margin"]),
-        "source": one["source"],
-        "coverage": _rounded(one["coverage"]),
-        "predicted_iou": _rounded(one["predicted_iou"]),
-        "stability": _rounded(one["stability"]),
-        **({"reason": one["reason"]} if one["reason"] else {}),
+        "score": _rounded(one.score),
+        "confidence": _rounded(one.confidence),
+        "margin": _rounded(one.margin),
+        "source": one.source,
+        "coverage": _rounded(one.coverage),
+        "predicted_iou": _rounded(one.predicted_iou),
+        "stability": _rounded(one.stability),
+        **({"reason": one.reason} if one.reason else {}),
     }
 
 
-def _counts(one: Line, height: int, width: int) -> dict[str, Any]:
-    return {"size": [height, width], "counts": one["rle"].decode("ascii")}
+def _counts(one: Annotation, height: int, width: int) -> dict[str, Any]:
+    return {"size": [height, width], "counts": one.rle.decode("ascii")}
 
 
 def _categories(ids: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.entries import without_controls
 from ovseg_batch.methods.colours import hex_palette
+from ovseg_batch.types import Annotation
 
 Array = np.ndarray[Any, Any]
 
@@ -55,12 +56,12 @@ class CvatWriter:
         return paths
 
 
-def _mask(one: dict[str, Any], height: int, width: int) -> str:
-    x, y, wide, tall = (int(side) for side in one["bbox"])
-    counts = row_counts(rle.decode(one["rle"], height, width)[y : y + tall, x : x + wide])
+def _mask(one: Annotation, height: int, width: int) -> str:
+    x, y, wide, tall = (int(side) for side in one.bbox)
+    counts = row_counts(rle.decode(one.rle, height, width)[y : y + tall, x : x + wide])
     place = f'left="{x}" top="{y}" width="{wide}" height="{tall}"'
-    values = "".join(f'<attribute name="{name}">{one[name]:.4f}</attribute>' for name in ATTRIBUTES)
-    label = quoteattr(without_controls(one["category"]))
+    values = "".join(f'<attribute name="{name}">{getattr(one, name):.4f}</attribute>' for name in ATTRIBUTES)
+    label = quoteattr(without_controls(one.category))
     return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
 
 

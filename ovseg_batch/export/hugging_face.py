@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class ParquetWriter:
             "confidence": image.confidence.least,
             "unsure_masks": image.confidence.unsure,
             "objects": [
-                {**one, "category": labels.index(one["category"]), "counts": one["rle"].decode("ascii")}
+                {**asdict(one), "category": labels.index(one.category), "counts": one.rle.decode("ascii")}
                 for one in image.annotations
             ],
         }
@@ -126,9 +127,10 @@ class ImageFolderWriter:
 
     def _line(self, image: ChosenImage, suffix: str) -> dict[str, Any]:
         masks = image.annotations
-        objects: dict[str, list[Any]] = {name: [one[name] for one in masks] for name in ("bbox", "area", "confidence")}
-        objects["category"] = [self._plan.labels.index(one["category"]) for one in masks]
-        objects["counts"] = [one["rle"].decode("ascii") for one in masks]
+        kept = ("bbox", "area", "confidence")
+        objects: dict[str, list[Any]] = {name: [getattr(one, name) for one in masks] for name in kept}
+        objects["category"] = [self._plan.labels.index(one.category) for one in masks]
+        objects["counts"] = [one.rle.decode("ascii") for one in masks]
         return {
             "file_name": f"images/{image.name}{suffix}",
             "mask_file_name": f"masks/{image.name}.png",

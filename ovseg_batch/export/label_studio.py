@@ -55,12 +55,12 @@ class LabelStudioWriter:
                 "original_width": image.width,
                 "original_height": image.height,
                 "image_rotation": 0,
-                "score": round(one["confidence"], 6),
-                "meta": {"text": [f"{one['source']}, confidence {one['confidence']:.2f}"]},
+                "score": round(one.confidence, 6),
+                "meta": {"text": [f"{one.source}, confidence {one.confidence:.2f}"]},
                 "value": {
                     "format": "rle",
-                    "rle": list(brush_counts(rle.decode(one["rle"], image.height, image.width))),
-                    "brushlabels": [without_controls(one["category"])],
+                    "rle": list(brush_counts(rle.decode(one.rle, image.height, image.width))),
+                    "brushlabels": [without_controls(one.category)],
                 },
             }
             for number, one in enumerate(image.annotations, start=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ovseg_batch.export.parts import WHOLE, ShardLines, of_split
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name
+from ovseg_batch.types import Annotation
 
 Array = np.ndarray[Any, Any]
 
@@ -38,15 +39,15 @@ def class_map(image: ChosenImage, plan: Plan) -> Array:
     empty = 0 if plan.has_background else ignore
     classes = np.full((image.height, image.width), empty, np.uint16 if deep else np.uint8)
     for one in image.annotations:
-        mask = rle.decode(one["rle"], *classes.shape)
-        classes[mask] = plan.labels.index(one["category"]) + first if _is_sure(one, plan) else ignore
+        mask = rle.decode(one.rle, *classes.shape)
+        classes[mask] = plan.labels.index(one.category) + first if _is_sure(one, plan) else ignore
     return classes
 
 
-def _is_sure(annotation: Mapping[str, Any], plan: Plan) -> bool:
+def _is_sure(annotation: Annotation, plan: Plan) -> bool:
     """Whether a mask's pixels are labelled, and not left out of training."""
     options = plan.options
-    return bool(annotation["confidence"] >= options.thresholds.get(annotation["category"], options.ignore_below))
+    return bool(annotation.confidence >= options.thresholds.get(annotation.category, options.ignore_below))
 
 
 def png(pixels: Array, palette: Sequence[int] | None = None) -> bytes:
@@ -84,7 +85,7 @@ class SemanticWriter:
                 tally.update(images=1, masks=len(image.annotations), pixels=classes.size)
                 for one in image.annotations:
                     kept = _is_sure(one, self._plan)
-                    tally.update({f"{'kept' if kept else 'ignored'} {one['category']}": one["area"]})
+                    tally.update({f"{'kept' if kept else 'ignored'} {one.category}": one.area})
             files.publish()
         return tally
 
@@ -130,19 +131,19 @@ class PanopticWriter:
         entries: list[dict[str, Any]] = []
         stuff: dict[str, dict[str, Any]] = {}
         for one in image.annotations:
-            name, mask = one["category"], rle.decode(one["rle"], image.height, image.width)
+            name, mask = one.category, rle.decode(one.rle, image.height, image.width)
             entry = stuff.get(name)
             if entry is None:
                 entry = {"id": len(entries) + 1, "category_id": self._plan.ids[name], "iscrowd": 0, "area": 0}
-                entry |= {"bbox": [int(side) for side in one["bbox"]], "confidence": round(one["confidence"], 6)}
+                entry |= {"bbox": [int(side) for side in one.bbox], "confidence": round(one.confidence, 6)}
                 entries.append(entry)
                 if name in self._plan.options.stuff:
                     stuff[name] = entry
             else:
-                entry["bbox"] = _around(entry["bbox"], one["bbox"])
-                entry["confidence"] = min(entry["confidence"], round(one["confidence"], 6))
+                entry["bbox"] = _around(entry["bbox"], one.bbox)
+                entry["confidence"] = min(entry["confidence"], round(one.confidence, 6))
             owner[mask] = entry["id"]
-            entry["area"] += one["area"]
+            entry["area"] += one.area
         counts = np.bincount(owner.ravel(), minlength=len(entries) + 1)
         for entry in entries:
             if entry["area"] != counts[entry["id"]]:  # a later mask covers a part
@@ -179,8 +180,8 @@ class MasksWriter:
         with self._plan.files(shard) as files:
             for image in images:
                 for number, one in enumerate(image.annotations, start=1):
-                    mask = rle.decode(one["rle"], image.height, image.width)
-                    files.add(part_name(image.under, number, one["category"], ".png"), png(mask.astype(np.uint8) * 255))
+                    mask = rle.decode(one.rle, image.height, image.width)
+                    files.add(part_name(image.under, number, one.category, ".png"), png(mask.astype(np.uint8) * 255))
                 tally.update(images=1, masks=len(image.annotations))
             files.publish()
         return tally

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.failures import plain
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.io.atomic import atomic_path, create_text
+from ovseg_batch.types import Annotation
 
 MEASURED = ("confidence", "score", "margin", "coverage", "predicted_iou", "stability")
 ABOUT = ("key", "file_name", "split", "width", "height", "label")
@@ -48,11 +48,11 @@ class CsvWriter:
         return paths
 
 
-def _line(image: ChosenImage, one: Mapping[str, Any]) -> str:
-    numbers = ["" if one[name] is None else f"{one[name]:.6g}" for name in MEASURED]
-    box = [f"{side:g}" for side in one["bbox"]]
-    row = [image.row.key, image.row.file_name, image.split, image.width, image.height, one["category"], *numbers, *box]
-    row += [one["area"], one["source"], one["reason"] or ""]
+def _line(image: ChosenImage, one: Annotation) -> str:
+    numbers = ["" if (value := getattr(one, name)) is None else f"{value:.6g}" for name in MEASURED]
+    box = [f"{side:g}" for side in one.bbox]
+    row = [image.row.key, image.row.file_name, image.split, image.width, image.height, one.category, *numbers, *box]
+    row += [one.area, one.source, one.reason or ""]
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow([*(plain(str(field)) for field in row), one["rle"].decode("ascii")])
+    csv.writer(out, lineterminator="").writerow([*(plain(str(field)) for field in row), one.rle.decode("ascii")])
     return out.getvalue()

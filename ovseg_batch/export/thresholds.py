@@ -29,9 +29,9 @@ def keep_share(results: Results, share: float) -> dict[str, float]:
     """
     pixels = {label: np.zeros(STEPS + 1) for label in results.labels}
     for commit in results.masks.commits():
-        for _, line in results.shard(commit.shard):
-            for one in line["annotations"]:
-                pixels[one["category"]][step_of(one["confidence"])] += one["area"]
+        for image in results.shard(commit.shard):
+            for one in image.annotations:
+                pixels[one.category][step_of(one.confidence)] += one.area
     return {label: _highest(counts, share) for label, counts in pixels.items() if counts.any()}
 
 

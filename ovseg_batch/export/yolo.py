@@ -38,7 +38,7 @@ class YoloWriter:
         with plan.files(shard) as files:
             for image in images:
                 name = f"{image.split or ALL}/{image.name}"
-                lines = [self._line(image, one["category"], one["rle"]) for one in image.annotations]
+                lines = [self._line(image, one.category, one.rle) for one in image.annotations]
                 files.add(f"labels/{name}.txt", "".join(lines).encode())
                 files.place(image.row, f"images/{name}", image.suffix, READER, plan.options.images)
                 tally.update(images=1, masks=len(lines))

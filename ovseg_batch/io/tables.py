@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovseg_batch.io.atomic import create
-from ovseg_batch.types import RowResult
+from ovseg_batch.types import Annotation, Proposal, RowResult
 
 TABLE = ".parquet"  # suffix of a shard's table
 
@@ -44,6 +45,22 @@ ANNOTATION = pa.struct(
 )
 
 
+#: the fields of `types.Proposal`
+PROPOSAL = pa.struct(
+    [
+        pa.field("bbox", pa.list_(pa.float64(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability", pa.float32()),
+        pa.field("point", pa.list_(pa.float32(), 2)),
+    ]
+)
+
+#: column → the record of each of its elements
+RECORDS: dict[str, type[Annotation] | type[Proposal]] = {"annotations": Annotation, "proposals": Proposal}
+
+
 class ResultWriter:
     """Writes the rows of one shard to a closed Parquet file, buffering only a few at a time."""
 
@@ -63,7 +80,7 @@ class ResultWriter:
                 "code": str(result.code) if result.code else None,
                 "message": result.message or None,
                 "content": result.content,
-                **result.values,
+                **{name: _plain(name, value) for name, value in result.values.items()},
             }
         )
         if len(self._buffer) >= self._buffer_rows:
@@ -81,7 +98,28 @@ class ResultWriter:
 
 
 def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The lines of one shard's table in row order, as dictionaries of the columns asked for (None: all)."""
+    """Return the lines of one shard's table in row order, as dictionaries of the columns asked for (None: all).
+
+    Raises:
+        ValueError: the file is no such table.
+    """
     with pq.ParquetFile(path) as file:  # `read_table` imports pandas wherever it is installed
         rows: list[dict[str, Any]] = file.read(list(columns) if columns else None).to_pylist()
-    return rows
+    try:
+        return [{name: _record(name, value) for name, value in row.items()} for row in rows]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"its masks have other fields: {error}") from None
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return the value of a column as Parquet takes it."""
+    return [asdict(one) for one in value] if name in RECORDS else value
+
+
+def _record(name: str, value: Any) -> Any:
+    """Return the value of a column as stages gave it. A failed row has None."""
+    return [_made(RECORDS[name], one) for one in value] if name in RECORDS and value is not None else value
+
+
+def _made(kind: Callable[..., Annotation | Proposal], fields: Mapping[str, Any]) -> Annotation | Proposal:
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -5,15 +5,16 @@ Source: SAM 2's automatic mask generator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torchvision.ops import nms
 
+from ovseg_batch.types import Proposal
+
 Array = np.ndarray[Any, Any]
-P = TypeVar("P", bound=Mapping[str, Any])
 
 
 def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
@@ -31,16 +32,16 @@ def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
     return np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32)
 
 
-def keep_distinct(proposals: Sequence[P], overlap: float) -> list[P]:
+def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposal]:
     """Of proposals whose boxes overlap more than `overlap` (IoU), the one with the best predicted IoU; best first.
 
     Boxes are measured as the automatic mask generator does, from the first pixel's to the last pixel's corner.
     """
     if not proposals:
         return []
-    x, y, width, height = np.array([proposal["bbox"] for proposal in proposals], np.float32).T
+    x, y, width, height = np.array([proposal.bbox for proposal in proposals], np.float32).T
     boxes = torch.from_numpy(np.stack([x, y, x + width - 1, y + height - 1], axis=-1))
-    rated = torch.tensor([proposal["predicted_iou"] for proposal in proposals])
+    rated = torch.tensor([proposal.predicted_iou for proposal in proposals])
     return [proposals[k] for k in nms(boxes, rated, overlap).tolist()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
 from ovseg_batch.report.thumbnails import CLOSED, DATA, KINDS, Album
 from ovseg_batch.settings import RunConfig
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import FinishedImage, ImageRow
 from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.results import Results
@@ -165,11 +164,11 @@ def _do(shard: int) -> list[tuple[list[Any], list[Any]]]:
 def _shard(job: Job, shard: int) -> list[tuple[list[Any], list[Any]]]:
     results, album = Results.open(Workdir(job.workdir)), Album(job.output)
     committed = results.masks.read_commit(shard) is not None
-    lines = {row.row: line for row, line in results.shard(shard)} if committed else {}
+    images = {image.row.row: image for image in results.shard(shard)} if committed else {}
     edited = _edited_files(results, shard)
     rows = {row.row: row for row in results.manifest.read_shard(shard)}
     wanted = job.rows[shard]
-    return [_entry(job, results, album, rows[number], lines.get(number), edited.get(number)) for number in wanted]
+    return [_entry(job, results, album, rows[number], images.get(number), edited.get(number)) for number in wanted]
 
 
 def _edited_files(results: Results, shard: int) -> dict[int, Path]:
@@ -182,26 +181,26 @@ def _edited_files(results: Results, shard: int) -> dict[int, Path]:
 
 
 def _entry(
-    job: Job, results: Results, album: Album, row: ImageRow, line: dict[str, Any] | None, edited: Path | None
+    job: Job, results: Results, album: Album, row: ImageRow, image: FinishedImage | None, edited: Path | None
 ) -> tuple[list[Any], list[Any]]:
     """What the page is told of an image (report.js says in which order), and what when it is opened."""
-    if line is not None:
-        row = dataclasses.replace(row, content=line.get("content"))
+    if image is not None:
+        row = image.row
     _, code, message = job.failures.get(row.row, ("", "", ""))
     pictures = 0
     if not is_remote(row.path) and code not in CLOSED:
         pictures |= IMAGE * album.add_image(row, job.limits)
     masks: list[list[Any]] = []
     sure = ImageConfidence.from_masks(())
-    if line is not None:
-        if line["annotations"]:
-            album.add_layer(row.row, line, results.labels)
+    if image is not None:
+        if image.annotations:
+            album.add_layer(image, results.labels)
             pictures |= LAYER
-        size = line["height"] * line["width"]
-        for one in sorted(line["annotations"], key=lambda one: one["confidence"]):
-            label = results.labels.index(one["category"])
-            masks.append([label, round(one["confidence"], 3), round(one["area"] / size, 6), one["source"]])
-        sure = ImageConfidence.from_masks(mask["confidence"] for mask in line["annotations"])
+        size = image.height * image.width
+        for one in sorted(image.annotations, key=lambda one: one.confidence):
+            label = results.labels.index(one.category)
+            masks.append([label, round(one.confidence, 3), round(one.area / size, 6), one.source])
+        sure = ImageConfidence.from_masks(mask.confidence for mask in image.annotations)
     if edited is not None:
         pictures |= EDITED * album.add_edited(row.row, edited)
     place = shown(row.path) if is_remote(row.path) else Path(row.path).absolute().as_uri()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ovseg_batch.methods.confidence import STEPS, ImageConfidence, step_of
+from ovseg_batch.types import FinishedImage
 from ovseg_batch.workdir.progress import StageStatus, stage_status
 from ovseg_batch.workdir.results import Results, failed_rows
 
@@ -55,8 +56,8 @@ def gather(results: Results, listed: int) -> Gathered:
         [stage_status(store, results.manifest.shards) for store in results.stores],
     )
     for commit in results.masks.commits():
-        for row, line in results.shard(commit.shard):
-            _count(found, row.row, line)
+        for image in results.shard(commit.shard):
+            _count(found, image)
     for number, _, stage, code, message in failed_rows(results.manifest, results.stores):
         found.codes[code] += 1
         if len(found.failures) < listed:
@@ -64,21 +65,21 @@ def gather(results: Results, listed: int) -> Gathered:
     return found
 
 
-def _count(found: Gathered, row: int, line: dict[str, Any]) -> None:
-    masks, size = line["annotations"], line["height"] * line["width"]
-    confidence = ImageConfidence.from_masks(one["confidence"] for one in masks)
-    found.doubt[row] = confidence.doubt
+def _count(found: Gathered, image: FinishedImage) -> None:
+    masks, size = image.annotations, image.height * image.width
+    confidence = ImageConfidence.from_masks(one.confidence for one in masks)
+    found.doubt[image.row.row] = confidence.doubt
     found.unsure[min(confidence.unsure, MOST_UNSURE)] += 1
     found.masks += len(masks)
     found.empty += not masks
     found.pixels += size
     for one in masks:
-        found.label_masks[one["category"]] += 1
-        found.label_pixels[one["category"]] += one["area"]
-        share = max(one["area"] / size, 1e-9)
+        found.label_masks[one.category] += 1
+        found.label_pixels[one.category] += one.area
+        share = max(one.area / size, 1e-9)
         found.areas[min(AREA_BINS - 1, int(-math.log2(min(share, 1.0))))] += 1
-        found.sure[step_of(one["confidence"])] += 1
-    found.label_images.update({one["category"] for one in masks})
+        found.sure[step_of(one.confidence)] += 1
+    found.label_images.update({one.category for one in masks})
 
 
 def worth_showing(found: Gathered, limit: int) -> Array:

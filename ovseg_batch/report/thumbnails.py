@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.images import read_row
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.colours import palette
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import FinishedImage, ImageRow
 
 Array = np.ndarray[Any, Any]
 
@@ -48,21 +48,21 @@ class Album:
                 return False
         return True
 
-    def add_layer(self, row: int, line: Mapping[str, Any], labels: Sequence[str]) -> None:
-        """The masks of one image, each in its label's colour with a darker edge."""
-        target = self.path("masks", row)
+    def add_layer(self, image: FinishedImage, labels: Sequence[str]) -> None:
+        """Write the masks of one image, each in its label's colour with a darker edge."""
+        target = self.path("masks", image.row.row)
         if target.exists():
             return
-        height, width = line["height"], line["width"]
+        height, width = image.size
         scale = min(1.0, SIDE / max(height, width))
         shape = max(1, round(height * scale)), max(1, round(width * scale))
         owner = np.zeros(shape, np.int32)
-        colours = np.zeros((len(line["annotations"]) + 1, 3), np.uint8)
+        colours = np.zeros((len(image.annotations) + 1, 3), np.uint8)
         chosen = palette(len(labels))
-        for number, one in enumerate(line["annotations"], start=1):
-            mask = rle.decode(one["rle"], height, width).astype(np.uint8)
+        for number, one in enumerate(image.annotations, start=1):
+            mask = rle.decode(one.rle, height, width).astype(np.uint8)
             owner[cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA) > 0] = number
-            colours[number] = chosen[labels.index(one["category"])]
+            colours[number] = chosen[labels.index(one.category)]
         layer = np.zeros((*shape, 4), np.uint8)
         layer[..., :3], layer[..., 3] = colours[owner], np.where(owner > 0, 255, 0)
         edges = cv2.morphologyEx(owner.astype(np.uint16), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0

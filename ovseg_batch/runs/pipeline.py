@@ -385,7 +385,7 @@ def _finish(
     workdir.unseal_outputs()
     with failpoints.within("export"):
         images, annotations, label_images = write_coco(
-            path, labels, info, lambda: finished_images(manifest, last, labels), manifest
+            path, labels, info, lambda: finished_images(manifest, last, labels=labels), manifest
         )
         edited = publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)

@@ -1,9 +1,6 @@
-"""How a mask is written into a stage's table, by whichever stage drew it."""
+"""How a mask becomes an annotation, whichever stage drew it."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
-from typing import Any
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
@@ -11,7 +8,7 @@ from ovseg_batch.methods.voting import Claim
 from ovseg_batch.types import Annotation
 
 
-def annotation_line(
+def make_annotation(
     counts: bytes,
     size: tuple[int, int],
     claim: Claim | None,
@@ -21,8 +18,8 @@ def annotation_line(
     margin: float,
     with_sam: bool,
     clear: float = 1.0,
-) -> dict[str, Any]:
-    """One segment of an assembled map as a line of the table.
+) -> Annotation:
+    """Return one segment of an assembled map as an annotation.
 
     Args:
         counts: its pixels, run-length encoded.
@@ -32,19 +29,17 @@ def annotation_line(
         with_sam: whether the run uses SAM2.
         clear: share of its pixels that exceed the background by far.
     """
-    return asdict(
-        Annotation(
-            category=category,
-            score=float(min(max(score, 0.0), 1.0)),
-            bbox=tuple(rle.bounding_box(counts, *size)),
-            area=rle.area(counts, *size),
-            rle=counts,
-            source="sam" if claim else "dense",
-            confidence=mask_confidence(margin, claim.predicted_iou if claim else None, with_sam, clear),
-            margin=margin,
-            coverage=coverage,
-            predicted_iou=claim.predicted_iou if claim else None,
-            stability=claim.stability if claim else None,
-            reason=claim.reason if claim else None,
-        )
+    return Annotation(
+        category=category,
+        score=float(min(max(score, 0.0), 1.0)),
+        bbox=tuple(rle.bounding_box(counts, *size)),
+        area=rle.area(counts, *size),
+        rle=counts,
+        source="sam" if claim else "dense",
+        confidence=mask_confidence(margin, claim.predicted_iou if claim else None, with_sam, clear),
+        margin=margin,
+        coverage=coverage,
+        predicted_iou=claim.predicted_iou if claim else None,
+        stability=claim.stability if claim else None,
+        reason=claim.reason if claim else None,
     )

@@ -27,11 +27,11 @@ from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Claim, assemble
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.stages.annotations import annotation_line
+from ovseg_batch.stages.annotations import make_annotation
 from ovseg_batch.stages.base import Upstream, done, failed, ready
 from ovseg_batch.stages.plans import ClassifyPlan
 from ovseg_batch.stages.text import text_features
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import Annotation, ImageRow, Proposal, RowResult
 
 Array = np.ndarray[Any, Any]
 
@@ -67,7 +67,7 @@ class ClassifyStage(ClassifyPlan):
         values = upstream["propose"].values(row.row)
         size = (values["height"], values["width"])
         least = self._config.classify.min_area * size[0] * size[1]
-        kept = [k for k, proposal in enumerate(values["proposals"]) if proposal["area"] >= least]
+        kept = [k for k, proposal in enumerate(values["proposals"]) if proposal.area >= least]
         annotations = []
         if kept:
             scales = len(self._config.classify.scales) if self._config.classify.scorer == "crops" else 1
@@ -76,7 +76,7 @@ class ClassifyStage(ClassifyPlan):
             annotations = self._annotations(row, features, [values["proposals"][k] for k in kept], size)
         return done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 
-    def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Mapping[str, Any]], pixels: int) -> Array:
+    def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Proposal], pixels: int) -> Array:
         """How far each mask is believed to show each class: (M, C) in [0, 1]."""
         settings, vocabulary = self._config.classify, self._vocabulary
         weights = settings.weights if len(features) > 1 else (1.0,)
@@ -99,22 +99,22 @@ class ClassifyStage(ClassifyPlan):
             kept[0] |= vocabulary.pooled  # the background cannot be absent
         if not kept.any():
             return np.zeros_like(alike)
-        share = np.array([proposal["area"] for proposal in proposals]) / pixels
+        share = np.array([proposal.area for proposal in proposals]) / pixels
         penalty = size_penalty(share) if settings.size_penalty else np.ones(len(share))
         believed: Array = probabilities(alike, kept, settings.temperature) * penalty[:, None]
         return believed
 
     def _annotations(
-        self, row: ImageRow, features: Array, proposals: Sequence[Mapping[str, Any]], size: tuple[int, int]
-    ) -> list[dict[str, Any]]:
+        self, row: ImageRow, features: Array, proposals: Sequence[Proposal], size: tuple[int, int]
+    ) -> list[Annotation]:
         settings, vocabulary = self._config.classify, self._vocabulary
         believed = self._scores(row, features, proposals, size[0] * size[1])
-        rated = np.clip([proposal["predicted_iou"] for proposal in proposals], 0, 1)
-        large = np.array([proposal["area"] for proposal in proposals]) >= settings.large * size[0] * size[1]
+        rated = np.clip([proposal.predicted_iou for proposal in proposals], 0, 1)
+        large = np.array([proposal.area for proposal in proposals]) >= settings.large * size[0] * size[1]
         floor = np.where(large, settings.threshold_large, settings.threshold_small)
         won, ordered = believed.argmax(axis=1), np.sort(believed, axis=1)
         lead = ordered[:, -1] - (ordered[:, -2] if ordered.shape[1] > 1 else 0.0)
-        counts = [proposal["rle"] for proposal in proposals]
+        counts = [proposal.rle for proposal in proposals]
         overlap, inside = rle.overlaps(counts, *size)
         claims: list[Claim] = []
         masks: list[bytes] = []
@@ -125,8 +125,8 @@ class ClassifyStage(ClassifyPlan):
             candidates = [k for k in distinct(np.where(able, score, -1.0), overlap, settings.nms) if able[k]]
             choice = self._choose(label, candidates, score, inside)
             for k in choice.indices:
-                steady = float(proposals[k]["stability"])
-                area, trust = int(proposals[k]["area"]), float(score[k])
+                steady = float(proposals[k].stability)
+                area, trust = int(proposals[k].area), float(score[k])
                 claims.append(Claim(label, area, None, float(rated[k]), steady, trust, choice.reason, float(lead[k])))
                 masks.append(counts[k])
         nothing = np.full(size, UNLABELLED, np.int16)
@@ -136,7 +136,7 @@ class ClassifyStage(ClassifyPlan):
         )
         outlines = rle.encode_regions(owner)
         return [
-            annotation_line(
+            make_annotation(
                 outlines[one.index], size, claim, vocabulary.names[one.label], claim.trust, None, claim.margin, True
             )
             for one in segments

@@ -128,8 +128,8 @@ class DenseStage(DensePlan):
         kept = propose.array(pending.row.row, "features", (None, None, None))
         features = torch.from_numpy(kept).float().to(self._device)
         features = features - features.mean(dim=(1, 2), keepdim=True)
-        largest_first = sorted(propose.values(pending.row.row)["proposals"], key=lambda p: -p["area"])
-        masks = (rle.decode(proposal["rle"], *pending.size) for proposal in largest_first)
+        largest_first = sorted(propose.values(pending.row.row)["proposals"], key=lambda p: -p.area)
+        masks = (rle.decode(proposal.rle, *pending.size) for proposal in largest_first)
         regions = paint_regions(masks, pending.size)
         if pending.resized != pending.size:
             regions = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)

@@ -25,7 +25,7 @@ from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patch
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.plans import EmbedPlan
 from ovseg_batch.stages.splitting import split_on_failure
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import ImageRow, Proposal, RowResult
 
 Array = np.ndarray[Any, Any]
 
@@ -64,11 +64,11 @@ class EmbedStage(EmbedPlan):
             yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
 
     @torch.inference_mode()
-    def _one(self, row: ImageRow, proposals: Sequence[Mapping[str, Any]], images: Sequence[Array]) -> list[RowResult]:
+    def _one(self, row: ImageRow, proposals: Sequence[Proposal], images: Sequence[Array]) -> list[RowResult]:
         [image] = images
         if not proposals:
             return [done(row, {"masks": 0, "forwards": 0})]
-        masks = (rle.decode(proposal["rle"], *image.shape[:2]) for proposal in proposals)
+        masks = (rle.decode(proposal.rle, *image.shape[:2]) for proposal in proposals)
         if self._tokens is not None:
             features, forwards = self._by_tokens(self._tokens, image, masks), 1
         else:

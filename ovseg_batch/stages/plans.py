@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.io.tables import ANNOTATION
+from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.settings import REGION_LIMITED, Config
@@ -25,17 +25,6 @@ BANK = ("bank", "bank_neighbours", "bank_weight")  # settings without effect whe
 EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings of `classify` that decide what `embed` keeps
 FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
 VIEWS = {"plain": 1, "itaclip": 5}  # values of dense.views, and CLIP's passes for each window
-
-PROPOSAL = pa.struct(
-    [
-        pa.field("bbox", pa.list_(pa.float64(), 4)),  # x, y, width, height
-        pa.field("area", pa.int64()),
-        pa.field("rle", pa.binary()),
-        pa.field("predicted_iou", pa.float32()),
-        pa.field("stability", pa.float32()),
-        pa.field("point", pa.list_(pa.float32(), 2)),  # x, y of the prompt
-    ]
-)
 
 
 def window_and_stride(config: Config) -> tuple[int, int]:

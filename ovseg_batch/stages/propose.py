@@ -23,7 +23,7 @@ from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits
 from ovseg_batch.stages.plans import ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import ImageRow, Proposal, RowResult
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ FEATURE_SIDE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    proposals: list[dict[str, Any]]
+    proposals: list[Proposal]
     arrays: dict[str, Array]
 
 
@@ -65,19 +65,21 @@ class ProposeStage(ProposePlan):
         settings = self._config.propose
         [embedding] = self._sam.embed([image])
         points = point_grid(settings.points_per_side, embedding.size)
-        found: list[dict[str, Any]] = []
+        found: list[Proposal] = []
         step = self._sam.points.items
         for start in range(0, len(points), step):  # all masks of all points at once would fill the memory
             prompts = points[start : start + step]
             logits, rated = self._sam.predict(embedding, prompts)
             for p, m in (rated > settings.predicted_iou).nonzero().tolist():
-                proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size)
+                proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size, tuple(prompts[p].tolist()))
                 if proposal is not None:
-                    found.append({**proposal, "point": prompts[p].tolist()})
+                    found.append(proposal)
         arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
         return _Found(keep_distinct(found, settings.nms), arrays)
 
-    def _proposal(self, logits: torch.Tensor, rated: float, size: tuple[int, int]) -> dict[str, Any] | None:
+    def _proposal(
+        self, logits: torch.Tensor, rated: float, size: tuple[int, int], point: tuple[float, ...]
+    ) -> Proposal | None:
         [mask] = self._sam.upsample(logits[None], size)
         steady = float(stability(mask))
         if steady < self._config.propose.stability:
@@ -86,13 +88,7 @@ class ProposeStage(ProposePlan):
         area = rle.area(counts, *size)
         if area == 0:
             return None
-        return {
-            "bbox": rle.bounding_box(counts, *size),
-            "area": area,
-            "rle": counts,
-            "predicted_iou": rated,
-            "stability": steady,
-        }
+        return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
 
 
 def _pooled(features: torch.Tensor) -> Array:

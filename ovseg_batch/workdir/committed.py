@@ -32,5 +32,20 @@ def checked(store: StageStore, shard: int, path: Path) -> Path:
 
 
 def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the lines of a shard's table in row order, as `read_results` does. Raises OvsegError as `checked`."""
-    return read_results(checked(store, shard, store.data_path(shard, TABLE)), columns)
+    """Return the lines of a shard's table in row order, as `read_results` does.
+
+    Raises:
+        OvsegError: as `checked`, or the table is none that the stage wrote.
+    """
+    try:
+        return read_results(checked(store, shard, store.data_path(shard, TABLE)), columns)
+    except ValueError as error:
+        raise foreign(store, shard, str(error)) from None
+
+
+def foreign(store: StageStore, shard: int, reason: str) -> OvsegError:
+    """Return the error of a shard's table that the stage did not write; its commit can still hold the right hash."""
+    return OvsegError(
+        f"{store.data_path(shard, TABLE)} is none that this run has written: {reason}. "
+        f"Delete the folder {store.folder}, and give the command of the run again."
+    )

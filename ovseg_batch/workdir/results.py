@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ovseg_batch.errors import OF_THE_FILE, OvsegError
+from ovseg_batch.errors import OF_THE_FILE
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.io.tables import TABLE
-from ovseg_batch.types import ImageRow
-from ovseg_batch.workdir.committed import read_lines
+from ovseg_batch.types import FinishedImage
+from ovseg_batch.workdir.committed import foreign, read_lines
 from ovseg_batch.workdir.store import StageStore, Workdir
 
 T = TypeVar("T")
@@ -71,72 +70,53 @@ class Results:
             digest.update(b"-" if commit is None else commit.digest.encode())
         return digest.hexdigest()
 
-    def shard(self, shard: int) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
-        """(row of the manifest, line of the mask stage's table) of every image of a committed shard that has masks."""
-        yield from finished_lines(self.manifest, self.masks, shard, self.labels)
-
-
-def finished_lines(
-    manifest: Manifest, store: StageStore, shard: int, labels: Collection[str] | None = None
-) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
-    """(row, line of the stage's table) of every image of a shard that the stage has finished, in manifest order.
-
-    Args:
-        labels: those that masks may have; None: any.
-
-    Raises:
-        OvsegError: the table is damaged or is none that the stage wrote.
-    """
-    rows = {row.row: row for row in manifest.read_shard(shard)}
-    for line in read_lines(store, shard):
-        try:
-            if line["status"] != "ok" or line["row"] not in rows:
-                continue
-            _check_masks(line, labels)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise OvsegError(
-                f"{store.data_path(shard, TABLE)} is none that this run has written: {reason}. "
-                f"Delete the folder {store.folder}, and give the command of the run again."
-            ) from None
-        yield dataclasses.replace(rows[line["row"]], content=line.get("content")), line
-
-
-def _check_masks(line: Mapping[str, Any], labels: Collection[str] | None) -> None:
-    """Raise ValueError, KeyError or TypeError where the masks of an image cannot be its."""
-    height, width = line["height"], line["width"]
-    if min(height, width) < 1:
-        raise ValueError(f"row {line['row']} has {width} × {height} pixels")
-    for one in line.get("annotations") or ():
-        if labels is not None and one["category"] not in labels:
-            raise ValueError(f"row {line['row']} has a mask of {one['category']!r}, which is no label")
-        if not 0 <= one["confidence"] <= 1:
-            raise ValueError(f"row {line['row']} has a confidence of {one['confidence']}")
-        if rle.area(one["rle"], height, width) != one["area"]:
-            raise ValueError(f"row {line['row']} has a mask that is not of its size")
+    def shard(self, shard: int) -> Iterator[FinishedImage]:
+        """Yield the images of a committed shard that have masks, as `finished_images`."""
+        yield from finished_images(self.manifest, self.masks, [shard], self.labels)
 
 
 def finished_images(
-    manifest: Manifest, store: StageStore, labels: Collection[str] | None = None
-) -> Iterator[tuple[ImageRow, dict[str, Any]]]:
-    """(row, line of the stage's table) of every image that the stage has finished, in manifest order.
+    manifest: Manifest,
+    store: StageStore,
+    shards: Iterable[int] | None = None,
+    labels: Collection[str] | None = None,
+) -> Iterator[FinishedImage]:
+    """Yield every image that the mask stage has finished, in manifest order. A shard is read when its first is needed.
 
-    Args and Raises: as `finished_lines`.
+    Args:
+        shards: those to read; None: all.
+        labels: those that masks may have; None: any.
+
+    Raises:
+        OvsegError: the table of a shard is damaged or is none that the stage wrote.
     """
-    for shard in range(manifest.shards):
-        yield from finished_lines(manifest, store, shard, labels)
+    for shard in range(manifest.shards) if shards is None else shards:
+        rows = {row.row: row for row in manifest.read_shard(shard)}
+        for line in read_lines(store, shard):
+            try:
+                if line["status"] != "ok" or line["row"] not in rows:
+                    continue
+                row = dataclasses.replace(rows[line["row"]], content=line.get("content"))
+                image = FinishedImage(row, line["height"], line["width"], tuple(line["annotations"]))
+                _check_masks(image, labels)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise foreign(store, shard, reason) from None
+            yield image
 
 
-def finished_rows(manifest: Manifest, store: StageStore) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, line of the stage's table) of the same images."""
-    for row, line in finished_images(manifest, store):
-        yield row.file_name, line
-
-
-def finished_rows_of(manifest: Manifest, store: StageStore, shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, line of the stage's table) of a shard's finished images; it is read when the first is asked for."""
-    for row, line in finished_lines(manifest, store, shard):
-        yield row.file_name, line
+def _check_masks(image: FinishedImage, labels: Collection[str] | None) -> None:
+    """Raise ValueError or TypeError where the masks of an image cannot be its."""
+    number = image.row.row
+    if min(image.size) < 1:
+        raise ValueError(f"row {number} has {image.width} × {image.height} pixels")
+    for one in image.annotations:
+        if labels is not None and one.category not in labels:
+            raise ValueError(f"row {number} has a mask of {one.category!r}, which is no label")
+        if not 0 <= one.confidence <= 1:
+            raise ValueError(f"row {number} has a confidence of {one.confidence}")
+        if rle.area(one.rle, *image.size) != one.area:
+            raise ValueError(f"row {number} has a mask that is not of its size")
 
 
 def committed_content(stores: Iterable[StageStore]) -> str:

@@ -23,6 +23,7 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.runs import pipeline
+from ovseg_batch.types import Annotation
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 
@@ -117,22 +118,22 @@ def read_masks(workdir: Workdir, truths: Truths) -> Masks:
     results = Results.open(workdir)
     found: dict[str, list[Found]] = {}
     for shard in range(results.manifest.shards):
-        for row, line in results.shard(shard):
-            truth = truths[row.file_name]
-            found[row.file_name] = [_compared(one, truth) for one in line["annotations"]]
+        for image in results.shard(shard):
+            name = image.row.file_name
+            found[name] = [_compared(one, truths[name]) for one in image.annotations]
     return found
 
 
-def _compared(annotation: Mapping[str, Any], truth: Objects) -> Found:
-    label = annotation["category"]
-    mask = rle.decode(annotation["rle"], *truth.classes.shape)
+def _compared(annotation: Annotation, truth: Objects) -> Found:
+    label = annotation.category
+    mask = rle.decode(annotation.rle, *truth.classes.shape)
     share = float((truth.classes[mask] == SCENES.classes.index(label)).mean())
     best, which = 0.0, -1
     for k, (of, drawn) in enumerate(truth.objects):
         shared = np.count_nonzero(mask & drawn) if of == label else 0
-        if shared and (iou := shared / (annotation["area"] + np.count_nonzero(drawn) - shared)) > best:
+        if shared and (iou := shared / (annotation.area + np.count_nonzero(drawn) - shared)) > best:
             best, which = iou, k
-    return Found(label, share, best, which, annotation["confidence"], annotation["area"] / truth.classes.size)
+    return Found(label, share, best, which, annotation.confidence, annotation.area / truth.classes.size)
 
 
 @dataclass
@@ -263,14 +264,14 @@ class OpenWorld:
         """Return the share of the image and the IoU of a thing in every scene that holds it, in row order."""
         results, found = Results.open(workdir), []
         for shard in range(results.manifest.shards):
-            for row, line in results.shard(shard):
-                true = self._truths[row.file_name].classes == SCENES.classes.index(thing)
+            for image in results.shard(shard):
+                true = self._truths[image.row.file_name].classes == SCENES.classes.index(thing)
                 if true.mean() < LEAST_STUFF:
                     continue
                 kept = np.zeros(true.shape, bool)
-                for one in line["annotations"]:
-                    if one["category"] == thing:
-                        kept |= rle.decode(one["rle"], *true.shape)
+                for one in image.annotations:
+                    if one.category == thing:
+                        kept |= rle.decode(one.rle, *true.shape)
                 found.append((float(true.mean()), float((kept & true).sum() / (kept | true).sum())))
         return found
 

@@ -31,13 +31,13 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.runs import pipeline, planning
-from ovseg_batch.stages.annotations import annotation_line
+from ovseg_batch.stages.annotations import make_annotation
 from ovseg_batch.stages.base import Resources, Upstream
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import stage_status
-from ovseg_batch.workdir.results import finished_rows
 from ovseg_batch.workdir.store import Workdir
 
 LABELS = list(scenes.CLASSES)
@@ -71,7 +71,7 @@ def edits(images: int, folder: Path | None, config_file: str, overrides: Sequenc
         stage.setup("cpu")
         run_all(stage, planned, manifest)
         rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
-        lines = [line for _, line in finished_rows(manifest, planned.job.store)]
+        lines = [line for shard in range(manifest.shards) for line in read_lines(planned.job.store, shard)]
         results = [Image.open(planned.job.store.files / line["files"][0]).copy() for line in lines]
         level, threads = config.edit.compression, config.run.decode_threads
 
@@ -127,7 +127,7 @@ class GivenMasks:
             height, width = size = scene.classes.shape
             counts = rle.encode_regions(scene.instances)
             masks = [
-                annotation_line(counts[thing.instance], size, None, thing.name, 1.0, 1.0, 1.0, False)
+                make_annotation(counts[thing.instance], size, None, thing.name, 1.0, 1.0, 1.0, False)
                 for thing in scene.things
             ]
             yield RowResult(row.row, row.key, {"height": height, "width": width, "points": 0, "annotations": masks})

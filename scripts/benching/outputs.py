@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.thumbnails import Album
-from ovseg_batch.stages.annotations import annotation_line
+from ovseg_batch.stages.annotations import make_annotation
 from ovseg_batch.stages.base import Upstream
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.store import Workdir
@@ -48,14 +49,15 @@ class RepeatedMasks(GivenMasks):
             named = [(counts[t.instance], t.name) for t in things]
             stuff = rle.encode_regions(scene.classes * (scene.instances == 0))
             named += [(one, scenes.CLASSES[k]) for k, one in stuff.items()]
-            masks = [annotation_line(one, size, None, name, 1, 1, 1, False) for one, name in named]
+            masks = [make_annotation(one, size, None, name, 1, 1, 1, False) for one, name in named]
             self._lines.append({"height": height, "width": width, "points": 0, "annotations": masks})
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         for row in rows:
             rng, line = np.random.default_rng(row.row), self._lines[row.row % len(self._lines)]
             masks = [
-                {**one, "confidence": float(c)} for one, c in zip(line["annotations"], rng.beta(5, 1, 99), strict=False)
+                replace(one, confidence=float(c))
+                for one, c in zip(line["annotations"], rng.beta(5, 1, 99), strict=False)
             ]
             yield RowResult(row.row, row.key, {**line, "annotations": masks})
 

@@ -22,7 +22,7 @@ from ovseg_batch.io.pictures import Picture, read_picture
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.edit.stage import EditStage
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import Annotation, ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 Masks = list[tuple[str, Array]]  # (label, (H, W) bool)
@@ -42,6 +42,13 @@ IN_PLACE: list[tuple[str, tuple[str, ...]]] = [
 ]
 
 
+def annotation(label: str, mask: Array, confidence: float) -> Annotation:
+    """Return a mask as an annotation whose score is its confidence."""
+    counts = rle.encode(mask)
+    box, area = tuple(rle.bounding_box(counts, *mask.shape)), rle.area(counts, *mask.shape)
+    return Annotation(label, confidence, box, area, counts, "sam", confidence, 1.0)
+
+
 class GivenMasks:
     """An upstream whose masks are known."""
 
@@ -54,8 +61,8 @@ class GivenMasks:
     def values(self, row: int) -> dict[str, Any]:
         masks = self._masks[row]
         height, width = masks[0][1].shape
-        lines = [{"category": label, "rle": rle.encode(mask), "score": 0.9} for label, mask in masks if mask.any()]
-        return {"height": height, "width": width, "annotations": lines}
+        drawn = [annotation(label, mask, 0.9) for label, mask in masks if mask.any()]
+        return {"height": height, "width": width, "annotations": drawn}
 
 
 def settings(mode: str, *overrides: str) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ovseg_batch.io.pictures import (
 )
 from ovseg_batch.io.remote import shown
 from ovseg_batch.settings import EditConfig
-from ovseg_batch.types import ImageRow
+from ovseg_batch.types import Annotation, ImageRow
 
 Array = np.ndarray[Any, Any]
 
@@ -40,12 +40,12 @@ class Opened:
 
 
 def open_row(
-    row: ImageRow, image: Image.Image, line: dict[str, Any], edit: EditConfig, labels: Collection[str]
+    row: ImageRow, image: Image.Image, annotations: Sequence[Annotation], edit: EditConfig, labels: Collection[str]
 ) -> Opened:
     """Decode an image and find its masks.
 
     Args:
-        line: the image's line in the table of the stage that drew the masks.
+        annotations: the image's masks.
         labels: those whose masks count.
 
     Raises:
@@ -54,11 +54,7 @@ def open_row(
     name = shown(row.path)
     encoding = _encoding(edit, image.format or "")
     picture = fitting(read_picture(image, name), encoding.format)
-    masks = [
-        (one["category"], one["rle"])
-        for one in line["annotations"]
-        if one["category"] in labels and one["score"] >= edit.min_score
-    ]
+    masks = [(one.category, one.rle) for one in annotations if one.category in labels and one.score >= edit.min_score]
     return Opened(picture, masks, encoding, output_name(unique_name(row), encoding.format))
 
 

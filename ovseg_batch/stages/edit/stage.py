@@ -82,7 +82,7 @@ class EditStage(EditPlan):
         return encode_picture(picture, opened.encoding)
 
     def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
-        return open_row(row, image, upstream.values(row.row), self._config.edit, self._chosen)
+        return open_row(row, image, upstream.values(row.row)["annotations"], self._config.edit, self._chosen)
 
     def _edited(self, row: ImageRow, opened: Opened) -> RowResult:
         if not opened.masks:

@@ -29,6 +29,7 @@ from ovseg_batch.methods.voting import (
 )
 from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
+from ovseg_batch.types import Proposal
 
 Array = np.ndarray[Any, Any]
 
@@ -160,7 +161,7 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
     return _found(sam, dense, points, _ask(sam, see, dense, points, settings, rough=True), claim)
 
 
-def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | str) -> Found:
+def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> Found:
     """The proposals of which enough pixels carry one class in the dense map.
 
     Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
@@ -170,7 +171,7 @@ def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | st
     small = (min(size[0], 256), min(size[1], 256))
     probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote == "soft" else None
     for proposal in proposals:
-        mask = rle.decode(proposal["rle"], *size)
+        mask = rle.decode(proposal.rle, *size)
         if probabilities is not None:
             drawn = torch.from_numpy(sampled(mask, *small)).to(probabilities.device)
             label, coverage = (float(part) for part in soft_labels(drawn[None, None], probabilities))
@@ -184,9 +185,9 @@ def voted(proposals: Sequence[dict[str, Any]], dense: DenseMap, vote: float | st
             continue
         if dense.presence is not None and not dense.presence.shows(dense.labels, mask, label):
             continue
-        rated = min(max(float(proposal["predicted_iou"]), 0.0), 1.0)
-        claims.append(Claim(label, int(proposal["area"]), coverage, rated, float(proposal["stability"]), rated))
-        kept.append(proposal["rle"])
+        rated = min(max(float(proposal.predicted_iou), 0.0), 1.0)
+        claims.append(Claim(label, proposal.area, coverage, rated, proposal.stability, rated))
+        kept.append(proposal.rle)
     return Found(claims, lambda index: rle.decode(kept[index], *size), 0)
 
 

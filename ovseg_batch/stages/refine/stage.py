@@ -36,7 +36,7 @@ from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.stages.annotations import annotation_line
+from ovseg_batch.stages.annotations import make_annotation
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
@@ -45,7 +45,7 @@ from ovseg_batch.stages.refine.methods import NOTHING, DenseMap, Found, guided, 
 from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
-from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types import Annotation, ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
@@ -284,7 +284,7 @@ class RefineStage(RefinePlan):
         }
         return sam.embedding_of(arrays, (values["height"], values["width"]))
 
-    def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[dict[str, Any]]:
+    def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[Annotation]:
         if self._config.refine.output == "semantic":
             owner, segments = _joined(owner, segments)
         if not segments:
@@ -302,7 +302,7 @@ class RefineStage(RefinePlan):
             name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
             shown = 1.0 if segment.renamed else float(clear[k] / area[k])
             annotations.append(
-                annotation_line(outlines[k], owner.shape, claim, name, score, coverage, lead, with_sam, shown)
+                make_annotation(outlines[k], owner.shape, claim, name, score, coverage, lead, with_sam, shown)
             )
         return annotations
 
