@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ovseg_batch.api.runs import Run, run
     from ovseg_batch.api.segmenter import Segmenter, segment
     from ovseg_batch.errors import FailureCode, Interrupted, OvsegError, RowError, UsageError
-    from ovseg_batch.export.choosing import Selection
     from ovseg_batch.export.exporting import Exported, Options
+    from ovseg_batch.export.selection import Selection
 
 __all__ = [
     "Exported",
@@ -40,7 +40,7 @@ _MODULES = {
     "api.runs": ("Run", "run"),
     "api.segmenter": ("Segmenter", "segment"),
     "errors": ("FailureCode", "Interrupted", "OvsegError", "RowError", "UsageError"),
-    "export.choosing": ("Selection",),
+    "export.selection": ("Selection",),
     "export.exporting": ("Exported", "Options"),
 }
 

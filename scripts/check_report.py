@@ -20,7 +20,7 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.report.building import build_report
+from ovseg_batch.report.build import build_report
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
 

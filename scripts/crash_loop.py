@@ -28,7 +28,7 @@ from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.store import Workdir
 
 IMAGES = 6
-BIT = 0.3  # seconds
+MAX_DELAY = 0.3  # seconds
 SHARD_ROWS = (1, 2, 4)
 STAGES = ((), ("--set", "refine.method=none"))
 
@@ -76,7 +76,7 @@ class Loop:
         wanted = self.draw.randint(0, commits)
         while running.process.is_alive() and len(list(workdir.glob("stages/*/commits/*/*.json"))) < wanted:
             time.sleep(0.002)
-        time.sleep(self.draw.uniform(0, BIT))
+        time.sleep(self.draw.uniform(0, MAX_DELAY))
 
     def _undisturbed(self, rows: int, stages: int) -> tuple[dict[str, str], float]:
         if (rows, stages) not in self.known:

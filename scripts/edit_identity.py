@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 import skimage.data
-from breaking.guises import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_guises
+from breaking.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_variants
 from PIL import Image
 
 from ovseg_batch.io.pictures import Picture
@@ -29,11 +29,11 @@ BAND = 0.005  # of the longer side, the width in which alpha is estimated
 
 
 def make_pictures(folder: Path, images: int) -> list[Path]:
-    """So many files: a large one in five guises, and photographs of other sizes in all of them."""
+    """So many files: a large one in five variants, and photographs of other sizes in all of them."""
     library: Any = skimage.data
     (folder / "large").mkdir()
     large = Image.fromarray(library.astronaut()).resize(LARGE, Image.Resampling.BICUBIC)
-    whole = write_guises(folder / "large", large)
+    whole = write_variants(folder / "large", large)
     files = [whole[name] for name in ("turned.jpg", "cmyk.jpg", "deep.png", "plain.tiff", "clear.png")]
     for number, name in enumerate(PHOTOGRAPHS * 9):
         if len(files) >= images:
@@ -46,7 +46,7 @@ def make_pictures(folder: Path, images: int) -> list[Path]:
         inside.mkdir()
         side = 97 + 61 * (number % 11)
         picture = Image.fromarray(pixels[..., :3]).resize((side, side * 3 // 4 + 1))
-        files += write_guises(inside, picture, f"{name}-{side}-").values()
+        files += write_variants(inside, picture, f"{name}-{side}-").values()
     return files[:images]
 
 

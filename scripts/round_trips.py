@@ -23,9 +23,9 @@ import numpy as np
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.io import rle
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.results import Results

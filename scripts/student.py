@@ -28,9 +28,9 @@ from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.evaluate.truth import TruthReader
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.export.thresholds import keep_share
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.results import Results

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.guises import write_guises
+from breaking.image_variants import write_variants
 from breaking.job import Running, start_command, with_embedded_models
 from click.testing import CliRunner
 from PIL import Image
@@ -58,7 +58,9 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One picture in every guise."""
-    return write_guises(tmp_path_factory.mktemp("guises"), Image.fromarray(photographs.astronaut()).resize((320, 240)))
+    return write_variants(
+        tmp_path_factory.mktemp("variants"), Image.fromarray(photographs.astronaut()).resize((320, 240))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]

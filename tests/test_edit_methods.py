@@ -7,7 +7,7 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from breaking.guises import disc
+from breaking.image_variants import disc
 from skimage import data as photographs
 
 from ovseg_batch import scenes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from breaking.guises import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
+from breaking.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
 from conftest import REMOVE, THINGS, Command, run_arguments
 from PIL import Image
 from skimage import data as photographs

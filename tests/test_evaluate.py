@@ -10,7 +10,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-from breaking.guises import annotation
+from breaking.image_variants import annotation
 from conftest import Command
 from PIL import Image
 from pycocotools.coco import COCO

@@ -16,11 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.export.choosing import ChosenImage, Selection, known_split, parted_name
 from ovseg_batch.export.exporting import Options, Plan, export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.parts import Parts
 from ovseg_batch.export.pictures import PanopticWriter
+from ovseg_batch.export.selection import ChosenImage, Selection, known_split, parted_name
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.marks import MANIFEST

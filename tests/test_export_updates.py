@@ -14,14 +14,14 @@ from PIL import Image
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.parts import remove_listed
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.io.atomic import temporary_path
 from ovseg_batch.io.bank_file import FORMAT
 from ovseg_batch.io.marks import check_replaceable, has_mark
-from ovseg_batch.report.building import build_report
+from ovseg_batch.report.build import build_report
 from ovseg_batch.workdir.store import Workdir
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png", "e.png")

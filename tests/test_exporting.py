@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from breaking.guises import annotation
+from breaking.image_variants import annotation
 from breaking.job import Running
 from conftest import Command, run_arguments
 from exported import FILES, Array, read_coco, tree, write
@@ -19,12 +19,12 @@ from PIL import Image
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export import FORMATS
-from ovseg_batch.export.choosing import ChosenImage, Selection
 from ovseg_batch.export.exporting import Exported, Options, Plan, export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.image_files import local_path
 from ovseg_batch.export.parts import Parts, ShardFiles
 from ovseg_batch.export.pictures import class_map
-from ovseg_batch.export.placing import local_path
+from ovseg_batch.export.selection import ChosenImage, Selection
 from ovseg_batch.export.yolo import READER
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.results import Results

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from breaking.guises import GivenMasks, disc, edited, settings
+from breaking.image_variants import GivenMasks, disc, edited, settings
 from conftest import REMOVE, THINGS, Command, run_arguments
 
 from ovseg_batch.errors import UsageError

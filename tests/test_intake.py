@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import LABELS, Command, run_arguments
 
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.report.building import build_report
+from ovseg_batch.report.build import build_report
 from ovseg_batch.runs.manifests import check_inputs
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.workdir.store import Workdir

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.guises import grey_files, png_file, scene_files, tiff_file
+from breaking.image_variants import grey_files, png_file, scene_files, tiff_file
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from breaking.guises import disc
+from breaking.image_variants import disc
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,

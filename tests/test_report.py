@@ -13,8 +13,8 @@ import pytest
 from conftest import LABELS, Command, run_arguments
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ovseg_batch.report.building import build_report
-from ovseg_batch.report.gathering import Gathered, worth_showing
+from ovseg_batch.report.build import build_report
+from ovseg_batch.report.totals import Gathered, worth_showing
 from ovseg_batch.workdir import findings
 from ovseg_batch.workdir.store import Workdir
 

@@ -22,13 +22,13 @@ class Echo:
     """A stage that answers each row with its number and an array; odd keys fail."""
 
     name, version, needs, resources, arrays = "echo", 1, (), Resources(False), True
-    looks = False
+    reads_images = False
     columns = pa.schema([pa.field("number", pa.int64())])
 
     def inputs(self):
         return {}
 
-    def disk(self, height, width):
+    def estimate_bytes(self, height, width):
         return 12
 
     def setup(self, device):

@@ -26,13 +26,13 @@ from ovseg_batch.api.calling import (
 from ovseg_batch.api.records import Colours, Failure, SegmentedImage, label_colours
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, UsageError, nearest
-from ovseg_batch.export.choosing import Selection
 from ovseg_batch.export.exporting import Exported, Options
 from ovseg_batch.export.exporting import export as write_export
 from ovseg_batch.export.formats import WRITERS
+from ovseg_batch.export.selection import Selection
 from ovseg_batch.io.images import read_row
 from ovseg_batch.io.records import parse_json
-from ovseg_batch.report.building import LIMIT, build_report
+from ovseg_batch.report.build import LIMIT, build_report
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.types import Commit, ImageRow
 from ovseg_batch.units import counted

@@ -70,7 +70,7 @@ def export(
     An earlier export of the same format is replaced. Any other file is replaced only with --overwrite.
     """
     from ovseg_batch.export import exporting, formats
-    from ovseg_batch.export.choosing import Selection
+    from ovseg_batch.export.selection import Selection
     from ovseg_batch.export.thresholds import keep_share, read_thresholds
     from ovseg_batch.workdir.results import Results
 
@@ -125,7 +125,7 @@ def report(workdir: Path, output: Path | None, limit: int, workers: int | None) 
 
     The page is a folder of plain files that a browser opens from the disk. The same command brings it up to date.
     """
-    from ovseg_batch.report.building import build_report
+    from ovseg_batch.report.build import build_report
 
     with bar("report") as shown:
         done = build_report(Workdir(workdir), output or workdir / REPORT, limit, workers, shown.update)

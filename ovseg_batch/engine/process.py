@@ -185,8 +185,8 @@ class _ParentEnded(Exception):
     """The parent no longer reads what its worker sends."""
 
 
-class _Home(logging.Handler):
-    """A worker's messages to its parent: results, and log records, which the parent shows."""
+class _PipeHandler(logging.Handler):
+    """Sends a worker's results and log records to its parent."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
@@ -249,30 +249,30 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
-    home = _Home(pipe)
-    send_logs_to(home, level)
-    threading.Thread(target=home.keep_flushing, daemon=True).start()
+    handler = _PipeHandler(pipe)
+    send_logs_to(handler, level)
+    threading.Thread(target=handler.keep_flushing, daemon=True).start()
     try:
         opened = job.open(device)
-        home.send("ready")
-        while (task := home.receive()) is not None:
+        handler.send("ready")
+        while (task := handler.receive()) is not None:
             shard, charged, passed, suspect = task
-            tally = Tally(shard, opened.manifest.rows_of(shard), home.report)
+            tally = Tally(shard, opened.manifest.rows_of(shard), handler.report)
             if passed is not None:
-                begin = functools.partial(home.send, "row")
+                begin = functools.partial(handler.send, "row")
                 opened.probe(shard, passed.union(charged), suspect, begin, tally.add)
-                home.send("searched")
+                handler.send("searched")
             else:
-                home.send("commit", opened.compute(shard, charged, tally.add))
+                handler.send("commit", opened.compute(shard, charged, tally.add))
     except _ParentEnded:
         return
     except Exception as error:
         if is_gpu(device) and is_lost(error):
             with contextlib.suppress(_ParentEnded):
-                home.send("lost", f"the GPU failed: {first_line(error)}")
+                handler.send("lost", f"the GPU failed: {first_line(error)}")
             os._exit(LOST)  # an orderly end would use the GPU, and may hang
         with contextlib.suppress(_ParentEnded):
-            home.send("error", _portable(error))
+            handler.send("error", _portable(error))
 
 
 def _portable(error: Exception) -> Exception:

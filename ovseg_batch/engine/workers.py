@@ -165,7 +165,7 @@ class WorkerPool:
         try:
             kind, content = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
-            self._bury(slot, worker, worker.cause_of_death(), lost=False)
+            self._handle_death(slot, worker, worker.cause_of_death(), lost=False)
             return None
         worker.last_message = time.monotonic()
         match kind:
@@ -188,7 +188,7 @@ class WorkerPool:
                 self._take_back(worker, first=not slot.blames(task))
             case "lost":
                 worker.end()
-                self._bury(slot, worker, content, lost=True)
+                self._handle_death(slot, worker, content, lost=True)
             case "error":
                 raise content
             case _:
@@ -218,9 +218,11 @@ class WorkerPool:
             if worker is not None and worker.task is not None and time.monotonic() - worker.last_message > seconds:
                 worker.end()
                 minutes = f"{seconds / 60:g} minutes (run.stall_minutes)"
-                self._bury(slot, worker, f"it finished no image for {minutes} and was killed", lost=is_gpu(slot.device))
+                self._handle_death(
+                    slot, worker, f"it finished no image for {minutes} and was killed", lost=is_gpu(slot.device)
+                )
 
-    def _bury(self, slot: _Slot, worker: Worker, cause: str, lost: bool) -> None:
+    def _handle_death(self, slot: _Slot, worker: Worker, cause: str, lost: bool) -> None:
         """Decide what the death of a worker means for its shard, its image and its device.
 
         Args:

@@ -43,7 +43,7 @@ Array = np.ndarray[Any, Any]
 
 AROUND = 8  # pixels around a thing in which taking it away is judged
 MARGIN = 0.15  # of a mask's box, around what CLIP is shown of it
-LEAST = 12  # pixels a side: smaller crops say nothing to CLIP
+MIN_CROP = 12  # pixels a side: smaller crops say nothing to CLIP
 BATCH = 64
 TAKEN = ("erase", "remove")
 PAINTED = ("replace", "style")
@@ -147,7 +147,7 @@ def _measure(
 
 def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
     x, y, w, h = bbox
-    margin = MARGIN * max(w, h) + max(0.0, (LEAST - max(w, h)) / 2)
+    margin = MARGIN * max(w, h) + max(0.0, (MIN_CROP - max(w, h)) / 2)
     region = np.zeros(shape[:2], bool)
     region[max(0, int(y - margin)) : int(y + h + margin) + 1, max(0, int(x - margin)) : int(x + w + margin) + 1] = True
     return region
@@ -156,7 +156,7 @@ def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
 def _for_clip(image: Array, region: Array) -> Array:
     """The square around a region, as small as a CLIP may want to see it."""
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
-    side = min(max(w, h, LEAST), *image.shape[:2])
+    side = min(max(w, h, MIN_CROP), *image.shape[:2])
     left = min(max(0, x + w // 2 - side // 2), image.shape[1] - side)
     top = min(max(0, y + h // 2 - side // 2), image.shape[0] - side)
     part = np.ascontiguousarray(image[top : top + side, left : left + side])

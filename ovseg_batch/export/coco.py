@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ovseg_batch import failpoints
-from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
+from ovseg_batch.export.selection import ChosenImage
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.manifest import Manifest

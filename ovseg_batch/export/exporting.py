@@ -22,8 +22,8 @@ from typing import Any, Literal, Protocol
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import OvsegError, UsageError, nearest
-from ovseg_batch.export.choosing import Chooser, ChosenImage, Naming, Selection, shared_names, shortened, stem_of
 from ovseg_batch.export.parts import LIST, Parts, ShardFiles, remove_listed, split_path
+from ovseg_batch.export.selection import Chooser, ChosenImage, Naming, Selection, shared_names, shortened, stem_of
 from ovseg_batch.io.atomic import remove_leftovers, temporaries_in, temporaries_of, write_text
 from ovseg_batch.io.marks import EXPORT, is_workdir
 from ovseg_batch.io.records import parse_json
@@ -33,8 +33,8 @@ from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir, fingerprint
 
 VERSION = 2  # of what is written: another one is another export
-KEPT, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far
-FEW = 2_000  # images that are not worth starting processes for
+PARTS, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far
+MIN_PARALLEL = 2_000  # images; fewer are exported without other processes
 
 Tally = Counter[str]
 
@@ -155,7 +155,9 @@ class Job:
     @property
     def kept(self) -> Path:
         """Where the marks and parts lie."""
-        return self.path / KEPT if self.format.is_folder else self.path.with_name(shortened(f".{self.path.name}.parts"))
+        return (
+            self.path / PARTS if self.format.is_folder else self.path.with_name(shortened(f".{self.path.name}.parts"))
+        )
 
     def writer(self, results: Results) -> Writer:
         names = self.selection.names(results)
@@ -248,7 +250,7 @@ def export(
     _forget(job, fingerprint(state), made, splits)
     tally, rows = Tally(), {commit.shard: commit.rows for commit in commits}
     if workers is None:
-        workers = (os.cpu_count() or 1) if sum(rows.values()) > FEW else 0
+        workers = (os.cpu_count() or 1) if sum(rows.values()) > MIN_PARALLEL else 0
     for shard, counted in _all_shards(job, results, shards, workers):
         tally += counted
         advance(rows[shard])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ovseg_batch.export import coco, cvat, hugging_face, table, yolo
-from ovseg_batch.export.choosing import stem_of
 from ovseg_batch.export.coco import CocoPolygonWriter, CocoWriter
 from ovseg_batch.export.cvat import CvatWriter
 from ovseg_batch.export.exporting import Format
 from ovseg_batch.export.hugging_face import ImageFolderWriter, ParquetWriter
 from ovseg_batch.export.label_studio import LabelStudioWriter
 from ovseg_batch.export.pictures import MasksWriter, PanopticWriter, SemanticWriter
+from ovseg_batch.export.selection import stem_of
 from ovseg_batch.export.table import CsvWriter
 from ovseg_batch.export.yolo import YoloWriter
 

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovseg_batch.export.choosing import ChosenImage, stem_of, visible
 from ovseg_batch.export.coco import dumps
 from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.image_files import Reader, local_path
 from ovseg_batch.export.parts import WHOLE, ShardLines, of_split
 from ovseg_batch.export.pictures import class_map, png
-from ovseg_batch.export.placing import Reader, local_path
+from ovseg_batch.export.selection import ChosenImage, stem_of, visible
 from ovseg_batch.io.atomic import atomic_path, create, create_text
 
 ALL = "train"  # the split of images that are not parted

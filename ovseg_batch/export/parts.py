@@ -18,7 +18,7 @@ from ovseg_batch.io.atomic import FileBatch, atomic_path, create_text, naming
 from ovseg_batch.types import ImageRow
 
 if TYPE_CHECKING:
-    from ovseg_batch.export.placing import Reader
+    from ovseg_batch.export.image_files import Reader
 
 LIST = ".files"  # suffix of lists of files
 WHOLE = "whole"  # owner of the files that speak of all shards
@@ -104,7 +104,7 @@ class ShardFiles:
         """
         if how == "none":
             return suffix
-        from ovseg_batch.export.placing import local_path, place_image  # imports Pillow
+        from ovseg_batch.export.image_files import local_path, place_image  # imports Pillow
 
         source = local_path(row)
         suffix, convert = reader.choice(source, suffix)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.coco import dumps, write_list
 from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import WHOLE, ShardLines, of_split
+from ovseg_batch.export.selection import ChosenImage
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ovseg_batch.export.choosing import ChosenImage
 from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.failures import plain
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
+from ovseg_batch.export.selection import ChosenImage
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.types import Annotation
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ovseg_batch.export.choosing import ChosenImage, stem_of, visible
 from ovseg_batch.export.exporting import Plan, Tally
+from ovseg_batch.export.image_files import Reader
 from ovseg_batch.export.parts import WHOLE
-from ovseg_batch.export.placing import Reader
+from ovseg_batch.export.selection import ChosenImage, stem_of, visible
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import write_text
 

@@ -15,7 +15,7 @@ from ovseg_batch.io.marks import REPORT_PAGE
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS, UNSURE, step_of
 from ovseg_batch.report import charts
-from ovseg_batch.report.gathering import AREA_BINS, MOST_UNSURE, Gathered
+from ovseg_batch.report.totals import AREA_BINS, MOST_UNSURE, Gathered
 from ovseg_batch.version import __version__
 from ovseg_batch.workdir.findings import Findings, edit_note, edit_warning, embedded_note, label_notes, read_findings
 from ovseg_batch.workdir.progress import StageStatus, duration

@@ -172,7 +172,7 @@ def query(
     manifest = Manifest.open(source.manifest)
     kept = {planned.name: planned for planned in plan(config, source, manifest, source.manifest)}
     for planned in kept.values():
-        if planned.missing and planned.plan.looks:
+        if planned.missing and planned.plan.reads_images:
             raise UsageError(_not_kept(planned, manifest, source, config))
     target.create()
     target.remove_leftovers()

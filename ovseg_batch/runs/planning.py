@@ -180,7 +180,7 @@ def _listed(
 
 
 def _disk(planned: PlannedStage, manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> int | None:
-    each = [planned.plan.disk(*size) for size in sizes]
+    each = [planned.plan.estimate_bytes(*size) for size in sizes]
     known = [size for size in each if size is not None]
     if len(known) < len(each):
         return None

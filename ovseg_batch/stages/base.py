@@ -123,7 +123,7 @@ class StagePlan(Protocol):
         needs: names of the stages that it reads.
         columns: fields that it adds to the Parquet row. A stage that writes files names them in a column `files`.
         arrays: whether it writes an NPZ.
-        looks: whether it opens the images, or works on what earlier stages have kept.
+        reads_images: whether it opens the images, or works on what earlier stages have kept.
     """
 
     name: str
@@ -132,13 +132,13 @@ class StagePlan(Protocol):
     resources: Resources
     columns: pa.Schema
     arrays: bool
-    looks: bool
+    reads_images: bool
 
     def inputs(self) -> dict[str, Any]:
         """Return all that decides the result but the manifest and upstream, as JSON-able values in clear."""
         ...
 
-    def disk(self, height: int, width: int) -> int | None:
+    def estimate_bytes(self, height: int, width: int) -> int | None:
         """Return the bytes that the arrays of an image of that size take; None where its content decides."""
         ...
 

@@ -42,7 +42,7 @@ class EncodePlan:
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays = True
-    looks = True
+    reads_images = True
     columns = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32())])
 
     def __init__(self, config: Config) -> None:
@@ -58,7 +58,7 @@ class EncodePlan:
             "max_file_bytes": run.max_file_bytes,
         }
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 2 * sum(map(math.prod, embedding_shapes(self._spec).values()))
 
 
@@ -83,7 +83,7 @@ class ProposePlan:
     needs: tuple[str, ...] = ()
     resources = Resources()
     arrays: bool
-    looks = True
+    reads_images = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -109,7 +109,7 @@ class ProposePlan:
             "max_file_bytes": run.max_file_bytes,
         }
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
 
 
@@ -125,7 +125,7 @@ class DensePlan:
     needs: tuple[str, ...]
     resources = Resources()
     arrays = True
-    looks = True
+    reads_images = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -171,7 +171,7 @@ class DensePlan:
         short_side = self._short_side if isinstance(self._short_side, int) else None
         return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         resized = self._resized(height, width)
         boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
         patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
@@ -204,7 +204,7 @@ class RefinePlan:
         self._kept = asks and config.sam.cache == "embeddings"
         others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
         self.needs = ("dense", *(name for name, needed in others if needed))
-        self.looks = (asks and not self._kept) or config.refine.pamr > 0
+        self.reads_images = (asks and not self._kept) or config.refine.pamr > 0
         self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
         clip = zoo.resolve("clip", config.clip.model, config.clip.weights)
         # The margin is at CLIP's own logit scale; at that of the cosines it is this.
@@ -238,7 +238,7 @@ class RefinePlan:
             inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
         return inputs
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 0
 
 
@@ -250,7 +250,7 @@ class FusedPlan:
     needs: tuple[str, ...]
     resources = Resources()
     arrays = False
-    looks = True
+    reads_images = True
     columns = RefinePlan.columns
 
     def __init__(self, dense: DensePlan, refine: RefinePlan) -> None:
@@ -261,7 +261,7 @@ class FusedPlan:
         parts = (self._dense, self._refine)
         return {f"{part.name} {part.version}": part.inputs() for part in parts}
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 0
 
 
@@ -273,7 +273,7 @@ class EmbedPlan:
     needs: tuple[str, ...] = ("propose",)
     resources = Resources()
     arrays = True
-    looks = True
+    reads_images = True
     columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
 
     def __init__(self, config: Config) -> None:
@@ -296,7 +296,7 @@ class EmbedPlan:
             "max_file_bytes": run.max_file_bytes,
         }
 
-    def disk(self, height: int, width: int) -> None:
+    def estimate_bytes(self, height: int, width: int) -> None:
         return None  # as many features as there are masks
 
 
@@ -308,7 +308,7 @@ class ClassifyPlan:
     needs: tuple[str, ...] = ("propose", "embed")
     resources = Resources()
     arrays = False
-    looks = False
+    reads_images = False
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -338,5 +338,5 @@ class ClassifyPlan:
             "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
         }
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 0

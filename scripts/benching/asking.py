@@ -20,7 +20,7 @@ from ovseg_batch.io.bank_file import read_bank
 from ovseg_batch.workdir.store import Workdir
 
 OTHER_WORDS = "sand; snow; brick; wood; fish; flower; mushroom; balloon; sun; cat; ball; person; sky; grass"
-KEPT = ("dense.cache=features", "refine.method=automatic")
+CACHES = ("dense.cache=features", "refine.method=automatic")
 BANKED = ("dense.cache=features", "sam.cache=embeddings")
 
 
@@ -38,7 +38,7 @@ def query(
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folder = chosen_folder(asked, root)
-        settings = [part for one in (*KEPT, *overrides) for part in ("--set", one)]
+        settings = [part for one in (*CACHES, *overrides) for part in ("--set", one)]
         models = [f"{key}={value}" for key, value in model_flags(asked).items() if value is not None]
         settings += [part for one in models for part in ("--set", one)]
         words = asked["labels"] or "; ".join(scenes.CLASSES)

@@ -110,12 +110,12 @@ class GivenMasks:
     resources = Resources(accelerator=False)
     columns = RefineStage.columns
     arrays = False
-    looks = False
+    reads_images = False
 
     def inputs(self) -> dict[str, Any]:
         return {}
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 0
 
     def setup(self, device: str) -> None:

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from breaking.fuzzing import Input, Violation
-from breaking.guises import grey_files, png_file, scene_files
+from breaking.image_variants import grey_files, png_file, scene_files
 from breaking.mutations import mutate_bytes
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import decode, open_image, reduce, upright_size

@@ -48,7 +48,7 @@ DECIDED = 0.05  # lead of a mask's label from which a half precision must keep t
 OVERLAP = {"auto": 0.98, "fp32": 0.995}
 POOLED = 0.95
 PICTURE = {"auto": 2.5, "fp32": 1.0}  # of 255
-KEPT = {"auto": 0.98, "fp32": 0.995}
+MIN_IOU = {"auto": 0.98, "fp32": 0.995}
 
 #: A generator's noise depends on the number of the mask in its image, so its pictures compare only with equal masks.
 EXACT_MASKS = {"clip.precision": "fp32", "sam.precision": "fp32"}
@@ -129,7 +129,7 @@ class Comparison:
                 found = find(self.root, side.workdir.root, config)
                 same = picture_difference(self.root / "images", wanted.edited, found.edited)
                 kept = "" if math.isnan(same.kept) else f", untouched pixels kept {same.kept:.4f}"
-                limits = PICTURE[side.precision], KEPT[side.precision]
+                limits = PICTURE[side.precision], MIN_IOU[side.precision]
                 report.check(
                     name,
                     f"difference {same.mean:.3f} of 255{kept}",

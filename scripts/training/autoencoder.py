@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.clock import Clock
-from training.holes import SIDE
+from training.inpaint_examples import SIDE
 from training.pool import Pool
 
 Array = np.ndarray[Any, Any]

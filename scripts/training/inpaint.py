@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.autoencoder import as_tensor, certain, make_vae
 from training.clock import Clock
-from training.holes import BEHIND, SIDE, Example, Examples, open_behind
+from training.inpaint_examples import BEHIND, SIDE, Example, Examples, open_behind
 from training.pool import Pool
 
 library: Any = diffusers  # typed in parts only

@@ -1,8 +1,8 @@
-"""Edits by a generator: every mask is a square that the generator looks at, and what it paints is laid back in.
+"""Edits by a generator, which receives a square around every mask. Its output is blended into the image.
 
-By default a square is painted alone, and what an image becomes depends on its own row. Where squares of different
-images share a batch, it is always full (the last one is filled up with repetitions), so that every square goes through
-the same kernels; on a CPU with several threads its place in the batch still shows in the last bits.
+By default a batch holds one square, so a result depends on its own row alone. Larger batches hold squares of several
+images. The last batch is padded with repetitions, so that every square runs through the same kernels. On a CPU with
+several threads the last bits of a result still depend on its place in the batch.
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.edit.plain import refuse_everything, region_of
 from ovseg_batch.stages.edit.plan import STEERED, InpaintParameters
-from ovseg_batch.stages.edit.source import Opened
+from ovseg_batch.stages.edit.source import EditSource
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow
 
 Array = np.ndarray[Any, Any]
 
-BEHIND = "background"  # what `remove` asks for unless the settings say
-AHEAD = 4  # batches that images may run ahead of one with many masks; finished ones wait for it in memory
+BEHIND = "background"  # the prompt of `remove` where the settings have none
+AHEAD = 4  # batches by which images may overtake one with many masks; finished images wait for it in memory
 
 
 @dataclass(slots=True)
-class Canvas:
-    """An image while it is painted: `todo` are the groups of masks that wait, each of one label or of none."""
+class EditState:
+    """An image during its edit.
+
+    Attributes:
+        todo: groups of masks that are not edited yet: a label, empty for all labels, and the RLE counts of the masks.
+    """
 
     row: ImageRow
-    opened: Opened
+    source: EditSource
     pixels: Array
     todo: list[tuple[str, list[bytes]]]
     number: int
@@ -47,15 +51,20 @@ class Canvas:
 
     @property
     def picture(self) -> Picture:
-        given = self.opened.picture
+        given = self.source.picture
         return Picture(self.pixels, given.alpha, given.icc, given.exif)
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One square of a canvas, where in it the painting may show, and the pixels that are not hidden from it."""
+    """One square of an image for the generator.
 
-    canvas: Canvas
+    Attributes:
+        region: pixels that the output replaces.
+        known: pixels that the generator sees.
+    """
+
+    state: EditState
     frame: Frame
     square: Array
     region: Array
@@ -63,18 +72,18 @@ class _Task:
     request: Request
 
 
-class Painter:
-    """Paints canvases with a loaded pipeline, several at a time."""
+class GeneratedEdits:
+    """Edits several images at a time with a loaded pipeline."""
 
     def __init__(self, inpainter: Inpainter, parameters: InpaintParameters, config: Config, keeps: bool) -> None:
         self._inpainter, self._parameters, self._config, self._keeps = inpainter, parameters, config, keeps
         self._size = parameters.size
         self._batch = BatchSize(config.inpaint.batch_size, "squares")
-        self._canvases = 0
+        self._states = 0
 
-    def canvas(self, row: ImageRow, opened: Opened) -> Canvas:
-        """An image that is to be painted."""
-        masks = opened.masks
+    def state(self, row: ImageRow, source: EditSource) -> EditState:
+        """Return the state of an image before its edit."""
+        masks = source.masks
         if self._keeps or not masks:
             todo = [("", [counts for _, counts in masks])] if masks else []
         elif self._config.edit.together:
@@ -82,38 +91,38 @@ class Painter:
             todo = [(label, [counts for name, counts in masks if name == label]) for label in labels]
         else:
             todo = [(label, [counts]) for label, counts in masks]
-        self._canvases += 1
-        return Canvas(row, opened, opened.picture.pixels.copy(), todo, self._canvases)
+        self._states += 1
+        return EditState(row, source, source.picture.pixels.copy(), todo, self._states)
 
-    def run(self, canvases: Iterator[Canvas]) -> Iterator[Canvas]:
-        """Paint them; each is given back when nothing waits in it, or with its failure."""
-        active: list[Canvas] = []
+    def run(self, states: Iterator[EditState]) -> Iterator[EditState]:
+        """Edit all groups of masks of every image. Yields each image once it is finished or has failed."""
+        active: list[EditState] = []
         together = self._config.inpaint.batch_size
         while True:
             while len(active) < together and (not active or active[-1].number - active[0].number < AHEAD * together):
-                new = next(canvases, None)
+                new = next(states, None)
                 if new is None:
                     break
                 active.append(new)
             if not active:
                 return
-            self._paint([task for canvas in active if canvas.todo and (task := self._begin(canvas)) is not None])
-            yield from (canvas for canvas in active if canvas.failure or not canvas.todo)
-            active = [canvas for canvas in active if not canvas.failure and canvas.todo]
+            self._paint([task for state in active if state.todo and (task := self._begin(state)) is not None])
+            yield from (state for state in active if state.failure or not state.todo)
+            active = [state for state in active if not state.failure and state.todo]
 
-    def _begin(self, canvas: Canvas) -> _Task | None:
-        """The next square of a canvas; None, and the canvas has failed, where it cannot be painted."""
-        label, counts = canvas.todo.pop(0)
+    def _begin(self, state: EditState) -> _Task | None:
+        """Return the next square of an image. None: the image has failed, and its state holds why."""
+        label, counts = state.todo.pop(0)
         try:
-            return self._task(canvas, label, counts)
+            return self._task(state, label, counts)
         except RowError as error:
-            canvas.failure = error
+            state.failure = error
             return None
 
-    def _task(self, canvas: Canvas, label: str, counts: list[bytes]) -> _Task:
+    def _task(self, state: EditState, label: str, counts: list[bytes]) -> _Task:
         edit = self._config.edit
-        prompt = self._prompt(canvas.row, label)
-        shape = canvas.pixels.shape[:2]
+        prompt = self._prompt(state.row, label)
+        shape = state.pixels.shape[:2]
         region = region_of(counts, shape, edit)
         if self._keeps:
             region = ~rle.union(counts, *shape)
@@ -123,22 +132,22 @@ class Painter:
         if edit.mode != "style":
             refuse_everything(frame.cut(region))
         hidden = region
-        if edit.mode == "remove" and canvas.todo:  # what will go as well is nothing to go by
-            hidden = region | region_of([one for _, group in canvas.todo for one in group], shape, edit)
-        square, region, hidden = (frame.cut(part) for part in (canvas.pixels, region, hidden))
-        canvas.prompts.append(prompt)
-        seed = canvas.row.extra.get("seed")
+        if edit.mode == "remove" and state.todo:  # masks that will also be removed must not serve as context
+            hidden = region | region_of([one for _, group in state.todo for one in group], shape, edit)
+        square, region, hidden = (frame.cut(part) for part in (state.pixels, region, hidden))
+        state.prompts.append(prompt)
+        seed = state.row.extra.get("seed")
         request = Request(
             self._resized(square),
             cv2.resize(hidden.astype(np.float32), (self._size, self._size), interpolation=cv2.INTER_AREA) > 0,
             prompt,
             edit.negative_prompt.replace("{label}", label),
-            seed_of(canvas.row.key, edit.seed if seed is None else int(seed), len(canvas.prompts)),
+            seed_of(state.row.key, edit.seed if seed is None else int(seed), len(state.prompts)),
         )
-        return _Task(canvas, frame, square, region, ~hidden, request)
+        return _Task(state, frame, square, region, ~hidden, request)
 
     def _prompt(self, row: ImageRow, label: str) -> str:
-        """What to paint: the row's own words, the label's, the run's, or what the mode means."""
+        """Return the prompt: that of the row, the label, the run or the mode, whichever is given first."""
         edit = self._config.edit
         own = str(row.extra.get("edit_prompt") or "")
         words = (own or edit.prompts.get(label, "") or edit.prompt).replace("{label}", label).strip()
@@ -157,24 +166,24 @@ class Painter:
         results = split_on_failure(self._generate, tasks, self._batch)
         for task, painted in zip(tasks, results, strict=True):
             if isinstance(painted, RowError):
-                task.canvas.failure = painted
+                task.state.failure = painted
             elif painted is None:
-                task.canvas.failure = RowError(FailureCode.BLOCKED, "the model's safety checker kept the picture back")
+                task.state.failure = RowError(FailureCode.BLOCKED, "the model's safety checker kept the picture back")
             else:
-                self._lay_in(task, painted)
+                self._blend_in(task, painted)
 
     def _generate(self, tasks: Sequence[_Task]) -> list[Array | None]:
         """Return what the generator paints. Batches are filled up, so that all squares run through the same kernels."""
-        brush, requests = self._parameters, [task.request for task in tasks]
+        parameters, requests = self._parameters, [task.request for task in tasks]
         filled = requests + requests[-1:] * (self._batch.items - len(requests))
-        painted = self._inpainter.paint(filled, brush.steps, brush.guidance, brush.strength)
+        painted = self._inpainter.paint(filled, parameters.steps, parameters.guidance, parameters.strength)
         return painted[: len(requests)]
 
-    def _lay_in(self, task: _Task, painted: Array) -> None:
+    def _blend_in(self, task: _Task, painted: Array) -> None:
         side = task.frame.side
         how = cv2.INTER_AREA if side < self._size else cv2.INTER_CUBIC
         large = cv2.resize(painted, (side, side), interpolation=how) * np.iinfo(task.square.dtype).max
         if self._config.edit.mode == "remove":
             large = seamless(task.square, large, task.known)
         weight = feathered(task.region, self._config.edit.feather)
-        task.frame.put(task.canvas.pixels, blend(task.square, large, weight))
+        task.frame.put(task.state.pixels, blend(task.square, large, weight))

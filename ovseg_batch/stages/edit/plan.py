@@ -52,7 +52,7 @@ class EditPlan:
     name = "edit"
     version = 4
     arrays = False
-    looks = True
+    reads_images = True
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -100,7 +100,7 @@ class EditPlan:
             inputs["precision"] = precision(config.run.precision, config.run.device)
         return inputs
 
-    def disk(self, height: int, width: int) -> int:
+    def estimate_bytes(self, height: int, width: int) -> int:
         return 0
 
 

@@ -1,4 +1,4 @@
-"""An image as the edit stage takes it up: its picture, the masks that count, and how its file will be written."""
+"""The input of an edit: the decoded image, the masks that it uses, and the encoding of its file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ LOSSLESS: dict[str, Format] = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp"}  # 
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """`masks` are (label, RLE counts), in the picture's frame; `name` is what the edited file is called."""
+class EditSource:
+    """The input of an edit.
+
+    Attributes:
+        masks: (label, RLE counts) in the picture's frame.
+        name: of the edited file.
+    """
 
     picture: Picture
     masks: list[tuple[str, bytes]]
@@ -39,10 +44,10 @@ class Opened:
     name: str
 
 
-def open_row(
+def read_source(
     row: ImageRow, image: Image.Image, annotations: Sequence[Annotation], edit: EditConfig, labels: Collection[str]
-) -> Opened:
-    """Decode an image and find its masks.
+) -> EditSource:
+    """Decode an image and choose its masks.
 
     Args:
         annotations: the image's masks.
@@ -55,7 +60,7 @@ def open_row(
     encoding = _encoding(edit, image.format or "")
     picture = fitting(read_picture(image, name), encoding.format)
     masks = [(one.category, one.rle) for one in annotations if one.category in labels and one.score >= edit.min_score]
-    return Opened(picture, masks, encoding, output_name(unique_name(row), encoding.format))
+    return EditSource(picture, masks, encoding, output_name(unique_name(row), encoding.format))
 
 
 def _encoding(edit: EditConfig, own: str) -> Encoding:

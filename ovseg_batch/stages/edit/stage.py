@@ -1,5 +1,8 @@
-"""Edit: what the masks are for. Cut out, fill, mask, crop and erase without a generator; remove, replace and style with
-one. One file for an image (or for each of its masks), in the tree of the input."""
+"""Edit images by their masks.
+
+`cutout`, `fill`, `mask`, `crop` and `erase` need no generator; `remove`, `replace` and `style` do. Each image gives one
+file, or one for each mask, in the folders of the input.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
 from ovseg_batch.stages.base import Upstream, done, failed, read_limits, ready
-from ovseg_batch.stages.edit.generated import Canvas, Painter
+from ovseg_batch.stages.edit.generated import EditState, GeneratedEdits
 from ovseg_batch.stages.edit.plain import plain_edit
 from ovseg_batch.stages.edit.plan import EditPlan
-from ovseg_batch.stages.edit.source import Opened, open_row
+from ovseg_batch.stages.edit.source import EditSource, read_source
 from ovseg_batch.types import ImageRow, RowResult, Unchanged
 from ovseg_batch.units import counted
 
@@ -40,7 +43,7 @@ class EditStage(EditPlan):
     def setup(self, device: str) -> None:
         config = self._config
         self._background: Array | None = None
-        self._painter: Painter | None = None
+        self._generator: GeneratedEdits | None = None
         if config.edit.fill.kind == "image" and config.edit.fill.image:
             self._background = read_image(config.edit.fill.image, read_limits(config.run))
         if self._spec is not None and self._parameters is not None:
@@ -51,7 +54,7 @@ class EditStage(EditPlan):
                 config.inpaint.offload,
                 config.inpaint.attention_slicing,
             )
-            self._painter = Painter(inpainter, self._parameters, config, self._keeps)
+            self._generator = GeneratedEdits(inpainter, self._parameters, config, self._keeps)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -59,7 +62,7 @@ class EditStage(EditPlan):
         self._left_out: dict[str, set[str]] = {}
         run, masks = self._config.run, upstream[self.needs[0]]
         limits = read_limits(run)
-        if self._painter is None:
+        if self._generator is None:
 
             def edited(row: ImageRow, image: Image.Image) -> RowResult:
                 return self._edited(row, self._open(row, image, masks))
@@ -67,29 +70,29 @@ class EditStage(EditPlan):
             for row, done in work_ahead(todo, edited, run.decode_threads, run.decode_bytes, limits, PEAK):
                 yield failed(row, done.code, done.message) if isinstance(done, RowError) else done
         else:
-            opened = work_ahead(
+            sources = work_ahead(
                 todo, lambda row, image: self._open(row, image, masks), run.decode_threads, run.decode_bytes, limits
             )
-            yield from self._generated(self._painter, opened)
+            yield from self._generated(self._generator, sources)
 
         for what, names in sorted(self._left_out.items()):
             some = f"{', '.join(sorted(names)[:EXAMPLES])}{', …' if len(names) > EXAMPLES else ''}"
             log.warning("%s had %s; the edited file is written without (%s)", counted(len(names), "image"), what, some)
 
-    def _encoded(self, row: ImageRow, picture: Picture, opened: Opened) -> bytes:
-        for what in left_out(picture, opened.encoding):
+    def _encoded(self, row: ImageRow, picture: Picture, source: EditSource) -> bytes:
+        for what in left_out(picture, source.encoding):
             self._left_out.setdefault(what, set()).add(row.file_name)
-        return encode_picture(picture, opened.encoding)
+        return encode_picture(picture, source.encoding)
 
-    def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> Opened:
-        return open_row(row, image, upstream.values(row.row)["annotations"], self._config.edit, self._chosen)
+    def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> EditSource:
+        return read_source(row, image, upstream.values(row.row)["annotations"], self._config.edit, self._chosen)
 
-    def _edited(self, row: ImageRow, opened: Opened) -> RowResult:
-        if not opened.masks:
-            return self._empty(row, opened)
-        edit, picture = self._config.edit, opened.picture
-        groups = [[mask] for mask in opened.masks] if edit.apart else [opened.masks]
-        suffix = SUFFIXES[opened.encoding.format][0]
+    def _edited(self, row: ImageRow, source: EditSource) -> RowResult:
+        if not source.masks:
+            return self._empty(row, source)
+        edit, picture = self._config.edit, source.picture
+        groups = [[mask] for mask in source.masks] if edit.apart else [source.masks]
+        suffix = SUFFIXES[source.encoding.format][0]
         files: dict[str, bytes] = {}
         changed = False
         with costing_a_row():
@@ -97,68 +100,70 @@ class EditStage(EditPlan):
                 counts = [counts for _, counts in group]
                 made, differs = plain_edit(picture, counts, self._config, self._keeps, self._background)
                 changed |= differs
-                name = part_name(unique_name(row), number, group[0][0], suffix) if edit.apart else opened.name
-                files[name] = self._encoded(row, made, opened)
-        return self._answer(row, opened, files, [], None if changed else Unchanged.WHOLE_IMAGE)
+                name = part_name(unique_name(row), number, group[0][0], suffix) if edit.apart else source.name
+                files[name] = self._encoded(row, made, source)
+        return self._answer(row, source, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 
-    def _empty(self, row: ImageRow, opened: Opened) -> RowResult:
-        """An image that has no mask to go by."""
+    def _empty(self, row: ImageRow, source: EditSource) -> RowResult:
+        """Return the result of an image without a mask of the chosen labels."""
         edit = self._config.edit
         if self._on_empty == "fail":
             labels = ", ".join(sorted(self._chosen))
             return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
-        picture = opened.picture
+        picture = source.picture
         if edit.mode == "mask":
             picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
         with costing_a_row():
-            files = {opened.name: self._encoded(row, picture, opened)} if self._on_empty == "copy" else {}
-        return self._answer(row, opened, files, [], Unchanged.NO_MASK)
+            files = {source.name: self._encoded(row, picture, source)} if self._on_empty == "copy" else {}
+        return self._answer(row, source, files, [], Unchanged.NO_MASK)
 
-    def _generated(self, painter: Painter, opened: Iterator[tuple[ImageRow, Opened | RowError]]) -> Iterator[RowResult]:
+    def _generated(
+        self, generator: GeneratedEdits, sources: Iterator[tuple[ImageRow, EditSource | RowError]]
+    ) -> Iterator[RowResult]:
         failures: list[RowResult] = []
 
-        def canvases() -> Iterator[Canvas]:
-            for row, one in opened:
+        def states() -> Iterator[EditState]:
+            for row, one in sources:
                 if isinstance(one, RowError):
                     failures.append(failed(row, one.code, one.message))
                 else:
-                    yield painter.canvas(row, one)
+                    yield generator.state(row, one)
 
-        for canvas in painter.run(canvases()):
+        for state in generator.run(states()):
             while failures:  # in time: results that come out of order wait in memory
                 yield failures.pop(0)
             try:
-                yield self._painted(canvas)
+                yield self._painted(state)
             except RowError as error:
-                yield failed(canvas.row, error.code, error.message)
+                yield failed(state.row, error.code, error.message)
         yield from failures
 
-    def _painted(self, canvas: Canvas) -> RowResult:
-        """What became of a canvas; its failure, where it has one, is raised."""
-        if canvas.failure is not None:
-            raise canvas.failure
-        opened = canvas.opened
-        if not opened.masks:
-            return self._empty(canvas.row, opened)
+    def _painted(self, state: EditState) -> RowResult:
+        """Return the result of an image whose edit has ended. Raises its failure."""
+        if state.failure is not None:
+            raise state.failure
+        source = state.source
+        if not source.masks:
+            return self._empty(state.row, source)
         with costing_a_row():
-            content = self._encoded(canvas.row, canvas.picture, opened)
-        return self._answer(canvas.row, opened, {opened.name: content}, canvas.prompts)
+            content = self._encoded(state.row, state.picture, source)
+        return self._answer(state.row, source, {source.name: content}, state.prompts)
 
     def _answer(
         self,
         row: ImageRow,
-        opened: Opened,
+        source: EditSource,
         files: dict[str, bytes],
         prompts: list[str],
         unchanged: Unchanged | None = None,
     ) -> RowResult:
-        height, width = opened.picture.pixels.shape[:2]
+        height, width = source.picture.pixels.shape[:2]
         values = {
             "height": height,
             "width": width,
-            "masks": len(opened.masks),
+            "masks": len(source.masks),
             "files": list(files),
-            "labels": [label for label, _ in opened.masks],
+            "labels": [label for label, _ in source.masks],
             "prompts": prompts,
             "unchanged": unchanged,
         }

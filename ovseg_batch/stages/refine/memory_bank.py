@@ -1,4 +1,4 @@
-"""Segments named anew with the help of a memory bank: the nearest regions of other images are heard for each."""
+"""Relabel every segment by its nearest neighbours in a memory bank. Regions of the same image are excluded."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ovseg_batch.settings import Config
 
 Array = np.ndarray[Any, Any]
 
-MORE = 32  # neighbours asked for beyond those wanted: regions of the image itself do not count
+EXTRA_NEIGHBOURS = 32  # retrieved beyond those wanted, because regions of the image itself are dropped
 DECIDES = ("clip", "attention", "layers", "window", "stride", "short_side", "long_side")
 
 
 def made_of(dense_inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What features have to share to be compared, of what decides the dense stage's result."""
+    """Return the inputs of the dense stage that two runs must share for their features to be comparable."""
     return {name: dense_inputs[name] for name in DECIDES}
 
 
-class Namer:
-    """A bank that is ready to be asked.
+class Relabeller:
+    """A loaded memory bank and the scores of its regions.
 
     Args:
-        config: names the bank and says how it is asked.
+        config: the settings `refine.bank*`.
         vocabulary: the classes.
         text: (Q, D) features of the queries, on the CPU.
         dense_inputs: what decides the dense stage's result.
@@ -76,7 +76,7 @@ class Namer:
         """The class of every segment, its score and by how much it leads, by the segment's index.
 
         Args:
-            key: of the image, whose own regions are not heard.
+            key: of the image, whose own regions are excluded.
             features: (N, gh, gw, D) of its windows.
             boxes: (N, 4) of the windows.
             size: (h, w) at which they were cut.
@@ -88,10 +88,10 @@ class Namer:
         small = cv2.resize(owner, size[::-1], interpolation=cv2.INTER_NEAREST)
         regions = region_features(features, boxes, small, max(segment.index for segment in segments))
         settings = self._config.refine
-        _, found = self._index.search(regions, min(settings.bank_neighbours + MORE, self._index.ntotal))
+        _, found = self._index.search(regions, min(settings.bank_neighbours + EXTRA_NEIGHBOURS, self._index.ntotal))
         near = nearest_others(found, self._images, key_hash(key), settings.bank_neighbours)
-        heard = [self._scores[row[row >= 0]] for row in near]
-        mixed = mixed_scores(self._class_scores(regions), heard, settings.bank_weight)
+        votes = [self._scores[row[row >= 0]] for row in near]
+        mixed = mixed_scores(self._class_scores(regions), votes, settings.bank_weight)
         seen = np.linalg.norm(regions, axis=1) > 0
         ordered = np.sort(mixed, axis=1)
         lead = ordered[:, -1] - (ordered[:, -2] if mixed.shape[1] > 1 else 0.0)

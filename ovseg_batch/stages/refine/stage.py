@@ -40,7 +40,7 @@ from ovseg_batch.stages.annotations import make_annotation
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
-from ovseg_batch.stages.refine.memory_bank import Namer
+from ovseg_batch.stages.refine.memory_bank import Relabeller
 from ovseg_batch.stages.refine.methods import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.splitting import split_on_failure
@@ -87,7 +87,7 @@ class RefineStage(RefinePlan):
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
         self._sam: Sam | None = None
-        self._namer: Namer | None = None
+        self._relabeller: Relabeller | None = None
         if self._spec is not None:
             kind, points = precision_of(self._config, self._spec), self._config.run.point_chunk
             self._sam = Sam.load(self._spec, self._device, kind, points)
@@ -96,7 +96,7 @@ class RefineStage(RefinePlan):
             self._text = word_features(self._words, clip, self._clip_spec).to(self._device)
             if self._config.refine.bank:
                 dense_inputs = DensePlan(self._config, self._words).inputs()
-                self._namer = Namer(self._config, self._vocabulary, self._text, dense_inputs)
+                self._relabeller = Relabeller(self._config, self._vocabulary, self._text, dense_inputs)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -142,7 +142,7 @@ class RefineStage(RefinePlan):
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where nothing will look at them."""
         run = self._config.run
-        if not self.looks:
+        if not self.reads_images:
             yield from ((row, None) for row in rows)
         else:
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
@@ -167,8 +167,8 @@ class RefineStage(RefinePlan):
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
         by_trust = config.method in ("guided", "trident")
         owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust, dense.presence)
-        if self._namer is not None:
-            segments = self._renamed(self._namer, one.row, one.upstream["dense"], owner, segments)
+        if self._relabeller is not None:
+            segments = self._renamed(self._relabeller, one.row, one.upstream["dense"], owner, segments)
         values = {"height": one.size[0], "width": one.size[1], "points": found.prompts}
         one.values = {**values, "annotations": self._annotations(owner, segments, dense)}
         one.dense, one.found = None, NOTHING  # maps of an image that is done would be held beside the next one's
@@ -177,17 +177,17 @@ class RefineStage(RefinePlan):
         return max(1, math.ceil(self._config.refine.min_area * one.size[0] * one.size[1]))
 
     def _renamed(
-        self, namer: Namer, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
+        self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
     ) -> list[Segment]:
         """The segments under the names that a memory bank gives them."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
         boxes = window_boxes(*resized, self._window, self._stride)
         features = self._kept_of(upstream, row.row, boxes)
-        said = namer(row.key, features, boxes, resized, owner, segments)
+        renamed = relabeller(row.key, features, boxes, resized, owner, segments)
         return [
             segment
-            if (found := said.get(segment.index)) is None or found[0] == segment.label
+            if (found := renamed.get(segment.index)) is None or found[0] == segment.label
             else dataclasses.replace(segment, label=found[0], renamed=found[1:])
             for segment in segments
         ]

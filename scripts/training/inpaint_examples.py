@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 SIDE = 96  # pixels the pipeline works at
 SPRITE = 60.0  # pixels, the radius at which things are drawn
-LEAST = 8  # pixels a side of a thing that is still one
+MIN_SIDE = 8  # pixels a side of a thing that is still one
 EMPTY = 0.1  # share of examples without words, for guidance
 BEHIND = "background"  # what the edit stage asks for when a thing is to go
 
@@ -198,7 +198,7 @@ def _with_sprite(image: Array, mask: Array, sprite: Sprite, margin: int) -> Arra
     x, y, w, h = cv2.boundingRect(mask)
     scale = min((w - 2 * margin) / width, (h - 2 * margin) / height)
     sw, sh = round(width * scale), round(height * scale)
-    if min(sw, sh) < LEAST:
+    if min(sw, sh) < MIN_SIDE:
         return None
     part = slice(top, top + height), slice(left, left + width)
     light = sprite.rgb * sprite.alpha[..., None]

@@ -112,7 +112,7 @@ def allowed(masks: Sequence[Array], config: Config) -> Array:
     return region
 
 
-def write_guises(folder: Path, picture: Image.Image, stem: str = "") -> dict[str, Path]:
+def write_variants(folder: Path, picture: Image.Image, stem: str = "") -> dict[str, Path]:
     """One picture turned by EXIF, in CMYK, grey, with a palette, transparent, with 16 bits, and in every format."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = picture.getexif()

@@ -19,9 +19,9 @@ from ovseg_batch.io.marks import REPORT, REPORT_PAGE
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.methods.confidence import ImageConfidence
-from ovseg_batch.report.gathering import gather, worth_showing
 from ovseg_batch.report.page import write_page
 from ovseg_batch.report.thumbnails import CLOSED, DATA, KINDS, Album
+from ovseg_batch.report.totals import gather, worth_showing
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.types import FinishedImage, ImageRow
 from ovseg_batch.wording import spelled
@@ -34,7 +34,7 @@ CHUNK = 5_000  # entries in a file of the index
 PAGE = 500  # images in a file of details
 LISTED = 2_000  # failures in the gallery
 IMAGE, LAYER, EDITED = 1, 2, 4
-FEW = 500  # images that are not worth starting processes for
+MIN_PARALLEL = 500  # images; fewer are drawn without other processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def build_report(
         Limits(limits.max_pixels, limits.max_file_bytes),
     )
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(wanted) > FEW else 0
+        workers = (os.cpu_count() or 1) if len(wanted) > MIN_PARALLEL else 0
     _write_gallery(output, _entries(job, workers, advance))
     write_page(results, output, found, {"entries": len(wanted), "chunks": -(-len(wanted) // CHUNK), "page": PAGE})
     return Reported(output / REPORT_PAGE, len(wanted), found.images)
