@@ -18,7 +18,7 @@ from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import place_views
 from ovseg_batch.methods.vocabulary import TEMPLATES, UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import (
-    Claim,
+    MaskCandidate,
     assemble,
     choose,
     distinct_by_class,
@@ -172,8 +172,8 @@ def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry():
     assert mode_labels(masks, label_map, torch.tensor([7])).tolist() == [[5, 7]]
 
 
-def claim(label: int, mask: np.ndarray) -> Claim:
-    return Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0)
+def candidate(label: int, mask: np.ndarray) -> MaskCandidate:
+    return MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0)
 
 
 def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -185,8 +185,8 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
 def test_what_is_small_lies_in_front_of_what_is_large():
     masks = [box(0, 10, 5, 12), box(0, 10, 0, 10)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [claim(1, masks[0]), claim(0, masks[1])]
-    owner, segments = assemble(dense, claims, masks.__getitem__, 1, dense_min_area=None)
+    candidates = [candidate(1, masks[0]), candidate(0, masks[1])]
+    owner, segments = assemble(dense, candidates, masks.__getitem__, 1, dense_min_area=None)
     assert [s.label for s in segments] == [0, 1]
     assert (owner[0, :5] == 1).all() and (owner[0, 5:12] == 2).all()
 
@@ -194,8 +194,8 @@ def test_what_is_small_lies_in_front_of_what_is_large():
 def test_what_is_hidden_but_for_a_remnant_is_no_instance():
     masks = [box(0, 10, 0, 10), box(0, 10, 0, 9), box(15, 20, 0, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [claim(k, mask) for k, mask in enumerate(masks)]
-    owner, segments = assemble(dense, claims, masks.__getitem__, 11, dense_min_area=None)
+    candidates = [candidate(k, mask) for k, mask in enumerate(masks)]
+    owner, segments = assemble(dense, candidates, masks.__getitem__, 11, dense_min_area=None)
     assert [(s.index, s.label) for s in segments] == [(1, 2), (2, 1)]
     assert sorted(np.unique(owner)) == [0, 1, 2]
 
@@ -203,8 +203,8 @@ def test_what_is_hidden_but_for_a_remnant_is_no_instance():
 def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [claim(0, mask) for mask in masks]
-    _, segments = assemble(dense, claims, masks.__getitem__, 1, dense_min_area=None)
+    candidates = [candidate(0, mask) for mask in masks]
+    _, segments = assemble(dense, candidates, masks.__getitem__, 1, dense_min_area=None)
     assert len(segments) == 2
 
 
@@ -212,11 +212,11 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
-    owner, segments = assemble(dense, [claim(0, mask)], lambda _: mask, 4, dense_min_area=4)
+    owner, segments = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
     assert segments[1].claim is None and segments[1].label == 1
-    owner, _ = assemble(dense, [claim(0, mask)], lambda _: mask, 4, dense_min_area=None)
+    owner, _ = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()
 
 
@@ -230,9 +230,9 @@ def test_of_masks_that_repeat_each_other_the_better_rated_stays():
 def test_by_trust_the_better_rated_mask_keeps_the_pixels():
     masks = [box(0, 10, 0, 10), box(0, 10, 5, 8)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
-    claims = [Claim(0, 100, 1.0, 0.9, 1.0, 0.9), Claim(1, 30, 1.0, 0.6, 1.0, 0.6)]
-    for by_trust, label in ((True, 0), (False, 1)):
-        owner, segments = assemble(dense, claims, masks.__getitem__, 1, None, by_trust=by_trust)
+    candidates = [MaskCandidate(0, 100, 1.0, 0.9, 1.0, 0.9), MaskCandidate(1, 30, 1.0, 0.6, 1.0, 0.6)]
+    for by_score, label in ((True, 0), (False, 1)):
+        owner, segments = assemble(dense, candidates, masks.__getitem__, 1, None, by_score=by_score)
         assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label
 
 

@@ -15,7 +15,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Claim, assemble, low_resolution_coverage
+from ovseg_batch.methods.voting import MaskCandidate, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.labels import parse_labels
@@ -67,15 +67,15 @@ masks = st.lists(st.tuples(st.integers(0, 3), arrays(bool, (12, 14))), max_size=
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, min_area=st.integers(1, 9), fallback=st.sampled_from([None, 1, 5]))
 def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_names(dense, drawn, min_area, fallback):
-    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, claims, lambda k: drawn[k][1], min_area, fallback)
+    candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
+    owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
     for segment in segments:
         assert (owner == segment.index).sum() >= (min_area if segment.claim else fallback)
     claimed = np.logical_or.reduce([mask for _, mask in drawn], axis=0) if drawn else np.zeros(dense.shape, bool)
     alone = ~claimed & (owner > 0)
     label_of = np.array([-1, *(s.label for s in segments)])
-    assert (label_of[owner][alone] == dense[alone]).all(), "what no mask claims keeps its dense class"
+    assert (label_of[owner][alone] == dense[alone]).all(), "pixels outside of all masks keep their dense class"
     if fallback == 1:
         assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
 
@@ -115,8 +115,8 @@ def test_what_is_counted_by_runs_is_what_is_counted_by_pixels(one, other):
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, least=st.sampled_from([1, 5]))
 def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(dense, drawn, least):
-    claims = [Claim(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, claims, lambda k: drawn[k][1], 1, None)
+    candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
+    owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], 1, None)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
     expected, number = owner.copy(), len(segments)
     for label in range(4):
@@ -128,7 +128,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
             elif piece.sum() >= least:
                 number += 1
                 expected[piece] = number
-    assert (assemble(dense, claims, lambda k: drawn[k][1], 1, least)[0] == expected).all()
+    assert (assemble(dense, candidates, lambda k: drawn[k][1], 1, least)[0] == expected).all()
 
 
 @settings(deadline=None)

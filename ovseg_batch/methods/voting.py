@@ -1,9 +1,9 @@
-"""The vote between SAM2's masks and the dense label map, and the one map that comes out of it.
+"""The vote between SAM2's masks and the dense label map, and the map of instances that follows from it.
 
-A mask is kept for the class of its prompt when enough of its pixels carry that class in the dense map (thesis 3.1.6:
-60 %); with `vote` 0 it takes the class that most of its pixels carry, with no floor (CorrCLIP); by a soft vote, the
-class of the highest mean probability in it. Kept masks are painted largest first, so that what is small lies in front
-of what is large, or by trust; two masks of one object become one instance.
+A mask is kept for the class of its prompt when at least 60 % of its pixels carry that class in the dense map (García
+García 2025, section 3.1.6). With `vote` 0 it takes the class that most of its pixels carry, without a threshold
+(CorrCLIP). A soft vote takes the class of the highest mean probability in it. Kept masks are painted from the largest
+to the smallest, or by score. Two masks of one object become one instance.
 """
 
 from __future__ import annotations
@@ -30,11 +30,17 @@ SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A mask that passed the vote. `area` counts its pixels at SAM2's resolution; the others lie in [0, 1].
+class MaskCandidate:
+    """A mask that a method proposes for a class.
 
-    `trust` is how far it is believed against other masks, by whatever measure its method has; `margin` by how much its
-    class won, where the mask and not its pixels were classified.
+    Attributes:
+        label: index of the class.
+        area: pixels, at the resolution of the model.
+        coverage: share of its pixels that carry its class in the dense map. None where there is no dense map.
+        predicted_iou, stability: SAM2's, in [0, 1].
+        score: by which the method ranks it among other masks, in [0, 1].
+        reason: why the method chose it, where a rule decided between several.
+        margin: by how much its class won, in [0, 1], where the mask and not its pixels were classified.
     """
 
     label: int
@@ -42,21 +48,25 @@ class Claim:
     coverage: float | None
     predicted_iou: float
     stability: float
-    trust: float
+    score: float
     reason: str | None = None
     margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One connected instance in the assembled map: its id there, class, and the claim that drew it (None: dense).
+    """One instance of the assembled map.
 
-    `renamed` is the score of the class and its lead, where a memory bank has found another than the map had.
+    Attributes:
+        index: its id in the map.
+        label: index of its class.
+        candidate: the mask that drew it. None: the dense map did.
+        renamed: score of the class and its lead, where a memory bank has changed the class.
     """
 
     index: int
     label: int
-    claim: Claim | None
+    candidate: MaskCandidate | None
     renamed: tuple[float, float] | None = None
 
 
@@ -71,8 +81,8 @@ def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) ->
     Returns:
         (P, M) float32 in [0, 1]; 0 for an empty mask.
     """
-    asked, which = torch.unique(labels, return_inverse=True)
-    members = _packed(label_map.flatten() == asked[:, None])
+    classes, which = torch.unique(labels, return_inverse=True)
+    members = _packed(label_map.flatten() == classes[:, None])
     packed = _packed(masks.flatten(2))
     return _counted(packed & members[which]) / _counted(packed).clamp(min=1)
 
@@ -162,43 +172,47 @@ def distinct_by_class(masks: Tensor, labels: Tensor, rated: Tensor, same: float)
 
 def assemble(
     dense: Array,
-    claims: Sequence[Claim],
+    candidates: Sequence[MaskCandidate],
     mask_of: Callable[[int], Array],
     min_area: int,
     dense_min_area: int | None,
-    by_trust: bool = False,
+    by_score: bool = False,
     presence: Presence | None = None,
 ) -> tuple[Array, list[Segment]]:
-    """Paint the claims over the dense map and name every connected instance.
+    """Paint the candidates over the dense map, so that every pixel has one owner at most.
 
     Args:
         dense: (H, W) int16 class per pixel, `UNLABELLED` where none.
-        claims: the kept masks.
-        mask_of: claim index → (H, W) bool; asked for one at a time, so no stack of masks is ever held.
+        candidates: the masks.
+        mask_of: index of a candidate → (H, W) bool. It is called for one at a time, so no stack of masks is held.
         min_area: a mask with fewer pixels is an artefact and is left out.
-        dense_min_area: pixels that no mask claims keep their dense class, in pieces of at least so many pixels;
+        dense_min_area: pixels outside of all masks keep their dense class, in pieces of at least so many pixels.
             None: they are left unlabelled.
         presence: what such a piece has to show of its class; None: nothing.
-        by_trust: paint what is trusted most last, so that it keeps its pixels; else what is smallest.
+        by_score: paint the mask with the highest score last, so that it keeps its pixels; else the smallest.
 
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
     """
     owner = np.zeros(dense.shape, np.int32)
     segments: list[Segment] = []
-    for index in sorted(range(len(claims)), key=lambda k: (claims[k].trust if by_trust else -claims[k].area, k)):
-        _paint(owner, segments, claims[index], mask_of(index), min_area, merge=not by_trust)
+    for index in sorted(
+        range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
+    ):
+        _paint(owner, segments, candidates[index], mask_of(index), min_area, merge=not by_score)
     owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area, presence)
     return owner, segments
 
 
-def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min_area: int, merge: bool) -> None:
+def _paint(
+    owner: Array, segments: list[Segment], candidate: MaskCandidate, mask: Array, min_area: int, merge: bool
+) -> None:
     area = np.count_nonzero(mask)
     if area < min_area:
         return
-    rivals = [segment.index for segment in segments if merge and segment.label == claim.label]
+    rivals = [segment.index for segment in segments if merge and segment.label == candidate.label]
     overlap = np.bincount(owner[mask] if rivals else (), minlength=len(segments) + 1)
     for rival in rivals:
         if overlap[rival] >= SAME_OBJECT * area:
@@ -206,7 +220,7 @@ def _paint(owner: Array, segments: list[Segment], claim: Claim, mask: Array, min
             return
         if overlap[rival]:
             mask = mask & (owner != rival)
-    segments.append(Segment(len(segments) + 1, claim.label, claim))
+    segments.append(Segment(len(segments) + 1, candidate.label, candidate))
     np.copyto(owner, len(segments), where=mask)
 
 
@@ -220,7 +234,7 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
     index_of = np.zeros(len(segments) + 1, np.int32)
     for number, segment in enumerate(kept, start=1):
         index_of[segment.index] = number
-    return index_of[owner], [Segment(number, s.label, s.claim) for number, s in enumerate(kept, start=1)]
+    return index_of[owner], [Segment(number, s.label, s.candidate) for number, s in enumerate(kept, start=1)]
 
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int, presence: Presence | None) -> None:

@@ -23,11 +23,10 @@ from ovseg_batch.methods.selection import (
     size_penalty,
     suppressed,
 )
-from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Claim, assemble
+from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.stages.annotations import make_annotation
+from ovseg_batch.stages.answer import Answer, Painting, annotate
 from ovseg_batch.stages.base import Upstream, done, failed, ready
 from ovseg_batch.stages.plans import ClassifyPlan
 from ovseg_batch.stages.text import text_features
@@ -116,39 +115,28 @@ class ClassifyStage(ClassifyPlan):
         lead = ordered[:, -1] - (ordered[:, -2] if ordered.shape[1] > 1 else 0.0)
         counts = [proposal.rle for proposal in proposals]
         overlap, inside = rle.overlaps(counts, *size)
-        claims: list[Claim] = []
+        candidates: list[MaskCandidate] = []
         masks: list[bytes] = []
         for label in range(len(vocabulary.names)):
             score = believed[:, label] * rated
             least = np.maximum(floor, vocabulary.thresholds[label])
             able = (won == label) & (believed[:, label] >= least)
-            candidates = [k for k in distinct(np.where(able, score, -1.0), overlap, settings.nms) if able[k]]
-            choice = self._choose(label, candidates, score, inside)
+            passed = [k for k in distinct(np.where(able, score, -1.0), overlap, settings.nms) if able[k]]
+            choice = self._choose(label, passed, score, inside)
             for k in choice.indices:
-                steady = float(proposals[k].stability)
-                area, trust = int(proposals[k].area), float(score[k])
-                claims.append(Claim(label, area, None, float(rated[k]), steady, trust, choice.reason, float(lead[k])))
+                rating = float(rated[k]), proposals[k].stability, float(score[k])
+                candidates.append(MaskCandidate(label, proposals[k].area, None, *rating, choice.reason, float(lead[k])))
                 masks.append(counts[k])
-        nothing = np.full(size, UNLABELLED, np.int16)
+        answer = Answer(size, candidates, lambda index: rle.decode(masks[index], *size))
         least_area = max(1, round(settings.min_area * size[0] * size[1]))
-        owner, segments = assemble(
-            nothing, claims, lambda index: rle.decode(masks[index], *size), least_area, None, by_trust=True
-        )
-        outlines = rle.encode_regions(owner)
-        return [
-            make_annotation(
-                outlines[one.index], size, claim, vocabulary.names[one.label], claim.trust, None, claim.margin, True
-            )
-            for one in segments
-            if (claim := one.claim) and not (one.label == 0 and vocabulary.has_background)
-        ]
+        return annotate(answer, vocabulary, Painting(least_area, by_score=True))
 
-    def _choose(self, label: int, candidates: Sequence[int], score: Array, inside: Array) -> Choice:
+    def _choose(self, label: int, passed: Sequence[int], score: Array, inside: Array) -> Choice:
         top_k = self._config.classify.top_k
         if top_k == "all":
-            return Choice(list(candidates), "every mask above the threshold")
+            return Choice(list(passed), "every mask above the threshold")
         if top_k == "adaptive":
             pairs = zip(self._vocabulary.queries, self._vocabulary.query_class, strict=True)
             words = [query for query, owner in pairs if owner == label]
-            return choose_adaptively(words, candidates, score, inside)
-        return choose_top(candidates, top_k)
+            return choose_adaptively(words, passed, score, inside)
+        return choose_top(passed, top_k)

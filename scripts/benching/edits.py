@@ -31,7 +31,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.runs import pipeline, planning
-from ovseg_batch.stages.annotations import make_annotation
+from ovseg_batch.stages.answer import make_annotation
 from ovseg_batch.stages.base import Resources, Upstream
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.refine.stage import RefineStage

@@ -26,7 +26,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.thumbnails import Album
-from ovseg_batch.stages.annotations import make_annotation
+from ovseg_batch.stages.answer import make_annotation
 from ovseg_batch.stages.base import Upstream
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.store import Workdir

@@ -28,7 +28,7 @@ from torch import Tensor
 from ovseg_batch.config import load_config
 from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.prompts import component_points
-from ovseg_batch.methods.voting import Claim, assemble
+from ovseg_batch.methods.voting import MaskCandidate, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import clip, sam, zoo
 from ovseg_batch.settings import Config
@@ -67,8 +67,8 @@ class Reference:
         labels = self._dense(image)
         least = max(1, int(np.ceil(self._config.refine.min_area * labels.size)))
         found = self._generated(image, labels) if self._generator else self._prompted(image, labels, least)
-        claims = [claim for claim, _ in found]
-        owner, segments = assemble(labels, claims, lambda index: found[index][1], least, least)
+        candidates = [claim for claim, _ in found]
+        owner, segments = assemble(labels, candidates, lambda index: found[index][1], least, least)
         return [
             {"label": self._vocabulary.names[segment.label], "rle": _encoded(owner == segment.index)}
             for segment in segments
@@ -117,10 +117,10 @@ class Reference:
         tokens = F.normalize((visual.ln_post(x) @ visual.proj)[:, 1:], dim=-1)
         return tokens.view(1, *grid, -1)
 
-    def _prompted(self, image: Array, labels: Array, least: int) -> list[tuple[Claim, Array]]:
+    def _prompted(self, image: Array, labels: Array, least: int) -> list[tuple[MaskCandidate, Array]]:
         settings = self._config.refine
         points = component_points(labels, least, settings.min_distance, settings.point)
-        found: list[tuple[Claim, Array]] = []
+        found: list[tuple[MaskCandidate, Array]] = []
         if points:
             self._predictor.set_image(image)
         vote = float(settings.vote)
@@ -130,12 +130,12 @@ class Reference:
             for mask, quality in zip(masks.astype(bool), rated, strict=True):
                 coverage = float((labels[mask] == point.label).mean()) if mask.any() else 0.0
                 if coverage >= vote and coverage * quality > most:
-                    claim = Claim(point.label, int(mask.sum()), coverage, float(quality), 1.0, float(quality))
+                    claim = MaskCandidate(point.label, int(mask.sum()), coverage, float(quality), 1.0, float(quality))
                     best, most = (claim, mask), coverage * quality
             found += [best] if best else []
         return found
 
-    def _generated(self, image: Array, labels: Array) -> list[tuple[Claim, Array]]:
+    def _generated(self, image: Array, labels: Array) -> list[tuple[MaskCandidate, Array]]:
         assert self._generator is not None
         found = []
         for one in self._generator.generate(image):
@@ -144,7 +144,7 @@ class Reference:
             label, coverage = int(counts.argmax()), float(counts.max() / max(mask.sum(), 1))
             if coverage >= float(self._config.refine.vote):
                 rated = one["predicted_iou"]
-                found.append((Claim(label, int(mask.sum()), coverage, rated, 1.0, rated), mask))
+                found.append((MaskCandidate(label, int(mask.sum()), coverage, rated, 1.0, rated), mask))
         return found
 
 

@@ -19,7 +19,7 @@ import torch
 from ovseg_batch.io import images, logits, rle, tables
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
-from ovseg_batch.stages import dense, shard
+from ovseg_batch.stages import answer, dense, shard
 from ovseg_batch.stages.refine import methods as refine_methods
 from ovseg_batch.stages.refine import stage as refine
 
@@ -37,7 +37,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (refine_methods, "component_points", "components"),
     (refine_methods, "low_resolution_coverage", "vote"),
     (refine_methods, "stability", "vote"),
-    (refine, "assemble", "assembling"),
+    (answer, "assemble", "assembling"),
     (rle, "encode", "RLE"),
     (rle, "encode_regions", "RLE"),
     (logits.ArrayWriter, "write", "write"),

@@ -1,6 +1,6 @@
-"""Where refine's masks come from: SAM2 asked about pieces of the dense map, or proposals made before.
+"""The refine methods: masks of SAM2 for pieces of the dense map, or of proposals that were made before.
 
-Each answers with claims, at SAM2's own resolution until somebody asks for a mask at full size.
+Each returns mask candidates. Their masks stay at SAM2's own resolution until one is needed at full size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.tiles import Box, View, place_views
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import (
-    Claim,
+    MaskCandidate,
     choose,
     distinct_by_class,
     low_resolution_coverage,
@@ -29,6 +29,7 @@ from ovseg_batch.methods.voting import (
 )
 from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
+from ovseg_batch.stages.answer import DenseMap
 from ovseg_batch.types import Proposal
 
 Array = np.ndarray[Any, Any]
@@ -42,31 +43,21 @@ ROUGH_FLOOR = 0.1  # Trident: probabilities under it are left out of the mask pr
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Claims, how to get the (H, W) bool mask of each, and how many prompts were asked."""
+    """The candidates of an image.
 
-    claims: list[Claim]
+    Attributes:
+        mask_of: index of a candidate → (H, W) bool.
+        prompts: number of prompts that SAM2 received.
+    """
+
+    candidates: list[MaskCandidate]
     mask_of: Callable[[int], Array]
     prompts: int
 
 
 @dataclass(frozen=True, slots=True)
-class DenseMap:
-    """The dense prediction: `labels` (H, W) int16, their probability, its lead over the next, and all where wanted.
-
-    `probabilities` takes a box (x0, y0, x1, y1) in pixels and a size (h, w) and gives (C, h, w) float32.
-    """
-
-    labels: Array
-    confidence: Array
-    margin: Array
-    probabilities: Callable[[Box, tuple[int, int]], Tensor]
-    ignore: tuple[int, ...]  # classes that get no mask
-    presence: Presence | None  # None: every class counts as present
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """What SAM2 said of the prompts of one view: P prompts, M masks each."""
+class _Predictions:
+    """SAM2's masks for the prompts of one view: P prompts, M masks each."""
 
     view: View
     logits: Tensor  # (P, M, h, w)
@@ -84,7 +75,7 @@ NOTHING = Found([], _no_mask, 0)
 
 
 def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[PointPrompt]:
-    """Where SAM2 is to be asked, by the method that the settings name; the largest components first."""
+    """Return the point prompts of the method that the settings name, those of the largest components first."""
     labels = dense.labels if dense.presence is None else dense.presence.labels
     match settings.method:
         case "guided":
@@ -104,28 +95,28 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
     Source: thesis 3.1.6.
     """
 
-    def claim(answers: _Answers) -> list[_Claimed]:
-        drawn = foreground(answers.logits)
+    def select(predictions: _Predictions) -> list[_Selected]:
+        drawn = foreground(predictions.logits)
         if settings.vote == "soft":
-            seen = dense.probabilities(answers.view.box, (drawn.shape[-2], drawn.shape[-1]))
+            seen = dense.probabilities(predictions.view.box, (drawn.shape[-2], drawn.shape[-1]))
             given, coverage = soft_labels(drawn, seen)
         elif settings.vote == 0:
-            given = mode_labels(drawn, answers.labels, answers.classes)
-            coverage = low_resolution_coverage(drawn, answers.labels, given)
+            given = mode_labels(drawn, predictions.labels, predictions.classes)
+            coverage = low_resolution_coverage(drawn, predictions.labels, given)
         else:
-            given = answers.classes[:, None].expand(drawn.shape[:2])
-            coverage = low_resolution_coverage(drawn, answers.labels, given)
+            given = predictions.classes[:, None].expand(drawn.shape[:2])
+            coverage = low_resolution_coverage(drawn, predictions.labels, given)
         floor = 0.0 if settings.vote == "soft" else settings.vote
-        best, kept = choose(coverage, answers.predicted_iou, floor)
+        best, kept = choose(coverage, predictions.predicted_iou, floor)
         rows = torch.arange(len(best), device=best.device)
         found = (part.tolist() for part in (best, given[rows, best], coverage[rows, best], kept))
         return [
-            _Claimed(p, mask, label, share)
+            _Selected(p, mask, label, share)
             for p, (mask, label, share, passed) in enumerate(zip(*found, strict=True))
             if passed and label not in dense.ignore
         ]
 
-    return _found(sam, dense, points, _ask(sam, see, dense, points, settings), claim)
+    return _found(sam, dense, points, _predict(sam, see, dense, points, settings), select)
 
 
 def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -134,16 +125,16 @@ def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], s
     A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
     """
 
-    def claim(answers: _Answers) -> list[_Claimed]:
-        best = answers.predicted_iou.argmax(dim=1)
+    def select(predictions: _Predictions) -> list[_Selected]:
+        best = predictions.predicted_iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
-        drawn, rated = answers.logits[rows, best] > 0, answers.predicted_iou[rows, best]
-        kept = distinct_by_class(drawn, answers.classes, rated, settings.same_object)
-        coverage = low_resolution_coverage(drawn[:, None], answers.labels, answers.classes[:, None])[:, 0]
-        chosen, classes, shares = best.tolist(), answers.classes.tolist(), coverage.tolist()
-        return [_Claimed(p, chosen[p], classes[p], shares[p]) for p in kept]
+        drawn, rated = predictions.logits[rows, best] > 0, predictions.predicted_iou[rows, best]
+        kept = distinct_by_class(drawn, predictions.classes, rated, settings.same_object)
+        coverage = low_resolution_coverage(drawn[:, None], predictions.labels, predictions.classes[:, None])[:, 0]
+        chosen, classes, shares = best.tolist(), predictions.classes.tolist(), coverage.tolist()
+        return [_Selected(p, chosen[p], classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense, points, settings), claim)
+    return _found(sam, dense, points, _predict(sam, see, dense, points, settings), select)
 
 
 def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -152,13 +143,15 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
     What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
     """
 
-    def claim(answers: _Answers) -> list[_Claimed]:
-        coverage = low_resolution_coverage(foreground(answers.logits), answers.labels, answers.classes[:, None])[:, 0]
-        kept = (answers.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
-        classes, shares = answers.classes.tolist(), coverage.tolist()
-        return [_Claimed(p, 0, classes[p], shares[p]) for p in kept]
+    def select(predictions: _Predictions) -> list[_Selected]:
+        coverage = low_resolution_coverage(
+            foreground(predictions.logits), predictions.labels, predictions.classes[:, None]
+        )[:, 0]
+        kept = (predictions.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
+        labels, shares = predictions.classes.tolist(), coverage.tolist()
+        return [_Selected(p, 0, labels[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _ask(sam, see, dense, points, settings, rough=True), claim)
+    return _found(sam, dense, points, _predict(sam, see, dense, points, settings, rough=True), select)
 
 
 def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> Found:
@@ -166,7 +159,7 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> 
 
     Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
     """
-    claims, kept = [], []
+    candidates, kept = [], []
     size = dense.labels.shape
     small = (min(size[0], 256), min(size[1], 256))
     probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote == "soft" else None
@@ -186,14 +179,14 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> 
         if dense.presence is not None and not dense.presence.shows(dense.labels, mask, label):
             continue
         rated = min(max(float(proposal.predicted_iou), 0.0), 1.0)
-        claims.append(Claim(label, proposal.area, coverage, rated, proposal.stability, rated))
+        candidates.append(MaskCandidate(label, proposal.area, coverage, rated, proposal.stability, rated))
         kept.append(proposal.rle)
-    return Found(claims, lambda index: rle.decode(kept[index], *size), 0)
+    return Found(candidates, lambda index: rle.decode(kept[index], *size), 0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Claimed:
-    """A mask of a view that is kept: its prompt, which of the prompt's masks, its class, and its coverage."""
+class _Selected:
+    """A mask of a view that becomes a candidate: number of its prompt, number of the mask, class and coverage."""
 
     prompt: int
     mask: int
@@ -201,26 +194,26 @@ class _Claimed:
     coverage: float
 
 
-def _ask(
+def _predict(
     sam: Sam,
     see: See,
     dense: DenseMap,
     points: Sequence[PointPrompt],
     settings: RefineConfig,
     rough: bool = False,
-) -> Iterator[_Answers]:
-    """SAM2's answers, view by view; with `rough` it is also given each component's box and its class's map."""
+) -> Iterator[_Predictions]:
+    """Yield SAM2's masks, view by view. With `rough`, boxes and class maps of the components are prompts too."""
     labels = dense.labels
     for view in place_views([point.box for point in points], (labels.shape[0], labels.shape[1]), settings.tile):
         x0, y0, x1, y1 = view.box
-        asked = [points[k] for k in view.members]
+        inside = [points[k] for k in view.members]
         embedding = see(view.box)
-        coordinates = np.array([(p.x - x0, p.y - y0) for p in asked], np.float32)
-        classes = torch.tensor([p.label for p in asked])
+        coordinates = np.array([(p.x - x0, p.y - y0) for p in inside], np.float32)
+        classes = torch.tensor([p.label for p in inside])
         if not rough:
             logits, predicted_iou = sam.predict(embedding, coordinates)
         else:
-            boxes = np.array([p.box for p in asked], np.float32) - np.array([x0, y0, x0, y0], np.float32)
+            boxes = np.array([p.box for p in inside], np.float32) - np.array([x0, y0, x0, y0], np.float32)
             side = sam.image_size // 4
             likely = dense.probabilities(view.box, (side, side))[classes]
             maps = torch.where(likely > ROUGH_FLOOR, ROUGH_GAIN * likely, torch.zeros_like(likely))
@@ -230,22 +223,22 @@ def _ask(
         sure = None
         if dense.presence is not None:
             sure = torch.from_numpy(sampled(dense.presence.labels[y0:y1, x0:x1], h, w)).to(logits.device)
-        yield _Answers(view, logits, predicted_iou, classes.to(logits.device), seen, sure)
+        yield _Predictions(view, logits, predicted_iou, classes.to(logits.device), seen, sure)
 
 
 def _found(
     sam: Sam,
     dense: DenseMap,
     points: Sequence[PointPrompt],
-    answers: Iterator[_Answers],
-    claim: Callable[[_Answers], list[_Claimed]],
+    predictions: Iterator[_Predictions],
+    select: Callable[[_Predictions], list[_Selected]],
 ) -> Found:
-    """The claims of every view, their masks kept at SAM2's resolution."""
-    claims: list[Claim] = []
+    """The candidates of every view, their masks kept at SAM2's resolution."""
+    candidates: list[MaskCandidate] = []
     kept: list[tuple[Tensor, View]] = []
-    for one in answers:
+    for one in predictions:
         x0, y0, x1, y1 = one.view.box
-        chosen = _present(one, claim(one), dense.presence)
+        chosen = _present(one, select(one), dense.presence)
         which = (
             torch.tensor([(c.prompt, c.mask) for c in chosen], dtype=torch.long).reshape(-1, 2).to(one.logits.device)
         )
@@ -254,7 +247,7 @@ def _found(
         areas, steady = (logits > 0).sum(dim=(-2, -1)).tolist(), stability(logits).tolist()
         for k, c in enumerate(chosen):
             pixels = areas[k] * (x1 - x0) * (y1 - y0) // logits[k].numel()
-            claims.append(Claim(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
+            candidates.append(MaskCandidate(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
             kept.append((logits[k], one.view))
 
     def mask_of(index: int) -> Array:
@@ -267,20 +260,20 @@ def _found(
         mask[y0:y1, x0:x1] = drawn
         return mask
 
-    return Found(claims, mask_of, len(points))
+    return Found(candidates, mask_of, len(points))
 
 
-def _present(answers: _Answers, claimed: list[_Claimed], presence: Presence | None) -> list[_Claimed]:
+def _present(predictions: _Predictions, selected: list[_Selected], presence: Presence | None) -> list[_Selected]:
     """Return the masks that show enough of their class, counted at SAM2's resolution."""
-    if presence is None or answers.sure is None or not claimed:
-        return claimed
-    which = torch.tensor([(c.prompt, c.mask, c.label) for c in claimed], device=answers.logits.device)
-    masks = answers.logits[which[:, 0], which[:, 1]][:, None] > 0
+    if presence is None or predictions.sure is None or not selected:
+        return selected
+    which = torch.tensor([(c.prompt, c.mask, c.label) for c in selected], device=predictions.logits.device)
+    masks = predictions.logits[which[:, 0], which[:, 1]][:, None] > 0
     sure, all_pixels = (
-        low_resolution_coverage(masks, labels, which[:, 2:])[:, 0] for labels in (answers.sure, answers.labels)
+        low_resolution_coverage(masks, labels, which[:, 2:])[:, 0] for labels in (predictions.sure, predictions.labels)
     )
     shown = (sure >= presence.share * all_pixels).tolist()
-    return list(itertools.compress(claimed, shown))
+    return list(itertools.compress(selected, shown))
 
 
 def sampled(values: Array, h: int, w: int) -> Array:

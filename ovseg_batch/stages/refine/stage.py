@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ovseg_batch.errors import FailureCode, RowError
-from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.class_scores import pool_background, vocabulary_probabilities
 from ovseg_batch.methods.labelling import label_map, resampled
@@ -27,30 +26,26 @@ from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.prompts import PointPrompt
-from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Segment, assemble
+from ovseg_batch.methods.voting import Segment
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.stages.annotations import make_annotation
+from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
 from ovseg_batch.stages.refine.memory_bank import Relabeller
-from ovseg_batch.stages.refine.methods import NOTHING, DenseMap, Found, guided, points_of, prompted, trident, voted
+from ovseg_batch.stages.refine.methods import NOTHING, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
-from ovseg_batch.types import Annotation, ImageRow, RowResult
+from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
-
-ASKING = ("prompted", "guided", "trident")  # methods that ask SAM2 about every image
-BANK = ("bank", "bank_neighbours", "bank_weight")  # settings that decide nothing where there is no bank
 
 
 @dataclass(slots=True)
@@ -118,7 +113,7 @@ class RefineStage(RefinePlan):
 
             return do
 
-        steps = step(self._look), step(self._ask), step(self._assemble)
+        steps = step(self._read_dense), step(self._find_masks), step(self._annotate)
 
         def refined(rows: Sequence[ImageRow], overlapping: bool) -> Iterator[_Underway]:
             images = (
@@ -148,29 +143,35 @@ class RefineStage(RefinePlan):
             yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
 
     @torch.inference_mode()
-    def _look(self, one: _Underway) -> None:
-        """Read the dense map, and find where SAM2 is to be asked."""
+    def _read_dense(self, one: _Underway) -> None:
+        """Read the dense map, and compute the point prompts."""
         dense = one.dense = self._dense_map(one.upstream["dense"], one.row, one.size, one.image)
         if self._sam is not None:
             one.points = points_of(dense, self._config.refine, self._min_area(one))
 
     @torch.inference_mode()
-    def _ask(self, one: _Underway) -> None:
+    def _find_masks(self, one: _Underway) -> None:
         one.found = self._found(one)
         one.image = None
 
     @torch.inference_mode()
-    def _assemble(self, one: _Underway) -> None:
-        """Make one map of the masks and the dense map, and write down what is in it."""
+    def _annotate(self, one: _Underway) -> None:
+        """Make annotations of the masks and the dense map."""
         assert one.dense is not None
-        config, dense, found, min_area = self._config.refine, one.dense, one.found, self._min_area(one)
+        config, min_area = self._config.refine, self._min_area(one)
         kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
-        by_trust = config.method in ("guided", "trident")
-        owner, segments = assemble(dense.labels, found.claims, found.mask_of, min_area, kept, by_trust, dense.presence)
+        painting = Painting(min_area, kept, config.method in ("guided", "trident"), config.output == "semantic")
+        answer = Answer(one.size, one.found.candidates, one.found.mask_of, one.dense, self._spec is not None)
+        relabel = None
         if self._relabeller is not None:
-            segments = self._renamed(self._relabeller, one.row, one.upstream["dense"], owner, segments)
-        values = {"height": one.size[0], "width": one.size[1], "points": found.prompts}
-        one.values = {**values, "annotations": self._annotations(owner, segments, dense)}
+            relabel = functools.partial(self._renamed, self._relabeller, one.row, one.upstream["dense"])
+        annotations = annotate(answer, self._vocabulary, painting, relabel)
+        one.values = {
+            "height": one.size[0],
+            "width": one.size[1],
+            "points": one.found.prompts,
+            "annotations": annotations,
+        }
         one.dense, one.found = None, NOTHING  # maps of an image that is done would be held beside the next one's
 
     def _min_area(self, one: _Underway) -> int:
@@ -283,55 +284,3 @@ class RefineStage(RefinePlan):
             name: upstream["encode"].array(row, name, shape) for name, shape in embedding_shapes(self._spec).items()
         }
         return sam.embedding_of(arrays, (values["height"], values["width"]))
-
-    def _annotations(self, owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[Annotation]:
-        if self._config.refine.output == "semantic":
-            owner, segments = _joined(owner, segments)
-        if not segments:
-            return []
-        label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
-        area, agreeing, trust, margin, clear = _tally(owner, dense, label_of)
-        outlines, with_sam = rle.encode_regions(owner), self._spec is not None
-        annotations = []
-        for segment in segments:
-            k, claim = segment.index, segment.claim
-            if area[k] == 0 or (segment.label == 0 and self._vocabulary.has_background):
-                continue
-            score, lead = segment.renamed or (trust[k] / max(agreeing[k], 1), float(margin[k] / area[k]))
-            score *= claim.predicted_iou if claim else 1.0
-            name, coverage = self._vocabulary.names[segment.label], float(agreeing[k] / area[k])
-            shown = 1.0 if segment.renamed else float(clear[k] / area[k])
-            annotations.append(
-                make_annotation(outlines[k], owner.shape, claim, name, score, coverage, lead, with_sam, shown)
-            )
-        return annotations
-
-
-def _tally(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Sum the dense map over each segment.
-
-    Returns:
-        Pixels, those whose dense class is the segment's, the probability summed over these, the lead summed over all,
-        and those of the segment's class that exceed the background by far (all pixels where presence does not count).
-    """
-    runs = row_runs(owner, dense.labels)
-    segment = owner.ravel()[runs.starts]
-    agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
-
-    def per_segment(of_runs: Array) -> Array:
-        return np.bincount(segment, weights=of_runs, minlength=len(label_of))
-
-    area, agreeing = per_segment(runs.lengths), per_segment(runs.lengths * agrees)
-    trust, margin = per_segment(runs.sums(dense.confidence) * agrees), per_segment(runs.sums(dense.margin))
-    clear = area if dense.presence is None else per_segment(runs.sums(dense.presence.clear) * agrees)
-    return area.astype(np.int64), agreeing.astype(np.int64), trust, margin, clear
-
-
-def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
-    """One segment per class; the claim that speaks for it is its strongest."""
-    joined: dict[int, Segment] = {}
-    index_of = np.zeros(len(segments) + 1, np.int32)
-    for segment in segments:
-        kept = joined.setdefault(segment.label, Segment(len(joined) + 1, segment.label, segment.claim))
-        index_of[segment.index] = kept.index
-    return index_of[owner], list(joined.values())

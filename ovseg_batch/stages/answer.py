@@ -1,0 +1,232 @@
+"""What a method answers about an image, and the annotations that are made of it.
+
+`annotate` is the only place that assigns pixels to masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ovseg_batch.io import rle
+from ovseg_batch.methods.confidence import mask_confidence
+from ovseg_batch.methods.presence import Presence
+from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.tiles import Box
+from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
+from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble
+from ovseg_batch.types import Annotation
+
+Array = np.ndarray[Any, Any]
+
+#: (H, W) int32 owner of each pixel, segments → the segments, some with another class
+Relabel = Callable[[Array, list[Segment]], list[Segment]]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMap:
+    """The dense prediction of an image.
+
+    Attributes:
+        labels: (H, W) int16 class of each pixel, `UNLABELLED` where none.
+        confidence: (H, W) probability of the class.
+        margin: (H, W) lead of that probability over the next.
+        probabilities: a box (x0, y0, x1, y1) in pixels and a size (h, w) → (C, h, w) float32.
+        ignore: classes that get no mask.
+        presence: which pixels are sure of their class. None: every class counts as present.
+    """
+
+    labels: Array
+    confidence: Array
+    margin: Array
+    probabilities: Callable[[Box, tuple[int, int]], Tensor]
+    ignore: tuple[int, ...]
+    presence: Presence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a method answers about one image.
+
+    Attributes:
+        size: (H, W) of the image.
+        candidates: masks that it proposes.
+        mask_of: index of a candidate → (H, W) bool.
+        dense: class of every pixel. None where the method classifies masks alone.
+        with_sam: whether the run uses SAM2, whose predicted IoU the confidence then includes.
+    """
+
+    size: tuple[int, int]
+    candidates: Sequence[MaskCandidate]
+    mask_of: Callable[[int], Array]
+    dense: DenseMap | None = None
+    with_sam: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Painting:
+    """How pixels are assigned to masks; each pixel has one owner at most.
+
+    Attributes:
+        min_area: least pixels of a mask.
+        dense_min_area: least pixels of a piece of the dense map outside of all masks. None: such pieces are dropped.
+        by_score: paint the mask with the highest score last, else the smallest.
+        joined: make one mask for each class.
+    """
+
+    min_area: int
+    dense_min_area: int | None = None
+    by_score: bool = False
+    joined: bool = False
+
+
+def annotate(
+    answer: Answer, vocabulary: Vocabulary, painting: Painting, relabel: Relabel | None = None
+) -> list[Annotation]:
+    """Return the annotations of an image, without those of the background.
+
+    Args:
+        answer: of the method.
+        vocabulary: its classes.
+        painting: how pixels are assigned.
+        relabel: changes the classes of segments before annotations are made of them.
+    """
+    dense = answer.dense
+    labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
+    owner, segments = assemble(
+        labels,
+        answer.candidates,
+        answer.mask_of,
+        painting.min_area,
+        painting.dense_min_area,
+        painting.by_score,
+        None if dense is None else dense.presence,
+    )
+    if relabel is not None:
+        segments = relabel(owner, segments)
+    if painting.joined:
+        owner, segments = _joined(owner, segments)
+    if not segments:
+        return []
+    outlines = rle.encode_regions(owner)
+    measured = _of_candidates(segments) if dense is None else _of_dense(owner, segments, dense)
+    return [
+        make_annotation(
+            outlines[segment.index],
+            answer.size,
+            segment.candidate,
+            vocabulary.names[segment.label],
+            one.score,
+            one.coverage,
+            one.margin,
+            answer.with_sam,
+            one.clear,
+        )
+        for segment, one in zip(segments, measured, strict=True)
+        if segment.index in outlines and not (segment.label == 0 and vocabulary.has_background)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The figures of a segment that become those of its annotation."""
+
+    score: float
+    coverage: float | None
+    margin: float
+    clear: float = 1.0
+
+
+def _of_candidates(segments: Sequence[Segment]) -> list[_Measured]:
+    """Return the figures of segments that candidates alone have drawn."""
+    drawn = [segment.candidate for segment in segments if segment.candidate is not None]
+    return [_Measured(one.score, None, one.margin) for one in drawn]
+
+
+def _of_dense(owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
+    """Return the figures of segments from the pixels of the dense map below them.
+
+    The score is the mean probability of the class over the pixels that carry it, times the predicted IoU.
+    """
+    label_of = np.array([0, *(segment.label for segment in segments)], np.int16)
+    area, agreeing, probability, lead, clear = _sums(owner, dense, label_of)
+    found = []
+    for segment in segments:
+        k, candidate = segment.index, segment.candidate
+        pixels = max(area[k], 1)
+        score, margin = segment.renamed or (probability[k] / max(agreeing[k], 1), float(lead[k] / pixels))
+        score *= candidate.predicted_iou if candidate else 1.0
+        shown = 1.0 if segment.renamed else float(clear[k] / pixels)
+        found.append(_Measured(score, float(agreeing[k] / pixels), margin, shown))
+    return found
+
+
+def _sums(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Sum the dense map over each segment.
+
+    Returns:
+        Pixels, those whose dense class is the segment's, the probability summed over these, the lead summed over all,
+        and those of the segment's class that exceed the background by far (all pixels where presence does not count).
+    """
+    runs = row_runs(owner, dense.labels)
+    segment = owner.ravel()[runs.starts]
+    agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
+
+    def per_segment(of_runs: Array) -> Array:
+        return np.bincount(segment, weights=of_runs, minlength=len(label_of))
+
+    area, agreeing = per_segment(runs.lengths), per_segment(runs.lengths * agrees)
+    probability, lead = per_segment(runs.sums(dense.confidence) * agrees), per_segment(runs.sums(dense.margin))
+    clear = area if dense.presence is None else per_segment(runs.sums(dense.presence.clear) * agrees)
+    return area.astype(np.int64), agreeing.astype(np.int64), probability, lead, clear
+
+
+def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
+    """Join the segments of each class. The first candidate of a class becomes that of the joined segment."""
+    joined: dict[int, Segment] = {}
+    index_of = np.zeros(len(segments) + 1, np.int32)
+    for segment in segments:
+        kept = joined.setdefault(segment.label, Segment(len(joined) + 1, segment.label, segment.candidate))
+        index_of[segment.index] = kept.index
+    return index_of[owner], list(joined.values())
+
+
+def make_annotation(
+    counts: bytes,
+    size: tuple[int, int],
+    candidate: MaskCandidate | None,
+    category: str,
+    score: float,
+    coverage: float | None,
+    margin: float,
+    with_sam: bool,
+    clear: float = 1.0,
+) -> Annotation:
+    """Return one segment of an assembled map as an annotation.
+
+    Args:
+        counts: its pixels, run-length encoded.
+        size: (H, W).
+        candidate: the mask that drew it; None: the dense map did.
+        score, coverage, margin: as in `Annotation`; the score is brought into [0, 1].
+        with_sam: whether the run uses SAM2.
+        clear: share of its pixels that exceed the background by far.
+    """
+    return Annotation(
+        category=category,
+        score=float(min(max(score, 0.0), 1.0)),
+        bbox=tuple(rle.bounding_box(counts, *size)),
+        area=rle.area(counts, *size),
+        rle=counts,
+        source="sam" if candidate else "dense",
+        confidence=mask_confidence(margin, candidate.predicted_iou if candidate else None, with_sam, clear),
+        margin=margin,
+        coverage=coverage,
+        predicted_iou=candidate.predicted_iou if candidate else None,
+        stability=candidate.stability if candidate else None,
+        reason=candidate.reason if candidate else None,
+    )
