@@ -37,6 +37,7 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.mask_tokens import MaskTokens, touched_patches
 from ovseg_batch.runs import pipeline
 from ovseg_batch.stages.propose import ProposeStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
@@ -135,7 +136,7 @@ def annotated() -> Iterator[tuple[scenes.Scene, list[Array]]]:
         flags={"labels": "dataset:scenes"},
         environment={},
     )
-    stage = ProposeStage(config)
+    stage = ProposeStage(resolve(config))
     stage.setup("cpu")
     for number, seed in enumerate(scenes.TRAIN_SEEDS[20_000 : 20_000 + SCENES]):
         scene = scenes.render(seed)

@@ -22,6 +22,7 @@ from ovseg_batch.errors import OvsegError, RowError
 from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_name
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.stages.edit.stage import EditStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.workdir.findings import EditCounts, edit_note, edit_warning
 
 Array = np.ndarray[Any, Any]
@@ -309,7 +310,7 @@ def test_edits_of_what_goes_and_files_for_every_mask_are_marked(zoo: dict[str, P
 )
 def test_settings_that_cannot_be_done_are_refused(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(OvsegError, match=said):
-        EditStage(load_config("demo", overrides, {"labels": "cat, sky"}, environment={}), "refine")
+        EditStage(resolve(load_config("demo", overrides, {"labels": "cat, sky"}, environment={})))
 
 
 def test_words_are_asked_for_before_the_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:

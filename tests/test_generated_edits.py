@@ -22,6 +22,7 @@ from ovseg_batch.models.zoo import resolve_inpainting
 from ovseg_batch.stages.edit import stage as edit_stage
 from ovseg_batch.stages.edit.plan import InpaintParameters
 from ovseg_batch.stages.edit.stage import EditStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.store import Workdir
 
@@ -50,7 +51,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
 
 def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], spy: Spy) -> None:
     config = settings("replace", "edit.prompt=a {label} of gold", "edit.prompts={sky: night}", "inpaint.batch_size=3")
-    stage = EditStage(config, "refine")
+    stage = EditStage(resolve(config))
     stage.setup("cpu")
     masks = [[("cat", disc(240, 320)), ("sky", disc(240, 320, 0.1, 0.1, 0.05))]] * 3
     rows = [ImageRow(k, f"k{k}", f"{k}.png", str(zoo["grey.png"])) for k in range(3)]
@@ -70,7 +71,7 @@ def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
     said = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
     assert InpaintParameters.of(settings("style", "edit.prompt=x", *said), spec) == InpaintParameters(64, 3, 0.0, 0.5)
     usual, named = (
-        EditStage(settings("remove", "edit.drop=cat", *sets), "refine").inputs()
+        EditStage(resolve(settings("remove", "edit.drop=cat", *sets))).inputs()
         for sets in ((), (f"inpaint.steps={spec.removing.steps}",))
     )
     assert usual == named  # one stage folder for one picture

@@ -98,15 +98,16 @@ def test_planning_imports_no_model_library() -> None:
     code = f"""
 import sys, ovseg_batch.cli, ovseg_batch.runs.pipeline, ovseg_batch.doctor.machine
 from ovseg_batch.config import load_config, presets
-from ovseg_batch.stages.registry import make_plan, stage_names
+from ovseg_batch.stages.registry import make_plan, resolve, stage_names
 
 for file in presets().values():
     labels = {{"labels": "person; sky; number plate"}}
     overrides = {{**labels, "edit.mode": "cutout", "inpaint.model": "demo", "classify.tuned": {__file__!r}}}
     weights = {{"clip.model": "openai-b16", "clip.weights": "random:0", "sam.weights": "random:0"}}
     config = load_config(file, (), {{**overrides, **weights}}, environment={{}})
+    resolved = resolve(config)
     for name in stage_names(config):
-        make_plan(config, name).inputs()
+        make_plan(resolved, name).inputs()
 print(*sys.modules)
 """
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -17,6 +17,7 @@ from ovseg_batch.io.images import read_image
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.stages.propose import ProposeStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import ImageRow, Proposal
 
 SETTINGS = {"points_per_side": 8, "predicted_iou": 0.6, "stability": 0.8, "nms": 0.7}
@@ -40,7 +41,7 @@ def test_the_automatic_mask_generator_gives_the_same(few_scenes: Path) -> None:
         flags={"labels": list(scenes.CLASSES), **{f"propose.{name}": value for name, value in SETTINGS.items()}},
         environment={},
     )
-    stage = ProposeStage(config)
+    stage = ProposeStage(resolve(config))
     stage.setup("cpu")
     [result] = stage.process([ImageRow(0, "a", "a", str(path))], {})
     ours = result.values["proposals"]

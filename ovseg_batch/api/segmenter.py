@@ -126,15 +126,16 @@ class Segmenter:
         from ovseg_batch.engine.job import OpenJob, StageJob
         from ovseg_batch.models.device import resolve_device
         from ovseg_batch.models.faults import first_line, is_lost
-        from ovseg_batch.stages.registry import make_plan, make_stage, stage_names
+        from ovseg_batch.stages.registry import make_plan, make_stage, resolve, stage_names
 
         device, threads = str(resolve_device(self._config.run.device)), self._config.run.threads or self._threads
         stores: dict[str, StageStore] = {}
         try:
+            resolved = resolve(self._config)
             for name in stage_names(self._config):
-                upstream = {need: stores[need] for need in make_plan(self._config, name).needs}
+                upstream = {need: stores[need] for need in make_plan(resolved, name).needs}
                 store = StageStore(listed.parent / "stages" / name, name, fingerprint="", upstream=upstream)
-                job = StageJob(functools.partial(make_stage, self._config, name), store, listed, threads)
+                job = StageJob(functools.partial(make_stage, resolved, name), store, listed, threads)
                 if name not in self._stages:
                     self._stages[name] = job.open(device).stage
                 opened = OpenJob(job, self._stages[name], manifest)

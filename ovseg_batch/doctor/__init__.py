@@ -177,7 +177,7 @@ def _check_settings(config: Config) -> Check:
     from ovseg_batch.errors import OvsegError
     from ovseg_batch.models import zoo
     from ovseg_batch.settings import Label
-    from ovseg_batch.stages.registry import make_stage, stage_names
+    from ovseg_batch.stages.registry import make_stage, resolve, stage_names
 
     names = stage_names(config)
     tried, checked = names, config
@@ -186,8 +186,9 @@ def _check_settings(config: Config) -> Check:
         checked = config.model_copy(update={"labels": (Label(name=word),)})
         tried = tuple(name for name in names if name != "edit")
     try:
+        resolved = resolve(checked)
         for name in tried:
-            make_stage(checked, name)
+            make_stage(resolved, name)
     except OvsegError as error:
         return failed("settings", str(error), "Correct the setting that the message names.")
     labels = counted(len(config.labels), "label") if config.labels else "no labels given"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ovseg_batch.models import zoo
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit.plan import GENERATED
-from ovseg_batch.stages.plans import ASKING
-from ovseg_batch.stages.registry import stage_names
+from ovseg_batch.stages.base import ModelKind
+from ovseg_batch.stages.registry import plans_of
 
 if TYPE_CHECKING:
     from ovseg_batch.models.fetching import Report
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class NeededModel:
     """A model that the stages load: the section of the settings that names it, its name, and its weights if set."""
 
-    kind: Literal["clip", "sam", "inpaint"]
+    kind: ModelKind
     model: str
     weights: str | None = None
 
@@ -38,14 +37,13 @@ class NeededModel:
 
 def needed_models(config: Config) -> list[NeededModel]:
     """Return the models that the stages of these settings load. Labels are not needed."""
-    names = stage_names(config)
-    needed = [NeededModel("clip", config.clip.model, config.clip.weights)]
-    prompts = "refine" in names and config.refine.method in ASKING
-    if prompts or "propose" in names or "encode" in names:
-        needed.append(NeededModel("sam", config.sam.model, config.sam.weights))
-    if config.edit.mode in GENERATED:
-        needed.append(NeededModel("inpaint", config.inpaint.model))
-    return needed
+    every = {
+        "clip": NeededModel("clip", config.clip.model, config.clip.weights),
+        "sam": NeededModel("sam", config.sam.model, config.sam.weights),
+        "inpaint": NeededModel("inpaint", config.inpaint.model),
+    }
+    needed = {kind for plan in plans_of(config) for kind in plan.models_of(config)}
+    return [model for kind, model in every.items() if kind in needed]
 
 
 def missing_models(config: Config) -> list[Missing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,28 +189,18 @@ def query(
 
 
 def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config: Config) -> str:
-    """What a run would have had to keep for a question, and how it comes to."""
+    """Describe why a query cannot be computed, and with which setting the run must be made so that it can."""
     if len(planned.missing) < manifest.shards:
         missing = counted(len(planned.missing), "shard")
         return f"{planned.name} is not finished in {source.root}: {missing} missing. Run it on."
-    if config.dense.cache == "none":
+    needed = planned.plan.query_setting(config)
+    if needed is not None and operator.attrgetter(needed[0])(config) != needed[1]:
         return (
-            f"{source.root} has kept nothing of what CLIP said. Run it again with "
-            f"{setting('dense.cache', 'features')}. Then you can query any words."
-        )
-    if planned.name == "dense" and config.dense.cache == "logits":
-        return (
-            f"{source.root} has kept CLIP's answers to its own words alone. Run it again with "
-            f"{setting('dense.cache', 'features')}. Then you can query any words."
-        )
-    if planned.name == "refine":
-        return (
-            f"refine.method: {config.refine.method} asks SAM2 about every image, and {source.root} has not kept what "
-            f"that takes. Run it again with {setting('sam.cache', 'embeddings')}, or query with "
-            f"{setting('refine.method', 'none')}."
+            f"{source.root} has not kept what other words need of the stage {planned.name}. Run it again with "
+            f"{setting(*needed)}. Then you can query any words."
         )
     return (
-        f"{source.root} has no {planned.name} of these settings, and that stage opens the images. Ask with the "
+        f"{source.root} has no {planned.name} of these settings, and that stage reads the images. Query with the "
         "settings of the run, or run with these."
     )
 

@@ -27,9 +27,9 @@ from ovseg_batch.runs import manifests
 from ovseg_batch.runs.meter import are_metrics
 from ovseg_batch.runs.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import StagePlan, read_limits
+from ovseg_batch.stages.base import DeclaredPlan, read_limits
 from ovseg_batch.stages.edit.plan import needs_prompts
-from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, stage_names
+from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, resolve, stage_names
 from ovseg_batch.workdir.findings import printable
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
@@ -46,7 +46,7 @@ class PlannedStage:
     """
 
     job: StageJob
-    plan: StagePlan
+    plan: DeclaredPlan
     inputs: dict[str, Any]
     missing: list[int]
     part: tuple[int, int] = (0, 1)
@@ -92,8 +92,9 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
     """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
+    resolved = resolve(config)
     for name in stage_names(config):
-        stage_plan = make_plan(config, name)
+        stage_plan = make_plan(resolved, name)
         inputs = {
             "stage": stage_plan.name,
             "version": stage_plan.version,
@@ -105,7 +106,7 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
         store = workdir.stage(name, fingerprint(inputs), manifest.revisions, upstream)
         stall = config.run.stall_minutes
         job = StageJob(
-            functools.partial(make_stage, config, name),
+            functools.partial(make_stage, resolved, name),
             store,
             manifest_path,
             threads=config.run.threads or _own_threads(),
@@ -215,8 +216,9 @@ def settle(config: Config) -> Config:
         MissingModels: models that are not on this machine.
     """
     try:
+        resolved = resolve(config)
         for name in stage_names(config):
-            make_plan(config, name)
+            make_plan(resolved, name)
     except MissingModels:
         require_models(config)  # one error for all of them
         raise

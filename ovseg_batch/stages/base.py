@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from ovseg_batch.io.tables import RESULT_COLUMNS
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import Config, RunConfig
+from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.committed import checked, read_lines
 from ovseg_batch.workdir.store import FILES, StageStore
@@ -30,8 +31,10 @@ from ovseg_batch.workdir.store import FILES, StageStore
 Array = np.ndarray[Any, Any]
 
 Shape = tuple[int | None, ...]
+ModelKind = Literal["clip", "sam", "inpaint"]  # the section of the settings that names a model
 
 ARRAYS = ".npz"
+ANSWER_STAGES = {"dense": "refine", "proposals": "classify"}  # value of `method` → the stage that gives the masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,32 @@ class StagePlan(Protocol):
 
     def estimate_bytes(self, height: int, width: int) -> int | None:
         """Return the bytes that the arrays of an image of that size take; None where its content decides."""
+        ...
+
+
+class DeclaredPlan(StagePlan, Protocol):
+    """A plan whose class declares what the settings mean for it, before words and models are resolved."""
+
+    def __init__(self, run: Resolved) -> None: ...
+
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        """Return the names of the stages that it reads under these settings."""
+        ...
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        """Return the models that it loads under these settings."""
+        ...
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        """Describe what its models compute for an image; empty where that is little."""
+        ...
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        """Return the key and value with which a run keeps what a query for other words needs of this stage."""
         ...
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from ovseg_batch.stages.base import Shape, Upstream
 from ovseg_batch.stages.dense import DenseStage
-from ovseg_batch.stages.plans import FusedPlan
+from ovseg_batch.stages.refine.plan import FusedPlan
 from ovseg_batch.stages.refine.stage import RefineStage
+from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.shard import finite
 from ovseg_batch.types import ImageRow, RowResult
 
@@ -22,9 +23,9 @@ GROUP_ROWS, GROUP_BYTES = 32, 64 << 20  # at so many images, or so much of them,
 class FusedStage(FusedPlan):
     """Computes `dense` and `refine` in one pass; a row that dense fails keeps dense's reason."""
 
-    def __init__(self, dense: DenseStage, refine: RefineStage) -> None:
-        super().__init__(dense, refine)
-        self._dense_stage, self._refine_stage = dense, refine
+    def __init__(self, run: Resolved) -> None:
+        super().__init__(run)
+        self._dense_stage, self._refine_stage = DenseStage(run), RefineStage(run)
 
     def setup(self, device: str) -> None:
         self._dense_stage.setup(device)

@@ -11,27 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from ovseg_batch.errors import UsageError
+from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
-from ovseg_batch.settings import REGION_LIMITED, Config
-from ovseg_batch.stages.base import Resources, precision_of
-from ovseg_batch.stages.words import Words
+from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config, DenseConfig
+from ovseg_batch.stages.base import ModelKind, Resources, precision_of
+from ovseg_batch.stages.resolved import Resolved
 
-ASKING = ("prompted", "guided", "trident")  # values of refine.method that prompt SAM2 on every image
-BANK = ("bank", "bank_neighbours", "bank_weight")  # settings without effect where there is no bank
 EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings of `classify` that decide what `embed` keeps
 FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
 VIEWS = {"plain": 1, "itaclip": 5}  # values of dense.views, and CLIP's passes for each window
-
-
-def window_and_stride(config: Config) -> tuple[int, int]:
-    """Return the side of a window and the stride, in pixels; the default side is the model's image size."""
-    window = config.dense.window or zoo.resolve("clip", config.clip.model, config.clip.weights).window
-    stride = config.dense.stride
-    return window, stride if isinstance(stride, int) else max(1, round(stride * window))
 
 
 class EncodePlan:
@@ -45,9 +36,24 @@ class EncodePlan:
     reads_images = True
     columns = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32())])
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("sam",)
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return ""
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return None
+
+    def __init__(self, run: Resolved) -> None:
+        self._config, self._spec = run.config, run.sam
 
     def inputs(self) -> dict[str, Any]:
         run = self._config.run
@@ -93,10 +99,25 @@ class ProposePlan:
         ]
     )
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights)
-        self.arrays = config.dense.attention == REGION_LIMITED
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("sam",)
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return f"SAM2's encoder and {config.propose.points_per_side**2} prompts"
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return None
+
+    def __init__(self, run: Resolved) -> None:
+        self._config, self._spec = run.config, run.sam
+        self.arrays = run.config.dense.attention == REGION_LIMITED
 
     def inputs(self) -> dict[str, Any]:
         run = self._config.run
@@ -136,16 +157,31 @@ class DensePlan:
         ]
     )
 
-    def __init__(self, config: Config, words: Words) -> None:
-        self._config = config
-        self._words = words
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        dense = config.dense
-        self.needs = ("propose",) if dense.attention == REGION_LIMITED else ()
-        self._window, self._stride = window_and_stride(config)
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return ("propose",) if config.dense.attention == REGION_LIMITED else ()
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("clip",)
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return "CLIP once a window" if (views := VIEWS[config.dense.views]) == 1 else f"CLIP {views} times a window"
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return ("dense.cache", "features")
+
+    def __init__(self, run: Resolved) -> None:
+        self._config, self._words, self._spec = run.config, run.words, run.clip
+        dense = run.config.dense
+        _check_dense(dense)
+        self.needs = self.needs_of(run.config)
+        self._window, self._stride = run.window, run.stride
         self._short_side = dense.short_side or self._spec.short_side
         self._features = dense.cache == "features"
-        self._pools = words.vocabulary.pooled and not self._features
+        self._pools = run.vocabulary.pooled and not self._features
 
     def inputs(self) -> dict[str, Any]:
         dense = self._config.dense
@@ -179,92 +215,6 @@ class DensePlan:
         return 2 * int(patches) * each
 
 
-class RefinePlan:
-    """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
-
-    name = "refine"
-    version = 10
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
-    columns = pa.schema(
-        [
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("points", pa.int32()),
-            pa.field("annotations", pa.list_(ANNOTATION)),
-        ]
-    )
-
-    def __init__(self, config: Config, words: Words, window: int, stride: int) -> None:
-        self._config = config
-        self._words, self._vocabulary = words, words.vocabulary
-        self._window, self._stride = window, stride
-        asks = config.refine.method in ASKING
-        self._kept = asks and config.sam.cache == "embeddings"
-        others = (("propose", config.refine.method == "automatic"), ("encode", self._kept))
-        self.needs = ("dense", *(name for name, needed in others if needed))
-        self.reads_images = (asks and not self._kept) or config.refine.pamr > 0
-        self._spec = zoo.resolve("sam", config.sam.model, config.sam.weights) if asks else None
-        clip = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        # The margin is at CLIP's own logit scale; at that of the cosines it is this.
-        self._margin = config.presence.margin / clip.logit_scale if self._vocabulary.pooled else 0.0
-        self._clip_spec = clip if config.dense.cache == "features" else None
-        self._patch = clip.patch
-
-    def inputs(self) -> dict[str, Any]:
-        config, vocabulary = self._config, self._vocabulary
-        inputs: dict[str, Any] = {
-            "classes": list(vocabulary.names),
-            "query_class": list(vocabulary.query_class),
-            "thresholds": list(vocabulary.thresholds),
-            "background": vocabulary.has_background,
-            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
-            "logit_scale": config.dense.logit_scale,
-            "prob_threshold": config.dense.prob_threshold,
-            "area_threshold": config.dense.area_threshold,
-            "prompt_denoising": config.dense.prompt_denoising,
-            "refine": config.refine.model_dump(mode="json"),
-        }
-        if self._spec is not None:
-            inputs["sam"] = self._spec.identity()
-            inputs["precision"] = precision_of(config, self._spec)
-        if not config.refine.bank:
-            for key in BANK:
-                del inputs["refine"][key]
-        else:
-            inputs["refine"]["bank"] = file_hash(config.refine.bank)
-        if self._clip_spec is not None:
-            inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
-        return inputs
-
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
-
-
-class FusedPlan:
-    """Computes dense and refine in one pass and keeps what refine keeps."""
-
-    name = RefinePlan.name
-    version = 1
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
-    reads_images = True
-    columns = RefinePlan.columns
-
-    def __init__(self, dense: DensePlan, refine: RefinePlan) -> None:
-        self._dense, self._refine = dense, refine
-        self.needs = tuple(dict.fromkeys(need for need in (*dense.needs, *refine.needs) if need != dense.name))
-
-    def inputs(self) -> dict[str, Any]:
-        parts = (self._dense, self._refine)
-        return {f"{part.name} {part.version}": part.inputs() for part in parts}
-
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
-
-
 class EmbedPlan:
     """Keeps CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
 
@@ -276,10 +226,29 @@ class EmbedPlan:
     reads_images = True
     columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        tuned = config.classify.tuned
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return ("propose",)
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("clip",)
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return (
+            "CLIP once"
+            if config.classify.scorer == "mask-tokens"
+            else f"CLIP {len(config.classify.scales)} × for each mask"
+        )
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return None
+
+    def __init__(self, run: Resolved) -> None:
+        self._config, self._spec = run.config, run.clip
+        tuned = run.config.classify.tuned
         if tuned and not Path(tuned).is_file():
             raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
 
@@ -317,11 +286,26 @@ class ClassifyPlan:
         ]
     )
 
-    def __init__(self, config: Config, words: Words) -> None:
-        self._config = config
-        self._vocabulary, self._templates = words.vocabulary, words.templates
-        self._spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
-        confusers = {label.name: label.confusers for label in config.labels}
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return ("propose", "embed")
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("clip",)
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return ""
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return None
+
+    def __init__(self, run: Resolved) -> None:
+        self._config, self._spec = run.config, run.clip
+        self._vocabulary, self._templates = run.vocabulary, run.words.templates
+        confusers = {label.name: label.confusers for label in run.config.labels}
         self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
 
     def inputs(self) -> dict[str, Any]:
@@ -340,3 +324,22 @@ class ClassifyPlan:
 
     def estimate_bytes(self, height: int, width: int) -> int:
         return 0
+
+
+def _check_dense(dense: DenseConfig) -> None:
+    """Raise UsageError for settings that name nothing, or that do not go together."""
+    if dense.attention not in ATTENTIONS:
+        raise UsageError(
+            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, ATTENTIONS)} "
+            f"Variants: {', '.join(ATTENTIONS)}."
+        )
+    if dense.key_smoothing and dense.views != "plain":
+        raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
+    if dense.attention == REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
+        raise UsageError(
+            f"dense.attention: {REGION_LIMITED} goes with dense.views: plain, dense.layers: [1.0] and no key_smoothing."
+        )
+    if dense.cache == "features" and (dense.key_smoothing or dense.views != "plain"):
+        raise UsageError(
+            "dense.cache: features goes with dense.views: plain and no key_smoothing, which need more than features."
+        )

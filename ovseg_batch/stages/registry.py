@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 from ovseg_batch import lexicon
 from ovseg_batch.config import load_config, presets
@@ -13,28 +10,17 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
-from ovseg_batch.models.pipelines import PIPELINES
-from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config
-from ovseg_batch.stages.base import Stage, StagePlan
-from ovseg_batch.stages.edit.plan import GENERATED, EditPlan
-from ovseg_batch.stages.plans import (
-    ASKING,
-    VIEWS,
-    ClassifyPlan,
-    DensePlan,
-    EmbedPlan,
-    EncodePlan,
-    FusedPlan,
-    ProposePlan,
-    RefinePlan,
-    window_and_stride,
-)
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.base import ANSWER_STAGES, DeclaredPlan, Stage
+from ovseg_batch.stages.edit.plan import EditPlan
+from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
+from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
+from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
-T = TypeVar("T")
-
-PLANS: dict[str, Callable[..., StagePlan]] = {
+#: in the order in which a run computes them; `fused` takes the place of `dense` and `refine` under `dense.cache: none`
+PLANS: dict[str, type[DeclaredPlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
     "dense": DensePlan,
@@ -47,14 +33,23 @@ PLANS: dict[str, Callable[..., StagePlan]] = {
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
-    """The stages of a run with these settings, in the order they run."""
-    edits = () if config.edit.mode == "none" else ("edit",)
-    if config.method == "proposals":
-        return "propose", "embed", "classify", *edits
-    proposes = config.refine.method == "automatic" or config.dense.attention == REGION_LIMITED
-    encodes = config.refine.method in ASKING and config.sam.cache == "embeddings"
-    first = (*(("propose",) if proposes else ()), *(("encode",) if encodes else ()))
-    return *first, *(() if config.dense.cache == "none" else ("dense",)), "refine", *edits
+    """Return the stages of a run with these settings, in the order in which they run."""
+    needed = set[str]()
+    waiting = [ANSWER_STAGES[config.method] if config.edit.mode == "none" else "edit"]
+    while waiting:
+        needed.add(name := waiting.pop())
+        waiting += PLANS[_entry(config, name)].needs_of(config)
+    return tuple(name for name in PLANS if name in needed)
+
+
+def _entry(config: Config, name: str) -> str:
+    """Return the key of a stage in the tables of plans and implementations."""
+    return "fused" if name == "refine" and config.dense.cache == "none" else name
+
+
+def plans_of(config: Config) -> list[type[DeclaredPlan]]:
+    """Return the classes of the plans of a run with these settings, in the order in which they run."""
+    return [PLANS[_entry(config, name)] for name in stage_names(config)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +76,7 @@ def describe_presets() -> list[DescribedPreset]:
 
 def _cost(config: Config) -> str:
     """Describe what the models compute for one image."""
-    names = stage_names(config)
-    parts = []
-    if config.method == "dense":
-        views = VIEWS[config.dense.views]
-        parts.append("CLIP once a window" if views == 1 else f"CLIP {views} times a window")
-    if "embed" in names:
-        tokens = config.classify.scorer == "mask-tokens"
-        parts.append("CLIP once" if tokens else f"CLIP {len(config.classify.scales)} × for each mask")
-    if "propose" in names:
-        parts.append(f"SAM2's encoder and {config.propose.points_per_side**2} prompts")
-    if "refine" in names and config.refine.method in ASKING:
-        parts.append(f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most")
-    if config.edit.mode in GENERATED:
-        steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
-        parts.append(f"{steps} steps of the generator for each mask")
-    return ", ".join(parts)
+    return ", ".join(filter(None, (plan.cost_of(config) for plan in plans_of(config))))
 
 
 def competition(config: Config) -> Competition:
@@ -149,78 +129,36 @@ def make_vocabulary(config: Config) -> Vocabulary:
     return vocabulary
 
 
-def make_plan(config: Config, name: str) -> StagePlan:
-    """Return what a stage reads, keeps and depends on under these settings.
+def resolve(config: Config) -> Resolved:
+    """Return the settings with the words and models that they name.
 
     Raises:
-        UsageError: settings that name nothing that exists.
-        OvsegError: weights that are not on this machine.
+        UsageError: no labels, or words that an embedded model was never taught.
     """
-    return _make(config, name, PLANS)
+    return Resolved(config, make_words(config))
 
 
-def make_stage(config: Config, name: str) -> Stage:
-    """Return a stage that can be set up. This imports the model libraries.
+def make_plan(run: Resolved, name: str) -> DeclaredPlan:
+    """Return what a stage reads, keeps and depends on.
 
     Raises:
-        UsageError: settings that name nothing that exists.
-        OvsegError: weights that are not on this machine.
+        UsageError: settings that name nothing that exists, or that do not go together.
+        MissingModels: weights that are not on this machine.
     """
+    return PLANS[_entry(run.config, name)](run)
+
+
+def make_stage(run: Resolved, name: str) -> Stage:
+    """Return a stage that can be set up. This imports the model libraries. Raises as `make_plan`."""
     from ovseg_batch.stages.implementations import STAGES
 
-    return _make(config, name, STAGES)
-
-
-def _make(config: Config, name: str, classes: Mapping[str, Callable[..., T]]) -> T:
-    """Return an instance of a stage's class, which takes the same arguments as its plan's class."""
-    _check(config)
-    words = make_words(config)
-    match name:
-        case "dense" | "classify":
-            return classes[name](config, words)
-        case "edit":
-            return classes[name](config, "classify" if config.method == "proposals" else "refine")
-        case "refine":
-            refine = classes[name](config, words, *window_and_stride(config))
-            return classes["fused"](classes["dense"](config, words), refine) if config.dense.cache == "none" else refine
-        case _:
-            return classes[name](config)
+    return STAGES[_entry(run.config, name)](run)
 
 
 def make_words(config: Config) -> Words:
     """Return the words that CLIP encodes under these settings."""
     definitions = {label.name: label.definition for label in config.labels if label.definition}
     return Words(make_vocabulary(config), _templates(config), definitions, config.dense.definition_weight)
-
-
-def _check(config: Config) -> None:
-    """Refuse settings that name nothing there is, or that do not go together."""
-    dense = config.dense
-    if dense.attention not in ATTENTIONS:
-        raise UsageError(
-            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, ATTENTIONS)} "
-            f"Variants: {', '.join(ATTENTIONS)}."
-        )
-    if dense.key_smoothing and dense.views != "plain":
-        raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
-    if dense.attention == REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
-        raise UsageError(
-            f"dense.attention: {REGION_LIMITED} goes with dense.views: plain, dense.layers: [1.0] and no key_smoothing."
-        )
-    if dense.cache == "features" and (dense.key_smoothing or dense.views != "plain"):
-        raise UsageError(
-            "dense.cache: features goes with dense.views: plain and no key_smoothing, which need more than features."
-        )
-    if config.refine.bank and dense.cache != "features":
-        raise UsageError("refine.bank compares features: it needs dense.cache: features.")
-    if config.refine.bank and not Path(config.refine.bank).is_file():
-        raise UsageError(
-            f"refine.bank: there is no file {config.refine.bank}. `ovseg-batch bank build WORKDIR -o FILE` makes one."
-        )
-    if config.sam.cache == "embeddings" and config.refine.tile is not None:
-        raise UsageError(
-            "sam.cache: embeddings keeps one for the whole image, and refine.tile looks at parts of it. Leave one out."
-        )
 
 
 def _templates(config: Config) -> tuple[str, ...]:

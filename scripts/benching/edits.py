@@ -35,6 +35,7 @@ from ovseg_batch.stages.answer import make_annotation
 from ovseg_batch.stages.base import Resources, Upstream
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.refine.stage import RefineStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import stage_status
@@ -169,7 +170,7 @@ def run_edits(folder: Path, count: int) -> None:
     masks = workdir.stage("refine", "0" * 32)
     edits = workdir.stage("edit", "0" * 32, upstream={"refine": masks})
     config = load_config("demo", (), {"labels": list(scenes.THING_NAMES), "edit.mode": "cutout"}, environment={})
-    for store, make in ((masks, GivenMasks), (edits, functools.partial(EditStage, config, "refine"))):
+    for store, make in ((masks, GivenMasks), (edits, functools.partial(EditStage, resolve(config)))):
         store.create({})
         job = StageJob(make, store, workdir.manifest, threads=1)
         for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):

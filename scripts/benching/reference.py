@@ -32,8 +32,7 @@ from ovseg_batch.methods.voting import MaskCandidate, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import clip, sam, zoo
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.plans import window_and_stride
-from ovseg_batch.stages.registry import make_vocabulary
+from ovseg_batch.stages.registry import make_vocabulary, resolve
 from ovseg_batch.stages.text import text_features
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +51,8 @@ class Reference:
         self._visual: Any = model.float().eval().to(self._device).visual
         mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean.to(self._device), std.to(self._device)
-        self._window, self._stride = window_and_stride(config)
+        resolved = resolve(config)
+        self._window, self._stride = resolved.window, resolved.stride
         self._short = config.dense.short_side or spec.short_side
         own = sam.load_own(zoo.resolve("sam", config.sam.model, config.sam.weights)).eval().to(self._device)
         self._predictor = SAM2ImagePredictor(own)

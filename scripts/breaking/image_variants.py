@@ -22,6 +22,7 @@ from ovseg_batch.io.pictures import Picture, read_picture
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.edit.stage import EditStage
+from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import Annotation, ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
@@ -72,7 +73,7 @@ def settings(mode: str, *overrides: str) -> Config:
 
 def edited(config: Config, files: Sequence[Path], masks: Sequence[Masks]) -> list[RowResult]:
     """What the stage says of image files, in order."""
-    stage = EditStage(config, "refine")
+    stage = EditStage(resolve(config))
     stage.setup("cpu")
     rows = [ImageRow(k, file.name, file.name, str(file)) for k, file in enumerate(files)]
     upstream: Any = {"refine": GivenMasks(masks)}

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.models import zoo
-from ovseg_batch.models.pipelines import PipelineSpec
+from ovseg_batch.models.pipelines import PIPELINES, PipelineSpec
 from ovseg_batch.models.precision import precision
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Resources
+from ovseg_batch.stages.base import ANSWER_STAGES, ModelKind, Resources
+from ovseg_batch.stages.resolved import Resolved
 
 GENERATED = ("remove", "replace", "style")
 STEERED = ("replace", "style")  # these need words
@@ -65,12 +65,31 @@ class EditPlan:
         ]
     )
 
-    def __init__(self, config: Config, upstream: str) -> None:
-        self._config = config
-        self.needs: tuple[str, ...] = (upstream,)
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return (ANSWER_STAGES[config.method],)
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("inpaint",) if config.edit.mode in GENERATED else ()
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        if config.edit.mode not in GENERATED:
+            return ""
+        steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
+        return f"{steps} steps of the generator for each mask"
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return None
+
+    def __init__(self, run: Resolved) -> None:
+        config = self._config = run.config
+        self.needs = self.needs_of(config)
         edit = config.edit
         self.resources = Resources(accelerator=edit.mode in GENERATED)
-        self._spec = None if edit.mode not in GENERATED else zoo.resolve_inpainting(config.inpaint.model)
+        self._spec = run.inpaint if edit.mode in GENERATED else None
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)

@@ -37,10 +37,11 @@ from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
 from ovseg_batch.stages.dense import cosines
-from ovseg_batch.stages.plans import DensePlan, RefinePlan, embedding_shapes
+from ovseg_batch.stages.plans import DensePlan, embedding_shapes
 from ovseg_batch.stages.refine.memory_bank import Relabeller
 from ovseg_batch.stages.refine.methods import NOTHING, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
+from ovseg_batch.stages.refine.plan import RefinePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
@@ -90,7 +91,7 @@ class RefineStage(RefinePlan):
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = word_features(self._words, clip, self._clip_spec).to(self._device)
             if self._config.refine.bank:
-                dense_inputs = DensePlan(self._config, self._words).inputs()
+                dense_inputs = DensePlan(self._run).inputs()
                 self._relabeller = Relabeller(self._config, self._vocabulary, self._text, dense_inputs)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:

@@ -1,0 +1,164 @@
+"""What the refine stage reads, keeps and depends on, alone or computed together with the dense stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.io.tables import ANNOTATION
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.base import ModelKind, Resources, precision_of
+from ovseg_batch.stages.plans import DensePlan
+from ovseg_batch.stages.resolved import Resolved
+
+PROMPTING = ("prompted", "guided", "trident")  # values of refine.method that prompt SAM2 on every image
+BANK = ("bank", "bank_neighbours", "bank_weight")  # settings without effect where there is no bank
+
+
+class RefinePlan:
+    """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
+
+    name = "refine"
+    version = 10
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = False
+    columns = pa.schema(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("points", pa.int32()),
+            pa.field("annotations", pa.list_(ANNOTATION)),
+        ]
+    )
+
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return _refine_needs(config)
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return ("sam",) if config.refine.method in PROMPTING else ()
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return (
+            f"SAM2's encoder and one prompt for each piece of the map, {config.refine.max_points} at most"
+            if config.refine.method in PROMPTING
+            else ""
+        )
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return ("sam.cache", "embeddings")
+
+    def __init__(self, run: Resolved) -> None:
+        config = run.config
+        self._run, self._config, self._words, self._vocabulary = run, config, run.words, run.vocabulary
+        _check_refine(config)
+        self._window, self._stride = run.window, run.stride
+        self.needs = self.needs_of(config)
+        self._kept = "encode" in self.needs
+        self._spec = run.sam if config.refine.method in PROMPTING else None
+        self.reads_images = (self._spec is not None and not self._kept) or config.refine.pamr > 0
+        # The margin is at CLIP's own logit scale; at that of the cosines it is this.
+        self._margin = config.presence.margin / run.clip.logit_scale if self._vocabulary.pooled else 0.0
+        self._clip_spec = run.clip if config.dense.cache == "features" else None
+        self._patch = run.clip.patch
+
+    def inputs(self) -> dict[str, Any]:
+        config, vocabulary = self._config, self._vocabulary
+        inputs: dict[str, Any] = {
+            "classes": list(vocabulary.names),
+            "query_class": list(vocabulary.query_class),
+            "thresholds": list(vocabulary.thresholds),
+            "background": vocabulary.has_background,
+            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
+            "logit_scale": config.dense.logit_scale,
+            "prob_threshold": config.dense.prob_threshold,
+            "area_threshold": config.dense.area_threshold,
+            "prompt_denoising": config.dense.prompt_denoising,
+            "refine": config.refine.model_dump(mode="json"),
+        }
+        if self._spec is not None:
+            inputs["sam"] = self._spec.identity()
+            inputs["precision"] = precision_of(config, self._spec)
+        if not config.refine.bank:
+            for key in BANK:
+                del inputs["refine"][key]
+        else:
+            inputs["refine"]["bank"] = file_hash(config.refine.bank)
+        if self._clip_spec is not None:
+            inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
+        return inputs
+
+    def estimate_bytes(self, height: int, width: int) -> int:
+        return 0
+
+
+class FusedPlan:
+    """Computes dense and refine in one pass and keeps what refine keeps."""
+
+    name = RefinePlan.name
+    version = 1
+    needs: tuple[str, ...]
+    resources = Resources()
+    arrays = False
+    reads_images = True
+    columns = RefinePlan.columns
+
+    @staticmethod
+    def needs_of(config: Config) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys(
+                need for need in (*DensePlan.needs_of(config), *RefinePlan.needs_of(config)) if need != DensePlan.name
+            )
+        )
+
+    @staticmethod
+    def models_of(config: Config) -> tuple[ModelKind, ...]:
+        return tuple(dict.fromkeys((*DensePlan.models_of(config), *RefinePlan.models_of(config))))
+
+    @staticmethod
+    def cost_of(config: Config) -> str:
+        return ", ".join(filter(None, (DensePlan.cost_of(config), RefinePlan.cost_of(config))))
+
+    @staticmethod
+    def query_setting(config: Config) -> tuple[str, str] | None:
+        return DensePlan.query_setting(config)
+
+    def __init__(self, run: Resolved) -> None:
+        self._dense, self._refine = DensePlan(run), RefinePlan(run)
+        self.needs = self.needs_of(run.config)
+
+    def inputs(self) -> dict[str, Any]:
+        parts = (self._dense, self._refine)
+        return {f"{part.name} {part.version}": part.inputs() for part in parts}
+
+    def estimate_bytes(self, height: int, width: int) -> int:
+        return 0
+
+
+def _refine_needs(config: Config) -> tuple[str, ...]:
+    """Return the stages that `refine` reads."""
+    embeddings = config.refine.method in PROMPTING and config.sam.cache == "embeddings"
+    others = (("propose", config.refine.method == "automatic"), ("encode", embeddings))
+    return ("dense", *(name for name, needed in others if needed))
+
+
+def _check_refine(config: Config) -> None:
+    """Raise UsageError for settings that name nothing, or that do not go together."""
+    if config.refine.bank and config.dense.cache != "features":
+        raise UsageError("refine.bank compares features: it needs dense.cache: features.")
+    if config.refine.bank and not Path(config.refine.bank).is_file():
+        raise UsageError(
+            f"refine.bank: there is no file {config.refine.bank}. `ovseg-batch bank build WORKDIR -o FILE` makes one."
+        )
+    if config.sam.cache == "embeddings" and config.refine.tile is not None:
+        raise UsageError(
+            "sam.cache: embeddings keeps one for the whole image, and refine.tile divides it into parts. Leave one out."
+        )

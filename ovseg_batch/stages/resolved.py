@@ -1,0 +1,55 @@
+"""The settings of a run with what they name: words, and models as files on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ovseg_batch.methods.vocabulary import Vocabulary
+from ovseg_batch.models import zoo
+from ovseg_batch.models.pipelines import PipelineSpec
+from ovseg_batch.models.zoo import ModelSpec
+from ovseg_batch.settings import Config
+from ovseg_batch.stages.words import Words
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What every stage is made of. It can be pickled, with the models that it has resolved.
+
+    Each model raises UsageError for a name that nothing has, and MissingModels where its files are not on this machine.
+    """
+
+    config: Config
+    words: Words
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes and their queries."""
+        return self.words.vocabulary
+
+    @cached_property
+    def clip(self) -> ModelSpec:
+        """The CLIP of the settings."""
+        return zoo.resolve("clip", self.config.clip.model, self.config.clip.weights)
+
+    @cached_property
+    def sam(self) -> ModelSpec:
+        """The SAM2 of the settings."""
+        return zoo.resolve("sam", self.config.sam.model, self.config.sam.weights)
+
+    @cached_property
+    def inpaint(self) -> PipelineSpec:
+        """The inpainting pipeline of the settings."""
+        return zoo.resolve_inpainting(self.config.inpaint.model)
+
+    @property
+    def window(self) -> int:
+        """Side of a window in pixels; the model's image size unless the settings have another."""
+        return self.config.dense.window or self.clip.window
+
+    @property
+    def stride(self) -> int:
+        """Distance of windows in pixels."""
+        stride = self.config.dense.stride
+        return stride if isinstance(stride, int) else max(1, round(stride * self.window))
