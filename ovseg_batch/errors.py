@@ -87,7 +87,7 @@ class UsageError(OvsegError):
 
 
 class Interrupted(Exception):
-    """The person asked to stop; every shard begun has been finished and committed."""
+    """Ctrl-C or SIGTERM stopped the run. Every shard that was begun is finished and committed."""
 
 
 class RowError(Exception):

@@ -46,7 +46,7 @@ def reach(point: str) -> None:
     """Come to a point; die, fail or wait here if the environment says so.
 
     Raises:
-        OSError: the one asked for.
+        OSError: the one that the failpoint names.
     """
     wanted = os.environ.get(VARIABLE)
     if not wanted:

@@ -100,7 +100,7 @@ class FinishedImage:
 class Unchanged(StrEnum):
     """Why an edit has no effect on an image."""
 
-    NO_MASK = "no_mask"  # the image has no mask of the chosen labels; it was copied, or no file was written
+    NO_MASK = "no_mask"  # the image has no mask of the chosen labels; `edit.on_empty` says what became of it
     WHOLE_IMAGE = "whole_image"  # what is kept is the whole image
 
 

@@ -217,7 +217,7 @@ def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
     ("mode", "way", "files"),
     [
         ("cutout", "edit.keep=cat", 0),
-        ("fill", "edit.keep=cat", 0),
+        ("fill", "edit.keep=cat", 1),
         ("crop", "edit.keep=cat", 0),
         ("mask", "edit.keep=cat", 1),
         ("cutout", "edit.drop=cat", 1),
@@ -388,7 +388,7 @@ def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_p
 def test_what_is_said_of_edits_without_effect() -> None:
     assert edit_note(EditCounts("fill", 6000, 0, 0)) is None and edit_note(None) is None
     covered = EditCounts("fill", 6000, 7, 3030)
-    assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged: 7 without a mask")
+    assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged or filled completely: 7")
     assert "The masks cover whole images." in (edit_warning(covered) or "")
     assert edit_warning(EditCounts("fill", 6000, 0, 3000)) is None and edit_warning(None) is None
     both = EditCounts("cutout", 4, 0, 3, 2)

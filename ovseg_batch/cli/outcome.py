@@ -66,7 +66,7 @@ def print_embedded(record: Mapping[str, Any]) -> None:
 
 
 def _shards_left(outcome: Outcome) -> int:
-    """Return how many shards are not finished: each is committed by every stage, the last of which has the fewest."""
+    """Return how many shards are not finished. A shard is finished when every stage has committed it."""
     return max(stage.shards - stage.shards_done for stage in outcome.stages)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of the field as data: classes, the words they are asked for by, and where the published files lie.
+"""The benchmarks of the field as data: classes, their prompts, and where the published files lie.
 
 One YAML a data set. Layouts are those in which each is published, or which its usual converter makes.
 """
@@ -31,7 +31,7 @@ class ClassMaps:
 class Dataset:
     """What is known of a data set.
 
-    `classes` are its own names, the background not among them; `words` what CLIP is asked for. With `zero_is_ignored`
+    `classes` are its own names, the background not among them; `words` their prompts for CLIP. With `zero_is_ignored`
     a map's 0 is not scored and class k is k + 1; with `background` 0 is the background; else class k is k.
     Paths are relative to a root. `instances` are maps of instance numbers, `coco` an instances json.
     """

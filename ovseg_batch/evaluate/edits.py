@@ -70,7 +70,7 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
     Returns:
         cutout, mask: SAD, MSE, gradient of alpha; cutout also the composite's error. erase, remove: PSNR and SSIM
         around what was taken away, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
-        score, the shares of crops that CLIP names as the label was before and as asked now, and the distance to the
+        score, the shares of crops that CLIP names by the old label and by the prompt's, and the distance to the
         originals. FID beside CLIP's Fréchet distance where Inception's weights are found.
 
     Raises:
@@ -181,11 +181,11 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
     if tally.prompts:
         words = text_features(clip, spec, tally.prompts, ["{}"]).numpy()
         figures["CLIP score"] = clip_score(after, words)
-        asked = [_asked(prompt, [label.name for label in config.labels]) for prompt in tally.prompts]
-        # A crop shows what is around a thing as well: it can be named as what was there or as what was asked for.
-        names = sorted({*tally.labels, *(name for name in asked if name)})
+        prompted = [_label_in(prompt, [label.name for label in config.labels]) for prompt in tally.prompts]
+        # A crop shows the surroundings too, so CLIP may name the label before the edit or that of the prompt.
+        names = sorted({*tally.labels, *(name for name in prompted if name)})
         known = text_features(clip, spec, names, [TEMPLATE]).numpy()
-        for title, features, wanted in (("named before", before, tally.labels), ("named as asked", after, asked)):
+        for title, features, wanted in (("named before", before, tally.labels), ("named as asked", after, prompted)):
             named = (features @ known.T).argmax(1)
             right = [names[int(k)] == name for k, name in zip(named, wanted, strict=True) if name]
             if right:
@@ -193,8 +193,8 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
     return figures
 
 
-def _asked(prompt: str, labels: Sequence[str]) -> str | None:
-    """The label that a prompt speaks of, the longest if it speaks of several."""
+def _label_in(prompt: str, labels: Sequence[str]) -> str | None:
+    """Return the longest label that the prompt contains, None if it contains none."""
     words = f" {''.join(c if c.isalnum() else ' ' for c in prompt.lower())} "
     found = [label for label in labels if f" {label.lower()} " in words]
     return max(found, key=len) if found else None

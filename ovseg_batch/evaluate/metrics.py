@@ -20,7 +20,7 @@ TOLERANCE = 0.0075  # of the image's diagonal
 
 
 class SemanticScore:
-    """Adds up images; the figures are asked for at the end.
+    """Adds up images; the figures are computed at the end.
 
     `arrays` holds all there is of it, so that parts can be kept and added up later.
     """
@@ -61,7 +61,7 @@ class SemanticScore:
         return share
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
-        """Mean over the classes asked for (None: all) that occur at all."""
+        """Return the mean over the given classes (None: all) that occur."""
         return _mean(self.class_iou() if classes is None else self.class_iou()[list(classes)])
 
     def mean_accuracy(self) -> float:

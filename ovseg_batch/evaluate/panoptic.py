@@ -79,7 +79,7 @@ class PanopticScore:
         return np.stack([recognition * segmentation, np.where(total > 0, segmentation, math.nan), recognition], axis=1)
 
     def quality(self, classes: Sequence[int] | None = None) -> tuple[float, float, float]:
-        """PQ, SQ and RQ, each the mean over the classes asked for (None: all) that are anywhere."""
+        """Return PQ, SQ and RQ, each the mean over the given classes (None: all) that occur."""
         rows = self.class_quality() if classes is None else self.class_quality()[list(classes)]
         known = rows[~np.isnan(rows[:, 0])]
         if not len(known):

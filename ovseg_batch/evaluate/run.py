@@ -51,10 +51,10 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
 
 
 def vocabulary_of(workdir: Workdir) -> str:
-    """`oracle` when the images of a run were asked for labels of their own, `open` when all were asked for all."""
+    """Return `oracle` where the images of a run have labels of their own, `open` where all have all labels."""
     manifest = Manifest.open(workdir.manifest)
-    asked = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
-    return "oracle" if asked else "open"
+    own = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
+    return "oracle" if own else "open"
 
 
 def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manifest, store: StageStore) -> list[Case]:

@@ -30,7 +30,7 @@ class Score:
     Args:
         dataset: whose classes they are.
         reader: where its truth comes from.
-        labels: the classes that the run was asked for.
+        labels: the classes of the run.
 
     Raises:
         UsageError: none of the labels is a class of the data set.

@@ -90,7 +90,7 @@ class TruthReader:
                 yield folder / f"{line.strip()}{suffix}"
 
     def source(self, oracle: bool) -> Source:
-        """The split as the input of a manifest; with `oracle` every image is asked for what is in it alone."""
+        """Return the split as the input of a manifest. With `oracle` the prompts of an image are the classes in it."""
         folder = self._root.resolve()
 
         def entries() -> Iterator[Entry]:

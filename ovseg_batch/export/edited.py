@@ -1,7 +1,7 @@
 """`edited/`: the edited images of the latest run in the tree of the input, and of no other run.
 
 The images lie in the stage's folder, where they were committed. `edited/` is made of hard links to them, beside the
-old one, and takes its place when it is whole: whoever looks sees all of one run. Where the file system has no hard
+old one, and takes its place when it is whole: a reader sees all files of one run. Where the file system has no hard
 links the files are copied.
 """
 

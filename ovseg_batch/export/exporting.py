@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a writer is told. `labels` are the classes of the export in order; `ids` their places in the run's."""
+    """What a writer needs. `labels` are the classes of the export in order; `ids` their places in the run's."""
 
     labels: tuple[str, ...]
     ids: Mapping[str, int]
@@ -225,7 +225,7 @@ def export(
             or holds the same export, which then goes on.
         overwrite: replace any file, and any folder that holds an export.
         workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
-        advance: told how many rows of the manifest have been gone through.
+        advance: called with the number of manifest rows that are finished.
 
     Raises:
         UsageError: the selection or the options do not fit the run, or `path` holds something else.

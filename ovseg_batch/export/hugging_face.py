@@ -43,7 +43,7 @@ OBJECT = pa.struct(
 
 
 def name_of(file_name: str) -> str:
-    """Return a name that `datasets` does not take for a hidden file's, and of which no folder names a split."""
+    """Return a name that is not hidden for `datasets`, and in which no folder names a split."""
     *folders, stem = visible(stem_of(file_name), ".", "__").split("/")
     return "/".join([*(SPLIT_WORD.sub(r"\g<0>folder", part) for part in folders), stem])
 

@@ -48,7 +48,7 @@ def stem_of(name: str) -> str:
 
 
 def visible(name: str, *hidden: str) -> str:
-    """Return a name of which no part begins as those that a reader of folders takes for hidden."""
+    """Return a name in which no part begins like the names that a reader of folders skips."""
     return "/".join(f"hidden{part}" if part.startswith(hidden) else part for part in name.split("/"))
 
 
@@ -105,7 +105,7 @@ class Selection:
                 )
 
     def splits(self, manifest: Manifest) -> tuple[str, ...]:
-        """The parts that the export keeps apart; empty where the images are not parted, or one part is asked for."""
+        """Return the splits that the export keeps apart; none without splits, or where one split is selected."""
         return () if self.split is not None else self._parts(manifest)
 
     def _parts(self, manifest: Manifest) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def temporaries_of(path: Path) -> list[Path]:
 
 
 def _is_zombie(pid: str) -> bool:
-    """Dead, and nobody has asked how: orphans stay so in a container whose first process is not an init."""
+    """Return whether a process is a zombie. Orphans stay zombies in a container whose first process is no init."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

@@ -27,7 +27,7 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of 
 class Entry:
     """An image as its source names it. `where` says in which line or folder, for messages.
 
-    `bytes` and `mtime_ns` are known where a listing told them; of a local file they are asked later.
+    `bytes` and `mtime_ns` are known where a listing gives them. Those of a local file are read later.
     """
 
     path: str

@@ -280,7 +280,7 @@ def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None
 
 
 def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
-    image.load()  # raises where the file is damaged, of which OpenCV would give some pixels
+    image.load()  # raises where the file is damaged; OpenCV would return a part of the pixels
     if image.mode == "I;16":  # the one mode in which Pillow keeps 16 bits
         grey, key = np.asarray(image), image.info.get("transparency")
         return grey, None if key is None else np.where(grey == key, np.uint16(0), np.uint16(65535))

@@ -1,4 +1,4 @@
-"""Images behind URLs: `s3://`, `gs://`, `https://` and `http://`, through fsspec, and only when asked for.
+"""Images behind URLs: `s3://`, `gs://`, `https://` and `http://`, through fsspec, and only where the settings allow it.
 
 A URL comes from a manifest, and a manifest is not trusted: no web address leads to a private network (looked at when
 the connection is made, so that neither a name that resolves there nor a redirect gets through), no more bytes are taken
@@ -254,8 +254,8 @@ def _may_pass(error: BaseException) -> bool:
 
 def _pause(error: BaseException, attempt: int) -> float:
     """Seconds until the next try: what the server asks for, else longer each time and never the same for everyone."""
-    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    seconds = float(asked) if asked.isdecimal() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
+    wanted = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    seconds = float(wanted) if wanted.isdecimal() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
     return min(seconds, LONGEST_PAUSE)
 
 

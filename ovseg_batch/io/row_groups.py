@@ -1,4 +1,4 @@
-"""The row groups of a manifest, each of which is one shard: made of rows, and read or refused in one sentence."""
+"""The row groups of a manifest, one for each shard: made of rows, and read or refused in one sentence."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class ResultWriter:
 
 
 def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the lines of one shard's table in row order, as dictionaries of the columns asked for (None: all).
+    """Return the lines of one shard's table in row order, as dictionaries of the given columns (None: all).
 
     Raises:
         ValueError: the file is no such table.

@@ -151,7 +151,7 @@ class _Fresh:
         return {k: v for k, v in self._group(group)[index - self._starts[group]].items() if k != "row"}
 
     def others(self) -> Iterator[dict[str, Any]]:
-        """The rows nobody has asked for."""
+        """Return the rows that no new entry has matched."""
         for index in np.flatnonzero(~self._taken).tolist():
             yield self.line(index)
 

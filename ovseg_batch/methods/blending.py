@@ -56,7 +56,7 @@ def frame_around(mask: Array, padding: float, least: int) -> Frame:
     Args:
         mask: (H, W) bool, not empty.
         padding: on each side, as a share of the box's longer side.
-        least: pixels, the smallest side; a model is not asked to enlarge a picture that has more to show.
+        least: pixels, the smallest side; a smaller square would be enlarged although the image has more pixels.
 
     Raises:
         RowError: as `check_square`.

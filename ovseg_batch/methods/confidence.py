@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: What is left of a mask's margin where SAM2 was asked and drew no mask that agreed with the dense map.
+#: Factor of the margin where SAM2 was prompted and gave no mask that agreed with the dense map.
 ALONE = 0.25
 UNSURE = 0.5  # a mask of less confidence is one to review
 STEPS = 1000  # of confidence, where masks are counted by it

@@ -17,7 +17,7 @@ TELEA_RADIUS = 5
 
 
 def plain(shape: tuple[int, ...], colour: Colour, dtype: np.dtype[Any]) -> Array:
-    """One colour (8 bits a channel) everywhere, (h, w, 3) of the depth asked for."""
+    """Return one colour (8 bits a channel) everywhere, (h, w, 3) of the given depth."""
     return np.broadcast_to(_deep(np.array(colour), dtype), (*shape[:2], 3))
 
 
@@ -29,7 +29,7 @@ def gradient(shape: tuple[int, ...], above: Colour, below: Colour, dtype: np.dty
 
 
 def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
-    """The picture out of focus; with `only`, nothing but the colours of those pixels is mixed.
+    """The picture out of focus; with `only`, the colours of those pixels alone are mixed.
 
     A wide blur is done on a smaller picture, which differs from it by nothing that is seen.
 

@@ -108,7 +108,7 @@ def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Ar
     """As many masks as the query seems to want: the noun's number, the masks' hierarchy and the gaps in score vote.
 
     Args:
-        words: what the class is asked for by; the first one's grammar counts.
+        words: prompts of the class; the grammar of the first one counts.
         candidates: indices of its masks, best first.
         rated: (M,) scores.
         inside: (M, M) share of mask i that lies in mask j.
@@ -131,8 +131,10 @@ def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Ar
         swallowed = any(inside[index, k] >= INSIDE or inside[k, index] >= INSIDE for k in kept)
         if len(kept) < wanted and (part or not swallowed):
             kept.append(index)
-    told = f"{grammar} ({number}), {standing} {'are parts' if part else 'stand alone'}, scores fall after {before_gap}"
-    return Choice(kept, f"{len(kept)} of {count}: {told}")
+    reasons = (
+        f"{grammar} ({number}), {standing} {'are parts' if part else 'stand alone'}, scores fall after {before_gap}"
+    )
+    return Choice(kept, f"{len(kept)} of {count}: {reasons}")
 
 
 def _grammar(word: str, count: int) -> tuple[int, str]:

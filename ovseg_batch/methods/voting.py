@@ -225,7 +225,7 @@ def _paint(
 
 
 def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
-    """Drop segments of which the ones in front have left too little, and number the others anew."""
+    """Drop segments that later masks have covered but for less than `min_area` pixels, and renumber the others."""
     runs = row_runs(owner)
     area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
     kept = [segment for segment in segments if area[segment.index] >= min_area]

@@ -28,7 +28,7 @@ def resolve_device(device: str) -> torch.device:
     """The device a config means. `auto` is the first GPU, or the CPU where there is none.
 
     Raises:
-        UsageError: a device that was asked for and is not there. Never a silent CPU run.
+        UsageError: the device is not there. The CPU never replaces it silently.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

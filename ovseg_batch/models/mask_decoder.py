@@ -97,7 +97,7 @@ class MaskDecoder:
 
 
 class _TokenToImage:
-    """Attention of the tokens to the image, in the place of `attention(q=asking, k=placed, v=keys)`.
+    """Attention of the tokens to the image, equal to `attention(q=asking, k=placed, v=keys)`.
 
     The keys' bias is the same for all places, and softmax does not see it.
     """
@@ -125,7 +125,7 @@ class _TokenToImage:
 
 
 class _ImageToToken:
-    """Attention of the image to the tokens, in the place of `keys + attention(q=placed, k=asked, v=values)`."""
+    """Attention of the image to the tokens, equal to `keys + attention(q=placed, k=asked, v=values)`."""
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         self._heads = heads = attention.num_heads

@@ -104,7 +104,7 @@ def _linked(close: np.ndarray[Any, Any]) -> list[int]:
 
 
 def _weights(features: Tensor, regions: Tensor) -> Tensor:
-    """(P, P) attention: inside a region; what has none goes by being more alike than patches are on average."""
+    """(P, P) attention inside a region. A patch without a region attends to patches more similar than the mean."""
     similarity = features @ features.T
     free = regions == 0
     together = (regions[:, None] == regions[None]) & ~free[:, None]

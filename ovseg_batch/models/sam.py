@@ -162,8 +162,8 @@ class Sam:
         h, w = embedding.size
         scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
         corners = [] if boxes is None else [np.asarray(boxes, np.float32).reshape(-1, 2, 2)]
-        asked = np.concatenate([*corners, np.asarray(points, np.float32)[:, None]], axis=1)
-        coordinates = torch.from_numpy(asked).to(self._device) * scale
+        prompts = np.concatenate([*corners, np.asarray(points, np.float32)[:, None]], axis=1)
+        coordinates = torch.from_numpy(prompts).to(self._device) * scale
         kinds = torch.tensor([1] if boxes is None else [2, 3, 1], dtype=torch.int32, device=self._device)
         grid = (embedding.coarse.shape[-2], embedding.coarse.shape[-1])
         finest, finer = (laid_by_place(part, grid) for part in embedding.fine)
@@ -221,7 +221,7 @@ def _places(features: Tensor) -> Tensor:
 
 
 class _NoPosition(nn.Module):
-    """In the place of the neck's position encoding, which is for video's memory: as large as the features, unused."""
+    """Replaces the neck's position encoding, which only the memory of videos uses."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(1).expand(x.shape)

@@ -29,7 +29,7 @@ from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 
-LIMIT = 10_000  # images in the gallery, unless more are asked for
+LIMIT = 10_000  # images in the gallery by default
 CHUNK = 5_000  # entries in a file of the index
 PAGE = 500  # images in a file of details
 LISTED = 2_000  # failures in the gallery
@@ -71,7 +71,7 @@ def build_report(
         output: a folder that is empty, or holds a report.
         limit: images in the gallery.
         workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
-        advance: told how many images have been gone through.
+        advance: called with the number of images that are finished.
 
     Raises:
         UsageError: no run there, or the folder holds something else.
@@ -183,7 +183,7 @@ def _edited_files(results: Results, shard: int) -> dict[int, Path]:
 def _entry(
     job: Job, results: Results, album: Album, row: ImageRow, image: FinishedImage | None, edited: Path | None
 ) -> tuple[list[Any], list[Any]]:
-    """What the page is told of an image (report.js says in which order), and what when it is opened."""
+    """Return the gallery's entry of an image, in the order that report.js reads, and the details of its view."""
     if image is not None:
         row = image.row
     _, code, message = job.failures.get(row.row, ("", "", ""))

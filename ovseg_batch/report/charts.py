@@ -20,15 +20,15 @@ def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
     for k, (value, name) in enumerate(zip(values, names, strict=True)):
         tall = value / most * (HEIGHT - BOTTOM - TOP)
         x, y = LEFT + k * step + 1, HEIGHT - BOTTOM - tall
-        told = escape(f"{name}: {value:,.0f} {unit}")
+        description = escape(f"{name}: {value:,.0f} {unit}")
         parts.append(
             f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{max(step - 2, 1):.1f}" height="{max(tall, 0.5):.1f}">'
-            f"<title>{told}</title></rect>"
+            f"<title>{description}</title></rect>"
         )
         if k % every == 0:
             parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 14}">{escape(short[k])}</text>')
-    told = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
-    return _svg(parts, f"{unit}: {told}")
+    description = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
+    return _svg(parts, f"{unit}: {description}")
 
 
 def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: bool = False) -> str:
@@ -46,9 +46,11 @@ def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: 
     parts.append(f'<polyline class="curve" points="{drawn}"/>')
     if len(points) <= 40:
         for x, y in points:
-            told = escape(f"{across} {x:.2f}: {up} {y:.3f}")
+            description = escape(f"{across} {x:.2f}: {up} {y:.3f}")
             cx, cy = place(x, y)
-            parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3.5"><title>{told}</title></circle>')
+            parts.append(
+                f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3.5"><title>{description}</title></circle>'
+            )
     for x in (0, 0.25, 0.5, 0.75, 1):
         parts.append(f'<text class="tick" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - 18}">{x:g}</text>')
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 2}">{escape(across)}</text>')
@@ -72,5 +74,5 @@ def _short(value: float) -> str:
 
 
 def _svg(parts: Sequence[str], title: str) -> str:
-    told = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
+    description = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{description}">{"".join(parts)}</svg>'

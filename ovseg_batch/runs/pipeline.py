@@ -86,7 +86,7 @@ def run(
     Raises:
         UsageError: settings or input that cannot mean anything; nothing has been written then.
         OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
-        Interrupted: the person asked to stop.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     if update or manifests.existing_manifest(workdir, inputs, config.manifest) is None:
         manifests.check_inputs(inputs, workdir, config.run.allow_remote)

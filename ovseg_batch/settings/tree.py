@@ -278,8 +278,8 @@ class EditConfig(Section):
     apart: bool = False
     """Write one file per mask."""
     on_empty: Literal["auto", "copy", "skip", "fail"] = "auto"
-    """For an image without a mask: copy it, write no file, or fail it. `auto` writes no file where labels are kept,
-    and copies where labels are changed. For `mask` it writes a blank mask."""
+    """For an image without a mask: copy it, write no file, or fail it. `auto` copies where labels are changed. Where
+    labels are kept, `fill` writes the filling alone, `mask` a blank mask, `cutout` and `crop` no file."""
     dilation: Annotated[int, Field(ge=0)] = 8
     """Pixels by which the removed part is widened."""
     feather: Annotated[float, Field(ge=0)] = 4.0

@@ -1,4 +1,4 @@
-"""Encode: what SAM2's image encoder makes of every image, kept so that any later prompt is asked without it."""
+"""Encode: keep SAM2's embedding of every image, so that later prompts need no image encoder."""
 
 from __future__ import annotations
 

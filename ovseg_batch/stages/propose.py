@@ -1,4 +1,4 @@
-"""Propose: SAM2 asked at a grid of points, whatever is there; masks without classes, kept as RLE.
+"""Propose: prompt SAM2 at a grid of points, and keep the masks without classes as RLE.
 
 Other vocabularies and other ways to classify read the same proposals, so SAM2 runs once. What is computed is what
 `SAM2AutomaticMaskGenerator` computes without crops; masks that its first filter drops are never brought to full size.

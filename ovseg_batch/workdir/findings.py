@@ -18,6 +18,8 @@ LISTED = 10  # labels that a note names
 SHOWN = 60  # characters that a note shows of a label
 COMMON_IMAGES = 20  # fewer images say nothing about how common a label is
 COMMON_SHARE = 0.95  # of the images, from which a label is found in nearly every image
+NOTED = {"mask": "masks blank", "fill": "images unchanged or filled completely"}
+WARNED = {"mask": "have a blank mask", "fill": "are unchanged or filled completely"}
 MOSTLY = 0.5  # of the edited images: a larger share of unchanged ones is worth a warning
 JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
 
@@ -29,7 +31,7 @@ class EditCounts:
     Attributes:
         mode: `edit.mode` of the run.
         images: images that have an edited file.
-        no_mask: edited images that have no mask of the chosen labels, and are copies (`edit.on_empty: copy`).
+        no_mask: edited images that have no mask of the chosen labels: copies, blank masks, or fillings alone.
         whole_image: images that the kept masks, or the frame of a crop, cover completely.
         skipped: images without a mask of the chosen labels that have no edited file (`edit.on_empty: skip`).
     """
@@ -144,7 +146,7 @@ def edit_note(edits: EditCounts | None) -> str | None:
         without = f"{edits.skipped:,} of {edits.total:,} images without an edited file"
         notes.append(f"{without}: no mask of the chosen labels")
     if edits.unchanged:
-        state = "masks blank" if edits.mode == "mask" else "images unchanged"
+        state = NOTED.get(edits.mode, "images unchanged")
         named = ", ".join(f"{count:,} {what}" for count, what in causes if count)
         notes.append(f"{edits.unchanged:,} of {edits.images:,} {state}: {named}")
     return "; ".join(notes) or None
@@ -163,7 +165,7 @@ def edit_warning(edits: EditCounts | None) -> str | None:
         cause = "The masks cover whole images."
     states = {
         "have no edited file": edits.skipped,
-        "have a blank mask" if edits.mode == "mask" else "are unchanged": edits.unchanged,
+        WARNED.get(edits.mode, "are unchanged"): edits.unchanged,
     }
     named = " or ".join(state for state, count in states.items() if count)
     return (

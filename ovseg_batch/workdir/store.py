@@ -181,7 +181,7 @@ class StageStore:
         """Take over what another workdir has committed under this fingerprint and this one has not; how many shards.
 
         The files are hard links, or symbolic ones to where the file system has no others: neither takes room, and
-        whoever replaces a shard replaces his own link.
+        replacing a shard replaces one's own link.
         """
         taken = 0
         for commit in other.commits():
@@ -403,7 +403,7 @@ class Workdir:
                     folder.rmdir()
 
     def write_plan(self, record: Mapping[str, Any]) -> None:
-        """Say which stages the run in progress has, and of which manifest it is."""
+        """Record the stages and the manifest of the run in progress."""
         write_text(self.plan, json.dumps({"version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> dict[str, Any]:

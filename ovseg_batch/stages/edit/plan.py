@@ -20,6 +20,7 @@ GENERATED = ("remove", "replace", "style")
 STEERED = ("replace", "style")  # these need words
 KEEPS = ("cutout", "fill", "mask", "crop")  # these keep the masked pixels unless `edit.drop` names labels
 STRENGTH = {"style": 0.6}
+WITHOUT_MASK = {"cutout": "skip", "crop": "skip", "fill": "fill"}  # mode that keeps labels → `on_empty: auto`
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,9 @@ class EditPlan:
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
         self._chosen = self._labels()
         self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
-        self._on_empty = edit.on_empty
-        if self._on_empty == "auto":
-            self._on_empty = "skip" if self._keeps and edit.mode != "mask" else "copy"
+        self._on_empty: str = edit.on_empty
+        if edit.on_empty == "auto":
+            self._on_empty = WITHOUT_MASK.get(edit.mode, "copy") if self._keeps else "copy"
         _check_edit(config)
 
     def _labels(self) -> frozenset[str]:

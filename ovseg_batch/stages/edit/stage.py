@@ -111,10 +111,12 @@ class EditStage(EditPlan):
             labels = ", ".join(sorted(self._chosen))
             return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
         picture = source.picture
-        if edit.mode == "mask":
-            picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
         with costing_a_row():
-            files = {source.name: self._encoded(row, picture, source)} if self._on_empty == "copy" else {}
+            if edit.mode == "mask":
+                picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
+            elif self._on_empty == "fill":
+                picture, _ = plain_edit(picture, [], self._config, self._keeps, self._background)
+            files = {} if self._on_empty == "skip" else {source.name: self._encoded(row, picture, source)}
         return self._answer(row, source, files, [], Unchanged.NO_MASK)
 
     def _generated(

@@ -155,7 +155,7 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
 
 
 def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> Found:
-    """The proposals of which enough pixels carry one class in the dense map.
+    """Return the proposals in which enough pixels carry one class of the dense map.
 
     Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
     """
