@@ -232,6 +232,8 @@ def test_an_image_without_what_is_to_be_kept_gets_no_file(
 ) -> None:
     [result] = edited(settings(mode, way), [zoo["grey.png"]], [[("sky", disc(240, 320))]])
     assert result.ok and len(result.files) == files
+    if (mode, way) == ("fill", "edit.keep=cat"):
+        assert (pixels_of(result.files["grey.png"]) == 255).all(), "the filling alone, white"
 
 
 def test_nothing_left_to_crop_fails_the_row(zoo: dict[str, Path]) -> None:

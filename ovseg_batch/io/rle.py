@@ -46,7 +46,9 @@ def decode(counts: bytes | str, height: int, width: int) -> Array:
 
 
 def union(counts: Sequence[bytes], height: int, width: int) -> Array:
-    """The mask (height, width) of bool of all of them together."""
+    """Return the pixels (height, width) bool that any of the masks has; none where there is no mask."""
+    if not counts:  # pycocotools returns undefined pixels then
+        return np.zeros((height, width), bool)
     return decode(coco.merge([{"size": [height, width], "counts": one} for one in counts])["counts"], height, width)
 
 
