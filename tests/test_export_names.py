@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from breaking.image_variants import annotation
 from conftest import Command
 from exported import write
 from fsspec.implementations.local import LocalFileSystem
@@ -21,7 +22,6 @@ from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.parts import Parts
 from ovseg_batch.export.pictures import PanopticWriter
 from ovseg_batch.export.selection import ChosenImage, Selection, known_split, parted_name
-from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.marks import MANIFEST
 from ovseg_batch.methods.confidence import ImageConfidence
@@ -283,19 +283,9 @@ def test_areas_of_segments_are_the_pixels_of_the_png(tmp_path: Path) -> None:
     whole, half, dot = np.ones((6, 8), bool), np.zeros((6, 8), bool), np.zeros((6, 8), bool)
     half[:3], dot[5, 7] = True, True
     masks = [("c0", dot), ("c1", whole), ("c0", half), ("c2", dot), ("c1", dot)]
-    lines = [
-        {
-            "category": name,
-            "confidence": 0.5,
-            "rle": counts,
-            "bbox": rle.bounding_box(counts, 6, 8),
-            "area": int(m.sum()),
-        }
-        for name, m in masks
-        if (counts := rle.encode(m))
-    ]
+    drawn = [annotation(name, mask, 0.5) for name, mask in masks]
     sure = ImageConfidence.from_masks([0.5])
-    image = ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", 6, 8, lines, sure, "", 1)
+    image = ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", 6, 8, drawn, sure, "", 1)
     names = ("c0", "c1", "c2")
     for stuff in ((), ("c1",)):
         parts = Parts(tmp_path / str(len(stuff)))

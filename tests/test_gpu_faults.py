@@ -103,7 +103,7 @@ def test_a_sticky_error_ends_its_worker_and_charges_no_image(
     kind: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
     """cuBLAS raises a plain RuntimeError; only the synchronisation that follows shows that the GPU is lost."""
-    fault = f"{kind}@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    fault = f"{kind}@refine/stage.py:_found:{LATER}!{tmp_path / 'mark'}"
     done = emulated(*job(images, tmp_path / "run"), gpus=1, EMULATED_FAULTS=fault)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mark").exists()
@@ -142,7 +142,7 @@ def test_only_the_image_that_fails_again_on_its_own_is_charged(
 def test_a_gpu_that_fails_in_the_commands_own_process_is_replaced_by_a_worker(
     images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
-    fault = f"assert@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    fault = f"assert@refine/stage.py:_found:{LATER}!{tmp_path / 'mark'}"
     done = emulated(*job(images, tmp_path / "run", "--workers", "0"), gpus=1, EMULATED_FAULTS=fault)
     assert done.returncode == 0, done.stderr
     assert "a worker process takes over" in done.stderr
@@ -156,7 +156,7 @@ def test_a_gpu_that_fails_in_the_commands_own_process_is_replaced_by_a_worker(
     "fault, message",
     [
         ("unusable#1", "a worker did not start on cuda:1: the GPU failed: CUDA error"),
-        (f"assert@refine.py:_found:{LATER}#1", "a worker on cuda:1 died in shard"),
+        (f"assert@refine/stage.py:_found:{LATER}#1", "a worker on cuda:1 died in shard"),
     ],
     ids=["at start", "later"],
 )
@@ -169,7 +169,7 @@ def test_another_gpu_computes_what_one_that_fails_does_not(
     assert masks(tmp_path / "run") == masks(undisturbed)
 
 
-@pytest.mark.parametrize("fault", ["unusable", "assert@refine.py:_found"], ids=["at start", "later"])
+@pytest.mark.parametrize("fault", ["unusable", "assert@refine/stage.py:_found"], ids=["at start", "later"])
 def test_a_run_without_a_working_gpu_ends_with_a_sentence_and_charges_nothing(
     fault: str, images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
@@ -286,7 +286,7 @@ def test_only_the_image_that_alone_does_not_fit_fails(
     names = sorted(path.name for path in folder.iterdir())
     with Image.open(folder / names[2]) as image:
         image.resize((256, 256)).save(folder / names[2])
-    limit = "400000@refine.py:_dense_map"
+    limit = "400000@refine/stage.py:_dense_map"
     done = emulated(*job(folder, tmp_path / "run", "--workers", "0"), gpus=1, EMULATED_OOM=limit)
     assert done.returncode == 3, done.stderr
     assert failures(tmp_path / "run") == [("2", "out_of_memory")]
@@ -301,7 +301,7 @@ def test_a_worker_that_hangs_is_killed_and_its_shard_goes_to_another(
     images: Path, undisturbed: Path, tmp_path: Path, emulated: Emulated
 ) -> None:
     stall = ("--set", "run.stall_minutes=0.75")
-    fault = f"hang@refine.py:_found:{LATER}!{tmp_path / 'mark'}"
+    fault = f"hang@refine/stage.py:_found:{LATER}!{tmp_path / 'mark'}"
     done = emulated(*job(images, tmp_path / "run", *stall), gpus=1, EMULATED_FAULTS=fault)
     assert done.returncode == 0, done.stderr
     assert "it finished no image for 0.75 minutes (run.stall_minutes) and was killed" in done.stderr
@@ -331,7 +331,7 @@ def test_no_process_is_left_on_a_gpu(how: str, images: Path, tmp_path: Path, cac
         2,
         OVSEG_CACHE=str(cache),
         EMULATED_LOG=str(log),
-        EMULATED_FAULTS="hang@refine.py:_found",
+        EMULATED_FAULTS="hang@refine/stage.py:_found",
     )
     arguments = map(str, job(images, tmp_path / "run", "--workers", "2"))
     command = [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)]

@@ -215,7 +215,7 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     owner, segments = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
-    assert segments[1].claim is None and segments[1].label == 1
+    assert segments[1].candidate is None and segments[1].label == 1
     owner, _ = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()
 

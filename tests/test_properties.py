@@ -71,7 +71,7 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
     owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
     for segment in segments:
-        assert (owner == segment.index).sum() >= (min_area if segment.claim else fallback)
+        assert (owner == segment.index).sum() >= (min_area if segment.candidate else fallback)
     claimed = np.logical_or.reduce([mask for _, mask in drawn], axis=0) if drawn else np.zeros(dense.shape, bool)
     alone = ~claimed & (owner > 0)
     label_of = np.array([-1, *(s.label for s in segments)])

@@ -46,7 +46,7 @@ def test_a_script_may_start_a_run_outside_of_any_guard(few_scenes: Path, tmp_pat
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from ovseg_batch import pipeline\n"
+        "from ovseg_batch.runs import pipeline\n"
         "from ovseg_batch.config import load_config\n"
         "from ovseg_batch.workdir.store import Workdir\n"
         f"images, run = {str(few_scenes / 'images')!r}, Path({str(tmp_path / 'run')!r})\n"
