@@ -13,9 +13,11 @@ from conftest import Command, run_arguments
 from PIL import Image
 
 from ovseg_batch import failpoints
-from ovseg_batch.errors import UsageError
+from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.updating import update_manifest
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import Workdir
 
 QUICK = ("--set", "refine.method=none", "--workers", "0")
 
@@ -138,3 +140,32 @@ def test_rows_keep_their_numbers_through_many_changes(tmp_path: Path) -> None:
             assert known.setdefault(row.row, row.file_name) == row.file_name
             assert row.revision <= manifest.revisions.get(manifest.shard_of(row.row), 0)
     assert pq.ParquetFile(ours).num_row_groups == manifest.shards
+
+
+def test_a_finished_run_that_stops_after_listing_changed_images_has_no_damage(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "run"
+    assert command(*run_arguments(folder, workdir, *QUICK)).returncode == 0
+    next(folder.iterdir()).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "check_manifest", stop)
+        assert command(*run_arguments(folder, workdir, *QUICK, "--update")).returncode == 1
+    assert Workdir(workdir).verify() == []
+    assert command(*run_arguments(folder, workdir, *QUICK)).returncode == 0
+    assert set(masks_by_name(workdir)) == {path.name for path in folder.iterdir()}
+
+
+def test_a_run_that_stops_after_its_settings_are_written_has_no_damage(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, none = tmp_path / "run", ("--set", "refine.fallback=none")
+    assert command(*run_arguments(folder, workdir, *QUICK)).returncode == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_execute", stop)
+        assert command(*run_arguments(folder, workdir, *QUICK, *none)).returncode == 1
+    assert Workdir(workdir).verify() == []
+
+
+def stop(*_: object) -> None:
+    raise OvsegError("the test stops the run here")

@@ -41,13 +41,16 @@ class Changes:
         return bool(self.added or self.changed or self.removed)
 
 
-def update_manifest(ours: Path, fresh: Path, changed: Collection[str] = ()) -> Changes:
+def update_manifest(
+    ours: Path, fresh: Path, changed: Collection[str] = (), before_change: Callable[[], object] = lambda: None
+) -> Changes:
     """Bring the manifest `ours` up to `fresh`, a manifest of what the inputs hold now; untouched where nothing changed.
 
     An image is another one when its bytes, its time of change, its size or any column of its own differ.
 
     Args:
         changed: keys of images that are known to have changed, whatever the list says of them.
+        before_change: called before `ours` is replaced.
 
     Raises:
         UsageError: the lists have other columns.
@@ -82,6 +85,7 @@ def update_manifest(ours: Path, fresh: Path, changed: Collection[str] = ()) -> C
             finally:
                 writer.close({"origin": old.origin, "revision": revision, "revisions": revisions})
         if changes:
+            before_change()
             publish(temporary, ours)
     finally:
         temporary.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, rem
             fresh = Path(folder) / "manifest.parquet"
             for note in list_images(inputs, workdir, fresh, listing, remote).notes():
                 log.warning(note)
-        found = update_manifest(workdir.manifest, fresh)
+        found = update_manifest(workdir.manifest, fresh, before_change=workdir.unseal_outputs)
     if found:
         new = counted(found.added, "image")
         log.info("since the last run: %s new, %d changed, %d gone", new, found.changed, found.removed)
@@ -150,7 +150,7 @@ def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, rem
 def renew_changed(workdir: Workdir) -> None:
     """Have every stage compute the images anew whose files have changed between two stages."""
     if changed := changed_keys(workdir):
-        update_manifest(workdir.manifest, workdir.manifest, changed)
+        update_manifest(workdir.manifest, workdir.manifest, changed, workdir.unseal_outputs)
 
 
 def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:

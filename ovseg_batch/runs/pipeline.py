@@ -115,6 +115,9 @@ def _begin(
         for line in code_changes(workdir, stages):
             log.info("%s", line)
         comments = "".join(f"# {line}\n" for line in competition_lines(config, listed=True))
+        sealed = workdir.sealed_outputs()
+        if sealed is not None and sealed.get("made_of") != _identity(manifest, stages):
+            workdir.unseal_outputs()
         write_text(workdir.config, comments + dump_config(config))
         write_plan(workdir, inputs, manifest, stages, config)
 
