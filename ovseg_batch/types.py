@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +64,14 @@ class Annotation:
     predicted_iou: float | None = None
     stability: float | None = None
     reason: str | None = None
+
+
+def painting_order(annotations: Sequence[Annotation]) -> list[int]:
+    """Return the indices of masks in the order in which to paint them where a pixel has one owner.
+
+    The mask with the highest score comes last, so that it keeps all of its pixels.
+    """
+    return sorted(range(len(annotations)), key=lambda index: annotations[index].score)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.atomic import file_record
 from ovseg_batch.io.sealed import seal, unseal
 from ovseg_batch.io.tables import TABLE
-from ovseg_batch.stages.base import ARRAYS, Upstream
+from ovseg_batch.stages.base import ARRAYS
 from ovseg_batch.stages.shard import run_shard
+from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.workdir.store import LOCK, StageStore, Workdir, fingerprint
 
 SHARDS = 3
@@ -340,11 +341,11 @@ def test_an_array_that_no_stage_wrote_is_refused(kind: str, workdir: Workdir) ->
     """The commit holds the right hash of it."""
     [store] = workdir.stores()
     path = store.data_path(0, ARRAYS)
-    with Upstream(store, 0) as shard:
+    with CommittedShard(store, 0) as shard:
         assert shard.array(0, "x", (2, 3)).shape == shard.array(0, "x", (None, 3)).shape == (2, 3)
     write_array(path, "0/x.npy", *FORGED[kind])
     commit_again(store)
-    with Upstream(store, 0) as shard, pytest.raises(OvsegError, match="is damaged: row 0 has no array 'x'"):
+    with CommittedShard(store, 0) as shard, pytest.raises(OvsegError, match="is damaged: row 0 has no array 'x'"):
         shard.array(0, "x", (None, 3))
 
 

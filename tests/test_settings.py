@@ -20,7 +20,8 @@ from write_settings_docs import PAGE, page
 import ovseg_batch
 from ovseg_batch.config import load_config
 from ovseg_batch.settings import Config, EditConfig, RefineConfig
-from ovseg_batch.settings.listing import READERS, choices, readers, section_meanings, setting_lines
+from ovseg_batch.settings.listing import choices, section_meanings, setting_lines
+from ovseg_batch.settings.readers import READERS, readers
 from ovseg_batch.settings.section import Section
 
 KEYS = {line.key: line for line in setting_lines()}

@@ -11,27 +11,21 @@ from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path, write_text
 from ovseg_batch.io.sealed import seal
 from ovseg_batch.models.batches import BatchSize
-from ovseg_batch.stages.base import Resources, Upstream, failed
+from ovseg_batch.stages.base import Resources, Stage, failed
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.stages.splitting import split_on_failure
+from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.store import Workdir, fingerprint
 
 
-class Echo:
+class Echo(Stage):
     """A stage that answers each row with its number and an array; odd keys fail."""
 
-    name, version, needs, resources, arrays = "echo", 1, (), Resources(False), True
-    reads_images = False
+    name, resources, arrays = "echo", Resources(False), True
     columns = pa.schema([pa.field("number", pa.int64())])
 
-    def inputs(self):
-        return {}
-
-    def estimate_bytes(self, height, width):
-        return 12
-
-    def setup(self, device):
+    def __init__(self):
         pass
 
     def process(self, rows, upstream):
@@ -72,7 +66,7 @@ def store(tmp_path: Path):
 def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code_and_message(store):
     commit = run_shard(Echo(), store, 0, ROWS)
     assert (commit.rows, commit.ok, commit.failed) == (4, 3, {"truncated": 1})
-    with Upstream(store, 0) as shard:
+    with CommittedShard(store, 0) as shard:
         assert [shard.values(i)["status"] for i in range(4)] == ["ok", "failed", "ok", "ok"]
         assert shard.failure(1) == "truncated: half a file"
         assert shard.array(2, "x", (2, 3)).tolist() == [[2, 2, 2], [2, 2, 2]]

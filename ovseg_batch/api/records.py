@@ -127,9 +127,12 @@ class SegmentedImage:
         return self._source()
 
     def label_map(self, labels: Sequence[str]) -> Array:
-        """Return (H, W) int16: indices into `labels`, -1 where none of them has a mask."""
+        """Return (H, W) int16: indices into `labels`, -1 where none of them has a mask.
+
+        Of masks that overlap, the one with the highest score has the pixel.
+        """
         found = np.full((self.height, self.width), -1, np.int16)
-        for mask in self.masks:
+        for mask in sorted(self.masks, key=lambda one: one.score):
             if mask.label in labels:
                 found[mask.array] = labels.index(mask.label)
         return found

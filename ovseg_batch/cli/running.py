@@ -15,13 +15,14 @@ from ovseg_batch.cli.completion import complete_config, complete_path
 from ovseg_batch.cli.options import SYNTAX, LabelsCommand, exclude_option, labels_option, names_option, set_option
 from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcome
 from ovseg_batch.errors import UsageError
+from ovseg_batch.settings.edit_modes import EDIT_MODES
 from ovseg_batch.settings.labels import read_labels, split_names
 from ovseg_batch.units import extent
 from ovseg_batch.workdir.findings import read_findings
 from ovseg_batch.workdir.progress import duration, pace
 from ovseg_batch.workdir.store import Workdir
 
-EDITS = ("none", "cutout", "fill", "mask", "crop", "erase", "remove", "replace", "style")
+EDITS = ("none", *EDIT_MODES)
 
 
 @click.command()

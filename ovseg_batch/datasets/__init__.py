@@ -58,9 +58,13 @@ class Dataset:
         return ("background", *self.classes) if self.background else self.classes
 
     def labels(self) -> list[dict[str, Any]]:
-        """The classes as `labels` of a config."""
-        pairs = zip(self.classes, self.words, strict=True)
-        return [{"name": name, **({} if words == (name,) else {"synonyms": list(words)})} for name, words in pairs]
+        """Return the classes as `labels` of a config. They have a kind where the data set knows its things."""
+
+        def entry(name: str, words: tuple[str, ...]) -> dict[str, Any]:
+            kind = {"kind": "thing" if name in self.things else "stuff"} if self.things else {}
+            return {"name": name, **({} if words == (name,) else {"synonyms": list(words)}), **kind}
+
+        return [entry(*pair) for pair in zip(self.classes, self.words, strict=True)]
 
     def root(self, folder: Path) -> Path:
         """The data set's own folder at or under the one that a person named.

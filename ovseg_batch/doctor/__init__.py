@@ -165,9 +165,10 @@ def _pace(config: Config, found: Gpus, limits: Limits) -> Pace:
 def _optional_packages(config: Config) -> list[Check]:
     """Check the extras that these settings need, and report whether Ray is there."""
     from ovseg_batch.doctor.packages import check_extra
+    from ovseg_batch.settings.edit_modes import modes_that
 
     checks = check_extra("ray", "run.engine: ray" if config.run.engine == "ray" else "")
-    if config.inpaint.offload != "none" and config.edit.mode in ("remove", "replace", "style"):
+    if config.inpaint.offload != "none" and config.edit.mode in modes_that(lambda mode: mode.generated):
         checks += check_extra("offload", f"inpaint.offload: {config.inpaint.offload}")
     return checks
 

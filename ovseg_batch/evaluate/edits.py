@@ -31,6 +31,7 @@ from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.inception import Inception, inception_weights
 from ovseg_batch.settings import Config, RunConfig
+from ovseg_batch.settings.edit_modes import modes_that
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import FinishedImage
@@ -46,7 +47,7 @@ MARGIN = 0.15  # of a mask's box, around what CLIP is shown of it
 MIN_CROP = 12  # pixels a side: smaller crops say nothing to CLIP
 BATCH = 64
 TAKEN = ("erase", "remove")
-PAINTED = ("replace", "style")
+PAINTED = modes_that(lambda mode: mode.needs_prompt)
 TEMPLATE = "a photo of a {}."
 
 

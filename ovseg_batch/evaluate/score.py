@@ -19,7 +19,7 @@ from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.confidence import ImageConfidence
-from ovseg_batch.types import Annotation, FinishedImage
+from ovseg_batch.types import Annotation, FinishedImage, painting_order
 
 Array = np.ndarray[Any, Any]
 
@@ -178,16 +178,17 @@ class Score:
         found, found_class = np.zeros(shape, np.int32), [0] * bool(self._dataset.background)
         found[:] = len(found_class)  # what is not claimed is background where that counts
         stuff: dict[str, int] = {}
-        for one in annotations:
-            category = one.category
-            if category not in scored:
-                continue
+        counted = [one for one in annotations if one.category in scored]
+        numbers = []
+        for category in (one.category for one in counted):
             if category not in stuff:
                 found_class.append(scored.index(category))
             number = stuff.get(category, len(found_class))
             if category not in things:
                 stuff[category] = number
-            found[rle.decode(one.rle, *shape)] = number
+            numbers.append(number)
+        for index in painting_order(counted):
+            found[rle.decode(counted[index].rle, *shape)] = numbers[index]
         wanted, wanted_class, crowds = np.zeros(shape, np.int32), list[int](), list[int]()
         for label in np.unique(truth.classes):
             if label != IGNORE and scored[label] not in things:
@@ -207,7 +208,8 @@ def paint(image: FinishedImage, dataset: Dataset) -> Array:
     Where no mask is: the background where the data set counts it, else -1. Classes that are none of its are nothing.
     """
     classes = np.full(image.size, 0 if dataset.background else -1, np.int16)
-    for one in image.annotations:
+    for number in painting_order(image.annotations):
+        one = image.annotations[number]
         if one.category in dataset.scored:
             classes[rle.decode(one.rle, *image.size)] = dataset.scored.index(one.category)
     return classes

@@ -17,8 +17,8 @@ from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
-from ovseg_batch.stages.base import Upstream
 from ovseg_batch.stages.refine.memory_bank import made_of
+from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import FinishedImage, ImageRow
 from ovseg_batch.wording import setting
 from ovseg_batch.workdir.results import Results
@@ -69,7 +69,7 @@ def _parts(
 ) -> Iterator[tuple[list[str], Array]]:
     """Yield (key of each region's image, features (R, width)) of every image, of the regions that are taken."""
     for shard in shards:
-        with Upstream(dense, shard) as kept:
+        with CommittedShard(dense, shard) as kept:
             for image in results.shard(shard):
                 row = image.row
                 seen = kept.values(row.row)

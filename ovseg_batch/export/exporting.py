@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -48,7 +48,7 @@ class Options:
         palette: colours of the classes in semantic PNGs: `none` (grey levels) or VOC's.
         ignore_below: pixels of masks with less confidence are 255 in semantic PNGs.
         thresholds: the same for single labels.
-        stuff: labels whose masks are one segment an image in panoptic files.
+        stuff: labels whose masks are one segment an image in panoptic files, beside those of `kind: stuff`.
         tolerance: pixels by which polygons may leave the outline; 0 is exact.
         image_url: what Label Studio finds the images under.
     """
@@ -234,6 +234,7 @@ def export(
     results = Results.open(workdir)
     selection.check(results)
     options.check(results.labels)
+    options = replace(options, stuff=tuple(one for one in results.labels if one in {*options.stuff, *results.stuff}))
     commits = list(results.masks.commits())
     if not commits:
         raise OvsegError(f"The run in {workdir.root} has not committed any masks yet; there is nothing to export.")

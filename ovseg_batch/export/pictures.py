@@ -18,7 +18,7 @@ from ovseg_batch.export.selection import ChosenImage
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name
-from ovseg_batch.types import Annotation
+from ovseg_batch.types import Annotation, painting_order
 
 Array = np.ndarray[Any, Any]
 
@@ -38,7 +38,8 @@ def class_map(image: ChosenImage, plan: Plan) -> Array:
     ignore = IGNORE_16 if deep else IGNORE
     empty = 0 if plan.has_background else ignore
     classes = np.full((image.height, image.width), empty, np.uint16 if deep else np.uint8)
-    for one in image.annotations:
+    for number in painting_order(image.annotations):
+        one = image.annotations[number]
         mask = rle.decode(one.rle, *classes.shape)
         classes[mask] = plan.labels.index(one.category) + first if _is_sure(one, plan) else ignore
     return classes
@@ -130,8 +131,9 @@ class PanopticWriter:
         owner = np.zeros((image.height, image.width), np.uint32)
         entries: list[dict[str, Any]] = []
         stuff: dict[str, dict[str, Any]] = {}
+        owners: list[int] = []
         for one in image.annotations:
-            name, mask = one.category, rle.decode(one.rle, image.height, image.width)
+            name = one.category
             entry = stuff.get(name)
             if entry is None:
                 entry = {"id": len(entries) + 1, "category_id": self._plan.ids[name], "iscrowd": 0, "area": 0}
@@ -142,11 +144,13 @@ class PanopticWriter:
             else:
                 entry["bbox"] = _around(entry["bbox"], one.bbox)
                 entry["confidence"] = min(entry["confidence"], round(one.confidence, 6))
-            owner[mask] = entry["id"]
+            owners.append(entry["id"])
             entry["area"] += one.area
+        for number in painting_order(image.annotations):
+            owner[rle.decode(image.annotations[number].rle, image.height, image.width)] = owners[number]
         counts = np.bincount(owner.ravel(), minlength=len(entries) + 1)
         for entry in entries:
-            if entry["area"] != counts[entry["id"]]:  # a later mask covers a part
+            if entry["area"] != counts[entry["id"]]:  # another mask covers a part
                 entry |= {"area": int(counts[entry["id"]]), "bbox": _box(owner == entry["id"])}
         return owner, [entry for entry in entries if entry["area"]]
 

@@ -46,6 +46,7 @@ class PlanRecord(BaseModel):
     shards: Count
     revisions: dict[Count, Count] = {}
     labels: list[str]
+    stuff: list[str] = []
     background: bool = False
     embedded_models: list[str] = []
     stages: Annotated[list[StageRecord], Field(min_length=1)]

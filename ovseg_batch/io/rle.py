@@ -45,11 +45,21 @@ def decode(counts: bytes | str, height: int, width: int) -> Array:
     return mask.astype(bool)
 
 
+def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:
+    """Return the compressed counts of the pixels that any of the masks has; of none where there is no mask."""
+    if not counts:  # pycocotools returns undefined pixels then
+        return encode(np.zeros((height, width), bool))
+    return bytes(coco.merge([{"size": [height, width], "counts": one} for one in counts])["counts"])
+
+
 def union(counts: Sequence[bytes], height: int, width: int) -> Array:
     """Return the pixels (height, width) bool that any of the masks has; none where there is no mask."""
-    if not counts:  # pycocotools returns undefined pixels then
-        return np.zeros((height, width), bool)
-    return decode(coco.merge([{"size": [height, width], "counts": one} for one in counts])["counts"], height, width)
+    return decode(merged(counts, height, width), height, width)
+
+
+def area_of_union(counts: Sequence[bytes], height: int, width: int) -> int:
+    """Return how many pixels any of the masks has."""
+    return area(merged(counts, height, width), height, width)
 
 
 def bounding_box(counts: bytes | str, height: int, width: int) -> list[float]:

@@ -9,8 +9,8 @@ to the smallest, or by score. Two masks of one object become one instance.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -27,6 +27,27 @@ Array = np.ndarray[Any, Any]
 
 GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """How the dense map decides the class of a mask.
+
+    Attributes:
+        by: `prompt`: the class of its prompt stands. `majority`: the class of most of its pixels. `mean`: the class of
+            the highest mean probability.
+        least: share of its pixels that must carry the class, in [0, 1].
+    """
+
+    by: Literal["prompt", "majority", "mean"]
+    least: float = 0.0
+
+    @classmethod
+    def from_setting(cls, value: float | Literal["soft"]) -> Vote:
+        """Return the vote that a value of `refine.vote` means."""
+        if value == "soft":
+            return cls("mean")
+        return cls("prompt", value) if value else cls("majority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +83,14 @@ class Segment:
         label: index of its class.
         candidate: the mask that drew it. None: the dense map did.
         renamed: score of the class and its lead, where a memory bank has changed the class.
+        drawn_by: indices of the candidates whose masks it unites.
     """
 
     index: int
     label: int
     candidate: MaskCandidate | None
     renamed: tuple[float, float] | None = None
+    drawn_by: tuple[int, ...] = ()
 
 
 def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) -> Tensor:
@@ -178,6 +201,7 @@ def assemble(
     dense_min_area: int | None,
     by_score: bool = False,
     presence: Presence | None = None,
+    covered: bool = False,
 ) -> tuple[Array, list[Segment]]:
     """Paint the candidates over the dense map, so that every pixel has one owner at most.
 
@@ -190,6 +214,7 @@ def assemble(
             None: they are left unlabelled.
         presence: what such a piece has to show of its class; None: nothing.
         by_score: paint the mask with the highest score last, so that it keeps its pixels; else the smallest.
+        covered: keep a segment that later masks have covered. Otherwise it is dropped.
 
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
@@ -199,16 +224,24 @@ def assemble(
     for index in sorted(
         range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
     ):
-        _paint(owner, segments, candidates[index], mask_of(index), min_area, merge=not by_score)
-    owner, segments = _without_remnants(owner, segments, min_area)
+        _paint(owner, segments, index, candidates[index], mask_of(index), min_area, merge=not by_score)
+    if not covered:
+        owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area, presence)
     return owner, segments
 
 
 def _paint(
-    owner: Array, segments: list[Segment], candidate: MaskCandidate, mask: Array, min_area: int, merge: bool
+    owner: Array,
+    segments: list[Segment],
+    index: int,
+    candidate: MaskCandidate,
+    mask: Array,
+    min_area: int,
+    merge: bool,
 ) -> None:
+    """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object."""
     area = np.count_nonzero(mask)
     if area < min_area:
         return
@@ -217,10 +250,12 @@ def _paint(
     for rival in rivals:
         if overlap[rival] >= SAME_OBJECT * area:
             owner[mask & (owner == 0)] = rival
+            same = segments[rival - 1]
+            segments[rival - 1] = replace(same, drawn_by=(*same.drawn_by, index))
             return
         if overlap[rival]:
             mask = mask & (owner != rival)
-    segments.append(Segment(len(segments) + 1, candidate.label, candidate))
+    segments.append(Segment(len(segments) + 1, candidate.label, candidate, drawn_by=(index,)))
     np.copyto(owner, len(segments), where=mask)
 
 
@@ -234,7 +269,7 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
     index_of = np.zeros(len(segments) + 1, np.int32)
     for number, segment in enumerate(kept, start=1):
         index_of[segment.index] = number
-    return index_of[owner], [Segment(number, s.label, s.candidate) for number, s in enumerate(kept, start=1)]
+    return index_of[owner], [replace(segment, index=number) for number, segment in enumerate(kept, start=1)]
 
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int, presence: Presence | None) -> None:

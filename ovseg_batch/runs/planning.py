@@ -27,7 +27,7 @@ from ovseg_batch.runs import manifests
 from ovseg_batch.runs.meter import are_metrics
 from ovseg_batch.runs.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import DeclaredPlan, read_limits
+from ovseg_batch.stages.base import StagePlan, read_limits
 from ovseg_batch.stages.edit.plan import needs_prompts
 from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, resolve, stage_names
 from ovseg_batch.workdir.findings import printable
@@ -46,7 +46,7 @@ class PlannedStage:
     """
 
     job: StageJob
-    plan: DeclaredPlan
+    plan: StagePlan
     inputs: dict[str, Any]
     missing: list[int]
     part: tuple[int, int] = (0, 1)
@@ -321,6 +321,7 @@ def write_plan(
         "shards": manifest.shards,
         "revisions": manifest.revisions,
         "labels": [label.name for label in config.labels],
+        "stuff": [label.name for label in config.labels if label.kind == "stuff"],
         "background": make_vocabulary(config).has_background,
         "embedded_models": embedded_models(config),
         "stages": [

@@ -1,7 +1,7 @@
 """Every key of the settings in words: type, default, meaning, and what reads it.
 
-`ovseg-batch settings` prints these lines, and `docs/settings.md` is made of them. All but the readers comes from the
-models of the settings.
+`ovseg-batch settings` prints these lines, and `docs/settings.md` is made of them. They come from the models of the
+settings and from the table of their readers.
 """
 
 from __future__ import annotations
@@ -21,112 +21,14 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ovseg_batch.settings.readers import readers
+from ovseg_batch.settings.section import Section
 from ovseg_batch.settings.tree import Config, Label
 
 LABEL = "labels[]."  # before the keys of an entry of `labels`
 PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
 BOUNDS = {annotated_types.Ge: ("ge", "≥"), annotated_types.Gt: ("gt", ">"), annotated_types.Le: ("le", "≤")}
 BOUNDS |= {annotated_types.Lt: ("lt", "<"), annotated_types.MultipleOf: ("multiple_of", "multiple of")}
-
-
-@dataclass(frozen=True, slots=True)
-class Readers:
-    """What reads a key.
-
-    Attributes:
-        names: stages, or other parts of the program.
-        choice: the key whose value decides whether it is read; empty: it always is.
-        values: the values of `choice` under which it is read.
-    """
-
-    names: str
-    choice: str = ""
-    values: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.names} ({self.choice}: {', '.join(self.values)})" if self.choice else self.names
-
-
-PROMPTING = ("prompted", "guided", "trident")
-GENERATED = ("remove", "replace", "style")
-CHANGED = ("fill", "erase", *GENERATED)
-
-
-def _refine(*methods: str) -> Readers:
-    return Readers("refine", "refine.method", methods)
-
-
-def _edit(*modes: str) -> Readers:
-    return Readers("edit", "edit.mode", modes)
-
-
-#: key or section → what reads it. A key without an entry has that of its section.
-READERS = {
-    "about": Readers("`ovseg-batch methods`"),
-    "method": Readers("the choice of the stages"),
-    "labels": Readers("dense, refine, classify, edit"),
-    "labels[].confusers": Readers("classify"),
-    "labels[].definition": Readers("dense"),
-    "labels[].threshold": Readers("refine, classify"),
-    "background": Readers("dense, refine, classify"),
-    "manifest": Readers("the list of images"),
-    "clip": Readers("dense, embed, classify"),
-    "sam": Readers("propose, encode, refine"),
-    "sam.cache": Readers("encode, refine", "refine.method", PROMPTING),
-    "dense": Readers("dense"),
-    "dense.window": Readers("dense, refine"),
-    "dense.stride": Readers("dense, refine"),
-    "dense.templates": Readers("dense, classify"),
-    "dense.prompt_denoising": Readers("refine"),
-    "dense.logit_scale": Readers("dense, refine"),
-    "dense.prob_threshold": Readers("refine"),
-    "dense.area_threshold": Readers("refine"),
-    "dense.cache": Readers("dense, refine"),
-    "propose": Readers("propose"),
-    "presence": Readers("refine"),
-    "refine": Readers("refine"),
-    "refine.vote": _refine("prompted", "automatic"),
-    "refine.tile": _refine(*PROMPTING),
-    "refine.point": _refine("prompted", "guided"),
-    "refine.min_distance": _refine("prompted"),
-    "refine.min_confidence": _refine("guided"),
-    "refine.min_region": _refine("guided", "trident"),
-    "refine.predicted_iou": _refine("trident"),
-    "refine.same_object": _refine("guided"),
-    "refine.max_points": _refine(*PROMPTING),
-    "refine.bank": Readers("refine", "dense.cache", ("features",)),
-    "refine.bank_neighbours": Readers("refine", "dense.cache", ("features",)),
-    "refine.bank_weight": Readers("refine", "dense.cache", ("features",)),
-    "classify": Readers("classify"),
-    "classify.scorer": Readers("embed"),
-    "classify.tuned": Readers("embed", "classify.scorer", ("mask-tokens",)),
-    "classify.scales": Readers("embed", "classify.scorer", ("crops",)),
-    "classify.outside": Readers("embed", "classify.scorer", ("crops",)),
-    "classify.weights": Readers("classify", "classify.scorer", ("crops",)),
-    "edit": Readers("edit"),
-    "edit.apart": _edit("cutout", "mask", "crop"),
-    "edit.dilation": _edit(*CHANGED),
-    "edit.feather": _edit(*CHANGED),
-    "edit.shape": _edit(*CHANGED),
-    "edit.alpha": _edit("cutout", "fill", "mask", "erase"),
-    "edit.fill": _edit("fill", "erase"),
-    "edit.crop": _edit("crop"),
-    "edit.prompt": _edit(*GENERATED),
-    "edit.prompts": _edit(*GENERATED),
-    "edit.negative_prompt": _edit(*GENERATED),
-    "edit.seed": _edit(*GENERATED),
-    "edit.together": _edit(*GENERATED),
-    "inpaint": _edit(*GENERATED),
-    "inpaint.context": _edit(*CHANGED),
-    "run": Readers("every stage"),
-    "run.cpus_per_worker": Readers("the engine ray"),
-    "run.gpus_per_worker": Readers("the engine ray"),
-    "run.batch_size": Readers("dense, embed"),
-    "run.point_chunk": Readers("propose, refine"),
-    "run.remote_private": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_tries": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_timeout": Readers("whatever reads images", "run.allow_remote", ("true",)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +104,14 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
 
     pydantic can read the docstrings too, but it would do so at every start of the program.
     """
-    definition = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
-    assert isinstance(definition, ast.ClassDef)
     found = {}
-    for field, below in itertools.pairwise(definition.body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
+    for section in (one for one in model.__mro__ if issubclass(one, Section)):
+        definition = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in itertools.pairwise(definition.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
     return found
 
 
@@ -221,13 +124,6 @@ def _line(key: str, field: FieldInfo, meaning: str) -> SettingLine:
     kind = _type_text(field.annotation, field.metadata)
     default = None if field.is_required() else _yaml(field.get_default(call_default_factory=True))
     return SettingLine(key, kind, default, meaning, str(readers(key)))
-
-
-def readers(key: str) -> Readers:
-    """Return what reads a key: its own entry, or that of the nearest section around it."""
-    while key not in READERS:
-        key = key.removesuffix("[]").rpartition(".")[0] or key.partition("[")[0]
-    return READERS[key]
 
 
 def _is_union(kind: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovseg_batch.settings.section import PathText, Precision, Section
+from ovseg_batch.settings.section import Execution, PathText, Precision, Section
 
 
 class ClipConfig(Section):
@@ -33,7 +33,16 @@ class SamConfig(Section):
     """What is kept of every image. `embeddings` lets a later `query` prompt SAM2 without reading the images."""
 
 
-class InpaintConfig(Section):
+class InpaintExecution(Execution):
+    """The memory that the generator takes."""
+
+    offload: Literal["none", "model", "sequential"] = "none"
+    """Move parts of the model between GPU and main memory, for GPUs that cannot hold all of it."""
+    attention_slicing: bool = False
+    """Compute the attention in slices: slower, with less GPU memory."""
+
+
+class InpaintConfig(InpaintExecution):
     """The generator of `edit.mode: remove`, `replace` and `style`: a pipeline of diffusers."""
 
     model: str = "sd2-inpainting"
@@ -50,7 +59,3 @@ class InpaintConfig(Section):
     """What is visible around a mask's box, as a share of the box's longer side."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Squares computed together. Above 1 the last bits of an image may depend on its neighbours in the batch."""
-    offload: Literal["none", "model", "sequential"] = "none"
-    """Move parts of the model between GPU and main memory, for GPUs that cannot hold all of it."""
-    attention_slicing: bool = False
-    """Compute the attention in slices: slower, with less GPU memory."""

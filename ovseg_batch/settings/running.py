@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovseg_batch.settings.section import PathText, Precision, Section, Share
+from ovseg_batch.settings.section import Execution, PathText, Precision, Section, Share
 
 
 class ManifestConfig(Section):
@@ -19,8 +19,8 @@ class ManifestConfig(Section):
     manifest that is given as INPUT."""
 
 
-class RunConfig(Section):
-    """How fast a run is, and what it may read. Of these only `precision` and the limits can change a result."""
+class RunExecution(Execution):
+    """The machine of a run, its speed, what it may read, and when it stops."""
 
     engine: Literal["local", "ray"] = "local"
     """Where the stages are computed: this machine, or a Ray cluster."""
@@ -40,17 +40,10 @@ class RunConfig(Section):
     """Prompts that SAM2 computes together. null: 8 on a CPU, 64 on a GPU."""
     stall_minutes: Annotated[float, Field(gt=0)] | None = None
     """A worker that finishes no image for so long is killed and replaced. null: never."""
-    precision: Precision = "auto"
-    """Precision of the models. `auto` is bf16 on a GPU (fp16 before Ampere) and fp32 on a CPU, but bf16 for full-size
-    models on a CPU with AMX."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Threads that decode images, in every worker."""
     decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     """Bytes of decoded images that a worker holds ahead of the models."""
-    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
-    """An image with more pixels fails."""
-    max_file_bytes: Annotated[int, Field(ge=1)] = 1 << 30
-    """An image file with more bytes fails."""
     allow_remote: bool = False
     """Fetch images behind `s3://`, `gs://` and `https://` URLs."""
     remote_tries: Annotated[int, Field(ge=1)] = 4
@@ -63,3 +56,23 @@ class RunConfig(Section):
     """Stop the run when a larger share of its images has failed."""
     metrics_file: PathText | None = None
     """A file that is kept up to date for the textfile collector of Prometheus. null: none."""
+
+
+class RunConfig(RunExecution):
+    """The machine of a run, its speed, and what it may read.
+
+    Of these settings `precision`, `max_pixels` and `max_file_bytes` decide results. `device`, `threads`, `batch_size`
+    and `point_chunk` can change their last bits.
+    """
+
+    precision: Precision = "auto"
+    """Precision of the models. `auto` is bf16 on a GPU (fp16 before Ampere) and fp32 on a CPU, but bf16 for full-size
+    models on a CPU with AMX."""
+    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
+    """An image with more pixels fails."""
+    max_file_bytes: Annotated[int, Field(ge=1)] = 1 << 30
+    """An image file with more bytes fails."""
+
+    def limits(self) -> dict[str, int]:
+        """Return the limits of images, which decide the images that fail, for fingerprints."""
+        return {"max_pixels": self.max_pixels, "max_file_bytes": self.max_file_bytes}

@@ -34,3 +34,7 @@ class Section(BaseModel):
     """A part of the settings. The docstring below a field is its meaning in `ovseg-batch settings` and the docs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Execution(Section):
+    """Settings that decide how a result is computed, and not what it is. No fingerprint of a stage holds them."""

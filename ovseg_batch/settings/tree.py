@@ -31,6 +31,9 @@ class Label(Section):
     """Words that do not compete with the label under `background: auto`."""
     compete: tuple[str, ...] = ()
     """Words that compete with the label in any case under `background: auto`."""
+    kind: Literal["thing", "stuff", "any"] = "any"
+    """`stuff` has no single objects: panoptic exports give it one segment per image. `thing` and `any` get one segment
+    per mask."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -324,13 +327,16 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    method: Literal["dense", "proposals"] = "dense"
+    method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
     pixel gets a label. `common`: a short list of background words."""
+    paint: Literal["exclusive", "overlapping"] = "exclusive"
+    """`exclusive`: a pixel belongs to one mask at most. `overlapping`: every mask stays whole, such as that of a car
+    with its wheels."""
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -69,19 +69,21 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """How pixels are assigned to masks; each pixel has one owner at most.
+    """How pixels are assigned to masks.
 
     Attributes:
         min_area: least pixels of a mask.
         dense_min_area: least pixels of a piece of the dense map outside of all masks. None: such pieces are dropped.
         by_score: paint the mask with the highest score last, else the smallest.
         joined: make one mask for each class.
+        paint: `exclusive`: a pixel has one owner at most. `overlapping`: each candidate keeps all of its pixels.
     """
 
     min_area: int
     dense_min_area: int | None = None
     by_score: bool = False
     joined: bool = False
+    paint: Literal["exclusive", "overlapping"] = "exclusive"
 
 
 def annotate(
@@ -96,6 +98,7 @@ def annotate(
         relabel: changes the classes of segments before annotations are made of them.
     """
     dense = answer.dense
+    overlapping = painting.paint == "overlapping"
     labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
     owner, segments = assemble(
         labels,
@@ -105,6 +108,7 @@ def annotate(
         painting.dense_min_area,
         painting.by_score,
         None if dense is None else dense.presence,
+        covered=overlapping,
     )
     if relabel is not None:
         segments = relabel(owner, segments)
@@ -113,7 +117,14 @@ def annotate(
     if not segments:
         return []
     outlines = rle.encode_regions(owner)
-    measured = _of_candidates(segments) if dense is None else _of_dense(owner, segments, dense)
+    if overlapping:
+        outlines = {one.index: _whole(one, outlines.get(one.index), answer) for one in segments}
+    if dense is None:
+        measured = _of_candidates(segments)
+    elif overlapping:
+        measured = [_of_whole(one, outlines[one.index], answer.size, dense) for one in segments]
+    else:
+        measured = _of_dense(owner, segments, dense)
     return [
         make_annotation(
             outlines[segment.index],
@@ -163,6 +174,19 @@ def _of_dense(owner: Array, segments: Sequence[Segment], dense: DenseMap) -> lis
         shown = 1.0 if segment.renamed else float(clear[k] / pixels)
         found.append(_Measured(score, float(agreeing[k] / pixels), margin, shown))
     return found
+
+
+def _whole(segment: Segment, visible: bytes | None, answer: Answer) -> bytes:
+    """Return the counts of all pixels of a segment: those that no other mask covers, and those of its candidates."""
+    drawn = [rle.encode(answer.mask_of(index)) for index in segment.drawn_by]
+    return rle.merged([*drawn, *([] if visible is None else [visible])], *answer.size)
+
+
+def _of_whole(segment: Segment, counts: bytes, size: tuple[int, int], dense: DenseMap) -> _Measured:
+    """Return the figures of a segment from all of its pixels, whether other masks cover them or not."""
+    alone = rle.decode(counts, *size).astype(np.int32)
+    [measured] = _of_dense(alone, [replace(segment, index=1)], dense)
+    return measured
 
 
 def _sums(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array, Array]:

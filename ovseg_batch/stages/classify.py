@@ -27,17 +27,15 @@ from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.stages.answer import Answer, Painting, annotate
-from ovseg_batch.stages.base import Upstream, done, failed, ready
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, ready
 from ovseg_batch.stages.plans import ClassifyPlan
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import Annotation, ImageRow, Proposal, RowResult
 
 Array = np.ndarray[Any, Any]
 
-EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings that `embed` has made its own
 
-
-class ClassifyStage(ClassifyPlan):
+class ClassifyStage(ClassifyPlan, Stage):
     """Chooses among the proposals by their similarity to the words."""
 
     def setup(self, device: str) -> None:
@@ -50,7 +48,7 @@ class ClassifyStage(ClassifyPlan):
             return found
 
         self._words = features(self._vocabulary.queries)
-        self._nothing = features(self._config.classify.background)
+        self._nothing = features(self._settings.background)
         self._mistaken = [features(words) for words in self._confusers]
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
@@ -65,11 +63,11 @@ class ClassifyStage(ClassifyPlan):
     def _classify(self, row: ImageRow, upstream: Mapping[str, Upstream]) -> RowResult:
         values = upstream["propose"].values(row.row)
         size = (values["height"], values["width"])
-        least = self._config.classify.min_area * size[0] * size[1]
+        least = self._settings.min_area * size[0] * size[1]
         kept = [k for k, proposal in enumerate(values["proposals"]) if proposal.area >= least]
         annotations = []
         if kept:
-            scales = len(self._config.classify.scales) if self._config.classify.scorer == "crops" else 1
+            scales = len(self._settings.scales) if self._settings.scorer == "crops" else 1
             shape = (scales, len(values["proposals"]), self._words.shape[1])
             features = upstream["embed"].array(row.row, "features", shape)[:, kept].astype(np.float32)
             annotations = self._annotations(row, features, [values["proposals"][k] for k in kept], size)
@@ -77,7 +75,7 @@ class ClassifyStage(ClassifyPlan):
 
     def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Proposal], pixels: int) -> Array:
         """How far each mask is believed to show each class: (M, C) in [0, 1]."""
-        settings, vocabulary = self._config.classify, self._vocabulary
+        settings, vocabulary = self._settings, self._vocabulary
         weights = settings.weights if len(features) > 1 else (1.0,)
 
         def likeness(words: Array) -> Array:
@@ -106,7 +104,7 @@ class ClassifyStage(ClassifyPlan):
     def _annotations(
         self, row: ImageRow, features: Array, proposals: Sequence[Proposal], size: tuple[int, int]
     ) -> list[Annotation]:
-        settings, vocabulary = self._config.classify, self._vocabulary
+        settings, vocabulary = self._settings, self._vocabulary
         believed = self._scores(row, features, proposals, size[0] * size[1])
         rated = np.clip([proposal.predicted_iou for proposal in proposals], 0, 1)
         large = np.array([proposal.area for proposal in proposals]) >= settings.large * size[0] * size[1]
@@ -129,10 +127,10 @@ class ClassifyStage(ClassifyPlan):
                 masks.append(counts[k])
         answer = Answer(size, candidates, lambda index: rle.decode(masks[index], *size))
         least_area = max(1, round(settings.min_area * size[0] * size[1]))
-        return annotate(answer, vocabulary, Painting(least_area, by_score=True))
+        return annotate(answer, vocabulary, Painting(least_area, by_score=True, paint=self._paint))
 
     def _choose(self, label: int, passed: Sequence[int], score: Array, inside: Array) -> Choice:
-        top_k = self._config.classify.top_k
+        top_k = self._settings.top_k
         if top_k == "all":
             return Choice(list(passed), "every mask above the threshold")
         if top_k == "adaptive":

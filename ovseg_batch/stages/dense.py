@@ -34,7 +34,7 @@ from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
@@ -66,19 +66,19 @@ class _Pending:
         return all(part is not None for part in self.kept)
 
 
-class DenseStage(DensePlan):
+class DenseStage(DensePlan, Stage):
     """Scores every window of an image with CLIP."""
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
-        self._batch = BatchSize(self._config.run.batch_size, "windows")
-        self._variant = VARIANTS.get(self._config.dense.attention)
+        self._clip = DenseClip.load(self._spec, self._device, self._precision)
+        self._batch = BatchSize(self._run.batch_size, "windows")
+        self._variant = VARIANTS.get(self._settings.attention)
         if not self._features:
             self._text = word_features(self._words, self._clip, self._spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        run = self._config.run
+        run = self._run
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
         waiting: list[_Pending] = []
@@ -86,7 +86,7 @@ class DenseStage(DensePlan):
 
         def cut(row: ImageRow, image: Image.Image) -> _Pending:
             size = upright_size(image, shown(row.path))
-            if self._config.dense.draft:
+            if self._settings.draft:
                 height, width = self._resized(*size)
                 reduce(image, DRAFT * max(height, width))
             return self._cut(row, decode(image, shown(row.path)), size)
@@ -149,7 +149,7 @@ class DenseStage(DensePlan):
         """What is kept of each window."""
         windows = np.stack([pending.windows[index] for pending, index in jobs])
         batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
-        dense = self._config.dense
+        dense = self._settings
         if self._variant is not None and dense.views == "itaclip":
             features_of = functools.partial(self._clip.patch_features, variant=self._variant, layers=dense.layers)
             return self._kept(mixed_logits(batch, features_of, self._text))
@@ -176,7 +176,7 @@ class DenseStage(DensePlan):
         """Return the channels of each window as they are stored."""
         if self._pools:
             queries = self._words.vocabulary.background_queries
-            cosine = pool_background(cosine, queries, self._config.dense.logit_scale)
+            cosine = pool_background(cosine, queries, self._settings.logit_scale)
         return list(cosine.half().cpu().numpy())
 
 

@@ -22,7 +22,7 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.mask_tokens import MaskTokens, load_tuned, touched_patches
-from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.plans import EmbedPlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
@@ -33,14 +33,14 @@ Array = np.ndarray[Any, Any]
 MASKS = 4096  # mask tokens of one forward
 
 
-class EmbedStage(EmbedPlan):
+class EmbedStage(EmbedPlan, Stage):
     """Embeds every proposal with CLIP."""
 
     def setup(self, device: str) -> None:
-        settings = self._config.classify
+        settings = self._settings
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, precision_of(self._config, self._spec))
-        self._batch = BatchSize(self._config.run.batch_size, "crops")
+        self._clip = DenseClip.load(self._spec, self._device, self._precision)
+        self._batch = BatchSize(self._run.batch_size, "crops")
         self._masks = BatchSize(MASKS, "mask tokens")
         self._tokens: MaskTokens | None = None
         if settings.scorer == "mask-tokens":
@@ -48,7 +48,7 @@ class EmbedStage(EmbedPlan):
             self._tokens = load_tuned(visual, settings.tuned) if settings.tuned else MaskTokens(visual)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        run = self._config.run
+        run = self._run
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
         for row, image in decode_ahead(todo, run.decode_threads, run.decode_bytes, read_limits(run)):
@@ -91,7 +91,7 @@ class EmbedStage(EmbedPlan):
         return np.concatenate(self._masks.run(len(touched), encode), axis=1)
 
     def _by_crops(self, image: Array, masks: Iterable[Array]) -> Array:
-        settings, patch = self._config.classify, self._clip.patch
+        settings, patch = self._settings, self._clip.patch
         sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
         pictures: list[list[Array]] = [[] for _ in sides]
         for mask in masks:  # a crop may be as large as the image: one at a time

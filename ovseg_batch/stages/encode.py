@@ -11,7 +11,7 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
-from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import EncodePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
@@ -19,14 +19,14 @@ from ovseg_batch.types import ImageRow, RowResult
 Array = np.ndarray[Any, Any]
 
 
-class EncodeStage(EncodePlan):
+class EncodeStage(EncodePlan, Stage):
     """Embeds every image with SAM2."""
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config, self._spec))
+        self._sam = Sam.load(self._spec, resolve_device(device), self._precision)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        run = self._config.run
+        run = self._run
         for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)

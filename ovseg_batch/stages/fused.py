@@ -1,26 +1,22 @@
-"""Dense and refine in one pass, where what CLIP says is kept nowhere: for folders whose logits no disk would hold."""
+"""Dense and refine in one pass, which keeps no logits: for folders whose logits fit on no disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import numpy as np
-
-from ovseg_batch.stages.base import Shape, Upstream
+from ovseg_batch.stages.base import Stage, Upstream
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine.plan import FusedPlan
 from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.shard import finite
+from ovseg_batch.stages.upstream import InMemoryShard
 from ovseg_batch.types import ImageRow, RowResult
 
-Array = np.ndarray[Any, Any]
-
-GROUP_ROWS, GROUP_BYTES = 32, 64 << 20  # at so many images, or so much of them, refine takes over
+GROUP_ROWS, GROUP_BYTES = 32, 64 << 20  # images, or bytes of their arrays, that refine gets together
 
 
-class FusedStage(FusedPlan):
+class FusedStage(FusedPlan, Stage):
     """Computes `dense` and `refine` in one pass; a row that dense fails keeps dense's reason."""
 
     def __init__(self, run: Resolved) -> None:
@@ -33,11 +29,11 @@ class FusedStage(FusedPlan):
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         waiting: list[RowResult] = []
-        for said in map(finite, self._dense_stage.process(rows, upstream)):
-            if said.code is not None:
-                yield said
+        for result in map(finite, self._dense_stage.process(rows, upstream)):
+            if result.code is not None:
+                yield result
                 continue
-            waiting.append(said)
+            waiting.append(result)
             held = sum(array.nbytes for one in waiting for array in one.arrays.values())
             if len(waiting) >= GROUP_ROWS or held > GROUP_BYTES:
                 yield from self._refined(rows, waiting, upstream)
@@ -45,36 +41,8 @@ class FusedStage(FusedPlan):
         yield from self._refined(rows, waiting, upstream)
 
     def _refined(
-        self, rows: Sequence[ImageRow], said: Sequence[RowResult], upstream: Mapping[str, Upstream]
+        self, rows: Sequence[ImageRow], results: Sequence[RowResult], upstream: Mapping[str, Upstream]
     ) -> Iterator[RowResult]:
-        passed = _Passed(said)
-        few = [row for row in rows if row.row in passed]
-        yield from self._refine_stage.process(few, {**upstream, self._dense.name: passed})
-
-
-class _Passed(Upstream):
-    """What the stage before has said of some rows, as if it had been committed."""
-
-    def __init__(self, results: Sequence[RowResult]) -> None:
-        self._said = {result.row: result for result in results}
-
-    def __contains__(self, row: int) -> bool:
-        return row in self._said
-
-    def failure(self, row: int) -> str | None:
-        return None
-
-    def values(self, row: int) -> dict[str, Any]:
-        return dict(self._said[row].values)
-
-    def array(self, row: int, name: str, shape: Shape) -> Array:
-        return self._said[row].arrays[name]
-
-    def arrays(self, row: int) -> dict[str, Array]:
-        return dict(self._said[row].arrays)
-
-    def result(self, row: ImageRow) -> RowResult:
-        return self._said[row.row]
-
-    def close(self) -> None:
-        pass
+        passed = InMemoryShard(results)
+        rows = [row for row in rows if row.row in passed]
+        yield from self._refine_stage.process(rows, {**upstream, self._dense.name: passed})

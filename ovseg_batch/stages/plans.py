@@ -17,52 +17,32 @@ from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
 from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config, DenseConfig
-from ovseg_batch.stages.base import ModelKind, Resources, precision_of
+from ovseg_batch.settings.readers import read_settings
+from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.resolved import Resolved
 
-EMBEDDED = {"scorer", "tuned", "scales", "outside"}  # settings of `classify` that decide what `embed` keeps
 FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
 VIEWS = {"plain": 1, "itaclip": 5}  # values of dense.views, and CLIP's passes for each window
 
 
-class EncodePlan:
+class EncodePlan(StagePlan):
     """Keeps SAM2's embedding of every image: arrays `coarse`, `fine0` and `fine1`, (C, h, w) fp16 each."""
 
     name = "encode"
     version = 2
-    needs: tuple[str, ...] = ()
-    resources = Resources()
     arrays = True
     reads_images = True
     columns = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32())])
 
     @staticmethod
-    def needs_of(config: Config) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
         return ("sam",)
 
-    @staticmethod
-    def cost_of(config: Config) -> str:
-        return ""
-
-    @staticmethod
-    def query_setting(config: Config) -> tuple[str, str] | None:
-        return None
-
     def __init__(self, run: Resolved) -> None:
-        self._config, self._spec = run.config, run.sam
+        self._run, self._spec, self._precision = run.config.run, run.sam, run.precision(run.sam)
 
     def inputs(self) -> dict[str, Any]:
-        run = self._config.run
-        return {
-            "sam": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
-            "max_pixels": run.max_pixels,
-            "max_file_bytes": run.max_file_bytes,
-        }
+        return {"sam": self._spec.identity(), "precision": self._precision, **self._run.limits()}
 
     def estimate_bytes(self, height: int, width: int) -> int:
         return 2 * sum(map(math.prod, embedding_shapes(self._spec).values()))
@@ -77,7 +57,7 @@ def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
     }
 
 
-class ProposePlan:
+class ProposePlan(StagePlan):
     """Keeps class-less masks of every image, at its original size in the frame after EXIF rotation.
 
     Where the attention is limited to regions it also keeps SAM2's features: array `features` (C, h, w) fp16, at most
@@ -86,9 +66,6 @@ class ProposePlan:
 
     name = "propose"
     version = 4
-    needs: tuple[str, ...] = ()
-    resources = Resources()
-    arrays: bool
     reads_images = True
     columns = pa.schema(
         [
@@ -100,10 +77,6 @@ class ProposePlan:
     )
 
     @staticmethod
-    def needs_of(config: Config) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
         return ("sam",)
 
@@ -111,30 +84,25 @@ class ProposePlan:
     def cost_of(config: Config) -> str:
         return f"SAM2's encoder and {config.propose.points_per_side**2} prompts"
 
-    @staticmethod
-    def query_setting(config: Config) -> tuple[str, str] | None:
-        return None
-
     def __init__(self, run: Resolved) -> None:
-        self._config, self._spec = run.config, run.sam
+        self._run, self._settings = run.config.run, run.config.propose
+        self._spec, self._precision = run.sam, run.precision(run.sam)
         self.arrays = run.config.dense.attention == REGION_LIMITED
 
     def inputs(self) -> dict[str, Any]:
-        run = self._config.run
         return {
             "sam": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
-            "propose": self._config.propose.model_dump(mode="json"),
+            "precision": self._precision,
+            "propose": self._settings.model_dump(mode="json"),
             "features": self.arrays,
-            "max_pixels": run.max_pixels,
-            "max_file_bytes": run.max_file_bytes,
+            **self._run.limits(),
         }
 
     def estimate_bytes(self, height: int, width: int) -> int:
         return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
 
 
-class DensePlan:
+class DensePlan(StagePlan):
     """Keeps the cosine similarities of every window, array `logits` (windows, channels, gh, gw) fp16.
 
     Under `dense.cache: features` it keeps the L2-normalised patch features instead: array `features` (windows, gh, gw,
@@ -143,8 +111,6 @@ class DensePlan:
 
     name = "dense"
     version = 6
-    needs: tuple[str, ...]
-    resources = Resources()
     arrays = True
     reads_images = True
     columns = pa.schema(
@@ -174,8 +140,9 @@ class DensePlan:
         return ("dense.cache", "features")
 
     def __init__(self, run: Resolved) -> None:
-        self._config, self._words, self._spec = run.config, run.words, run.clip
-        dense = run.config.dense
+        self._run, self._settings, self._words = run.config.run, run.config.dense, run.words
+        self._spec, self._precision = run.clip, run.precision(run.clip)
+        dense = self._settings
         _check_dense(dense)
         self.needs = self.needs_of(run.config)
         self._window, self._stride = run.window, run.stride
@@ -184,10 +151,10 @@ class DensePlan:
         self._pools = run.vocabulary.pooled and not self._features
 
     def inputs(self) -> dict[str, Any]:
-        dense = self._config.dense
+        dense = self._settings
         return {
             "clip": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
+            "precision": self._precision,
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
@@ -199,13 +166,12 @@ class DensePlan:
             "views": dense.views,
             "key_smoothing": dense.key_smoothing,
             **({"draft": True} if dense.draft else {}),
-            "max_pixels": self._config.run.max_pixels,
-            "max_file_bytes": self._config.run.max_file_bytes,
+            **self._run.limits(),
         }
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         short_side = self._short_side if isinstance(self._short_side, int) else None
-        return resized_size(height, width, short_side, self._config.dense.long_side, self._spec.patch)
+        return resized_size(height, width, short_side, self._settings.long_side, self._spec.patch)
 
     def estimate_bytes(self, height: int, width: int) -> int:
         resized = self._resized(height, width)
@@ -215,13 +181,12 @@ class DensePlan:
         return 2 * int(patches) * each
 
 
-class EmbedPlan:
+class EmbedPlan(StagePlan):
     """Keeps CLIP's embedding of every proposal: array `features` (scales, masks, D) fp16, L2-normalised."""
 
     name = "embed"
     version = 3
     needs: tuple[str, ...] = ("propose",)
-    resources = Resources()
     arrays = True
     reads_images = True
     columns = pa.schema([pa.field("masks", pa.int32()), pa.field("forwards", pa.int32())])  # pictures through CLIP
@@ -242,42 +207,35 @@ class EmbedPlan:
             else f"CLIP {len(config.classify.scales)} × for each mask"
         )
 
-    @staticmethod
-    def query_setting(config: Config) -> tuple[str, str] | None:
-        return None
-
     def __init__(self, run: Resolved) -> None:
-        self._config, self._spec = run.config, run.clip
-        tuned = run.config.classify.tuned
+        self._run, self._settings = run.config.run, run.config.classify
+        self._spec, self._precision = run.clip, run.precision(run.clip)
+        tuned = self._settings.tuned
         if tuned and not Path(tuned).is_file():
             raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
 
     def inputs(self) -> dict[str, Any]:
-        settings, run = self._config.classify, self._config.run
+        settings = self._settings
         crops = {"scales": list(settings.scales), "outside": settings.outside}
         tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
         return {
             "clip": self._spec.identity(),
-            "precision": precision_of(self._config, self._spec),
+            "precision": self._precision,
             "scorer": settings.scorer,
             **(crops if settings.scorer == "crops" else tokens),
-            "max_pixels": run.max_pixels,
-            "max_file_bytes": run.max_file_bytes,
+            **self._run.limits(),
         }
 
     def estimate_bytes(self, height: int, width: int) -> None:
         return None  # as many features as there are masks
 
 
-class ClassifyPlan:
+class ClassifyPlan(StagePlan):
     """Keeps the annotations of every image, made of its proposals, in the frame after EXIF rotation."""
 
     name = "classify"
     version = 6
     needs: tuple[str, ...] = ("propose", "embed")
-    resources = Resources()
-    arrays = False
-    reads_images = False
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -294,22 +252,15 @@ class ClassifyPlan:
     def models_of(config: Config) -> tuple[ModelKind, ...]:
         return ("clip",)
 
-    @staticmethod
-    def cost_of(config: Config) -> str:
-        return ""
-
-    @staticmethod
-    def query_setting(config: Config) -> tuple[str, str] | None:
-        return None
-
     def __init__(self, run: Resolved) -> None:
-        self._config, self._spec = run.config, run.clip
+        self._settings, self._spec = run.config.classify, run.clip
+        self._read, self._paint = read_settings(run.config, self.name, "classify"), run.config.paint
         self._vocabulary, self._templates = run.vocabulary, run.words.templates
         confusers = {label.name: label.confusers for label in run.config.labels}
         self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]
 
     def inputs(self) -> dict[str, Any]:
-        config, vocabulary = self._config, self._vocabulary
+        vocabulary = self._vocabulary
         return {
             "clip": self._spec.identity(),
             "templates": list(self._templates),
@@ -319,11 +270,9 @@ class ClassifyPlan:
             "thresholds": list(vocabulary.thresholds),
             "background": vocabulary.has_background,
             "confusers": [list(words) for words in self._confusers],
-            "classify": config.classify.model_dump(mode="json", exclude=EMBEDDED),
+            "classify": self._read,
+            **({"paint": self._paint} if self._paint != "exclusive" else {}),
         }
-
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
 
 
 def _check_dense(dense: DenseConfig) -> None:

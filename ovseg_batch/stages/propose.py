@@ -20,7 +20,7 @@ from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
-from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
@@ -36,15 +36,14 @@ class _Found:
     arrays: dict[str, Array]
 
 
-class ProposeStage(ProposePlan):
+class ProposeStage(ProposePlan, Stage):
     """Prompts SAM2 at a grid of points."""
 
     def setup(self, device: str) -> None:
-        points = self._config.run.point_chunk
-        self._sam = Sam.load(self._spec, resolve_device(device), precision_of(self._config, self._spec), points)
+        self._sam = Sam.load(self._spec, resolve_device(device), self._precision, self._run.point_chunk)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
-        run = self._config.run
+        run = self._run
         for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
@@ -53,16 +52,13 @@ class ProposeStage(ProposePlan):
             if isinstance(found, RowError):
                 yield failed(row, found.code, found.message)
                 continue
-            size = {
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "points": self._config.propose.points_per_side**2,
-            }
+            points = self._settings.points_per_side**2
+            size = {"height": image.shape[0], "width": image.shape[1], "points": points}
             yield done(row, {**size, "proposals": found.proposals}, found.arrays)
 
     @torch.inference_mode()
     def _propose(self, image: Array) -> _Found:
-        settings = self._config.propose
+        settings = self._settings
         [embedding] = self._sam.embed([image])
         points = point_grid(settings.points_per_side, embedding.size)
         found: list[Proposal] = []
@@ -82,7 +78,7 @@ class ProposeStage(ProposePlan):
     ) -> Proposal | None:
         [mask] = self._sam.upsample(logits[None], size)
         steady = float(stability(mask))
-        if steady < self._config.propose.stability:
+        if steady < self._settings.stability:
             return None
         counts = rle.encode(np.asfortranarray((mask > 0).cpu().numpy()))
         area = rle.area(counts, *size)

@@ -11,7 +11,7 @@ from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import ANSWER_STAGES, DeclaredPlan, Stage
+from ovseg_batch.stages.base import Stage, StagePlan, answer_stage
 from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
 from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
@@ -20,7 +20,7 @@ from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
 #: in the order in which a run computes them; `fused` takes the place of `dense` and `refine` under `dense.cache: none`
-PLANS: dict[str, type[DeclaredPlan]] = {
+PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
     "dense": DensePlan,
@@ -35,7 +35,7 @@ PLANS: dict[str, type[DeclaredPlan]] = {
 def stage_names(config: Config) -> tuple[str, ...]:
     """Return the stages of a run with these settings, in the order in which they run."""
     needed = set[str]()
-    waiting = [ANSWER_STAGES[config.method] if config.edit.mode == "none" else "edit"]
+    waiting = [answer_stage(config) if config.edit.mode == "none" else "edit"]
     while waiting:
         needed.add(name := waiting.pop())
         waiting += PLANS[_entry(config, name)].needs_of(config)
@@ -47,7 +47,7 @@ def _entry(config: Config, name: str) -> str:
     return "fused" if name == "refine" and config.dense.cache == "none" else name
 
 
-def plans_of(config: Config) -> list[type[DeclaredPlan]]:
+def plans_of(config: Config) -> list[type[StagePlan]]:
     """Return the classes of the plans of a run with these settings, in the order in which they run."""
     return [PLANS[_entry(config, name)] for name in stage_names(config)]
 
@@ -138,7 +138,7 @@ def resolve(config: Config) -> Resolved:
     return Resolved(config, make_words(config))
 
 
-def make_plan(run: Resolved, name: str) -> DeclaredPlan:
+def make_plan(run: Resolved, name: str) -> StagePlan:
     """Return what a stage reads, keeps and depends on.
 
     Raises:

@@ -8,6 +8,7 @@ from functools import cached_property
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.models.pipelines import PipelineSpec
+from ovseg_batch.models.precision import precision
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.words import Words
@@ -22,6 +23,11 @@ class Resolved:
 
     config: Config
     words: Words
+
+    def precision(self, spec: ModelSpec) -> str:
+        """Return the precision in which a model runs."""
+        own = self.config.clip.precision if spec.kind == "clip" else self.config.sam.precision
+        return precision(own or self.config.run.precision, self.config.run.device, not spec.embedded)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -23,6 +23,7 @@ from ovseg_batch.io.logits import ArrayWriter
 from ovseg_batch.io.remote import shown
 from ovseg_batch.io.tables import TABLE, ResultWriter
 from ovseg_batch.stages.base import ARRAYS, Stage, Upstream, failed
+from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
 from ovseg_batch.workdir.store import FILES, StageStore
 
@@ -62,8 +63,8 @@ def run_shard(
     keep = previous is not None and previous.follows(above) and (retry or not store.is_current(previous))
     with contextlib.ExitStack() as stack:
         stack.enter_context(failpoints.within(stage.name))
-        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
-        kept = stack.enter_context(Upstream(store, shard)) if keep else None
+        upstream = {name: stack.enter_context(CommittedShard(s, shard)) for name, s in store.upstream.items()}
+        kept = stack.enter_context(CommittedShard(store, shard)) if keep else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
         refused = {
             row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (charged or {}).get(row.row))
@@ -108,7 +109,7 @@ def probe_shard(
         progress: called with each result.
     """
     with contextlib.ExitStack() as stack:
-        upstream = {name: stack.enter_context(Upstream(s, shard)) for name, s in store.upstream.items()}
+        upstream = {name: stack.enter_context(CommittedShard(s, shard)) for name, s in store.upstream.items()}
         for row in _identified(rows, upstream, {}):
             begin(row.row)
             for _ in _reported(stage.process([row], upstream), progress):
@@ -127,7 +128,7 @@ def _results(
     rows: Sequence[ImageRow],
     upstream: Mapping[str, Upstream],
     refused: dict[int, RowResult],
-    kept: Upstream | None,
+    kept: CommittedShard | None,
     same: Collection[int],
     progress: Progress,
 ) -> Iterator[RowResult]:

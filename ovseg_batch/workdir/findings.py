@@ -12,14 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ovseg_batch.settings.edit_modes import EDIT_MODES, EditMode
 from ovseg_batch.workdir.store import Workdir
 
 LISTED = 10  # labels that a note names
 SHOWN = 60  # characters that a note shows of a label
 COMMON_IMAGES = 20  # fewer images say nothing about how common a label is
 COMMON_SHARE = 0.95  # of the images, from which a label is found in nearly every image
-NOTED = {"mask": "masks blank", "fill": "images unchanged or filled completely"}
-WARNED = {"mask": "have a blank mask", "fill": "are unchanged or filled completely"}
 MOSTLY = 0.5  # of the edited images: a larger share of unchanged ones is worth a warning
 JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
 
@@ -146,7 +145,7 @@ def edit_note(edits: EditCounts | None) -> str | None:
         without = f"{edits.skipped:,} of {edits.total:,} images without an edited file"
         notes.append(f"{without}: no mask of the chosen labels")
     if edits.unchanged:
-        state = NOTED.get(edits.mode, "images unchanged")
+        state = EDIT_MODES.get(edits.mode, EditMode()).unchanged
         named = ", ".join(f"{count:,} {what}" for count, what in causes if count)
         notes.append(f"{edits.unchanged:,} of {edits.images:,} {state}: {named}")
     return "; ".join(notes) or None
@@ -165,7 +164,7 @@ def edit_warning(edits: EditCounts | None) -> str | None:
         cause = "The masks cover whole images."
     states = {
         "have no edited file": edits.skipped,
-        WARNED.get(edits.mode, "are unchanged"): edits.unchanged,
+        EDIT_MODES.get(edits.mode, EditMode()).is_unchanged: edits.unchanged,
     }
     named = " or ".join(state for state, count in states.items() if count)
     return (

@@ -32,12 +32,14 @@ class Results:
 
     Attributes:
         labels: the classes in order, without the background.
+        stuff: those among them without single objects (`labels[].kind: stuff`).
         has_background: whether what no mask covers was said to be background.
         stores: the stages' folders, in order.
     """
 
     workdir: Workdir
     labels: tuple[str, ...]
+    stuff: tuple[str, ...]
     has_background: bool
     stores: tuple[StageStore, ...]
 
@@ -45,7 +47,8 @@ class Results:
     def open(cls, workdir: Workdir) -> Results:
         """Raises UsageError where there is no run."""
         plan = workdir.read_plan()
-        return cls(workdir, tuple(plan["labels"]), bool(plan.get("background")), tuple(workdir.stores()))
+        labels, stuff = tuple(plan["labels"]), tuple(plan["stuff"])
+        return cls(workdir, labels, stuff, bool(plan.get("background")), tuple(workdir.stores()))
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -32,7 +32,7 @@ from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import read_results
 from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.stages.answer import make_annotation
-from ovseg_batch.stages.base import Resources, Upstream
+from ovseg_batch.stages.base import Resources, Stage, Upstream
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.stages.registry import resolve
@@ -102,25 +102,18 @@ def edits(images: int, folder: Path | None, config_file: str, overrides: Sequenc
             click.echo(f"  Pillow, {name:21} {len(rows) / theirs:7.1f} images/s   ratio {theirs / ours:.2f}")
 
 
-class GivenMasks:
+class GivenMasks(Stage):
     """A stage whose masks are the true ones of rendered scenes."""
 
     name = "refine"
-    version = 0
-    needs: tuple[str, ...] = ()
     resources = Resources(accelerator=False)
     columns = RefineStage.columns
-    arrays = False
-    reads_images = False
+
+    def __init__(self) -> None:
+        pass
 
     def inputs(self) -> dict[str, Any]:
         return {}
-
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
-
-    def setup(self, device: str) -> None:
-        pass
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         for row in rows:

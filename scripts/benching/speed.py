@@ -34,7 +34,7 @@ from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import precision_of, read_limits
+from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.dense import DenseStage
 from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.types import ImageRow
@@ -143,7 +143,7 @@ def _stage(
     parts: dict[str, float] = dict(watch.spent.most_common())
     parts["rest"] = whole - sum(parts.values())
     return {
-        "precision": precision_of(config, stage._spec),
+        "precision": stage._precision,
         "seconds": min(ours[1:]),
         "floor": min(theirs[1:]),
         "ratio": min(theirs[1:]) / min(ours[1:]),

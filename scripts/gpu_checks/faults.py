@@ -156,7 +156,7 @@ def _log(text: str) -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-class FaultyStage:
+class FaultyStage(Stage):
     """A stage in whose first shard of a run the GPU is lost.
 
     Args:
@@ -166,9 +166,11 @@ class FaultyStage:
 
     def __init__(self, make_stage: Callable[[], Stage], marker: Path) -> None:
         self._stage, self._marker = make_stage(), marker
+        for name in ("name", "version", "needs", "resources", "columns", "arrays", "reads_images"):
+            setattr(self, name, getattr(self._stage, name))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
+    def inputs(self) -> dict[str, Any]:
+        return self._stage.inputs()
 
     def setup(self, device: str) -> None:
         self._device = torch.device(device)

@@ -34,10 +34,11 @@ from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.edit.plan import GENERATED
+from ovseg_batch.settings.edit_modes import modes_that
 from ovseg_batch.workdir.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[8000:]
+GENERATED = modes_that(lambda mode: mode.generated)
 IMAGES, QUICK_IMAGES = 12, 1
 QUICK_PRESETS, QUICK_MODES = ("prompted",), ("erase",)
 SLOW = ("itaclip", "thesis-proposals", "corrclip", "style", "replace", "remove")  # on the CPU, the slowest first

@@ -20,9 +20,10 @@ from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods.blending import Frame, blend, feathered, frame_around, seamless
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.diffusion import Inpainter, Request, seed_of
-from ovseg_batch.settings import Config
+from ovseg_batch.settings import EditConfig, InpaintConfig
+from ovseg_batch.settings.edit_modes import EDIT_MODES
 from ovseg_batch.stages.edit.plain import refuse_everything, region_of
-from ovseg_batch.stages.edit.plan import STEERED, InpaintParameters
+from ovseg_batch.stages.edit.plan import InpaintParameters
 from ovseg_batch.stages.edit.source import EditSource
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow
@@ -75,10 +76,18 @@ class _Task:
 class GeneratedEdits:
     """Edits several images at a time with a loaded pipeline."""
 
-    def __init__(self, inpainter: Inpainter, parameters: InpaintParameters, config: Config, keeps: bool) -> None:
-        self._inpainter, self._parameters, self._config, self._keeps = inpainter, parameters, config, keeps
+    def __init__(
+        self,
+        inpainter: Inpainter,
+        parameters: InpaintParameters,
+        edit: EditConfig,
+        inpaint: InpaintConfig,
+        keeps: bool,
+    ) -> None:
+        self._inpainter, self._parameters, self._keeps = inpainter, parameters, keeps
+        self._edit, self._inpaint = edit, inpaint
         self._size = parameters.size
-        self._batch = BatchSize(config.inpaint.batch_size, "squares")
+        self._batch = BatchSize(inpaint.batch_size, "squares")
         self._states = 0
 
     def state(self, row: ImageRow, source: EditSource) -> EditState:
@@ -86,7 +95,7 @@ class GeneratedEdits:
         masks = source.masks
         if self._keeps or not masks:
             todo = [("", [counts for _, counts in masks])] if masks else []
-        elif self._config.edit.together:
+        elif self._edit.together:
             labels = dict.fromkeys(label for label, _ in masks)
             todo = [(label, [counts for name, counts in masks if name == label]) for label in labels]
         else:
@@ -97,7 +106,7 @@ class GeneratedEdits:
     def run(self, states: Iterator[EditState]) -> Iterator[EditState]:
         """Edit all groups of masks of every image. Yields each image once it is finished or has failed."""
         active: list[EditState] = []
-        together = self._config.inpaint.batch_size
+        together = self._inpaint.batch_size
         while True:
             while len(active) < together and (not active or active[-1].number - active[0].number < AHEAD * together):
                 new = next(states, None)
@@ -120,7 +129,7 @@ class GeneratedEdits:
             return None
 
     def _task(self, state: EditState, label: str, counts: list[bytes]) -> _Task:
-        edit = self._config.edit
+        edit = self._edit
         prompt = self._prompt(state.row, label)
         shape = state.pixels.shape[:2]
         region = region_of(counts, shape, edit)
@@ -128,7 +137,7 @@ class GeneratedEdits:
             region = ~rle.union(counts, *shape)
         if not region.any():
             raise RowError(FailureCode.NO_EDIT, "what is kept covers the whole image: nothing is left to change")
-        frame = frame_around(region, self._config.inpaint.context, self._size)
+        frame = frame_around(region, self._inpaint.context, self._size)
         if edit.mode != "style":
             refuse_everything(frame.cut(region))
         hidden = region
@@ -148,10 +157,10 @@ class GeneratedEdits:
 
     def _prompt(self, row: ImageRow, label: str) -> str:
         """Return the prompt: that of the row, the label, the run or the mode, whichever is given first."""
-        edit = self._config.edit
+        edit = self._edit
         own = str(row.extra.get("edit_prompt") or "")
         words = (own or edit.prompts.get(label, "") or edit.prompt).replace("{label}", label).strip()
-        if words or edit.mode not in STEERED:
+        if words or not EDIT_MODES[edit.mode].needs_prompt:
             return words or BEHIND
         raise RowError(FailureCode.NO_EDIT, f"{edit.mode} has no prompt for {label or 'it'}: neither row nor settings")
 
@@ -183,7 +192,7 @@ class GeneratedEdits:
         side = task.frame.side
         how = cv2.INTER_AREA if side < self._size else cv2.INTER_CUBIC
         large = cv2.resize(painted, (side, side), interpolation=how) * np.iinfo(task.square.dtype).max
-        if self._config.edit.mode == "remove":
+        if self._edit.mode == "remove":
             large = seamless(task.square, large, task.known)
-        weight = feathered(task.region, self._config.edit.feather)
+        weight = feathered(task.region, self._edit.feather)
         task.frame.put(task.state.pixels, blend(task.square, large, weight))

@@ -15,18 +15,20 @@ from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods import fills
 from ovseg_batch.methods.blending import blend, feathered, frame_around, widened
 from ovseg_batch.methods.matting import band_width, soften
-from ovseg_batch.settings import Config, EditConfig
+from ovseg_batch.settings import EditConfig
+from ovseg_batch.settings.tree import AlphaConfig, CropConfig, FillConfig
 
 Array = np.ndarray[Any, Any]
 
 
 def plain_edit(
-    picture: Picture, counts: Sequence[bytes], config: Config, keeps: bool, background: Array | None
+    picture: Picture, counts: Sequence[bytes], edit: EditConfig, context: float, keeps: bool, background: Array | None
 ) -> tuple[Picture, bool]:
-    """Return what the settings' mode makes of a picture, and whether that is a change.
+    """Return a picture after the edit, and whether the edit has changed it.
 
     Args:
         counts: RLE of the masks of what stays when `keeps`, else of what goes.
+        context: `inpaint.context`.
         background: (h, w, 3) uint8 RGB, for `fill.kind: image`.
 
     Returns:
@@ -35,27 +37,27 @@ def plain_edit(
     Raises:
         RowError: nothing is left of the picture, to close a hole from or to show.
     """
-    mode, (h, w) = config.edit.mode, picture.pixels.shape[:2]
+    mode, (h, w) = edit.mode, picture.pixels.shape[:2]
     mask = rle.union(counts, h, w)
     if mode == "crop":
-        part = _crop(picture, mask if keeps else ~mask, config)
+        part = _crop(picture, mask if keeps else ~mask, edit.crop)
         return part, part.pixels.shape != picture.pixels.shape
     if mode in ("cutout", "mask"):
         shown = mask if keeps else ~mask
-        alpha, colours = _soft(picture, shown, config)
+        alpha, colours = _soft(picture, shown, edit.alpha)
         if mode == "mask":
             return _mask(alpha), bool(shown.any() and not shown.all())
         return _cutout(picture, alpha, colours), not shown.all()
     if keeps:
-        alpha, colours = _soft(picture, mask, config)
-        new = _filling(picture.pixels, mask, config, background)
+        alpha, colours = _soft(picture, mask, edit.alpha)
+        new = _filling(picture.pixels, mask, edit.fill, background)
         share = 1 - alpha.astype(np.float32) / np.iinfo(alpha.dtype).max
         return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif), not mask.all()
-    return _replaced(picture, region_of(counts, (h, w), config.edit), config, background), True
+    return _replaced(picture, region_of(counts, (h, w), edit), edit, context, background), True
 
 
 def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig) -> Array:
-    """Where an edit of what goes may change a picture: its masks, or the boxes around them, widened; (H, W) bool."""
+    """Return the pixels that an edit may change: the masks, or the boxes around them, widened; (H, W) bool."""
     if edit.shape == "mask":
         return widened(rle.union(counts, *shape), edit.dilation)
     region = np.zeros(shape, bool)
@@ -67,13 +69,12 @@ def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig)
 
 
 def refuse_everything(region: Array) -> None:
-    """Raises RowError where a region leaves nothing of the picture to go by."""
+    """Raise RowError where a region covers the whole picture."""
     if region.all():
         raise RowError(FailureCode.NO_EDIT, "the mask, widened, covers the whole image: nothing is left to go by")
 
 
-def _soft(picture: Picture, mask: Array, config: Config) -> tuple[Array, Array]:
-    settings = config.edit.alpha
+def _soft(picture: Picture, mask: Array, settings: AlphaConfig) -> tuple[Array, Array]:
     band = (settings.band or band_width(*mask.shape)) if settings.soft else 0
     alpha, colours = soften(picture.pixels, mask, band)
     return alpha, colours if settings.decontaminate else picture.pixels
@@ -90,8 +91,7 @@ def _mask(alpha: Array) -> Picture:
     return Picture(alpha if alpha.dtype == np.uint8 else (alpha >> 8).astype(np.uint8))
 
 
-def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
-    crop = config.edit.crop
+def _crop(picture: Picture, mask: Array, crop: CropConfig) -> Picture:
     h, w = mask.shape
     if not mask.any():
         raise RowError(FailureCode.NO_EDIT, "the masks to drop cover the whole image: nothing is left to crop")
@@ -109,13 +109,12 @@ def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
     return Picture(np.ascontiguousarray(picture.pixels[part]), alpha, picture.icc, picture.exif)
 
 
-def _replaced(picture: Picture, region: Array, config: Config, background: Array | None) -> Picture:
-    """The region closed or filled, piece by piece; every other bit as it was."""
-    edit = config.edit
+def _replaced(picture: Picture, region: Array, edit: EditConfig, context: float, background: Array | None) -> Picture:
+    """Return the picture with its region closed or filled, piece by piece. No other pixel changes."""
     if edit.mode == "erase":
         refuse_everything(region)
     pixels = picture.pixels.copy()
-    around = config.inpaint.context if edit.mode == "erase" or edit.fill.kind == "blur" else 0.0
+    around = context if edit.mode == "erase" or edit.fill.kind == "blur" else 0.0
     for piece in _pieces(region):
         frame = frame_around(piece, around, 1)
         image, hole, others = frame.cut(pixels), frame.cut(piece), frame.cut(region)
@@ -124,14 +123,13 @@ def _replaced(picture: Picture, region: Array, config: Config, background: Array
         elif edit.fill.kind == "blur":
             new = fills.blurred(image, max(1.0, edit.fill.blur * frame.side))
         else:
-            new = frame.cut(_filling(picture.pixels, region, config, background))
+            new = frame.cut(_filling(picture.pixels, region, edit.fill, background))
         frame.put(pixels, blend(image, new, feathered(hole, edit.feather)))
     return Picture(pixels, picture.alpha, picture.icc, picture.exif)
 
 
-def _filling(pixels: Array, kept: Array, config: Config, background: Array | None) -> Array:
-    """What lies behind what is kept, of the picture's size."""
-    fill = config.edit.fill
+def _filling(pixels: Array, kept: Array, fill: FillConfig, background: Array | None) -> Array:
+    """Return what is behind the kept pixels, at the picture's size."""
     above, below = (_rgb(colour) for colour in (fill.colour, fill.colour_below))
     if fill.kind == "colour":
         return fills.plain(pixels.shape, above, pixels.dtype)

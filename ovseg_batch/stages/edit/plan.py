@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,11 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.models.pipelines import PIPELINES, PipelineSpec
 from ovseg_batch.models.precision import precision
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import ANSWER_STAGES, ModelKind, Resources
+from ovseg_batch.settings import Config, EditConfig
+from ovseg_batch.settings.edit_modes import EDIT_MODES, EditMode, modes_that
+from ovseg_batch.settings.readers import read_settings
+from ovseg_batch.stages.base import ModelKind, Resources, StagePlan, answer_stage
 from ovseg_batch.stages.resolved import Resolved
-
-GENERATED = ("remove", "replace", "style")
-STEERED = ("replace", "style")  # these need words
-KEEPS = ("cutout", "fill", "mask", "crop")  # these keep the masked pixels unless `edit.drop` names labels
-STRENGTH = {"style": 0.6}
-WITHOUT_MASK = {"cutout": "skip", "crop": "skip", "fill": "fill"}  # mode that keeps labels → `on_empty: auto`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +31,18 @@ class InpaintParameters:
 
     @classmethod
     def of(cls, config: Config, spec: PipelineSpec) -> InpaintParameters:
-        said = config.inpaint
+        """Return the parameters under these settings."""
+        settings = config.inpaint
         usual = spec.removing if config.edit.mode == "remove" else spec.usual
         return cls(
-            said.size or spec.size,
-            said.steps or usual.steps,
-            usual.guidance if said.guidance is None else said.guidance,
-            said.strength or STRENGTH.get(config.edit.mode, 1.0),
+            settings.size or spec.size,
+            settings.steps or usual.steps,
+            usual.guidance if settings.guidance is None else settings.guidance,
+            settings.strength or EDIT_MODES[config.edit.mode].strength,
         )
 
 
-class EditPlan:
+class EditPlan(StagePlan):
     """Keeps edited images. `files` are their names below the stage's folder, and later below `edited/`.
 
     `unchanged` states why the edit has no effect on an image. It is null where the edited file shows a change.
@@ -52,7 +50,6 @@ class EditPlan:
 
     name = "edit"
     version = 4
-    arrays = False
     reads_images = True
     columns = pa.schema(
         [
@@ -68,69 +65,65 @@ class EditPlan:
 
     @staticmethod
     def needs_of(config: Config) -> tuple[str, ...]:
-        return (ANSWER_STAGES[config.method],)
+        return (answer_stage(config),)
 
     @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
-        return ("inpaint",) if config.edit.mode in GENERATED else ()
+        return ("inpaint",) if EDIT_MODES[config.edit.mode].generated else ()
 
     @staticmethod
     def cost_of(config: Config) -> str:
-        if config.edit.mode not in GENERATED:
+        if not EDIT_MODES[config.edit.mode].generated:
             return ""
         steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
         return f"{steps} steps of the generator for each mask"
 
-    @staticmethod
-    def query_setting(config: Config) -> tuple[str, str] | None:
-        return None
-
     def __init__(self, run: Resolved) -> None:
-        config = self._config = run.config
+        config = run.config
+        self._run, self._settings, self._inpaint = config.run, config.edit, config.inpaint
+        self._read = read_settings(config, self.name, "edit")
         self.needs = self.needs_of(config)
-        edit = config.edit
-        self.resources = Resources(accelerator=edit.mode in GENERATED)
-        self._spec = run.inpaint if edit.mode in GENERATED else None
+        edit, mode = config.edit, EDIT_MODES[config.edit.mode]
+        self.resources = Resources(accelerator=mode.generated)
+        self._spec = run.inpaint if mode.generated else None
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
-        self._chosen = self._labels()
-        self._keeps = bool(edit.keep) or (not edit.drop and edit.mode in KEEPS)
+        self._precision = precision(config.run.precision, config.run.device) if mode.generated else ""
+        self._chosen = self._labels([label.name for label in config.labels])
+        self._keeps = bool(edit.keep) or (not edit.drop and mode.keeps)
         self._on_empty: str = edit.on_empty
         if edit.on_empty == "auto":
-            self._on_empty = WITHOUT_MASK.get(edit.mode, "copy") if self._keeps else "copy"
-        _check_edit(config)
+            self._on_empty = mode.without_mask if self._keeps else "copy"
+        _check_edit(edit, mode)
 
-    def _labels(self) -> frozenset[str]:
-        """The labels whose masks count. Raises UsageError for a name that is no label."""
-        known = [label.name for label in self._config.labels]
-        edit = self._config.edit
+    def _labels(self, known: Sequence[str]) -> frozenset[str]:
+        """Return the labels whose masks count. Raises UsageError for a name that is no label."""
+        edit = self._settings
         for name in (*edit.keep, *edit.drop, *edit.prompts):
             if name not in known:
                 raise UsageError(f"edit: {name!r} is not among the labels.{nearest(name, known)} They are: {known}.")
         return frozenset(edit.keep or edit.drop or known)
 
     def inputs(self) -> dict[str, Any]:
-        config = self._config
-        inputs: dict[str, Any] = {"edit": config.edit.model_dump(mode="json"), "labels": sorted(self._chosen)}
-        if config.edit.fill.kind == "image" and config.edit.fill.image:
-            inputs["background"] = file_hash(config.edit.fill.image)
+        edit, inpaint = self._settings, self._inpaint
+        inputs: dict[str, Any] = {"edit": self._read, "labels": sorted(self._chosen)}
+        if edit.fill.kind == "image" and edit.fill.image:
+            inputs["background"] = file_hash(edit.fill.image)
+        if EDIT_MODES[edit.mode].fills:
+            inputs["inpaint"] = {"context": inpaint.context}
         if self._spec is not None and self._parameters is not None:
-            own = config.inpaint.model_dump(mode="json", include={"context", "batch_size"})
-            inputs["inpaint"] = {**own, **asdict(self._parameters)}
+            inputs["inpaint"] |= {"batch_size": inpaint.batch_size, **asdict(self._parameters)}
             inputs["pipeline"] = self._spec.identity()
-            inputs["precision"] = precision(config.run.precision, config.run.device)
+            inputs["precision"] = self._precision
         return inputs
 
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
 
-
-def _check_edit(config: Config) -> None:
-    """Refuse settings that cannot be done on any image."""
-    edit = config.edit
+def _check_edit(edit: EditConfig, mode: EditMode) -> None:
+    """Raise UsageError for settings that cannot be applied to any image."""
     if edit.mode == "cutout" and edit.format == "jpeg":
         raise UsageError("edit.mode: cutout makes transparency, which JPEG cannot hold. Set edit.format: png or webp.")
-    if edit.apart and edit.mode not in ("cutout", "mask", "crop"):
-        raise UsageError(f"edit.apart goes with cutout, mask and crop; {edit.mode} changes one picture in place.")
+    if edit.apart and not mode.separable:
+        able = ", ".join(modes_that(lambda one: one.separable))
+        raise UsageError(f"edit.apart goes with {able} alone; {edit.mode} changes one picture in place.")
     if edit.mode == "fill" and edit.fill.kind == "image" and not Path(edit.fill.image or "").is_file():
         raise UsageError(f"edit.fill.image: there is no picture {edit.fill.image}.")
 
@@ -139,5 +132,5 @@ def needs_prompts(config: Config) -> bool:
     """Whether the manifest must say what to paint, because the settings do not say it for every label."""
     edit = config.edit
     chosen = edit.drop or tuple(label.name for label in config.labels)
-    said = bool(edit.prompt.strip()) or (not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen))
-    return edit.mode in STEERED and not said
+    each = not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen)
+    return edit.mode != "none" and EDIT_MODES[edit.mode].needs_prompt and not (edit.prompt.strip() or each)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import (
     HOLDS_16_BITS,
     HOLDS_ALPHA,
@@ -21,7 +22,8 @@ from ovseg_batch.io.pictures import (
 )
 from ovseg_batch.io.remote import shown
 from ovseg_batch.settings import EditConfig
-from ovseg_batch.types import Annotation, ImageRow
+from ovseg_batch.settings.edit_modes import EDIT_MODES
+from ovseg_batch.types import Annotation, ImageRow, painting_order
 
 Array = np.ndarray[Any, Any]
 
@@ -59,8 +61,22 @@ def read_source(
     name = shown(row.path)
     encoding = _encoding(edit, image.format or "")
     picture = fitting(read_picture(image, name), encoding.format)
-    masks = [(one.category, one.rle) for one in annotations if one.category in labels and one.score >= edit.min_score]
+    chosen = [one for one in annotations if one.category in labels and one.score >= edit.min_score]
+    if EDIT_MODES[edit.mode].generated:
+        chosen = disjoint(chosen, *picture.pixels.shape[:2])
+    masks = [(one.category, one.rle) for one in chosen]
     return EditSource(picture, masks, encoding, output_name(unique_name(row), encoding.format))
+
+
+def disjoint(annotations: list[Annotation], height: int, width: int) -> list[Annotation]:
+    """Return masks of which each pixel belongs to one: that of the highest score. A generator changes it once then."""
+    if sum(one.area for one in annotations) == rle.area_of_union([one.rle for one in annotations], height, width):
+        return annotations
+    owner = np.zeros((height, width), np.int32)
+    for number in painting_order(annotations):
+        owner[rle.decode(annotations[number].rle, height, width)] = number + 1
+    counts = rle.encode_regions(owner)
+    return [replace(one, rle=counts[k]) for k, one in enumerate(annotations, start=1) if k in counts]
 
 
 def _encoding(edit: EditConfig, own: str) -> Encoding:

@@ -21,7 +21,7 @@ from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, left_out,
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
-from ovseg_batch.stages.base import Upstream, done, failed, read_limits, ready
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.edit.generated import EditState, GeneratedEdits
 from ovseg_batch.stages.edit.plain import plain_edit
 from ovseg_batch.stages.edit.plan import EditPlan
@@ -37,30 +37,27 @@ EXAMPLES = 3  # how many files a note names
 PEAK = 24  # bytes a pixel while an image is edited
 
 
-class EditStage(EditPlan):
+class EditStage(EditPlan, Stage):
     """Writes the edited images."""
 
     def setup(self, device: str) -> None:
-        config = self._config
+        fill, inpaint = self._settings.fill, self._inpaint
         self._background: Array | None = None
         self._generator: GeneratedEdits | None = None
-        if config.edit.fill.kind == "image" and config.edit.fill.image:
-            self._background = read_image(config.edit.fill.image, read_limits(config.run))
+        if fill.kind == "image" and fill.image:
+            self._background = read_image(fill.image, read_limits(self._run))
         if self._spec is not None and self._parameters is not None:
+            kind = precision(self._run.precision, device)
             inpainter = Inpainter.load(
-                self._spec,
-                resolve_device(device),
-                precision(config.run.precision, device),
-                config.inpaint.offload,
-                config.inpaint.attention_slicing,
+                self._spec, resolve_device(device), kind, inpaint.offload, inpaint.attention_slicing
             )
-            self._generator = GeneratedEdits(inpainter, self._parameters, config, self._keeps)
+            self._generator = GeneratedEdits(inpainter, self._parameters, self._settings, inpaint, self._keeps)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
         self._left_out: dict[str, set[str]] = {}
-        run, masks = self._config.run, upstream[self.needs[0]]
+        run, masks = self._run, upstream[self.needs[0]]
         limits = read_limits(run)
         if self._generator is None:
 
@@ -85,12 +82,12 @@ class EditStage(EditPlan):
         return encode_picture(picture, source.encoding)
 
     def _open(self, row: ImageRow, image: Image.Image, upstream: Upstream) -> EditSource:
-        return read_source(row, image, upstream.values(row.row)["annotations"], self._config.edit, self._chosen)
+        return read_source(row, image, upstream.values(row.row)["annotations"], self._settings, self._chosen)
 
     def _edited(self, row: ImageRow, source: EditSource) -> RowResult:
         if not source.masks:
             return self._empty(row, source)
-        edit, picture = self._config.edit, source.picture
+        edit, picture = self._settings, source.picture
         groups = [[mask] for mask in source.masks] if edit.apart else [source.masks]
         suffix = SUFFIXES[source.encoding.format][0]
         files: dict[str, bytes] = {}
@@ -98,15 +95,18 @@ class EditStage(EditPlan):
         with costing_a_row():
             for number, group in enumerate(groups, start=1):
                 counts = [counts for _, counts in group]
-                made, differs = plain_edit(picture, counts, self._config, self._keeps, self._background)
+                made, differs = self._plain(picture, counts)
                 changed |= differs
                 name = part_name(unique_name(row), number, group[0][0], suffix) if edit.apart else source.name
                 files[name] = self._encoded(row, made, source)
         return self._answer(row, source, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 
+    def _plain(self, picture: Picture, counts: Sequence[bytes]) -> tuple[Picture, bool]:
+        return plain_edit(picture, counts, self._settings, self._inpaint.context, self._keeps, self._background)
+
     def _empty(self, row: ImageRow, source: EditSource) -> RowResult:
         """Return the result of an image without a mask of the chosen labels."""
-        edit = self._config.edit
+        edit = self._settings
         if self._on_empty == "fail":
             labels = ", ".join(sorted(self._chosen))
             return failed(row, FailureCode.NO_EDIT, f"no mask of {labels} (edit.on_empty: fail)")
@@ -115,7 +115,7 @@ class EditStage(EditPlan):
             if edit.mode == "mask":
                 picture = Picture(np.full(picture.pixels.shape[:2], 0 if self._keeps else 255, np.uint8))
             elif self._on_empty == "fill":
-                picture, _ = plain_edit(picture, [], self._config, self._keeps, self._background)
+                picture, _ = self._plain(picture, [])
             files = {} if self._on_empty == "skip" else {source.name: self._encoded(row, picture, source)}
         return self._answer(row, source, files, [], Unchanged.NO_MASK)
 

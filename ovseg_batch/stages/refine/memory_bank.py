@@ -18,7 +18,7 @@ from ovseg_batch.methods.banking import mixed_scores, nearest_others, region_fea
 from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Segment
-from ovseg_batch.settings import Config
+from ovseg_batch.settings import RefineConfig
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +35,8 @@ class Relabeller:
     """A loaded memory bank and the scores of its regions.
 
     Args:
-        config: the settings `refine.bank*`.
+        settings: those of the refine stage, which name a bank.
+        logit_scale: factor of the cosine similarities before the softmax.
         vocabulary: the classes.
         text: (Q, D) features of the queries, on the CPU.
         dense_inputs: what decides the dense stage's result.
@@ -45,17 +46,25 @@ class Relabeller:
         OvsegError: FAISS is not installed.
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, text: Tensor, dense_inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: RefineConfig,
+        logit_scale: float,
+        vocabulary: Vocabulary,
+        text: Tensor,
+        dense_inputs: Mapping[str, Any],
+    ) -> None:
         try:
             import faiss
         except ImportError:
             raise OvsegError("refine.bank needs FAISS. Run `pip install faiss-cpu`.") from None
-        assert config.refine.bank is not None
-        self._config, self._vocabulary, self._text = config, vocabulary, text.cpu()
-        bank = read_bank(Path(config.refine.bank))
+        assert settings.bank is not None
+        self._settings, self._logit_scale = settings, logit_scale
+        self._vocabulary, self._text = vocabulary, text.cpu()
+        bank = read_bank(Path(settings.bank))
         if bank.made_of != made_of(dense_inputs):
             raise UsageError(
-                f"The memory bank {config.refine.bank} holds features of another CLIP or of other windows than this "
+                f"The memory bank {settings.bank} holds features of another CLIP or of other windows than this "
                 "run's. Build one from a run with the same clip and dense settings."
             )
         self._images = bank.images
@@ -66,7 +75,7 @@ class Relabeller:
     def _class_scores(self, features: Array) -> Array:
         """(R, D) → (R, C) float32."""
         cosine = self._text @ torch.from_numpy(features).T
-        classes, scale = len(self._vocabulary.names), self._config.dense.logit_scale
+        classes, scale = len(self._vocabulary.names), self._logit_scale
         scores: Array = class_probabilities(cosine, self._vocabulary.query_class, classes, scale).T.numpy()
         return scores
 
@@ -87,7 +96,7 @@ class Relabeller:
             return {}
         small = cv2.resize(owner, size[::-1], interpolation=cv2.INTER_NEAREST)
         regions = region_features(features, boxes, small, max(segment.index for segment in segments))
-        settings = self._config.refine
+        settings = self._settings
         _, found = self._index.search(regions, min(settings.bank_neighbours + EXTRA_NEIGHBOURS, self._index.ntotal))
         near = nearest_others(found, self._images, key_hash(key), settings.bank_neighbours)
         votes = [self._scores[row[row >= 0]] for row in near]

@@ -21,6 +21,7 @@ from ovseg_batch.methods.tiles import Box, View, place_views
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import (
     MaskCandidate,
+    Vote,
     choose,
     distinct_by_class,
     low_resolution_coverage,
@@ -95,19 +96,20 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
     Source: thesis 3.1.6.
     """
 
+    vote = Vote.from_setting(settings.vote)
+
     def select(predictions: _Predictions) -> list[_Selected]:
         drawn = foreground(predictions.logits)
-        if settings.vote == "soft":
+        if vote.by == "mean":
             seen = dense.probabilities(predictions.view.box, (drawn.shape[-2], drawn.shape[-1]))
             given, coverage = soft_labels(drawn, seen)
-        elif settings.vote == 0:
+        elif vote.by == "majority":
             given = mode_labels(drawn, predictions.labels, predictions.classes)
             coverage = low_resolution_coverage(drawn, predictions.labels, given)
         else:
             given = predictions.classes[:, None].expand(drawn.shape[:2])
             coverage = low_resolution_coverage(drawn, predictions.labels, given)
-        floor = 0.0 if settings.vote == "soft" else settings.vote
-        best, kept = choose(coverage, predictions.predicted_iou, floor)
+        best, kept = choose(coverage, predictions.predicted_iou, vote.least)
         rows = torch.arange(len(best), device=best.device)
         found = (part.tolist() for part in (best, given[rows, best], coverage[rows, best], kept))
         return [
@@ -154,15 +156,16 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
     return _found(sam, dense, points, _predict(sam, see, dense, points, settings, rough=True), select)
 
 
-def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> Found:
-    """Return the proposals in which enough pixels carry one class of the dense map.
+def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
+    """Return the proposals in which enough pixels carry one class of the dense map, under the class of most pixels.
 
-    Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
+    A vote by mean probability takes the class of the highest one. Source: the pipeline's document; without a least
+    share, the map correction of CorrCLIP (Zhang et al., 2024).
     """
     candidates, kept = [], []
     size = dense.labels.shape
     small = (min(size[0], 256), min(size[1], 256))
-    probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote == "soft" else None
+    probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote.by == "mean" else None
     for proposal in proposals:
         mask = rle.decode(proposal.rle, *size)
         if probabilities is not None:
@@ -174,7 +177,7 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> 
             counts = np.bincount(inside[inside >= 0], minlength=1)
             label = int(counts.argmax())
             coverage = float(counts[label] / max(inside.size, 1))
-        if coverage == 0 or (isinstance(vote, float | int) and coverage < vote) or label in dense.ignore:
+        if coverage == 0 or coverage < vote.least or label in dense.ignore:
             continue
         if dense.presence is not None and not dense.presence.shows(dense.labels, mask, label):
             continue

@@ -11,22 +11,17 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.io.tables import ANNOTATION
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import ModelKind, Resources, precision_of
+from ovseg_batch.settings.readers import PROMPTING, read_settings
+from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.resolved import Resolved
 
-PROMPTING = ("prompted", "guided", "trident")  # values of refine.method that prompt SAM2 on every image
-BANK = ("bank", "bank_neighbours", "bank_weight")  # settings without effect where there is no bank
 
-
-class RefinePlan:
+class RefinePlan(StagePlan):
     """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
     version = 10
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -58,56 +53,53 @@ class RefinePlan:
 
     def __init__(self, run: Resolved) -> None:
         config = run.config
-        self._run, self._config, self._words, self._vocabulary = run, config, run.words, run.vocabulary
         _check_refine(config)
+        self._run, self._settings, self._paint = config.run, config.refine, config.paint
+        self._dense, self._presence = config.dense, config.presence
+        self._words, self._vocabulary = run.words, run.vocabulary
+        self._read = read_settings(config, self.name, "refine")
         self._window, self._stride = run.window, run.stride
         self.needs = self.needs_of(config)
         self._kept = "encode" in self.needs
         self._spec = run.sam if config.refine.method in PROMPTING else None
+        self._precision = "" if self._spec is None else run.precision(self._spec)
         self.reads_images = (self._spec is not None and not self._kept) or config.refine.pamr > 0
         # The margin is at CLIP's own logit scale; at that of the cosines it is this.
         self._margin = config.presence.margin / run.clip.logit_scale if self._vocabulary.pooled else 0.0
         self._clip_spec = run.clip if config.dense.cache == "features" else None
+        self._dense_inputs = DensePlan(run).inputs() if config.refine.bank else {}
         self._patch = run.clip.patch
 
     def inputs(self) -> dict[str, Any]:
-        config, vocabulary = self._config, self._vocabulary
+        dense, vocabulary = self._dense, self._vocabulary
         inputs: dict[str, Any] = {
             "classes": list(vocabulary.names),
             "query_class": list(vocabulary.query_class),
             "thresholds": list(vocabulary.thresholds),
             "background": vocabulary.has_background,
-            **({"pooled": True, "presence": config.presence.model_dump(mode="json")} if vocabulary.pooled else {}),
-            "logit_scale": config.dense.logit_scale,
-            "prob_threshold": config.dense.prob_threshold,
-            "area_threshold": config.dense.area_threshold,
-            "prompt_denoising": config.dense.prompt_denoising,
-            "refine": config.refine.model_dump(mode="json"),
+            **({"pooled": True, "presence": self._presence.model_dump(mode="json")} if vocabulary.pooled else {}),
+            "logit_scale": dense.logit_scale,
+            "prob_threshold": dense.prob_threshold,
+            "area_threshold": dense.area_threshold,
+            "prompt_denoising": dense.prompt_denoising,
+            "refine": self._read,
+            **({"paint": self._paint} if self._paint != "exclusive" else {}),
         }
         if self._spec is not None:
             inputs["sam"] = self._spec.identity()
-            inputs["precision"] = precision_of(config, self._spec)
-        if not config.refine.bank:
-            for key in BANK:
-                del inputs["refine"][key]
-        else:
-            inputs["refine"]["bank"] = file_hash(config.refine.bank)
+            inputs["precision"] = self._precision
+        if self._settings.bank:
+            inputs["refine"] = {**self._read, "bank": file_hash(self._settings.bank)}
         if self._clip_spec is not None:
             inputs["words"] = {"clip": self._clip_spec.identity(), **self._words.inputs()}
         return inputs
 
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
 
-
-class FusedPlan:
+class FusedPlan(StagePlan):
     """Computes dense and refine in one pass and keeps what refine keeps."""
 
     name = RefinePlan.name
     version = 1
-    needs: tuple[str, ...]
-    resources = Resources()
-    arrays = False
     reads_images = True
     columns = RefinePlan.columns
 
@@ -139,9 +131,6 @@ class FusedPlan:
         parts = (self._dense, self._refine)
         return {f"{part.name} {part.version}": part.inputs() for part in parts}
 
-    def estimate_bytes(self, height: int, width: int) -> int:
-        return 0
-
 
 def _refine_needs(config: Config) -> tuple[str, ...]:
     """Return the stages that `refine` reads."""
@@ -158,6 +147,8 @@ def _check_refine(config: Config) -> None:
         raise UsageError(
             f"refine.bank: there is no file {config.refine.bank}. `ovseg-batch bank build WORKDIR -o FILE` makes one."
         )
+    if config.refine.output == "semantic" and config.paint == "overlapping":
+        raise UsageError("refine.output: semantic makes one mask of each class, so it needs paint: exclusive.")
     if config.sam.cache == "embeddings" and config.refine.tile is not None:
         raise UsageError(
             "sam.cache: embeddings keeps one for the whole image, and refine.tile divides it into parts. Leave one out."

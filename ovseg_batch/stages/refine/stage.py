@@ -29,15 +29,15 @@ from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import Segment
+from ovseg_batch.methods.voting import Segment, Vote
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
-from ovseg_batch.stages.base import Upstream, done, failed, precision_of, read_limits, ready
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.dense import cosines
-from ovseg_batch.stages.plans import DensePlan, embedding_shapes
+from ovseg_batch.stages.plans import embedding_shapes
 from ovseg_batch.stages.refine.memory_bank import Relabeller
 from ovseg_batch.stages.refine.methods import NOTHING, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
@@ -77,7 +77,7 @@ class _Underway:
         return done(self.row, self.values)
 
 
-class RefineStage(RefinePlan):
+class RefineStage(RefinePlan, Stage):
     """Turns the dense map and SAM2's masks into annotations."""
 
     def setup(self, device: str) -> None:
@@ -85,14 +85,13 @@ class RefineStage(RefinePlan):
         self._sam: Sam | None = None
         self._relabeller: Relabeller | None = None
         if self._spec is not None:
-            kind, points = precision_of(self._config, self._spec), self._config.run.point_chunk
-            self._sam = Sam.load(self._spec, self._device, kind, points)
+            self._sam = Sam.load(self._spec, self._device, self._precision, self._run.point_chunk)
         if self._clip_spec is not None:
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = word_features(self._words, clip, self._clip_spec).to(self._device)
-            if self._config.refine.bank:
-                dense_inputs = DensePlan(self._run).inputs()
-                self._relabeller = Relabeller(self._config, self._vocabulary, self._text, dense_inputs)
+            if self._settings.bank:
+                scale = self._dense.logit_scale
+                self._relabeller = Relabeller(self._settings, scale, self._vocabulary, self._text, self._dense_inputs)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
@@ -137,7 +136,7 @@ class RefineStage(RefinePlan):
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
         """The decoded images, or None for each where nothing will look at them."""
-        run = self._config.run
+        run = self._run
         if not self.reads_images:
             yield from ((row, None) for row in rows)
         else:
@@ -148,7 +147,7 @@ class RefineStage(RefinePlan):
         """Read the dense map, and compute the point prompts."""
         dense = one.dense = self._dense_map(one.upstream["dense"], one.row, one.size, one.image)
         if self._sam is not None:
-            one.points = points_of(dense, self._config.refine, self._min_area(one))
+            one.points = points_of(dense, self._settings, self._min_area(one))
 
     @torch.inference_mode()
     def _find_masks(self, one: _Underway) -> None:
@@ -159,9 +158,10 @@ class RefineStage(RefinePlan):
     def _annotate(self, one: _Underway) -> None:
         """Make annotations of the masks and the dense map."""
         assert one.dense is not None
-        config, min_area = self._config.refine, self._min_area(one)
-        kept = None if config.fallback == "none" else min_area if config.output == "instances" else 1
-        painting = Painting(min_area, kept, config.method in ("guided", "trident"), config.output == "semantic")
+        settings, min_area = self._settings, self._min_area(one)
+        kept = None if settings.fallback == "none" else min_area if settings.output == "instances" else 1
+        by_score, joined = settings.method in ("guided", "trident"), settings.output == "semantic"
+        painting = Painting(min_area, kept, by_score, joined, self._paint)
         answer = Answer(one.size, one.found.candidates, one.found.mask_of, one.dense, self._spec is not None)
         relabel = None
         if self._relabeller is not None:
@@ -176,7 +176,7 @@ class RefineStage(RefinePlan):
         one.dense, one.found = None, NOTHING  # maps of an image that is done would be held beside the next one's
 
     def _min_area(self, one: _Underway) -> int:
-        return max(1, math.ceil(self._config.refine.min_area * one.size[0] * one.size[1]))
+        return max(1, math.ceil(self._settings.min_area * one.size[0] * one.size[1]))
 
     def _renamed(
         self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
@@ -196,13 +196,13 @@ class RefineStage(RefinePlan):
 
     def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
         scores = self._scores(upstream, row, image)
-        dense, vocabulary = self._config.dense, self._vocabulary
+        dense, vocabulary = self._dense, self._vocabulary
         found = label_map(
             scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold, self._margin
         )
         presence = None
         if found.sure is not None:
-            rule = self._config.presence
+            rule = self._presence
             sure = np.where(found.sure >= SURE, found.labels, np.int16(UNLABELLED))
             least = math.ceil(rule.alone_area * size[0] * size[1])
             presence = Presence(sure, found.sure == CLEAR, rule.share, rule.alone, least)
@@ -223,7 +223,7 @@ class RefineStage(RefinePlan):
         if others:
             logits[:, others] = RULED_OUT
         stitched = Stitched(logits, boxes, resized)
-        denoising, iterations = self._config.dense.prompt_denoising, self._config.refine.pamr
+        denoising, iterations = self._dense.prompt_denoising, self._settings.pamr
         vocabulary = self._vocabulary
         if not (denoising or iterations):
             return stitched
@@ -256,14 +256,15 @@ class RefineStage(RefinePlan):
         vocabulary = self._vocabulary
         if not vocabulary.pooled:
             return cosine
-        return pool_background(cosine, vocabulary.background_queries, self._config.dense.logit_scale)
+        return pool_background(cosine, vocabulary.background_queries, self._dense.logit_scale)
 
     def _found(self, one: _Underway) -> Found:
         """The masks that the method finds."""
-        settings = self._config.refine
+        settings = self._settings
         assert one.dense is not None
         if settings.method == "automatic":
-            return voted(one.upstream["propose"].values(one.row.row)["proposals"], one.dense, settings.vote)
+            proposals = one.upstream["propose"].values(one.row.row)["proposals"]
+            return voted(proposals, one.dense, Vote.from_setting(settings.vote))
         if self._sam is None:
             return NOTHING
         see = functools.partial(self._embedding, self._sam, one.row.row, one.image, one.upstream)
