@@ -19,7 +19,7 @@ from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
-#: in the order in which a run computes them; `fused` takes the place of `dense` and `refine` under `dense.cache: none`
+#: a run computes stages that do not need each other in this order; `fused` takes the place of `dense` and `refine` under `dense.cache: none`
 PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
@@ -34,12 +34,17 @@ PLANS: dict[str, type[StagePlan]] = {
 
 def stage_names(config: Config) -> tuple[str, ...]:
     """Return the stages of a run with these settings, in the order in which they run."""
-    needed = set[str]()
+    needs: dict[str, tuple[str, ...]] = {}
     waiting = [answer_stage(config) if config.edit.mode == "none" else "edit"]
     while waiting:
-        needed.add(name := waiting.pop())
-        waiting += PLANS[_entry(config, name)].needs_of(config)
-    return tuple(name for name in PLANS if name in needed)
+        name = waiting.pop()
+        needs[name] = PLANS[_entry(config, name)].needs_of(config)
+        waiting += needs[name]
+    ordered: list[str] = []
+    while len(ordered) < len(needs):
+        able = (name for name in PLANS if name in needs and name not in ordered and {*needs[name]} <= {*ordered})
+        ordered.append(next(able))
+    return tuple(ordered)
 
 
 def _entry(config: Config, name: str) -> str:
@@ -96,11 +101,18 @@ def competition(config: Config) -> Competition:
         return Competition(COMMON_BACKGROUND, {})
     if config.background != "auto":
         return Competition(config.background, {})
-    known = zoo.known_labels(config.clip.model)
+    known = _known_words(config)
     if known is None:
         return lexicon.compete([LabelWords(one.name, one.words, one.allow, one.compete) for one in config.labels])
     taken = {word.lower() for label in config.labels for word in (*label.words, *label.allow)}
     return Competition(tuple(word for word in known if word.lower() not in taken), {})
+
+
+def _known_words(config: Config) -> tuple[str, ...] | None:
+    """Return the words that the CLIP of these settings knows; None: any, or no stage encodes words."""
+    if not any("clip" in plan.models_of(config) for plan in plans_of(config)):
+        return None
+    return zoo.known_labels(config.clip.model)
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
@@ -116,7 +128,7 @@ def make_vocabulary(config: Config) -> Vocabulary:
         )
     labels = [(label.name, label.words, label.threshold) for label in config.labels]
     vocabulary = Vocabulary.build(labels, competition(config).words, pooled=config.background == "auto")
-    known = zoo.known_labels(config.clip.model)
+    known = _known_words(config)
     if known is not None:
         others = [word for label in config.labels for word in (*label.confusers, *label.allow, *label.compete)]
         for query in [*vocabulary.queries, *others, *config.classify.background]:
