@@ -153,11 +153,15 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
 
         @rule(name=runs, update=st.booleans())
         def run(self, name: str, update: bool) -> None:
-            self.finish(name, update, self.command(*self.arguments(name, update)))
+            ended = self.command(*self.arguments(name, update))
+            if not self.refused(update, ended):
+                self.finish(name, update, ended)
 
         @rule(name=runs, update=st.booleans(), point=points)
         def run_is_killed(self, name: str, update: bool, point: tuple[str, int]) -> None:
             ended = self.command(*self.arguments(name, update), failpoints=f"{point[0]}:{point[1]}")
+            if self.refused(update, ended):
+                return
             assert ended.code in (*FINISHED, -signal.SIGKILL), ended
             if ended.code in FINISHED:
                 self.finish(name, update, ended)
@@ -171,6 +175,8 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
             if running.process.pid is not None and running.process.is_alive():
                 os.kill(running.process.pid, signal.SIGINT)
             ended = running.wait(120)
+            if self.refused(update, ended):
+                return
             begun = "ovseg_batch/cli" in ended.stderr or "ovseg-batch:" in ended.stderr
             early = ended.code == 1 and not begun  # the signal came before the process had come to the command
             assert early or ended.code in (*FINISHED, INTERRUPTED), ended
@@ -272,6 +278,14 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
             assert "Traceback" not in ended.stderr, ended.stderr
             return ended
 
+        def refused(self, update: bool, ended: Ended) -> bool:
+            """Return whether a run was refused because the list of images is there, and other than they are now.
+
+            That is right as long as no run has begun: the list may be that of another folder.
+            """
+            begun = (self.workdir / "stages" / "plan.json").exists()
+            return not update and not begun and ended.code == 2 and "belongs to another manifest" in ended.stderr
+
         def disturb(self, name: str, update: bool) -> None:
             """Take note of a run that did not end: which images it has listed is not known."""
             self.whole, self.last = False, name
@@ -304,7 +318,8 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
 
         def check(self, name: str | None) -> None:
             """Hold what is visible to one configuration: the one named, or any that has run."""
-            assert torn(self.workdir) == []
+            problems = torn(self.workdir)
+            assert not problems, problems
             if not (self.workdir / "annotations.json").exists():
                 assert name is None
                 return
