@@ -108,7 +108,7 @@ def competition(config: Config) -> Competition:
     return Competition(tuple(word for word in known if word.lower() not in taken), {})
 
 
-def _known_words(config: Config) -> tuple[str, ...] | None:
+def _known_words(config: Config) -> list[str] | None:
     """Return the words that the CLIP of these settings knows; None: any, or no stage encodes words."""
     if not any("clip" in plan.models_of(config) for plan in plans_of(config)):
         return None
