@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from conftest import LABELS
 from test_layers import TOWER
 
@@ -73,6 +74,14 @@ def test_both_tables_of_formats_and_of_stages_name_the_same_entries() -> None:
     listed = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "formats.md").read_text(), re.M)
     assert set(FORMATS) <= set(listed)
     assert list(PLANS) == list(STAGES)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    latest = re.search(r"^## (\d\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest is not None
+    assert (cited["version"], str(cited["date-released"])) == latest.groups()
+    assert cited["version"] == ovseg_batch.__version__
 
 
 def test_the_page_shows_the_tower() -> None:
