@@ -102,6 +102,7 @@ def runnable(page: Path) -> list[str]:
     return [line for line in lines if line.startswith("ovseg-batch ") and "--allow-remote" not in line]
 
 
+@pytest.mark.slow("every command of the pages works as printed")
 @pytest.mark.parametrize("page", BEFORE)
 def test_every_command_works_as_printed(page: str, reader: Reader, tmp_path: Path) -> None:
     write_inputs(tmp_path)
@@ -110,6 +111,7 @@ def test_every_command_works_as_printed(page: str, reader: Reader, tmp_path: Pat
         reader.run(line, tmp_path, **own)
 
 
+@pytest.mark.slow("every command of the pages works as printed")
 def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: Path) -> None:
     write_inputs(tmp_path)
     planned = 0
@@ -132,6 +134,7 @@ def write_inputs(folder: Path) -> None:
     layouts.write(datasets.load("voc21"), folder / "VOCdevkit", seeds)
 
 
+@pytest.mark.slow("every command of the pages works as printed")
 def test_the_demo_script_ends_with_a_report(tmp_path: Path) -> None:
     done = subprocess.run(
         [ROOT / "scripts" / "demo", "-o", tmp_path / "demo", "--images", "2"], capture_output=True, text=True
