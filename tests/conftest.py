@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
 
+# PyTorch reads it when it is first imported, also in the processes that tests start. Two test processes with a thread
+# for each core compete for the cores: a run of six scenes then takes four times as much CPU time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LABELS = ", ".join(scenes.CLASSES)
 THINGS = ", ".join(scenes.THING_NAMES)
 REMOVE = ("--edit", "remove", "--drop", THINGS, "--set", "inpaint.steps=2")
@@ -34,6 +39,14 @@ class Done:
 
 
 Command = Callable[..., Done]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Require that every slow test names the promise that it holds."""
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            if len(mark.args) != 1:
+                raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.slow(promise), with the promise as text.")
 
 
 @pytest.fixture(scope="session")

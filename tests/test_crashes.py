@@ -37,6 +37,7 @@ def test_the_matrix_has_every_point_of_every_scope() -> None:
     }
 
 
+@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
 @pytest.mark.parametrize("cell", CELLS, ids=[f"{scope}.{point}" for scope, point, _ in CELLS])
 def test_killed_at_a_failpoint_and_resumed_equals_undisturbed(
     job: Job, wanted: dict[str, str], tmp_path: Path, cell: tuple[str, str, int]
@@ -44,6 +45,7 @@ def test_killed_at_a_failpoint_and_resumed_equals_undisturbed(
     assert try_cell(job, tmp_path / "run", cell, wanted) == []
 
 
+@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     loop = Loop(tmp_path, SEED)
     while loop.kills < 20:
@@ -51,6 +53,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     assert len(loop.moments) > 1, "all kills fell into one part of the run"
 
 
+@pytest.mark.slow("a full disk or an I/O error stops a run cleanly, and the same command finishes it")
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("point", POINTS)
 def test_the_disk_fails_early_and_late(
@@ -61,6 +64,7 @@ def test_the_disk_fails_early_and_late(
     assert try_fault(job, tmp_path / "late", f"{point}:24={error}", wanted) == []
 
 
+@pytest.mark.slow("a full disk or an I/O error stops a run cleanly, and the same command finishes it")
 @pytest.mark.parametrize("name", REAL)
 def test_a_disk_that_is_broken_for_real(job: Job, wanted: dict[str, str], tmp_path: Path, name: str) -> None:
     try:

@@ -28,6 +28,8 @@ from emulation import emulated_environment, write_crops
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.slow("a GPU that fails costs seconds and charges no image")
+
 FUSED = (
     *("--set", "dense.cache=none", "--set", "background=none"),
     *("--set", "run.precision=fp32", "--set", "run.threads=1", "--device", "cuda"),

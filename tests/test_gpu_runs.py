@@ -34,6 +34,8 @@ from ray.cluster_utils import Cluster
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
 
+pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
+
 QUICK = ("--set", "run.threads=1", "--set", "manifest.shard_rows=1")
 ALONE = ("--set", "run.workers=0")
 FP32 = "--set=run.precision=fp32"

@@ -14,6 +14,8 @@ from breaking.job import Running
 from conftest import Command, data_files, run_arguments
 from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.slow("Ray gives the same bytes as one worker, also when a node is killed")
+
 RAY = ("--engine", "ray", "--set", "manifest.shard_rows=1")
 
 

@@ -16,6 +16,10 @@ import pytest
 from breaking.job import with_embedded_models
 from conftest import Command, data_files, run_arguments
 
+pytestmark = pytest.mark.slow(
+    "Ctrl-C ends with exit code 130 and without a traceback, and the resumed run has the same bytes"
+)
+
 SECONDS = 300  # after which a wait is a hang
 
 
