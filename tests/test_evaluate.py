@@ -177,7 +177,7 @@ def test_shards_are_scored_once_and_the_worst_are_drawn(
     content = mine.read_bytes()
     for option in (("--sheet", mine), ("--thresholds", mine, "--precision", "0.9")):
         refused = command("eval", finished, "--dataset", "scenes", "--root", few_scenes, *option)
-        assert refused.returncode == 2 and "is no earlier file of this command" in refused.stderr
+        assert refused.returncode == 2 and "this command did not write it" in refused.stderr
     assert mine.read_bytes() == content
 
 
