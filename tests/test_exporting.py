@@ -217,7 +217,7 @@ def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path:
     arguments = ("export", run_of_six, "-f", name, "-o", path)
     path.write_text("mine")
     told = command(*arguments)
-    assert told.returncode == 2 and f"{path} exists and is no earlier export as {name}." in told.stderr
+    assert told.returncode == 2 and f"{path} exists and is not an earlier export as {name}." in told.stderr
     assert path.read_text() == "mine" and [path] == list(tmp_path.iterdir())
     assert command(*arguments, "--overwrite").returncode == 0
     first = path.read_bytes()
@@ -240,7 +240,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(run_of_six: Path, tmp_pat
     assert tree(tmp_path / "maps") == tree(write(run_of_six, "semantic", tmp_path / "other", palette="voc"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else than an export"):
+    with pytest.raises(UsageError, match="is not empty and holds no export"):
         exported(run_of_six, tmp_path / "mine", overwrite=True)
     for own in ("annotations.json", "edited/masks.json"):
         with pytest.raises(UsageError, match="belongs to the workdir"):
