@@ -74,10 +74,10 @@ def test_what_is_missing_and_what_is_foreign_is_named(workdir: Workdir) -> None:
     assert [p.what for p in workdir.verify()] == ["missing"]
     foreign = data.with_name("000077.npz")
     foreign.write_bytes(b"mine")
-    assert [(p.path, p.what) for p in workdir.verify()][1:] == [(foreign, "no commit speaks of it")]
+    assert [(p.path, p.what) for p in workdir.verify()][1:] == [(foreign, "it is in no commit")]
     foreign.unlink()
     commit.unlink()
-    assert {p.what for p in workdir.verify()} == {"no commit speaks of it"}
+    assert {p.what for p in workdir.verify()} == {"it is in no commit"}
 
 
 def test_a_seal_holds_every_byte() -> None:
