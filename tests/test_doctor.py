@@ -126,7 +126,7 @@ def test_sigterm_during_the_trial_leaves_nothing(few_scenes: Path, tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert b"Nothing was left behind" in errors and list(tmp_path.iterdir()) == []
+    assert b"All temporary files were deleted" in errors and list(tmp_path.iterdir()) == []
 
 
 # ---- devices

@@ -201,7 +201,7 @@ def test_the_frechet_distance_of_gaussians_that_are_known() -> None:
     real, generated = white * [1.0, 2.0, 0.5], white * [3.0, 2.0, 1.0] + [0.0, 1.0, 2.0]
     assert frechet_distance(real, generated) == pytest.approx((1 - 3) ** 2 + (0.5 - 1) ** 2 + 1 + 4, abs=1e-9)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="two pictures of each"):
+    with pytest.raises(ValueError, match="two images of each"):
         frechet_distance(real[:1], generated)
 
 

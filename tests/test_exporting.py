@@ -161,7 +161,11 @@ def test_a_half_finished_run_is_exported_and_later_the_rest(run_of_six: Path, tm
     for name in ("coco", "panoptic"):
         path = tmp_path / FILES.get(name, name)
         done = command("export", workdir, "-f", name, "-o", path)
-        assert done.returncode == 0 and "4 images" in done.stdout and "1 of 3 shards are not in it" in done.stderr
+        assert (
+            done.returncode == 0
+            and "4 images" in done.stdout
+            and "1 of 3 shards are missing in the export" in done.stderr
+        )
         assert "never found" not in done.stdout
         commit.write_bytes(content)
         done = command("export", workdir, "-f", name, "-o", path)
@@ -192,7 +196,7 @@ def exported(workdir: Path, path: Path, name: str = "semantic", overwrite: bool 
 
 def test_nothing_of_others_is_overwritten(run_of_six: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds no export"):
         exported(run_of_six, tmp_path)
     exported(run_of_six, tmp_path / "maps")
     with pytest.raises(UsageError, match="other settings"):
@@ -253,7 +257,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(run_of_six: Path, tmp_pat
         (("--labels", "skyy"), "Did you mean 'sky'"),
         (("--split", "val"), "no column `split`"),
         (("--stuff", "gras"), "Did you mean 'grass'"),
-        (("--thresholds", "nowhere.json"), "no file of thresholds"),
+        (("--thresholds", "nowhere.json"), "not a file of thresholds"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

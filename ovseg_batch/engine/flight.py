@@ -64,8 +64,9 @@ class Tally:
 
 
 def describe_rest(flights: Sequence[InFlight]) -> str:
-    """Describe the images that are finished before a run stops: `the images in flight (at most 3 images, about 12 s)`.
-    Empty if there are none.
+    """Describe the images that are finished before a run stops, or return an empty text.
+
+    Example: `the images in flight (at most 3 images, about 12 s)`.
     """
     if not flights:
         return ""

@@ -205,9 +205,7 @@ class WorkerPool:
             worker.task = None
 
     def _next(self, slot: _Slot) -> Task:
-        """Remove the next shard for a slot from the queue. Rows that crashed only on an unreliable device are searched
-        again.
-        """
+        """Remove the next shard for a slot from the queue. Rows with unproven crashes are searched again."""
         task = self._todo.popleft()
         for other in self._slots:
             if other is not slot and other.retract_crashes(task):

@@ -152,9 +152,7 @@ class ImageFolderWriter:
 
 @contextlib.contextmanager
 def _parquet(path: Path, schema: pa.Schema, beside: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that adds a row to a Parquet file. The file is written in `beside` and renamed when it is
-    complete.
-    """
+    """Yield a function that adds a row to a Parquet file, which is written in `beside` and renamed at the end."""
     rows: list[dict[str, Any]] = []
     with atomic_path(path, beside) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
 

@@ -34,9 +34,7 @@ def known_split(value: object) -> str | None:
 
 
 def parted_name(name: str) -> tuple[str, str]:
-    """Split a file name into the part before the suffix, and the suffix with its dot. Names of dots only have no
-    suffix.
-    """
+    """Split a file name into stem and suffix with its dot. Names of dots only have no suffix."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.rpartition(".")
     if not stem.strip(".") or not suffix:

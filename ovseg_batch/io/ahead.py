@@ -32,9 +32,7 @@ PEAK = 3  # bytes per pixel of a decoded image; Pillow briefly holds about twice
 
 
 class _Budget:
-    """Limits the bytes that files and images hold. The first unfinished row is never blocked, which rules out
-    deadlocks.
-    """
+    """Limits the bytes that files and images hold. The first unfinished row never waits: no deadlocks."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -21,8 +21,6 @@ def register() -> bool:
 
 
 def hint(content: bytes) -> str:
-    """Return a sentence that names the package to install for a HEIF file. Empty for other files, or where it is
-    installed.
-    """
+    """Return the advice to install pillow-heif for a HEIF file. Empty for other files, or if it is installed."""
     is_heif = content[4:8] == b"ftyp" and content[8:12] in BRANDS
     return f". It is a HEIF image. {ADVICE}" if is_heif and not register() else ""

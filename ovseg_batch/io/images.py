@@ -373,9 +373,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def reduce(image: Image.Image, longest: int) -> None:
-    """Set an opened JPEG to decode at 1/2, 1/4 or 1/8 size, with a longer side of at least `longest` pixels. Other
-    formats are decoded at full size.
-    """
+    """Set an opened JPEG to decode at 1/2, 1/4 or 1/8 size, with a longer side of at least `longest` pixels."""
     share = longest / max(image.size)
     if image.format == "JPEG" and share < 1:
         image.draft(None, (max(1, round(image.width * share)), max(1, round(image.height * share))))

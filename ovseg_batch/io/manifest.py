@@ -124,15 +124,11 @@ class Manifest:
 
     @property
     def id_info(self) -> dict[str, str]:
-        """Return the entries of `info` in COCO files that state the source of their ids. They let a COCO file be an
-        INPUT.
-        """
+        """Return the entries of `info` in COCO files that state the source of their ids."""
         return {IMAGE_IDS: COCO_ID} if self.has_coco_ids else {}
 
     def image_id(self, row: ImageRow) -> int:
-        """Return the id of an image in COCO files: that of its INPUT where all images have one, otherwise its row plus
-        1.
-        """
+        """Return the id of an image in COCO files: that of its INPUT if all images have one, otherwise row + 1."""
         return int(row.extra[COCO_ID]) if self.has_coco_ids else row.row + 1
 
     def rows_of(self, shard: int) -> int:

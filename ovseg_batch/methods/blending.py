@@ -133,9 +133,7 @@ def seamless(image: Array, painted: Array, known: Array) -> Array:
 
 
 def _carried_on(values: Array, weight: Array) -> Array:
-    """Interpolate values (h, w, 3) smoothly from the pixels with weight (h, w) 1, by recursive averages at half the
-    size.
-    """
+    """Interpolate values (h, w, 3) from the pixels with weight (h, w) 1, by recursive averages at half the size."""
     h, w = weight.shape
     if weight.min() > 0:
         return values

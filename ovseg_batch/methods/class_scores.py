@@ -25,9 +25,7 @@ def vocabulary_probabilities(vocabulary: Vocabulary, logits: Tensor, logit_scale
 
 
 def query_feature(features: Tensor) -> Tensor:
-    """Return a query's feature (D,) from its templates' features (T, D): normalised, averaged, normalised again
-    (SCLIP).
-    """
+    """Return a query's feature (D,): the normalised mean of its templates' normalised features (T, D), as in SCLIP."""
     mean = torch.nn.functional.normalize(features.float(), dim=-1).mean(dim=0)
     return torch.nn.functional.normalize(mean, dim=-1)
 

@@ -57,9 +57,7 @@ class ImageConfidence:
 
 
 def step_of(confidence: float) -> int:
-    """Return the bin of a confidence, 0 … 1000, rounded down, so that the bin's lower edge as a threshold keeps the
-    mask.
-    """
+    """Return the bin of a confidence, 0 … 1000. It is rounded down, so its lower edge as a threshold keeps the mask."""
     return min(int(confidence * STEPS), STEPS)
 
 

@@ -73,8 +73,7 @@ def _cropped(mask: Array) -> tuple[int, int, Array]:
 
 
 def _edge_loops(mask: Array) -> list[Ring]:
-    """Return closed loops of corners with the mask always on the same side. Outlines and holes turn in opposite
-    directions.
+    """Return closed loops of corners. Outlines and holes turn in opposite directions.
 
     Every horizontal border segment has two corners. In a column of corners, sorted by y, consecutive pairs are joined
     by vertical segments. The loops follow these two tables of neighbours.

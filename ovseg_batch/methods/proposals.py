@@ -33,8 +33,7 @@ def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
 
 
 def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposal]:
-    """Return the proposals by predicted IoU, best first, without those whose box IoU with a better one exceeds
-    `overlap`.
+    """Return proposals after non-maximum suppression of boxes: best first, no box IoU above `overlap`.
 
     As in SAM2's generator, a box extends from the corner of the first pixel to the corner of the last pixel.
     """

@@ -49,8 +49,7 @@ def suppressed(
 
 
 def adaptive_floor(scores: Array, least: float) -> float:
-    """Return the score that a class's best mask must reach: the median of the classes' best scores, at least `least`
-    (eq. 4.9).
+    """Return the score that a class's best mask must reach: the median of the best scores (eq. 4.9), at least `least`.
 
     Args:
         scores: (M, C).
@@ -112,8 +111,7 @@ def choose_top(candidates: Sequence[int], count: int) -> Choice:
 
 
 def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Array, inside: Array) -> Choice:
-    """Return as many masks as the query suggests: the median vote of the noun's number, the hierarchy and the score
-    gaps.
+    """Return as many masks as the query suggests: the median of votes by noun, hierarchy and score gap.
 
     Args:
         words: prompts of the class. The first one decides the number of the noun.

@@ -59,9 +59,7 @@ class Stitched:
 
 
 def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the lower and upper source index of each target index, and the weight of the upper one
-    (align_corners=False).
-    """
+    """Return lower and upper source index per target index, and the upper one's weight (align_corners=False)."""
     position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
     position = position.clamp(min=0)
     lower = position.floor().long().clamp(max=source - 1)

@@ -58,9 +58,7 @@ def _around(box: Box, size: tuple[int, int], tile: int) -> Box:
 
 
 def _lies_in(box: Box, view: Box, size: tuple[int, int], room: int) -> bool:
-    """Return whether the view holds the box with `room` pixels around it. At the border of the image, no room is
-    needed.
-    """
+    """Return whether the view holds the box with `room` pixels around it, except at the border of the image."""
     ends = (0, 0, size[1], size[0])
     spare = [0 if view[side] == ends[side] else room for side in range(4)]
     return (

@@ -79,8 +79,9 @@ class Vocabulary:
         background: Sequence[str] = (),
         pooled: bool = False,
     ) -> Vocabulary:
-        """Build a vocabulary from (name, words, threshold) per class. Background words that are also label words are
-        dropped.
+        """Build a vocabulary from (name, words, threshold) per class.
+
+        Background words that are also words of a label are dropped.
 
         Raises:
             UsageError: a label has the name of the background class.

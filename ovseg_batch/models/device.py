@@ -100,8 +100,7 @@ def autocast(device: torch.device, kind: str) -> torch.autocast:
 
 
 def lower(model: nn.Module, kind: str) -> None:
-    """Convert the weights of matrix products to the precision of autocast, which would otherwise convert them at every
-    call.
+    """Convert the weights of matrix products to the precision of autocast, to avoid a conversion at every call.
 
     All other weights, such as those of norms, stay in fp32.
     """

@@ -105,8 +105,10 @@ def _linked(close: np.ndarray[Any, Any]) -> list[int]:
 
 
 def _weights(features: Tensor, regions: Tensor) -> Tensor:
-    """Return the attention weights (P, P) within regions. A patch without a region attends to patches of more than mean
-    similarity.
+    """Return the attention weights (P, P) within regions.
+
+    A patch without a region attends to patches of more than mean similarity.
+
     """
     similarity = features @ features.T
     free = regions == 0

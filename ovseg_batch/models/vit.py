@@ -52,9 +52,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
 
 
 def fuse_quick_gelu(visual: Any) -> None:
-    """Replace QuickGELU by SiLU, which passes over memory once and not three times. The factor 1.702 moves into the
-    weights.
-    """
+    """Replace QuickGELU by SiLU, which needs one memory pass and not three. The factor 1.702 moves into the weights."""
     for block in visual.transformer.resblocks:
         mlp: Any = block.mlp
         if isinstance(mlp.gelu, QuickGELU):

@@ -53,9 +53,7 @@ class Problem:
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a stage: BLAKE2b (32 hex digits) of the canonical JSON of all inputs that decide its
-    result.
-    """
+    """Return the BLAKE2b hash (32 hex digits) of the canonical JSON of all inputs that decide a stage's result."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -180,8 +178,7 @@ class StageStore:
         write_bytes(self.commit_path(commit.shard), seal(commit.to_record()))
 
     def adopt(self, other: StageStore) -> int:
-        """Link shards that another workdir has committed under this fingerprint, if they are missing here. Return their
-        number.
+        """Link missing shards that another workdir has committed under this fingerprint. Return their number.
 
         The files are hard links, or symbolic links where the file system has no hard links. Replacing a shard replaces
         only the link in this workdir.
@@ -362,9 +359,7 @@ class Workdir:
         return record if same else None
 
     def verify(self) -> list[Problem]:
-        """Return all differences between the files of the latest run and their records. Reads all bytes, and changes
-        nothing.
-        """
+        """Return all differences between the files of the latest run and their records. Reads all bytes."""
         shards = self.read_plan()["shards"]
         problems = [problem for store in self.stores() for problem in store.verify(shards)]
         path = self.root / "stages" / OUTPUTS
