@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation of whole folders: a list of words in, masks for every image out."""
+"""Open-vocabulary segmentation of folders: compute masks of all images for a list of words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
     "segment",
 ]
 
-#: the modules of the names above; the first access imports one
+#: modules of the names above, which are imported at the first access
 _MODULES = {
     "api.records": ("Failure", "Mask", "SegmentedImage"),
     "api.runs": ("Run", "run"),
@@ -46,7 +46,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the API at its first access, so that the command line starts without it."""
+    """Import a name of the API at its first access, so that the command line does not import it."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"ovseg_batch.{module}"), name)

@@ -1,4 +1,4 @@
-"""`ovseg-batch`, and `python -m ovseg_batch`."""
+"""The entry point of `ovseg-batch` and `python -m ovseg_batch`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, hold_signals
 
 
 def main() -> None:
-    """Run the command line. Signals wait until its modules are imported.
+    """Run the command line. Signals are blocked until its modules are imported.
 
-    Python ends itself with a signal where KeyboardInterrupt has left an `exec`, as of an import, even if it was caught
-    later; and it waits for threads. An interrupted command ends at once, with its exit code.
+    If KeyboardInterrupt leaves an `exec`, such as an import, Python later ends with the signal, even if it was caught.
+    Python also waits for threads. This function ends an interrupted command at once, with its exit code.
     """
     hold_signals()
     from ovseg_batch.cli import main as command

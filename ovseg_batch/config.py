@@ -1,6 +1,6 @@
-"""The settings of a run: YAML, environment, `--set` and flags merged into one checked, immutable tree.
+"""Load the settings of a run: merge YAML, environment, `--set` and flags into one validated, immutable tree.
 
-Precedence: flags and `--set` > `OVSEG_<SECTION>__<KEY>` > file > defaults. Unknown keys are errors that name the
+Precedence: flags and `--set` > `OVSEG_<SECTION>__<KEY>` > file > defaults. The error for an unknown key names the
 nearest valid one. Each stage states which keys decide its result (`Stage.inputs`).
 """
 
@@ -25,7 +25,7 @@ from ovseg_batch.settings.section import usable_path
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "OVSEG_"
-EXTENDS = "extends"  # key of a settings file that names the preset or file that it builds on
+EXTENDS = "extends"  # key of a settings file that names the preset or file that it extends
 RESERVED_ENVIRONMENT = {"OVSEG_CACHE", "OVSEG_CHECKPOINTS", "OVSEG_FAILPOINTS"}
 
 
@@ -35,16 +35,16 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Config:
-    """Merge every source of settings and check the result.
+    """Merge all sources of settings and validate the result.
 
     Args:
         file: a YAML file, or the name of a preset, or None.
-        overrides: `section.key=value` strings, the value read as YAML.
-        flags: dotted keys → values from the command line; None values are left out.
-        environment: defaults to the process's.
+        overrides: `section.key=value` strings. Values are parsed as YAML.
+        flags: dotted keys → values from the command line. None values are ignored.
+        environment: environment variables. None: those of the process.
 
     Raises:
-        UsageError: an unreadable file, an unknown key (with the nearest valid one), or a value out of range.
+        UsageError: a file cannot be read, a key is unknown, or a value is out of range.
     """
     tree = _read_settings(_preset_or_file(Path(file))) if file else {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
@@ -76,14 +76,14 @@ def load_config(
 
 
 def _no_setting(variable: str, name: str) -> str:
-    """Return the warning for an environment variable that has our prefix and names no setting."""
+    """Return the warning for an environment variable with the prefix that names no setting."""
     similar = [f"{ENVIRONMENT_PREFIX}{key.replace('.', '__').upper()}" for key in similar_keys(name, Config)]
     meant = f" Did you mean {similar[0]}?" if similar else ""
     return f"the environment variable {variable} is no setting and is ignored.{meant}"
 
 
 def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
-    """Set the labels to the classes of a data set, and its background and settings where the tree has none."""
+    """Set the labels to the classes of a data set, and add its background and settings where the tree has none."""
     tree["labels"] = dataset.labels()
     tree.setdefault("background", list(dataset.background) or "none")
     for key, value in dataset.settings.items():
@@ -92,19 +92,19 @@ def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved settings as YAML that `load_config` reads back to an equal `Config`."""
+    """Return the settings as YAML, from which `load_config` reads an equal `Config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
 def presets() -> dict[str, Path]:
-    """The configs that come with the package, by name."""
+    """Return the presets of the package: name → file."""
     package = Path(__file__).resolve().parent
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
 def _preset_or_file(file: Path) -> Path:
-    """A file wins over a preset of its name."""
+    """Return the file, or the preset of that name if the file does not exist."""
     try:
         usable_path(str(file))
     except ValueError as error:
@@ -120,7 +120,7 @@ def _read_settings(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, 
         extended_by: the files that lead to this one.
 
     Raises:
-        UsageError: an unreadable file, an unknown key, or files that extend each other.
+        UsageError: a file cannot be read, a key is unknown, or files extend each other.
     """
     tree = _read_yaml(file)
     base = tree.pop(EXTENDS, None)
@@ -138,7 +138,7 @@ def _read_settings(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in which those of `above` replace those of `below`, section by section, key by key."""
+    """Merge settings key by key. Those of `above` replace those of `below`."""
     merged = dict(below)
     for key, value in above.items():
         known = merged.get(key)

@@ -1,12 +1,11 @@
-"""Places where a test can make the process die or the disk fail, so that "anywhere" is a list and not a hope.
+"""Named points in the code at which a test can kill the process or make the disk fail.
 
 `OVSEG_FAILPOINTS` holds entries `point[:n][+][=action]`, separated by commas. The action happens the n-th time the
-process comes to the point (default the first; with `+` every time from then on). Actions: `kill` (SIGKILL, the
-default), the name of an error the operating system could give there (`ENOSPC`, `EIO`), `delay` (half a
-second), `abort`.
+process reaches the point (default: the first; with `+`, every time from then on). Actions: `kill` (SIGKILL, the
+default), the name of an error of the operating system (`ENOSPC`, `EIO`), `delay` (half a second), `abort`.
 
-A point is written `rename`, wherever it happens, or `dense.rename`, inside that scope. Scopes are the stages' names,
-`manifest` and `export`. Unset, a point costs one look-up in the environment.
+A point is written `rename` for any scope, or `dense.rename` for one scope. Scopes are the names of the stages,
+`manifest` and `export`. If the variable is not set, a point costs one look-up in the environment.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from contextvars import ContextVar
 VARIABLE = "OVSEG_FAILPOINTS"
 DELAY = 0.5  # seconds
 
-#: What every file passes that a run leaves behind, and what every shard passes.
+#: The points of every output file, of an export, and of every shard.
 FILE_POINTS = ("write", "fsync", "rename", "renamed")
 EXPORT_POINTS = ("linked", "between")
 SHARD_POINTS = ("row", "write", "data", "fsync", "rename", "renamed", "commit", "committed")
@@ -34,7 +33,7 @@ _seen: Counter[str] = Counter()
 
 @contextlib.contextmanager
 def within(scope: str) -> Iterator[None]:
-    """Points reached in this context also answer to `scope.point`."""
+    """Give the points in this context the additional name `scope.point`."""
     token = _scope.set(scope)
     try:
         yield
@@ -43,10 +42,10 @@ def within(scope: str) -> Iterator[None]:
 
 
 def reach(point: str) -> None:
-    """Come to a point; die, fail or wait here if the environment says so.
+    """Reach a point: end the process, fail or wait if the environment requests it.
 
     Raises:
-        OSError: the one that the failpoint names.
+        OSError: the error that the environment names for this point.
     """
     wanted = os.environ.get(VARIABLE)
     if not wanted:

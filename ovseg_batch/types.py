@@ -1,4 +1,4 @@
-"""The records that travel between modules. Frozen and slotted: what a stage is handed, it cannot change."""
+"""The records that modules exchange. They are immutable."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 class ImageRow:
     """One line of the manifest.
 
-    `row` counts from 0 over the whole manifest; `key` is unique and stable; `file_name` is what outputs call the
-    image (relative, `/`-separated); `path` is where to open it. `width` and `height` are pixels before EXIF rotation
-    and may be unknown until the image is decoded. `revision` is the manifest's in which the row came in or changed;
-    `shared` says whether other rows have the same `file_name`; `extra` keeps the manifest's other columns. `content` is
-    the hash of the file's bytes that stages have read, None where none has.
+    Attributes:
+        row: row number in the whole manifest, from 0.
+        key: unique and stable name of the image.
+        file_name: name of the image in outputs; relative, `/`-separated.
+        path: path or URL of the image file.
+        bytes, mtime_ns: size and modification time of the file, if known.
+        width, height: pixels before EXIF rotation, if known before decoding.
+        revision: revision of the manifest in which the row was added or last changed.
+        shared: whether other rows have the same `file_name`.
+        extra: other columns of the manifest.
+        content: hash of the file's bytes that stages have read. None: no stage has read it.
     """
 
     row: int
@@ -45,11 +51,18 @@ class ImageRow:
 class Annotation:
     """One mask of one image, in the frame after EXIF rotation and at the original size.
 
-    `rle` is COCO's compressed run-length counts; `bbox` is x, y, width, height in pixels; `area` is pixels. `score`
-    ranks the masks of a class; `confidence` says how far a mask can be believed; `margin` is the lead of the best class
-    over the next in it. They, `coverage`, `predicted_iou` and `stability` lie in [0, 1]; the last two are None where
-    SAM2 had no part, `coverage` where there is no dense map. `source` says what drew the outline: `sam` or `dense`.
-    `reason` says why this mask was chosen, where that was a decision.
+    Attributes:
+        category: label of the mask.
+        score: rank among the masks of a class, in [0, 1].
+        bbox: x, y, width, height in pixels.
+        area: number of pixels.
+        rle: COCO's compressed run-length counts.
+        source: origin of the outline, `sam` or `dense`.
+        confidence: reliability of the mask, in [0, 1].
+        margin: mean lead of the best class over the second, in [0, 1].
+        coverage: share of the mask whose class in the dense map is its label, in [0, 1]. None without a dense map.
+        predicted_iou, stability: SAM2's ratings, in [0, 1]. None for masks that SAM2 did not compute.
+        reason: why this mask was selected, if a rule decided between several.
     """
 
     category: str
@@ -78,8 +91,10 @@ def painting_order(annotations: Sequence[Annotation]) -> list[int]:
 class Proposal:
     """One mask of one image without a class, in the frame after EXIF rotation and at the original size.
 
-    `bbox`, `area` and `rle` are as in `Annotation`. `predicted_iou` and `stability` are SAM2's, about in [0, 1].
-    `point` is x, y of the prompt in pixels.
+    Attributes:
+        bbox, area, rle: as in `Annotation`.
+        predicted_iou, stability: SAM2's ratings, approximately in [0, 1].
+        point: x, y of the prompt in pixels.
     """
 
     bbox: tuple[float, ...]
@@ -108,17 +123,21 @@ class FinishedImage:
 class Unchanged(StrEnum):
     """Why an edit has no effect on an image."""
 
-    NO_MASK = "no_mask"  # the image has no mask of the chosen labels; `edit.on_empty` says what became of it
-    WHOLE_IMAGE = "whole_image"  # what is kept is the whole image
+    NO_MASK = "no_mask"  # the image has no mask of the chosen labels; `edit.on_empty` decides its output
+    WHOLE_IMAGE = "whole_image"  # the kept masks cover the whole image
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What a stage says of one row: exactly one of these per row and stage.
+    """The result of a stage for one row. There is exactly one per row and stage.
 
-    `values` are the columns the stage adds to its Parquet row; `arrays` go into the shard's NPZ under
-    `<row>/<name>`; `files` are whole files by name, relative and `/`-separated, no name twice in a stage. `content` is
-    the hash of the image file's bytes that the result comes from. A failed row has a code and a message alone.
+    Attributes:
+        row, key: those of the image.
+        values: columns of the stage's Parquet table.
+        arrays: arrays of the shard's NPZ, stored as `<row>/<name>`.
+        files: output files by name, relative and `/`-separated. Names are unique within a stage.
+        content: hash of the image file's bytes that the result was computed from.
+        code, message: reason of a failure. Failed rows have no values, arrays or files.
     """
 
     row: int
@@ -151,18 +170,18 @@ class FileRecord:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> FileRecord:
-        """Raises ValueError where the record is not a file's, or names a file outside of its folder."""
+        """Parse a record. Raises ValueError if it is invalid or names a file outside of its folder."""
         return _FILE.validate_python(record)
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The record that makes a shard exist. Clock times live here and nowhere else.
+    """The commit record of a shard, which makes the shard valid. Only this record contains clock times.
 
     Attributes:
-        revision: of the manifest, in which the shard's rows last changed.
-        upstream: stage → digest of its commit of this shard, which the results were computed from.
-        keeps: digest of the commit before, whose finished rows this one holds unchanged; empty where it holds none.
+        revision: revision of the manifest in which the shard's rows last changed.
+        upstream: earlier stage → digest of its commit of this shard, from which the results were computed.
+        keeps: digest of the previous commit, whose finished rows are unchanged in this one. Empty if there are none.
     """
 
     stage: str
@@ -182,24 +201,24 @@ class Commit:
 
     @property
     def digest(self) -> str:
-        """Hash of the committed files. Two commits with one digest have the same results."""
+        """The hash of the committed files. Commits with equal digests have equal results."""
         lines = "".join(f"{file.path}\0{file.blake2b}\n" for file in self.files)
         return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
     def follows(self, upstream: Mapping[str, Commit]) -> bool:
-        """Return whether the results were computed from these commits, or from those whose rows these keep.
+        """Return whether the results were computed from these commits, or from commits whose rows these keep.
 
-        A commit that was written before digests were recorded follows any.
+        Commits of versions without digests follow any commit.
         """
         return all(self.upstream.get(name, new.digest) in (new.digest, new.keeps) for name, new in upstream.items())
 
     def to_record(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return the record as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Commit:
-        """Raises ValueError where the record is not a commit's."""
+        """Parse a record. Raises ValueError if it is invalid."""
         return _COMMIT.validate_python(record)
 
 

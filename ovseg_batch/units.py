@@ -1,4 +1,4 @@
-"""Quantities as text."""
+"""Format quantities as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def size(count: float) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number and what it counts: `1 image`, `6 images`. The plural of most nouns is the noun and an s."""
+    """Return a number with its noun: `1 image`, `6 images`. The default plural is the noun with an s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 

@@ -30,7 +30,7 @@ def try_fault(job: Job, workdir: Path, fault: str, wanted: dict[str, str]) -> li
     """Let one operation fail, then resume: what is wrong; None where there was nothing left to fail."""
     hurt = job.run(workdir, *HERE, points=fault)
     if hurt.code == 0:
-        return None if "cannot keep text embeddings" not in hurt.stderr else difference(workdir, wanted)
+        return None if "cannot write the text cache" not in hurt.stderr else difference(workdir, wanted)
     return stopped_cleanly(hurt, workdir) + resumed_well(job, workdir, wanted)
 
 

@@ -3,7 +3,7 @@
 
     scripts/train_demo.py clip-image --minutes 40     # images and captions only
     scripts/train_demo.py clip-region --minutes 12    # goes on from clip-image, with captions of sub-rectangles
-    scripts/train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token speaks for the image
+    scripts/train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token represents the image
     scripts/train_demo.py sam --minutes 40
     scripts/train_demo.py inpaint-vae --minutes 20    # the inpainting pipeline's autoencoder
     scripts/train_demo.py inpaint --minutes 60        # its UNet and text model

@@ -345,7 +345,7 @@ def test_the_metrics_file_replaces_no_other_file(few_scenes: Path, tmp_path: Pat
     for place in (mine, tmp_path):
         arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={place}")
         refused = command(*arguments)
-        assert refused.returncode == 2 and f"{place} exists and is no earlier file" in refused.stderr
+        assert refused.returncode == 2 and f"{place} exists, and this command did not write it" in refused.stderr
     assert mine.read_bytes() == b"mine"
 
 

@@ -126,7 +126,7 @@ def test_sigterm_during_the_trial_leaves_nothing(few_scenes: Path, tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert b"Nothing was left behind" in errors and list(tmp_path.iterdir()) == []
+    assert b"All temporary files were deleted" in errors and list(tmp_path.iterdir()) == []
 
 
 # ---- devices
@@ -191,7 +191,7 @@ def test_a_gpu_that_fails_and_one_without_bf16(tmp_path: Path) -> None:
 
 def test_no_gpu_that_computes(tmp_path: Path) -> None:
     checks, _ = on_emulated_gpus(tmp_path, 1, EMULATED_GPUS="1", EMULATED_FAULTS="unusable")
-    assert failures(checks) == {"device", "gpu 0"} and "no GPU that it may use" in checks["device"]["found"]
+    assert failures(checks) == {"device", "gpu 0"} and "none of its GPUs works" in checks["device"]["found"]
 
 
 def test_a_trial_on_a_gpu(few_scenes: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_shards_are_scored_once_and_the_worst_are_drawn(
     content = mine.read_bytes()
     for option in (("--sheet", mine), ("--thresholds", mine, "--precision", "0.9")):
         refused = command("eval", finished, "--dataset", "scenes", "--root", few_scenes, *option)
-        assert refused.returncode == 2 and "is no earlier file of this command" in refused.stderr
+        assert refused.returncode == 2 and "this command did not write it" in refused.stderr
     assert mine.read_bytes() == content
 
 
@@ -201,7 +201,7 @@ def test_the_frechet_distance_of_gaussians_that_are_known() -> None:
     real, generated = white * [1.0, 2.0, 0.5], white * [3.0, 2.0, 1.0] + [0.0, 1.0, 2.0]
     assert frechet_distance(real, generated) == pytest.approx((1 - 3) ** 2 + (0.5 - 1) ** 2 + 1 + 4, abs=1e-9)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="two pictures of each"):
+    with pytest.raises(ValueError, match="two images of each"):
         frechet_distance(real[:1], generated)
 
 

@@ -254,7 +254,7 @@ def test_ids_of_mixed_inputs_count_the_rows(named: Path, tmp_path: Path) -> None
     one, other = coco(named / "one.json", {7: NAMES[3], 9: NAMES[4]}), coco(named / "other.json", {7: NAMES[5]})
     for inputs in ([one, other], [one, named / "in" / "anim.gif"]):
         summary = build_manifest([str(path) for path in inputs], tmp_path / "m.parquet", 2)
-        assert any("not every image has a COCO id of its own" in note for note in summary.notes())
+        assert any("not every image has a unique COCO id" in note for note in summary.notes())
         manifest = Manifest.open(tmp_path / "m.parquet")
         assert [manifest.image_id(row) for shard in range(2) for row in manifest.read_shard(shard)] == [1, 2, 3]
     assert build_manifest([str(one)], tmp_path / "m.parquet", 2).notes() == []

@@ -101,7 +101,7 @@ def test_overwrite_leaves_what_a_person_has_put_there(listed: Listed, tmp_path: 
     assert kept == {"data.yaml", "labels/mine.txt", *made}
     record = tmp_path / "yolo/.ovseg-export/export.json"
     record.write_text(json.dumps({"fingerprint": "of an earlier version"}))
-    with pytest.raises(UsageError, match="of another version of ovseg-batch, which has not listed its files"):
+    with pytest.raises(UsageError, match="of another version of ovseg-batch, which did not list its files"):
         export(run, WRITERS["yolo"], tmp_path / "yolo", Selection(), Options(), workers=0, overwrite=True)
     assert (tmp_path / "yolo/labels/mine.txt").exists() and (tmp_path / "yolo/data.yaml").exists()
 

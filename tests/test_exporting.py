@@ -161,7 +161,11 @@ def test_a_half_finished_run_is_exported_and_later_the_rest(run_of_six: Path, tm
     for name in ("coco", "panoptic"):
         path = tmp_path / FILES.get(name, name)
         done = command("export", workdir, "-f", name, "-o", path)
-        assert done.returncode == 0 and "4 images" in done.stdout and "1 of 3 shards are not in it" in done.stderr
+        assert (
+            done.returncode == 0
+            and "4 images" in done.stdout
+            and "1 of 3 shards are missing in the export" in done.stderr
+        )
         assert "never found" not in done.stdout
         commit.write_bytes(content)
         done = command("export", workdir, "-f", name, "-o", path)
@@ -192,7 +196,7 @@ def exported(workdir: Path, path: Path, name: str = "semantic", overwrite: bool 
 
 def test_nothing_of_others_is_overwritten(run_of_six: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds no export"):
         exported(run_of_six, tmp_path)
     exported(run_of_six, tmp_path / "maps")
     with pytest.raises(UsageError, match="other settings"):
@@ -217,7 +221,7 @@ def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path:
     arguments = ("export", run_of_six, "-f", name, "-o", path)
     path.write_text("mine")
     told = command(*arguments)
-    assert told.returncode == 2 and f"{path} exists and is no earlier export as {name}." in told.stderr
+    assert told.returncode == 2 and f"{path} exists and is not an earlier export as {name}." in told.stderr
     assert path.read_text() == "mine" and [path] == list(tmp_path.iterdir())
     assert command(*arguments, "--overwrite").returncode == 0
     first = path.read_bytes()
@@ -240,7 +244,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(run_of_six: Path, tmp_pat
     assert tree(tmp_path / "maps") == tree(write(run_of_six, "semantic", tmp_path / "other", palette="voc"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else than an export"):
+    with pytest.raises(UsageError, match="is not empty and holds no export"):
         exported(run_of_six, tmp_path / "mine", overwrite=True)
     for own in ("annotations.json", "edited/masks.json"):
         with pytest.raises(UsageError, match="belongs to the workdir"):
@@ -253,7 +257,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(run_of_six: Path, tmp_pat
         (("--labels", "skyy"), "Did you mean 'sky'"),
         (("--split", "val"), "no column `split`"),
         (("--stuff", "gras"), "Did you mean 'grass'"),
-        (("--thresholds", "nowhere.json"), "no file of thresholds"),
+        (("--thresholds", "nowhere.json"), "not a file of thresholds"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

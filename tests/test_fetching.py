@@ -64,8 +64,8 @@ def test_one_command_fetches_all_that_a_configuration_needs(hub: FakeHub, run: R
     done = run("models", "fetch", "-c", "prompted")
     assert done.returncode == 0, done.stderr
     snapshot = tmp_path / "home" / "hub" / f"models--{CLIP.replace('/', '--')}" / "snapshots" / COMMIT
-    assert f"openai-b16 is here: {snapshot / WEIGHTS}" in done.stdout
-    assert "sam2.1-large is here:" in done.stdout
+    assert f"openai-b16 is on this machine: {snapshot / WEIGHTS}" in done.stdout
+    assert "sam2.1-large is on this machine:" in done.stdout
     assert f"{CLIP}: {WEIGHTS}, 4.0 kB" in done.stderr
     assert [path.name for path in snapshot.iterdir()] == [WEIGHTS]  # and no second format
     assert not list((tmp_path / "home").rglob("*.incomplete"))

@@ -47,7 +47,7 @@ def test_a_missing_input_is_reported_before_missing_weights(
     weights = ("--set", "clip.model=openai-b16")
     told = command("run", tmp_path / text, "-o", tmp_path / "run", "--labels", "sky", *weights, *more)
     assert told.returncode == 2
-    assert "There is no file or folder" in told.stderr or "No file fits the pattern" in told.stderr
+    assert "There is no file or folder" in told.stderr or "No file matches the pattern" in told.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -60,7 +60,7 @@ def test_a_workdir_in_its_input_is_left_out_of_the_list(photos: Path, command: C
             assert done.returncode == 0, done.stderr
             assert listed(workdir) == names
             assert len(list((workdir / "edited").iterdir())) == 2
-    assert "2 folders are left out, being written by ovseg-batch" in done.stderr
+    assert "2 folders are skipped: written by ovseg-batch" in done.stderr
 
 
 def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Path) -> None:
@@ -69,10 +69,7 @@ def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Pa
     build_report(Workdir(finished), photos / "report", workers=0)
     summary = build_manifest([str(photos)], photos.parent / "m.parquet", 2)
     assert (summary.rows, summary.left_out) == (before, 2)
-    assert (
-        f"2 folders are left out, being written by ovseg-batch ({photos / 'report'}, {photos / 'yolo'})"
-        in summary.notes()
-    )
+    assert f"2 folders are skipped: written by ovseg-batch ({photos / 'report'}, {photos / 'yolo'})" in summary.notes()
     assert build_manifest([str(photos / "yolo")], photos.parent / "m.parquet", 2).rows == 6
 
 
@@ -156,7 +153,7 @@ def test_excluded_images_stay_out_of_a_run(photos: Path, tmp_path: Path, command
     given = run_arguments(photos, out, *quick, "--exclude", names[0], "--dry-run")
     assert command(*given).returncode == 0
     given = given[:-1]
-    for more, said in (((), "left out by manifest.exclude"), ((), "resuming"), (("--update",), "nothing has changed")):
+    for more, said in (((), "skipped by manifest.exclude"), ((), "resuming"), (("--update",), "nothing has changed")):
         done = command(*given, *more)
         assert done.returncode == 0 and listed(out) == names[1:] and said in done.stderr, done.stderr
     told = command(*run_arguments(photos, out, *quick))

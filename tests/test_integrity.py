@@ -75,10 +75,10 @@ def test_what_is_missing_and_what_is_foreign_is_named(workdir: Workdir) -> None:
     assert [p.what for p in workdir.verify()] == ["missing"]
     foreign = data.with_name("000077.npz")
     foreign.write_bytes(b"mine")
-    assert [(p.path, p.what) for p in workdir.verify()][1:] == [(foreign, "no commit speaks of it")]
+    assert [(p.path, p.what) for p in workdir.verify()][1:] == [(foreign, "it is in no commit")]
     foreign.unlink()
     commit.unlink()
-    assert {p.what for p in workdir.verify()} == {"no commit speaks of it"}
+    assert {p.what for p in workdir.verify()} == {"it is in no commit"}
 
 
 def test_a_seal_holds_every_byte() -> None:
@@ -117,7 +117,7 @@ def test_gc_names_and_deletes_what_the_latest_run_does_not_use(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    assert "nothing to collect" in command("gc", copy).stdout
+    assert "no unused stage folders" in command("gc", copy).stdout
     command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9"))
     folders = sorted(p.name for p in (copy / "stages").glob("refine-*"))
     [old] = [p.name for p in (finished / "stages").glob("refine-*")]
@@ -126,7 +126,7 @@ def test_gc_names_and_deletes_what_the_latest_run_does_not_use(
     assert old in named.stdout and (copy / "stages" / old).exists()
     with (copy / "stages" / old / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        assert "nothing to collect" in command("gc", copy, "--yes").stdout, "another process is using it"
+        assert "no unused stage folders" in command("gc", copy, "--yes").stdout, "another process is using it"
     assert "deleted" in command("gc", copy, "--yes").stdout
     assert not (copy / "stages" / old).exists()
     assert command("status", copy).returncode == 0 and command("verify", copy).returncode == 0
@@ -307,7 +307,7 @@ def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
     Workdir(copy).unseal_outputs()
     for arguments in (("export", copy, "-f", "semantic", "-o", tmp_path / "s"), ("report", copy, "-o", tmp_path / "r")):
         done = command(*arguments)
-        assert done.returncode == 1 and "is none that this run has written" in done.stderr, (arguments, done.stderr)
+        assert done.returncode == 1 and "was not written by this run" in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
 
 

@@ -37,7 +37,7 @@ def test_folder_is_recursive_sorted_and_leaves_out_what_is_no_image(folder: Path
     manifest = Manifest.open(out)
     assert [[row.file_name for row in manifest.read_shard(k)] for k in range(2)] == [["a/b.png", "a/c.jpg"], ["b.png"]]
     assert (summary.rows, summary.shards, summary.skipped) == (3, 2, 1)
-    assert "1 file is left out, having no suffix of an image" in summary.notes()[0]
+    assert "1 file is skipped: no suffix of an image" in summary.notes()[0]
     assert pq.ParquetFile(out).metadata.num_row_groups == 2
 
 
@@ -170,7 +170,7 @@ def test_a_file_of_a_person_is_not_replaced(folder: Path, tmp_path: Path, comman
     photograph = folder / "b.png"
     before = photograph.read_bytes()
     told = command("manifest", folder, "-o", photograph)
-    assert told.returncode == 2 and f"{photograph} exists and is no earlier file of this command" in told.stderr
+    assert told.returncode == 2 and f"{photograph} exists, and this command did not write it" in told.stderr
     assert photograph.read_bytes() == before
     for _ in range(2):
         assert command("manifest", folder, "-o", tmp_path / "m.parquet").returncode == 0
@@ -235,7 +235,7 @@ def test_a_folder_that_may_not_be_read_is_left_out_and_said(
     keys, summary = counted(folder / pattern, out=tmp_path / "m.parquet")
     assert {"a/b.png", "b.png"} <= {*keys} and summary.locked == 1
     assert any(
-        note.startswith("1 folder is left out, being unreadable (") and note.endswith(f"/{place}: Permission denied)")
+        note.startswith("1 folder is skipped: unreadable (") and note.endswith(f"/{place}: Permission denied)")
         for note in summary.notes()
     )
 
@@ -280,7 +280,9 @@ def test_files_of_systems_are_left_out_and_said(folder: Path, tmp_path: Path) ->
         shutil.copy(folder / "b.png", folder / name)
     keys, summary = counted(folder, out=tmp_path / "m.parquet")
     assert keys == ["a/b.png", "a/c.jpg", "b.png"] and summary.system == 8
-    assert any("8 files or folders are left out, being thumbnails or trash of a system" in n for n in summary.notes())
+    assert any(
+        "8 files or folders are skipped: thumbnails or trash of the operating system" in n for n in summary.notes()
+    )
     assert counted(folder / "**" / "*", out=tmp_path / "m.parquet")[0] == keys
     assert counted(folder / "@eaDir", out=tmp_path / "m.parquet")[0] == ["b.png"]
 

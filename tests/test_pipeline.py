@@ -324,7 +324,7 @@ def test_poison_images_cost_their_rows_only(few_scenes: Path, tmp_path: Path, co
         (("{images}", "--labels", "sky", "--set", "dense.attention=cas"), "Did you mean 'csa'?"),
         (("{images}", "--labels", "sky", "--set", "clip.model=openai-b61"), "Did you mean 'openai-b16'?"),
         (("{images}", "--labels", "sky", "--set", "sam.model=sam2.1-huge"), "There is no SAM2 model"),
-        (("{images}", "--labels", "sky", "--device", "cuda:7"), "was asked for"),
+        (("{images}", "--labels", "sky", "--device", "cuda:7"), "PyTorch finds"),
         (
             ("{images}", "--labels", "sky", "--set", "dense.views=itaclip", "--set", "dense.key_smoothing=1"),
             "goes with dense.views: plain alone",

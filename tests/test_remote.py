@@ -25,7 +25,7 @@ from PIL import Image
 from ovseg_batch.errors import FailureCode, RowError, UsageError
 from ovseg_batch.io import images
 from ovseg_batch.io import remote as module
-from ovseg_batch.io.ahead import FETCHERS, decode_ahead
+from ovseg_batch.io.ahead import NETWORK_THREADS, decode_ahead
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, is_remote, listing, name_of, shown
@@ -125,7 +125,12 @@ def test_no_more_is_taken_than_the_limit(site: Site) -> None:
         ("/status/403", FailureCode.UNREADABLE, "the server answered 403 Forbidden", 1),
         ("/status/500", FailureCode.UNREADABLE, "the server answered 500 .* \\(3 tries\\)", 3),
         ("/status/429", FailureCode.UNREADABLE, "429", 3),
-        ("/slow", FailureCode.UNREADABLE, "nothing complete came within 2 s \\(run.remote_timeout\\) \\(3 tries\\)", 3),
+        (
+            "/slow",
+            FailureCode.UNREADABLE,
+            "the download did not finish within 2 s \\(run.remote_timeout\\) \\(3 tries\\)",
+            3,
+        ),
         ("/cut", FailureCode.UNREADABLE, "\\(3 tries\\)", 3),
     ],
 )
@@ -397,7 +402,7 @@ def test_files_behind_urls_wait_for_room_before_they_are_read(site: Site, monkey
     """Sixteen answers without an end hold one file of the limit and what the budget allows, not sixteen."""
     monkeypatch.setattr(images, "FIRST_BYTES", LIMIT // 4)
     limits = Limits(max_pixels=10**6, max_file_bytes=8 * LIMIT, remote=HERE)
-    rows = [ImageRow(k, str(k), str(k), f"{site.url}/endless?{k}") for k in range(FETCHERS)]
+    rows = [ImageRow(k, str(k), str(k), f"{site.url}/endless?{k}") for k in range(NETWORK_THREADS)]
     tracemalloc.start()
     try:
         answers = [answer for _, answer in decode_ahead(rows, 1, LIMIT, limits)]

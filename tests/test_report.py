@@ -268,7 +268,7 @@ def test_a_report_is_brought_up_to_date(few_scenes: Path, tmp_path: Path, comman
     assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
     second = (tmp_path / "report" / "index.html").read_text()
     assert "Complete" in second and "6<small>of 6 listed" in second and "never found: tree" in second
-    assert "against the truth of scenes" in second and "The unsurest tenth" in second
+    assert "by confidence of their mask, on scenes" in second and "The least certain tenth" in second
     assert len(list((tmp_path / "report" / "images").rglob("*.webp"))) == 6
 
 
@@ -309,7 +309,7 @@ def test_settings_that_are_no_text_any_more_are_shown_as_far_as_they_are(
 def test_a_folder_of_others_is_left_alone(reported: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     done = command("report", reported.parent / "run", "-o", tmp_path)
-    assert done.returncode == 2 and "something else than a report" in done.stderr
+    assert done.returncode == 2 and "holds no report" in done.stderr
 
 
 def test_processes_make_the_same_report(reported: Path, tmp_path: Path) -> None:

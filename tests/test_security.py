@@ -52,8 +52,8 @@ def test_nothing_is_written_outside_of_the_workdir(few_scenes: Path, tmp_path: P
 def test_a_forged_manifest_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
     """Our own manifests hold no such names; somebody else's file may say it is one of ours."""
     with FileBatch(tmp_path / "stage" / "files", tmp_path / "stage" / "parts") as files:
-        assert not files.can_be(name)
-        assert files.can_be("a/b.png")
+        assert not files.accepts(name)
+        assert files.accepts("a/b.png")
 
 
 def test_names_and_labels_stay_text(few_scenes: Path, tmp_path: Path, command: Command) -> None:

@@ -86,7 +86,7 @@ def test_a_shard_that_kills_workers_without_one_image_to_blame_ends_the_run(
 ) -> None:
     done = command(*run_arguments(few_scenes / "images", tmp_path / "run"), OVSEG_FAILPOINTS="dense.data=kill")
     assert done.returncode == 1
-    assert "no single image is to blame" in done.stderr and "run.batch_size" in done.stderr
+    assert "no single image is the cause" in done.stderr and "run.batch_size" in done.stderr
 
 
 def test_an_error_in_a_worker_ends_the_run_with_its_sentence(

@@ -1,4 +1,4 @@
-"""Runs from Python: start one, read its masks as arrays, convert them, show them in a notebook.
+"""The Python API: start runs, read their masks as arrays, convert them, and show them in a notebook.
 
 ```python
 import ovseg_batch
@@ -9,5 +9,5 @@ for image in run:
         print(image.name, mask.label, mask.confidence, mask.array.sum())
 ```
 
-The package `ovseg_batch` gives these names without importing a model library.
+The package `ovseg_batch` exports these names without importing a model library.
 """

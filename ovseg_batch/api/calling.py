@@ -1,4 +1,4 @@
-"""What every call from Python has in common: its settings, and the process that it is made in."""
+"""Shared parts of all calls from Python: settings, and checks of the calling process."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def load_settings(config: str | Path | None, labels: Labels, settings: Settings 
     """Merge the arguments of a call into checked settings.
 
     Raises:
-        UsageError: an unreadable config, an unknown key, or a value out of range.
+        UsageError: the config cannot be read, a key is unknown, or a value is out of range.
     """
     return load_config(None if config is None else Path(config), (), {"labels": labels, **plain_settings(settings)})
 
 
 def to_path(path: str | Path) -> Path:
-    """Return the path that a caller has given.
+    """Convert an argument to a path.
 
     Raises:
-        UsageError: no file can have that path.
+        UsageError: no file can have the path.
     """
     try:
         return Path(usable_path(str(path)))
@@ -44,7 +44,7 @@ def to_path(path: str | Path) -> Path:
 
 
 def plain_settings(settings: Settings | None) -> dict[str, Any]:
-    """Return the settings with paths as text, as YAML would hold them."""
+    """Return the settings with paths as text, as in YAML."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in (settings or {}).items()}
 
 
@@ -59,7 +59,7 @@ def may_start_processes() -> bool:
 
 
 def fit_to_process(config: Config) -> Config:
-    """Return the settings, changed to compute in this process where it may not start workers."""
+    """Return the settings, changed to compute in this process if it may not start workers."""
     if may_start_processes() or config.run.engine != "local" or config.run.workers == 0:
         return config
     log.warning("This process is daemonic and cannot start workers. It computes the images itself (run.workers: 0).")
@@ -67,7 +67,7 @@ def fit_to_process(config: Config) -> Config:
 
 
 def warn_of_embedded_models(config: Config) -> None:
-    """Issue a UserWarning where a setting names a small model of the package, which knows rendered scenes alone."""
+    """Issue a UserWarning if a setting names a small model of the package, trained on rendered scenes only."""
     from ovseg_batch.runs.planning import embedded_models
 
     if note := embedded_note(embedded_models(config)):

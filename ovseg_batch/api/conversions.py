@@ -1,4 +1,4 @@
-"""Masks as other libraries hold them. Each library is an extra of the package."""
+"""Convert masks to the types of other libraries. Each library is an extra of the package."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ COLUMNS = ("file_name", "width", "height", "label", *MEASURED, *BOX, "area", "so
 def detections(image: SegmentedImage) -> supervision.Detections:
     """Return the masks of an image as `supervision.Detections`.
 
-    Boxes are x, y of the first pixel and of the first pixel beyond the box. `data` holds `class_name`, `score` and
-    `area`.
+    Boxes are x0, y0, x1, y1, where x1 and y1 are exclusive. `data` holds `class_name`, `score` and `area`.
     """
     library, masks, labels = _library("supervision"), image.masks, list(image.colours)
     boxes = np.array([mask.bbox for mask in masks], np.float32).reshape(-1, 4)
@@ -46,7 +45,7 @@ def detections(image: SegmentedImage) -> supervision.Detections:
 
 
 def data_frame(images: Iterable[SegmentedImage]) -> pandas.DataFrame:
-    """Return one row per mask of the images. The columns have the names that `export -f csv` gives them."""
+    """Return one row per mask of the images. Columns have the same names as in `export -f csv`."""
     library = _library("pandas")
     found: pandas.DataFrame = library.DataFrame(
         [_row(image, mask) for image in images for mask in image.masks], columns=list(COLUMNS)

@@ -1,4 +1,4 @@
-"""What a run gives in Python: images, their masks, and the images that failed."""
+"""The results of a run in Python: images, their masks, and failed images."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ EDGE = 0.5  # factor of the brightness along an outline
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """One mask of an image, in the upright image's pixels.
+    """A mask of an image, in pixels of the upright image.
 
     Attributes:
-        label: its class.
-        score: ranks the masks of a label, in [0, 1].
-        confidence: how far the mask can be believed, in [0, 1] (docs/confidence.md).
+        label: name of its class.
+        score: rank of the mask among masks of its label, in [0, 1].
+        confidence: reliability of the mask, in [0, 1] (docs/confidence.md).
         bbox: x, y, width, height in pixels.
-        area: pixels.
+        area: number of pixels.
         rle: COCO's compressed counts.
         size: (H, W) of the image.
-        source: what drew the outline, `sam` or `dense`.
+        source: origin of the outline, `sam` or `dense`.
         margin: mean difference between the best and the second-best class probability, in [0, 1].
-        coverage: share of the mask whose class in the dense map is its label. None where there is no dense map.
-        predicted_iou: SAM2's own rating in [0, 1]. None where the dense map drew the outline.
+        coverage: share of the mask whose class in the dense map is its label. None without a dense map.
+        predicted_iou: IoU that SAM2 predicts, in [0, 1]. None where the dense map drew the outline.
         stability: IoU of the mask under a lower and a higher threshold, in [0, 1]. None where `predicted_iou` is.
-        reason: why the mask was chosen, where a rule decided between several.
+        reason: reason why the mask was selected, if a rule decided between several.
     """
 
     label: str
@@ -72,13 +72,13 @@ class Mask:
         return rle.decode(self.rle, *self.size)
 
     def polygons(self, tolerance: float = 0.0) -> list[Array]:
-        """Return the outlines along the edges of pixels, for readers that fill polygons as pycocotools does.
+        """Return the outlines along pixel edges, for readers that fill polygons as pycocotools does.
 
         Args:
-            tolerance: pixels by which an outline may be simplified. 0 gives the mask back exactly.
+            tolerance: tolerance of the simplification in pixels. 0 reproduces the mask exactly.
 
         Returns:
-            One ring (N, 2) float64 of x, y for each connected part. Bridges of no width join a part and its holes.
+            One ring (N, 2) float64 of x, y per connected part. Bridges of zero width join a part and its holes.
         """
         from ovseg_batch.methods.polygons import edge_rings
 
@@ -90,12 +90,12 @@ class SegmentedImage:
     """An image with its masks.
 
     Attributes:
-        name: relative to INPUT.
-        path: where the image was opened. None for an image given in memory.
-        height, width: of the upright image, in pixels.
-        confidence: of the least confident mask; 1 without masks.
+        name: file name relative to INPUT.
+        path: path or URL of the image. None for an image in memory.
+        height, width: size of the upright image in pixels.
+        confidence: lowest confidence of a mask; 1 without masks.
         unsure: number of masks with a confidence below 0.5.
-        masks: of all labels.
+        masks: masks of all labels.
         colours: label → red, green, blue, in the order of the run's labels.
     """
 
@@ -127,7 +127,7 @@ class SegmentedImage:
         return self._source()
 
     def label_map(self, labels: Sequence[str]) -> Array:
-        """Return (H, W) int16: indices into `labels`, -1 where none of them has a mask.
+        """Return the class map (H, W) int16: indices into `labels`, -1 where none of them has a mask.
 
         Of masks that overlap, the one with the highest score has the pixel.
         """
@@ -176,7 +176,7 @@ class SegmentedImage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image without masks: the stage that failed it, the code of the failure, and its message."""
+    """A failed image: the stage in which it failed, the code of the failure, and its message."""
 
     row: int
     key: str

@@ -1,4 +1,4 @@
-"""Start a run from Python, and read what a run has left in its workdir."""
+"""Start runs from Python, and read their results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RunFiles:
 
 
 class Run:
-    """What a run has left in its workdir: a sequence of its finished images, in the order of the list."""
+    """The results of a run: a sequence of its finished images, in the order of the list."""
 
     @for_python()
     def __init__(self, workdir: str | Path) -> None:
@@ -77,7 +77,7 @@ class Run:
         self.workdir = to_path(workdir)
         self._results = Results.open(Workdir(self.workdir))
         self._files = RunFiles(Workdir(self.workdir).config)
-        self._last: tuple[Commit, list[SegmentedImage]] | None = None  # the shard that was indexed last
+        self._last: tuple[Commit, list[SegmentedImage]] | None = None  # the shard that was read last by index
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -91,9 +91,9 @@ class Run:
 
     @property
     def label_images(self) -> dict[str, int] | None:
-        """Number of images that have a mask of each label; a label that was never found has 0.
+        """Label → number of images with a mask of it. A label that was never found has 0.
 
-        None while the run is not finished, and where an older version wrote its outputs.
+        None while the run is not finished, and for outputs of older versions.
         """
         found = read_findings(Workdir(self.workdir)) if self.complete else None
         return None if found is None else found.label_images
@@ -118,10 +118,10 @@ class Run:
     def __getitem__(self, which: slice) -> list[SegmentedImage]: ...
 
     def __getitem__(self, which: int | slice | str) -> SegmentedImage | list[SegmentedImage]:
-        """Return finished images by their place, or one by its name. Only the shards that hold them are read.
+        """Return finished images by index, or one by its name. Only shards that hold them are read.
 
         Raises:
-            IndexError: there is no finished image at that place.
+            IndexError: there is no finished image with that index.
             KeyError: no finished image has that name.
         """
         if isinstance(which, str):
@@ -133,7 +133,7 @@ class Run:
             return [self._at(commits, ends, place) for place in range(*which.indices(count))]
         place = operator.index(which)
         if not -count <= place < count:
-            raise IndexError(f"The run has {count} finished images; there is none at {place}.")
+            raise IndexError(f"The run has {counted(count, 'finished image')}; there is none at {place}.")
         return self._at(commits, ends, place % count)
 
     @property
@@ -142,16 +142,16 @@ class Run:
 
     @cached_property
     def _all_commits(self) -> list[Commit]:
-        """The commits of a complete run, which change no more."""
+        """The commits of a complete run, which do not change any more."""
         return list(self._results.masks.commits())
 
     def _at(self, commits: Sequence[Commit], ends: Sequence[int], place: int) -> SegmentedImage:
-        """Return the finished image at a place. `ends` are the places behind each commit's last image."""
+        """Return the finished image at an index. `ends` are the exclusive end indices of the commits."""
         number = bisect.bisect_right(ends, place)
         commit = commits[number]
         if self._last is None or self._last[0] != commit:
             self._last = commit, list(self._read_shard(commit.shard))
-        return self._last[1][place - ends[number]]  # negative: from the shard's end
+        return self._last[1][place - ends[number]]  # a negative index, from the end of the shard
 
     def _named(self, name: str) -> SegmentedImage:
         manifest = self._results.manifest
@@ -221,15 +221,15 @@ class Run:
 
     @for_python()
     def query(self, labels: Labels, workdir: str | Path, *, settings: Settings | None = None) -> Run:
-        """Compute the masks of other labels from what the run has kept, without reading an image again.
+        """Compute the masks of other labels from the stored features of the run, without reading an image again.
 
         Args:
-            labels: as `ovseg_batch.run` takes them.
-            workdir: where the new run is kept.
-            settings: keys that differ from the run's.
+            labels: as in `ovseg_batch.run`.
+            workdir: the workdir of the new run.
+            settings: settings that differ from those of the run.
 
         Raises:
-            UsageError: the run has not kept what the query needs.
+            UsageError: the run has not stored the features that the query needs.
         """
         from ovseg_batch.runs import pipeline
 
@@ -270,17 +270,17 @@ def run(
     A daemonic process, such as a task of Celery, cannot start workers. It then computes the images itself.
 
     Args:
-        images: folders, globs, lists, COCO files: whatever the command takes as INPUT.
+        images: folders, globs, lists or COCO files, as the command accepts as INPUT.
         labels: "car; person: person, people; sky", or a sequence of such labels.
-        workdir: where everything is kept.
+        workdir: the output folder of the run.
         config: a YAML file, or a preset by name.
         settings: single keys, as in {"refine.vote": 0.5, "clip.model": "openai-b16"}.
         progress: show a bar for every stage.
-        update: list the images again, and compute what is new or has changed.
+        update: list the images again, and compute new and changed images.
 
     Raises:
-        UsageError: settings or input that are not valid. Nothing has been written then.
-        OvsegError, OSError: the run cannot continue. What is committed stays, and the same call resumes.
+        UsageError: settings or input are not valid. Nothing has been written.
+        OvsegError, OSError: the run cannot continue. Committed shards are kept, and the same call resumes.
         Interrupted: a signal stopped the run, after the shard in flight was committed.
     """
     from ovseg_batch.runs import pipeline

@@ -33,15 +33,15 @@ MemoryImage = Array | Image.Image
 
 log = logging.getLogger(__name__)
 
-FASTEST = 1  # of zlib's levels; the files live for one call
+FASTEST = 1  # zlib level; the files are deleted after each call
 
 
 class Segmenter:
     """Segments images in memory: `Segmenter(labels)(image)`. The models are loaded once, by the first call.
 
-    The masks are those that `ovseg_batch.run` gives for the same images written as PNG into a folder of their own. They
-    go through the same stages: each call writes the images and the stages' tables to a temporary folder and deletes it.
-    All stages stay loaded in this process, on one device. `run.engine`, `run.workers` and `edit` have no effect.
+    The masks equal those of `ovseg_batch.run` for a folder that holds the same images as PNG. The same stages compute
+    them: each call writes the images and the tables of the stages to a temporary folder, and deletes it. All stages
+    stay loaded in this process, on one device. `run.engine`, `run.workers` and `edit` have no effect.
     """
 
     @for_python()
@@ -49,10 +49,11 @@ class Segmenter:
         """Check the settings. No model is loaded yet.
 
         Args:
-            labels, config, settings: as `ovseg_batch.run` takes them.
+            labels, config, settings: as in `ovseg_batch.run`.
 
         Raises:
-            UsageError: settings that are not valid. OvsegError: weights that are not on this machine.
+            UsageError: settings are not valid.
+            OvsegError: weights are not on this machine.
         """
         import torch
 
@@ -67,7 +68,7 @@ class Segmenter:
         self._colours = label_colours([label.name for label in self._config.labels])
         self._stages: dict[str, Stage] = {}  # with their models
         self._threads = torch.get_num_threads()
-        self._lock = threading.Lock()  # the models compute for one call at a time
+        self._lock = threading.Lock()  # the models process one call at a time
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -85,14 +86,14 @@ class Segmenter:
         """Segment an image, or several. Several are faster together than one by one.
 
         Args:
-            images: (H, W, 3) uint8 RGB, or a Pillow image, which is brought to that as a file would be; or a sequence.
+            images: (H, W, 3) uint8 RGB, or a Pillow image, which is converted as a file is; or a sequence of these.
 
         Returns:
-            The image with its masks; a list of them for a sequence.
+            The image with its masks, or a list for a sequence.
 
         Raises:
-            UsageError: something that is not such an image.
-            OvsegError: an image that cannot be segmented, or a GPU that fails.
+            UsageError: an argument is not such an image.
+            OvsegError: an image cannot be segmented, or a GPU fails.
         """
         if isinstance(images, np.ndarray | Image.Image):
             return self._segment([_pixels(images, "The image")])[0]
@@ -122,7 +123,7 @@ class Segmenter:
         ]
 
     def _compute(self, manifest: Manifest, listed: Path) -> list[StageStore]:
-        """Run every stage over all shards, and return where their tables are. The first call loads the models."""
+        """Run every stage over all shards. Return the folders of the stages. The first call loads the models."""
         from ovseg_batch.engine.job import OpenJob, StageJob
         from ovseg_batch.models.device import resolve_device
         from ovseg_batch.models.faults import first_line, is_lost
@@ -151,7 +152,7 @@ class Segmenter:
 
     @contextlib.contextmanager
     def _own_threads(self) -> Iterator[None]:
-        """Compute with the settings' number of threads. PyTorch keeps one number for the whole process."""
+        """Compute with the number of threads in the settings. PyTorch has one number for the whole process."""
         import torch
 
         before = torch.get_num_threads()
@@ -192,18 +193,18 @@ def segment(
     """Segment an image in memory, or several, and unload the models. Call a `Segmenter` to segment more.
 
     Args:
-        images: as `Segmenter` takes them when it is called.
-        labels, config, settings: as `ovseg_batch.run` takes them.
+        images: as in `Segmenter.__call__`.
+        labels, config, settings: as in `ovseg_batch.run`.
 
     Raises:
-        UsageError: settings or images that are not valid.
-        OvsegError: weights that are not on this machine, an image that cannot be segmented, or a GPU that fails.
+        UsageError: settings or images are not valid.
+        OvsegError: weights are not on this machine, an image cannot be segmented, or a GPU fails.
     """
     return Segmenter(labels, config=config, settings=settings)(images)
 
 
 def _pixels(image: MemoryImage, name: str) -> Array:
-    """Return (H, W, 3) uint8 RGB of an image in memory. Raises UsageError or OvsegError."""
+    """Convert an image in memory to (H, W, 3) uint8 RGB. Raises UsageError or OvsegError."""
     if isinstance(image, Image.Image):
         try:
             return decode(image, name)

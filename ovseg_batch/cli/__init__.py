@@ -1,4 +1,4 @@
-"""The command line: options in, sentences and exit codes out. No logic lives here."""
+"""The command line. It parses options, prints results and returns exit codes. It contains no other logic."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ovseg_batch.version import __version__
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ovseg-batch")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines look on stderr.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Format of log lines on stderr."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
 def main(log_format: str, quiet: bool) -> None:
-    """Masks for a list of words, for every image of a folder. Stop it any time; the same command resumes."""
+    """Segment every image of a folder by a list of words. An interrupted command resumes when it is given again."""
 
 
 for command in (

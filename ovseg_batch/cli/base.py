@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, logs, and sentences for what went wrong."""
+"""Shared parts of all commands: exit codes, logs and error messages."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES = 0, 1, 2, 3
 EXIT_PIPE = 141  # as a shell reports a process that died of SIGPIPE
-STOPPED = "stopped. What is committed stays; the same command resumes."
+STOPPED = "stopped. Committed shards are kept; the same command resumes."
 
 log = logging.getLogger("ovseg_batch")
-ending = logging.getLogger(__name__)  # its lines say why a command has ended
+ending = logging.getLogger(__name__)  # logs why a command has ended
 
 
 class TextLines(logging.Formatter):
-    """The message alone; the reason why a command has ended carries the name of the program."""
+    """Formats records as plain messages. Messages of the end of a command start with the name of the program."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -39,7 +39,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the numbers of a shard or a stage."""
+    """Formats records as one JSON object per line: time, level, logger, message, and counts of a shard or a stage."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -55,11 +55,11 @@ class JsonLines(logging.Formatter):
 
 
 class Lines(logging.Handler):
-    """Writes records to stderr. A progress bar that is shown there is drawn again below them."""
+    """Writes records to stderr, and redraws the progress bar below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            bars = sys.modules.get("tqdm")  # loaded with the first bar
+            bars = sys.modules.get("tqdm")  # imported with the first bar
             write = print if bars is None else bars.tqdm.write
             write(self.format(record), file=sys.stderr)
         except Exception:
@@ -73,12 +73,12 @@ def set_up_logging(log_format: str, quiet: bool) -> None:
     handler = Lines()
     handler.setFormatter(FORMATTERS[log_format]())
     send_logs_to(handler, logging.WARNING if quiet else logging.INFO)
-    shards = logging.NOTSET if log_format == "json" else logging.WARNING  # people have a bar
+    shards = logging.NOTSET if log_format == "json" else logging.WARNING  # text output has a bar instead
     logging.getLogger("ovseg_batch.runs.meter").setLevel(shards)
 
 
 class CommandLine(click.Group):
-    """The group of all commands. Its options decide how usage errors are written, too."""
+    """The group of all commands. Its options also apply to usage errors."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         set_up_logging("text", quiet=False)
@@ -105,19 +105,19 @@ def _is_json() -> bool:
 
 
 def bar_option() -> bool | None:
-    """Return what `progress` is in a command: a bar where stderr is a terminal, and none with JSON lines or --quiet."""
+    """Return the value of `progress` in commands: None (a bar on terminals), or False with JSON lines or --quiet."""
     return False if _is_json() or not log.isEnabledFor(logging.INFO) else None
 
 
 def bar(name: str) -> tqdm[NoReturn]:
-    """Return a bar that counts images, shown as `bar_option` says."""
+    """Return a progress bar that counts images; see `bar_option`."""
     from tqdm import tqdm
 
     return tqdm(desc=name, unit=" images", disable=bar_option() is False or None)
 
 
-def _nobody_reads() -> bool:
-    """Return whether stdout's reader has gone, as `head` does. Further output is then thrown away."""
+def _output_closed() -> bool:
+    """Return whether the reader of stdout has ended, as `head` does. If so, discard further output."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))
@@ -127,7 +127,7 @@ def _nobody_reads() -> bool:
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
-    """Turn what went wrong into a sentence on stderr and an exit code."""
+    """Convert exceptions of a command into a message on stderr and an exit code."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -145,7 +145,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def _report(error: BaseException) -> int:
-    """Write why a command has ended, and return its exit code."""
+    """Log why a command has ended, and return its exit code."""
     match error:
         case OvsegError():
             ending.error("%s", error)
@@ -153,12 +153,12 @@ def _report(error: BaseException) -> int:
         case KeyboardInterrupt() | Interrupted():
             ending.error(STOPPED)
             return EXIT_INTERRUPTED
-        case BrokenPipeError() if _nobody_reads():
+        case BrokenPipeError() if _output_closed():
             return EXIT_PIPE
         case OSError():
             place = error.filename2 or error.filename
             ending.error(
-                "%s%s. What is committed stays. %s and give the same command again.",
+                "%s%s. Committed shards are kept. %s and give the same command again.",
                 error.strerror or error,
                 f" ({place})" if place else "",
                 "Free space on that disk" if error.errno in DISK_FULL else "Correct the cause",

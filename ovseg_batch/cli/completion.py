@@ -1,4 +1,4 @@
-"""What the shell completes behind an option: presets and configs, keys of the settings, files of labels."""
+"""Shell completion of option values: presets and configs, keys of settings, and label files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from click.shell_completion import CompletionItem
 
 CONFIGS = (".yaml", ".yml")
 LABEL_FILES = (".txt",)
-FILE = "file"  # the type with which the shell completes paths itself
+FILE = "file"  # type of items for which the shell completes paths
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the presets and YAML files that begin with the text. Without any, let the shell complete a path."""
+    """Return the presets and YAML files that begin with the text. If there are none, the shell completes a path."""
     from ovseg_batch.config import presets
 
     names = [name for name in presets() if name.startswith(incomplete)]
@@ -22,7 +22,7 @@ def complete_config(context: click.Context, parameter: click.Parameter, incomple
 
 
 def complete_setting(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the keys that begin so, with their meanings; behind `=` the values of a key that has a choice."""
+    """Return the keys that begin with the text, with their meanings. After `=`, return the choices of the key."""
     from ovseg_batch.settings.listing import LABEL, choices, setting_lines
 
     key, equals, begun = incomplete.partition("=")
@@ -33,7 +33,7 @@ def complete_setting(context: click.Context, parameter: click.Parameter, incompl
 
 
 def complete_labels(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return `@` with the text files that begin so, and the data sets behind `dataset:`."""
+    """Return matching text files after `@`, and matching data sets after `dataset:`."""
     from ovseg_batch import datasets
 
     if incomplete.startswith("@"):
@@ -49,7 +49,7 @@ def complete_path(context: click.Context, parameter: click.Parameter, incomplete
 
 
 def _files(incomplete: str, suffixes: Iterable[str]) -> list[str]:
-    """Return the files with these suffixes whose paths begin so, and the folders around them with a `/`."""
+    """Return the matching files with these suffixes, and matching folders with a `/`."""
     folder, slash, begun = incomplete.rpartition("/")
     try:
         entries = sorted(Path(f"{folder}{slash}" or ".").iterdir())

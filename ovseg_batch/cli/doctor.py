@@ -1,4 +1,4 @@
-"""`doctor`: whether a run will work on this machine, and how long it will take."""
+"""The command `doctor`, which checks a machine and estimates the time of a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ INDENT = 8 + NAMES + 1
 @set_option("One setting, as in refine.vote=0.5.")
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option(
-    "--images", type=click.IntRange(min=1), default=8, show_default=True, help="Images that the trial measures."
+    "--images", type=click.IntRange(min=1), default=8, show_default=True, help="Number of images in the trial run."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
@@ -64,7 +64,7 @@ def doctor(
 
     Checks the GPUs, cores, memory and packages, the file system of the workdir, and the weights that the settings
     need. With INPUT it also runs a few of its images through every stage, and prints how long the whole INPUT will take
-    and how much it will write. Exit code 1: a check failed. Nothing that it writes is left behind.
+    and how much it will write. Exit code 1: a check failed. All files that it writes are deleted.
     """
     from ovseg_batch.doctor import Request, diagnose
 
@@ -73,7 +73,7 @@ def doctor(
     try:
         found = diagnose(request, lambda text: log.info("%s …", text))
     except (KeyboardInterrupt, Interrupted):
-        ending.error("stopped. Nothing was left behind.")
+        ending.error("stopped. All temporary files were deleted.")
         return EXIT_INTERRUPTED
     if as_json:
         click.echo(json.dumps(found.to_record(), indent=2, ensure_ascii=False))
@@ -83,7 +83,7 @@ def doctor(
 
 
 def _print(found: Diagnosis) -> None:
-    """Print one paragraph for each check, the figures of the trial, and a last line with the verdict."""
+    """Print one paragraph per check, the results of the trial, and a last line with the verdict."""
     for check in found.checks:
         first, *following = _wrapped(check.found) or [""]
         click.echo(f"{check.status:8}{check.name:{NAMES}} {first}")
@@ -101,7 +101,7 @@ def _print(found: Diagnosis) -> None:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Return the lines of a text beside the names; paths and commands are never broken."""
+    """Wrap a text to the column beside the names. Paths and commands are never broken."""
     return [
         part
         for line in text.splitlines()
@@ -110,7 +110,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _print_trial(trial: Trial) -> None:
-    """Print the table of the stages and what the whole INPUT takes."""
+    """Print the table of the stages, and the estimated time and size for the whole INPUT."""
     click.echo(f"\n{trial.images} images on {trial.device}, after {trial.warm_up} images of warm-up:")
     gpu = any(stage.gpu_memory is not None for stage in trial.stages)
     click.echo(f"{'stage':10}{'ms/image':>10}{'memory':>12}{'GPU memory' if gpu else '':>12}{'written/image':>16}")

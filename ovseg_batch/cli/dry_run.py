@@ -1,4 +1,4 @@
-"""What `run --dry-run` prints: the plan of a run, as text or as JSON."""
+"""Print the plan of a run for `run --dry-run`, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GB = 1e9
 
 
 def print_plan(found: DryRun, config: Config, replaced: str | None) -> None:
-    """Print what a run would compute and what it would take; warnings and competing words are log lines."""
+    """Print the work and the resources of a run. Warnings and competing words are log lines."""
     labels = "; ".join(_label(label.name, label.words) for label in config.labels)
     click.echo(f"labels   {labels}")
     click.echo(f"models   {', '.join(f'{kind} {model}' for kind, model in _models(config).items())}")
@@ -37,7 +37,7 @@ def print_plan(found: DryRun, config: Config, replaced: str | None) -> None:
 
 
 def print_json(found: DryRun, config: Config, replaced: str | None) -> None:
-    """Print what a run would compute and what it would take as one JSON object."""
+    """Print the work and the resources of a run as one JSON object."""
     competing = competition(config)
     changes = found.changes
     click.echo(
@@ -89,5 +89,9 @@ def _total(found: DryRun) -> int:
 
 def _warnings(found: DryRun, config: Config, replaced: str | None) -> list[str]:
     short = _total(found) > found.free
-    disk = ["The stages need more disk than is free; dense.cache and sam.cache decide what is kept."] if short else []
+    disk = (
+        ["The stages need more disk space than is free. dense.cache and sam.cache decide what is stored."]
+        if short
+        else []
+    )
     return [*cautions(config), *([replaced] if replaced else []), *disk]

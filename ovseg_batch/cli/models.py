@@ -44,7 +44,7 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Write the list as JSON.")
 @guarded
 def list_models(as_json: bool) -> None:
-    """List every named model: its size, its licence, and whether and where it is on this machine."""
+    """List the named models with size, licence, and location on this machine."""
     from ovseg_batch.models import inventory
 
     listed = inventory.list_models()
@@ -63,11 +63,11 @@ def list_models(as_json: bool) -> None:
 @set_option("One setting of --config. Repeatable.")
 @guarded
 def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tuple[str, ...]) -> None:
-    """Download models by name, or all that a configuration needs.
+    """Download models by name, or all models that a configuration needs.
 
     MODEL is a name from `models list`, an open_clip ARCHITECTURE:TAG, hf-hub:OWNER/NAME for a CLIP of the Hugging Face
     hub, or OWNER/NAME for an inpainting pipeline of the hub. Files go to the hub's cache (HF_HOME). An interrupted
-    download continues. The hash of every file is compared with the published one. Models that are here are skipped.
+    download continues. The hash of every file is compared with the published one. Models on this machine are skipped.
     """
     from ovseg_batch.models import fetching
 
@@ -82,16 +82,16 @@ def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tu
         from ovseg_batch.runs.needed_models import fetch_missing
 
         fetched |= fetch_missing(load_config(config_file, overrides), report)
-        click.echo(f"Every model of {config_file} is here.", err=True)
+        click.echo(f"Every model of {config_file} is on this machine.", err=True)
     for name, path in fetched.items():
-        click.echo(f"{name} is here: {path}" if path else f"{name} comes with the package.")
+        click.echo(f"{name} is on this machine: {path}" if path else f"{name} comes with the package.")
 
 
 @models.command("check")
 @click.option("--clip", "clip_model", help="A name from `models list`, or an open_clip architecture.")
 @click.option("--clip-weights", help="A file, a pretrained tag, or a hub id.")
 @click.option("--sam", "sam_model", help="A name from `models list`, or a Hydra config of sam2.")
-@click.option("--sam-weights", help="A .pt as Meta ships it, or safetensors.")
+@click.option("--sam-weights", help="A .pt file as Meta publishes it, or safetensors.")
 @click.option("--device", default="auto", show_default=True)
 @guarded
 def check_models(

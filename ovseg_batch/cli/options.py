@@ -1,4 +1,4 @@
-"""The options that several commands share: labels, and single settings."""
+"""Options that several commands share: labels, and single settings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import click
 
 from ovseg_batch.cli.completion import complete_labels, complete_setting
 
-SYNTAX = '"car; road; person: person, people", or labels.txt with one label a line.'
+SYNTAX = '"car; road; person: person, people", or labels.txt with one label per line.'
 ADDS_UP = "Can be given several times."
 QUOTES = 'Several labels need quotes, as in --labels "sky; tree".'
-STRAY = "unexpected extra argument"  # of click's message
+STRAY = "unexpected extra argument"  # start of click's message
 
 Decorator = Callable[[Any], Any]
 
@@ -35,7 +35,7 @@ def names_option(name: str, about: str) -> Decorator:
 
 
 exclude_option = click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help=f"Leave out files and folders, as in '*/raw/*.png'. {ADDS_UP}"
+    "--exclude", multiple=True, metavar="PATTERN", help=f"Skip files and folders, as in '*/raw/*.png'. {ADDS_UP}"
 )
 
 
@@ -47,7 +47,7 @@ def set_option(about: str) -> Decorator:
 
 
 class LabelsCommand(click.Command):
-    """A command whose error for a stray argument says that labels need quotes."""
+    """A command whose error for an unexpected argument explains that labels need quotes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = [*args]

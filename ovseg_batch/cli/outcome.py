@@ -1,4 +1,4 @@
-"""What a command prints at the end of a run: counts, notes, and the next command."""
+"""Print the result of a run: counts, notes, and the next command."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _print_finished(outcome: Outcome, workdir: Workdir) -> None:
 
 
 def print_findings(found: Findings) -> None:
-    """Print what a person should know of a finished run; a warning is a log line."""
+    """Print the notes on a finished run. Warnings are log lines."""
     notes = (found_note(found.label_images), *label_notes(found.images, found.label_images), edit_note(found.edits))
     for note in notes:
         if note is not None:
@@ -60,18 +60,18 @@ def print_findings(found: Findings) -> None:
 
 
 def print_embedded(record: Mapping[str, Any]) -> None:
-    """Print what the masks are worth where small models of the package made them."""
+    """Print a note if small models of the package computed the masks."""
     if note := embedded_note(record.get("embedded_models", ())):
         click.echo(f"note: {note}")
 
 
 def _shards_left(outcome: Outcome) -> int:
-    """Return how many shards are not finished. A shard is finished when every stage has committed it."""
+    """Return the number of shards that some stage has not committed."""
     return max(stage.shards - stage.shards_done for stage in outcome.stages)
 
 
 def _record(outcome: Outcome, workdir: Workdir) -> dict[str, Any]:
-    """Return how a run ended as plain values."""
+    """Return the result of a run as plain values, for JSON."""
     found = outcome.findings
     return {
         "workdir": str(workdir.root),

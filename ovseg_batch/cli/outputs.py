@@ -1,4 +1,4 @@
-"""Commands that make something of a run: other tools' formats, and figures."""
+"""Commands that use a finished run: exports, reports and evaluation."""
 
 from __future__ import annotations
 
@@ -27,16 +27,25 @@ REPORT = "report"  # folder of the report in a workdir
 
 @click.command(cls=LabelsCommand)
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("-f", "--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file or folder to write.")
+@click.option("-f", "--format", "kind", type=click.Choice(FORMATS), required=True, help="Format to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File or folder to write.")
 @names_option("--labels", "Only masks of these labels.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Only masks of at least this confidence.")
 @click.option("--min-area", type=click.IntRange(min=0), default=0, help="Only masks of at least this many pixels.")
 @click.option(
-    "--val", "val_share", type=click.FloatRange(0, 1), default=0.0, help="Share of the images that becomes val."
+    "--val",
+    "val_share",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Share of the images in the split val, from 0 to 1.",
 )
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this part of the images.")
-@click.option("--images", type=click.Choice(["link", "copy", "none"]), default="link", help="Image files in exports.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only images of this split.")
+@click.option(
+    "--images",
+    type=click.Choice(["link", "copy", "none"]),
+    default="link",
+    help="How image files are added to exports.",
+)
 @click.option("--palette", type=click.Choice(["none", "voc"]), default="none", help="Colours of semantic PNGs.")
 @click.option(
     "--ignore-below",
@@ -54,18 +63,22 @@ REPORT = "report"  # folder of the report in a workdir
     "--thresholds", type=click.Path(path_type=Path), help="semantic: file with the least confidence of each label."
 )
 @names_option("--stuff", "panoptic: labels that make one segment per image.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Pixels to simplify polygons by.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), default=0.0, help="Tolerance of polygon simplification in pixels."
+)
 @click.option(
     "--image-url", default="/data/local-files/?d=", show_default=True, help="label-studio: prefix of the path."
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Number of worker processes. 0 runs in this process.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is no export, or a folder with another export.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a file that is not an export, or a folder with another export."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @guarded
 def export(
     workdir: Path, kind: str, output: Path, workers: int | None, overwrite: bool, as_json: bool, **options: Any
 ) -> int:
-    """Export the masks finished so far to another tool's format. If interrupted, the same command resumes.
+    """Export the finished masks to another tool's format. If interrupted, the same command resumes.
 
     An earlier export of the same format is replaced. Any other file is replaced only with --overwrite.
     """
@@ -103,27 +116,29 @@ def export(
     images, masks = counted(done.tally["images"], "image"), counted(done.tally["masks"], "mask")
     click.echo(f"{images}, {masks}: {', '.join(map(str, done.paths[:3]))}")
     if kind == "semantic":
-        _tell_balance(done.tally)
+        _print_balance(done.tally)
     found = read_findings(Workdir(workdir)) if done.complete else None
     if found is not None:
         for note in label_notes(found.images, found.label_images, selection.labels or None):
             click.echo(f"in the run, {note}")
     if not done.complete:
         left = done.of_shards - done.shards
-        log.warning("The run is not finished: %d of %d shards are not in it.", left, done.of_shards)
+        log.warning("The run is not finished: %d of %d shards are missing in the export.", left, done.of_shards)
     return EXIT_OK
 
 
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write. [default: WORKDIR/report]")
-@click.option("--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="Images in the gallery.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of images in the gallery."
+)
 @click.option("--workers", type=click.IntRange(min=0), help="Number of worker processes. 0 runs in this process.")
 @guarded
 def report(workdir: Path, output: Path | None, limit: int, workers: int | None) -> int:
     """Write a page about the run in WORKDIR: numbers, charts, failures, and the images with their masks.
 
-    The page is a folder of plain files that a browser opens from the disk. The same command brings it up to date.
+    The page is a folder of static files that a browser opens from the disk. The same command updates it.
     """
     from ovseg_batch.report.build import build_report
 
@@ -134,7 +149,7 @@ def report(workdir: Path, output: Path | None, limit: int, workers: int | None) 
 
 
 def _record(done: Exported) -> dict[str, Any]:
-    """Return what an export wrote as plain values."""
+    """Return the result of an export as plain values, for JSON."""
     return {
         "images": done.tally["images"],
         "masks": done.tally["masks"],
@@ -145,8 +160,8 @@ def _record(done: Exported) -> dict[str, Any]:
     }
 
 
-def _tell_balance(tally: Counter[str]) -> None:
-    """Pixels of every label that are in the maps, and how many were left out as unsure."""
+def _print_balance(tally: Counter[str]) -> None:
+    """Print the share of labelled pixels per label, and the share that is kept."""
     kept = {key.removeprefix("kept "): count for key, count in tally.items() if key.startswith("kept ")}
     left = {key.removeprefix("ignored "): count for key, count in tally.items() if key.startswith("ignored ")}
     total = max(sum(kept.values()), 1)
@@ -191,7 +206,7 @@ def eval_run(
     from ovseg_batch.io.marks import check_replaceable
 
     if (thresholds is None) != (precision is None):
-        raise UsageError("--precision and --thresholds go together: how often a kept pixel is right, and the file.")
+        raise UsageError("--precision and --thresholds need each other: the target precision, and the file to write.")
     for file, is_ours in ((sheet, is_sheet), (thresholds, are_thresholds)):
         if file is not None:
             check_replaceable(file, is_ours)

@@ -1,4 +1,4 @@
-"""Commands that start a run, look at it, and keep its workdir in order."""
+"""Commands that start, continue, show and clean up runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcom
 from ovseg_batch.errors import UsageError
 from ovseg_batch.settings.edit_modes import EDIT_MODES
 from ovseg_batch.settings.labels import read_labels, split_names
-from ovseg_batch.units import extent
+from ovseg_batch.units import counted, extent
 from ovseg_batch.workdir.findings import read_findings
 from ovseg_batch.workdir.progress import duration, pace
 from ovseg_batch.workdir.store import Workdir
@@ -27,7 +27,7 @@ EDITS = ("none", *EDIT_MODES)
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", shell_complete=complete_path)
-@click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="The workdir.")
+@click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="Workdir of the run.")
 @click.option(
     "-c",
     "--config",
@@ -36,22 +36,22 @@ EDITS = ("none", *EDIT_MODES)
     shell_complete=complete_config,
     help="Settings: a YAML file, or a name from `methods`. [default: prompted]",
 )
-@labels_option(f"What to look for: {SYNTAX}")
+@labels_option(f"Labels to find: {SYNTAX}")
 @click.option("--edit", type=click.Choice(EDITS), help="Edit to apply to each image once its masks exist.")
 @names_option("--keep", "Labels to keep in edited images; everything else changes.")
 @names_option("--drop", "Labels to change in edited images.")
 @set_option("One setting, as in refine.vote=0.5.")
 @exclude_option
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Where to compute: this machine, or a Ray cluster.")
 @click.option("--workers", type=int, help="Number of worker processes. 0 runs in this process.")
 @click.option(
     "--shards", "part", metavar="I/N", help="Compute every N-th shard, from the I-th (0 ≤ I < N). For job arrays."
 )
-@click.option("--allow-remote", is_flag=True, help="Fetch images that are behind s3://, gs:// and https:// URLs.")
-@click.option("--max-failure-rate", type=float, help="Stop when more than this share of the images fails.")
-@click.option("--update", is_flag=True, help="List INPUT again: compute new and changed images, drop those gone.")
-@click.option("--fetch", is_flag=True, help="Download the models that are missing first, as `models fetch` does.")
+@click.option("--allow-remote", is_flag=True, help="Fetch images from s3://, gs:// and https:// URLs.")
+@click.option("--max-failure-rate", type=float, help="Stop if more than this share of the images fails, from 0 to 1.")
+@click.option("--update", is_flag=True, help="List INPUT again: compute new and changed images, and drop removed ones.")
+@click.option("--fetch", is_flag=True, help="Download missing models first, as `models fetch` does.")
 @click.option("--dry-run", is_flag=True, help="Print the plan: labels, models, stages, disk. Compute nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as one JSON object.")
 @guarded
@@ -103,7 +103,8 @@ def run(
         from ovseg_batch.runs.needed_models import fetch_missing
 
         fetch_missing(config, log.info)
-    from ovseg_batch.runs import manifests, pipeline, planning  # errors in the settings do not wait for pyarrow
+    # imported here, so that errors in settings appear before pyarrow is imported
+    from ovseg_batch.runs import manifests, pipeline, planning
 
     target = Workdir(workdir)
     if dry_run:
@@ -118,7 +119,7 @@ def run(
 
 
 def _part(text: str | None) -> tuple[int, int]:
-    """(i, n) of `i/n`."""
+    """Parse `i/n` to (i, n)."""
     if text is None:
         return 0, 1
     index, slash, count = text.partition("/")
@@ -129,15 +130,15 @@ def _part(text: str | None) -> tuple[int, int]:
 
 @click.command(cls=LabelsCommand)
 @click.argument("workdir", type=click.Path(path_type=Path))
-@labels_option(f"What to look for now: {SYNTAX}", required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
+@labels_option(f"Labels to find: {SYNTAX}", required=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Workdir of the new run.")
 @set_option("One setting, as in refine.method=none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @guarded
 def query(workdir: Path, labels: tuple[str, ...], output: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Find other words in the images of a finished run, without opening an image.
+    """Find other labels in the images of a finished run, without opening an image.
 
-    The run must have kept its features: dense.cache: features, and sam.cache: embeddings or SAM2's proposals
+    The run must have stored its features: dense.cache: features, and sam.cache: embeddings or SAM2's proposals
     (refine.method: automatic, or method: proposals).
     """
     from ovseg_batch.runs import pipeline
@@ -154,10 +155,12 @@ def bank() -> None:
 @bank.command("build")
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bank's file, .parquet.")
-@click.option("--limit", type=click.IntRange(min=1), default=200_000, show_default=True, help="Regions, about.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=200_000, show_default=True, help="Approximate maximum of regions."
+)
 @guarded
 def bank_build(workdir: Path, output: Path, limit: int) -> None:
-    """Collect the features of the regions that a run has found. It must have been run with dense.cache: features."""
+    """Collect the features of a run's mask regions. The run must have used dense.cache: features."""
     from ovseg_batch.export.bank import build_bank
 
     click.echo(f"{build_bank(Workdir(workdir), output, limit)} regions: {output}")
@@ -165,15 +168,15 @@ def bank_build(workdir: Path, output: Path, limit: int) -> None:
 
 @bank.command("use", cls=LabelsCommand)
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--bank", "file", required=True, type=click.Path(path_type=Path), help="What `bank build` wrote.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The workdir of the answer.")
+@click.option("--bank", "file", required=True, type=click.Path(path_type=Path), help="File that `bank build` wrote.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Workdir of the new run.")
 @labels_option(f"Other labels than the run's: {SYNTAX}")
 @set_option("One setting: refine.bank_weight=0.5.")
 @guarded
 def bank_use(workdir: Path, file: Path, output: Path, labels: tuple[str, ...], overrides: tuple[str, ...]) -> int:
     """Relabel every mask by its nearest neighbours in the memory bank. Masks of the same image are excluded.
 
-    With a bank of the same run this is transductive: the answer for an image depends on the others. No image is opened.
+    With a bank of the same run, the result for an image depends on the other images (transductive). No image is opened.
     """
     from ovseg_batch.runs import pipeline
 
@@ -186,7 +189,7 @@ def bank_use(workdir: Path, file: Path, output: Path, labels: tuple[str, ...], o
 @click.argument("workdir", type=click.Path(path_type=Path))
 @guarded
 def retry(workdir: Path) -> int:
-    """Try the failed images of a run again, and no others."""
+    """Compute only the failed images of a run again."""
     from ovseg_batch.runs import pipeline
 
     return print_outcome(pipeline.retry(Workdir(workdir), bar_option()), Workdir(workdir))
@@ -195,10 +198,10 @@ def retry(workdir: Path) -> int:
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--repair", is_flag=True, help="Let the next run compute damaged shards, and write the outputs, again.")
+@click.option("--repair", is_flag=True, help="Make the next run compute damaged shards and write the outputs again.")
 @guarded
 def verify(workdir: Path, as_json: bool, repair: bool) -> int:
-    """Read every committed byte again and say what has changed."""
+    """Read all committed files again and report changes."""
     from ovseg_batch.runs import upkeep
 
     problems = upkeep.verify(Workdir(workdir), repair)
@@ -208,37 +211,41 @@ def verify(workdir: Path, as_json: bool, repair: bool) -> int:
     else:
         for problem in problems:
             click.echo(f"{problem.path}: {problem.what}")
-        click.echo(f"{len(problems)} problems" if problems else "all as it was committed")
+        click.echo(counted(len(problems), "problem") if problems else "no committed file has changed")
     if problems and not repair:
-        log.info("`verify --repair`, then the run's own command, redoes the damaged shards.")
+        log.info("To compute damaged shards again, run `verify --repair`, then the run's command.")
     return EXIT_ERROR if problems else EXIT_OK
 
 
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--yes", is_flag=True, help="Delete them; otherwise they are only named.")
+@click.option("--yes", is_flag=True, help="Delete the folders. Without it, they are only listed.")
 @guarded
 def gc(workdir: Path, yes: bool) -> None:
-    """Stage folders that the latest run of a workdir does not use: name them, or delete them."""
+    """List or delete stage folders that the latest run of a workdir does not use."""
     from ovseg_batch.runs import upkeep
 
     found = upkeep.collect_garbage(Workdir(workdir), yes)
     for folder, size in found:
         click.echo(f"{folder}  {size / 1e6:.1f} MB{'  deleted' if yes else ''}")
     if not found:
-        click.echo("nothing to collect")
+        click.echo("no unused stage folders")
     elif not yes:
         log.info("`gc --yes` deletes them.")
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Parquet file to write.")
 @exclude_option
-@click.option("--shard-rows", type=int, default=256, show_default=True, help="Images in a shard.")
+@click.option("--shard-rows", type=int, default=256, show_default=True, help="Number of images per shard.")
 @click.option("--allow-remote", is_flag=True, help="List s3:// and gs:// folders.")
-@click.option("--dataset", type=click.Choice(datasets.NAMES), help="INPUT is this data set's folder: its val images.")
-@click.option("--oracle", is_flag=True, help="With --dataset: ask every image only for the classes that are in it.")
+@click.option(
+    "--dataset", type=click.Choice(datasets.NAMES), help="INPUT is the folder of this data set; list its val images."
+)
+@click.option(
+    "--oracle", is_flag=True, help="With --dataset: limit the labels of every image to the classes in its ground truth."
+)
 @guarded
 def manifest(
     inputs: tuple[str, ...],
@@ -249,7 +256,7 @@ def manifest(
     dataset: str | None,
     oracle: bool,
 ) -> None:
-    """Write the list of images that `run` would work through."""
+    """Write the list of images that `run` would process."""
     from ovseg_batch.io.manifest import Manifest, build_manifest
     from ovseg_batch.io.marks import check_replaceable
     from ovseg_batch.io.remote import Remote
@@ -261,7 +268,7 @@ def manifest(
 
         listed = [TruthReader(datasets.load(dataset), Path(folder)).source(oracle) for folder in inputs]
     elif oracle:
-        raise UsageError("--oracle needs --dataset, whose truth says what is in an image.")
+        raise UsageError("--oracle needs --dataset, whose ground truth names the classes of an image.")
     summary = build_manifest(listed, output, shard_rows, Remote() if allow_remote else None, exclude)
     for note in summary.notes():
         log.warning("%s", note)
@@ -271,11 +278,13 @@ def manifest(
 @click.command()
 @click.argument("workdir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--watch", is_flag=True, help="Print again and again, until the run is complete.")
-@click.option("--every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds, with --watch.")
+@click.option("--watch", is_flag=True, help="Print repeatedly until the run is complete.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Interval of --watch in seconds."
+)
 @guarded
 def status(workdir: Path, as_json: bool, watch: bool, every: float) -> None:
-    """How far a run is, from what it has committed."""
+    """Print the progress of a run, according to its commits."""
     from ovseg_batch.workdir import progress
 
     states = progress.watch(Workdir(workdir), every) if watch else [progress.status(Workdir(workdir))]
@@ -285,10 +294,10 @@ def status(workdir: Path, as_json: bool, watch: bool, every: float) -> None:
         else:
             if watch and sys.stdout.isatty():
                 click.clear()
-            _tell_state(state)
+            _print_state(state)
 
 
-def _tell_state(state: dict[str, Any]) -> None:
+def _print_state(state: dict[str, Any]) -> None:
     click.echo(f"{extent(state['images'], state['shards'])}: {'complete' if state['complete'] else 'not done'}")
     for stage in state["stages"]:
         failed = ", ".join(f"{n} {code}" for code, n in stage["failed"].items()) or "none failed"
@@ -305,10 +314,10 @@ def _tell_state(state: dict[str, Any]) -> None:
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("ovseg-demo"), show_default=True)
-@click.option("--images", type=click.IntRange(min=1), default=24, show_default=True, help="Scenes to render.")
+@click.option("--images", type=click.IntRange(min=1), default=24, show_default=True, help="Number of scenes to render.")
 @guarded
 def demo(output: Path, images: int) -> int:
-    """Render labelled scenes, run the whole job on them with the embedded models, and compare with the truth."""
+    """Render scenes, segment them with the embedded models, and evaluate the masks against the ground truth."""
     from ovseg_batch.runs import demo
 
     lines = demo.run_demo(output, images, bar_option())

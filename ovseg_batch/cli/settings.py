@@ -1,4 +1,4 @@
-"""The command that explains the settings."""
+"""The command `settings`."""
 
 from __future__ import annotations
 

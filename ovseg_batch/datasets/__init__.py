@@ -1,6 +1,6 @@
-"""The benchmarks of the field as data: classes, their prompts, and where the published files lie.
+"""Benchmark data sets: classes, their prompts, and the layout of the published files.
 
-One YAML a data set. Layouts are those in which each is published, or which its usual converter makes.
+There is one YAML file per data set. Layouts are those of the publisher or of the usual converter.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import yaml
 from ovseg_batch.errors import UsageError, nearest
 
 NAMES = ("voc21", "voc20", "coco-stuff", "coco-object", "ade20k", "context", "context60", "coco-ov", "scenes")
-PREFIX = "dataset:"  # in front of a name where a list of labels is expected
+PREFIX = "dataset:"  # prefix of a data set's name in place of a list of labels
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMaps:
-    """Where the class maps lie (`{stem}` and `{name}` of the image) and the ids below the last that no class has."""
+    """The class maps of a data set.
+
+    Attributes:
+        path: path of the map of an image, with `{stem}` or `{name}` of the image.
+        absent: unused ids below the largest one.
+    """
 
     path: str
     absent: tuple[int, ...] = ()
@@ -29,11 +34,20 @@ class ClassMaps:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What is known of a data set.
+    """The description of a data set. Paths are relative to a root.
 
-    `classes` are its own names, the background not among them; `words` their prompts for CLIP. With `zero_is_ignored`
-    a map's 0 is not scored and class k is k + 1; with `background` 0 is the background; else class k is k.
-    Paths are relative to a root. `instances` are maps of instance numbers, `coco` an instances json.
+    Attributes:
+        classes: names of the classes, without the background.
+        words: prompts of each class for CLIP.
+        truth: class maps; the first existing layout is used.
+        split: list of the images in the split.
+        instances: maps of instance numbers.
+        coco: COCO instances file.
+        background: words of the background. If there are any, 0 is the background in class maps.
+        zero_is_ignored: 0 is ignored in class maps, and class k has the value k + 1.
+        things: classes of countable objects.
+        novel: classes that are not used in training.
+        settings: settings of runs over this data set, by key.
     """
 
     name: str
@@ -54,7 +68,7 @@ class Dataset:
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The names of the classes that a map's score has, the background first where it counts."""
+        """The names of the scored classes. The background, if scored, comes first."""
         return ("background", *self.classes) if self.background else self.classes
 
     def labels(self) -> list[dict[str, Any]]:
@@ -67,10 +81,10 @@ class Dataset:
         return [entry(*pair) for pair in zip(self.classes, self.words, strict=True)]
 
     def root(self, folder: Path) -> Path:
-        """The data set's own folder at or under the one that a person named.
+        """Return the data set's folder at or below a folder.
 
         Raises:
-            UsageError: its files are not there.
+            UsageError: the files of the data set do not exist.
         """
         for part in self.roots:
             if any(next(iter((folder / part).glob(pattern)), None) for pattern in self.images):
@@ -81,10 +95,10 @@ class Dataset:
 
 @functools.cache
 def load(name: str) -> Dataset:
-    """The data set of that name.
+    """Load a data set by its name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no data set of that name.
     """
     if name not in NAMES:
         raise UsageError(f"There is no data set {name!r}.{nearest(name, NAMES)} Data sets: {', '.join(NAMES)}.")

@@ -1,7 +1,7 @@
 """`ovseg-batch doctor`: check whether a run will work on this machine, and how long it will take.
 
-`packages.py`, `machine.py`, `gpus.py`, `disk.py` and `weights.py` each return checks; `trial.py` runs a few images.
-Everything is imported late, because a package that is missing must be reported and not raised.
+`packages.py`, `machine.py`, `gpus.py`, `disk.py` and `weights.py` return checks. `trial.py` runs a few images. Modules
+are imported late, so that a missing package is reported and not raised.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Request:
     """The planned run.
 
     Attributes:
-        inputs: as `run` takes them; empty: no trial.
-        workdir: it need not exist.
-        config_file: a YAML file or a preset; None: the defaults.
+        inputs: INPUTs as for `run`. Empty: no trial.
+        workdir: the workdir, which need not exist.
+        config_file: a YAML file or a preset. None: the defaults.
         overrides: `section.key=value` settings.
-        flags: dotted keys → values of other options; None values are left out.
-        images: how many images the trial times.
+        flags: dotted keys → values of other options. None values are ignored.
+        images: number of images that the trial measures.
     """
 
     inputs: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Every check, and the figures of the trial where one was made."""
+    """All checks, and the results of the trial, if there was one."""
 
     checks: tuple[Check, ...]
     trial: Trial | None = None
@@ -60,14 +60,14 @@ class Diagnosis:
         return {"ok": self.ok, "checks": [check.to_record() for check in self.checks], "trial": trial}
 
 
-def diagnose(request: Request, say: Callable[[str], None] = lambda text: None) -> Diagnosis:
-    """Check this machine, the workdir's file system, the weights and the settings; then run a trial.
+def diagnose(request: Request, log_step: Callable[[str], None] = lambda text: None) -> Diagnosis:
+    """Check this machine, the workdir's file system, the weights and the settings. Then run a trial.
 
     Args:
-        say: receives one line before each slow step.
+        log_step: called with one line before each slow step.
 
     Raises:
-        UsageError: the settings cannot be read, so there is nothing to check against.
+        UsageError: the settings cannot be read.
     """
     try:
         from ovseg_batch.doctor import packages
@@ -81,33 +81,33 @@ def diagnose(request: Request, say: Callable[[str], None] = lambda text: None) -
 
     config = load_config(request.config_file, request.overrides, request.flags)
     checks += _optional_packages(config)
-    say("importing the model libraries")
+    log_step("importing the model libraries")
     broken = packages.check_imports()
     if broken:
         return Diagnosis((*checks, *broken, _cut_short()))
     checks.append(packages.check_torch())
-    return _examine(request, config, checks, say)
+    return _examine(request, config, checks, log_step)
 
 
-def _examine(request: Request, config: Config, checks: list[Check], say: Callable[[str], None]) -> Diagnosis:
-    """Make every check that needs the settings and the model libraries."""
+def _examine(request: Request, config: Config, checks: list[Check], log_step: Callable[[str], None]) -> Diagnosis:
+    """Run the checks that need the settings and the model libraries."""
     from ovseg_batch.doctor import disk, gpus, machine, weights
 
-    say("trying the GPUs")
+    log_step("trying the GPUs")
     found, limits = gpus.find_gpus(), machine.control_group()
     on_cpu = not gpus.used_gpus(found, config.run.device)
     checks += gpus.check_gpus(found, config.run)
     workers = max(_workers(config, found), 1)
     checks += [*machine.check_cores(config.run, limits, workers, on_cpu), machine.check_memory(limits)]
     checks += disk.check_disk(request.workdir)
-    say("reading the weights")
+    log_step("reading the weights")
     models = weights.check_weights(config)
     checks += models
     if not _failures(models):
         checks.append(_check_settings(config))
     trial = None
     if request.inputs:
-        more, trial = _try(request, config, checks, found, limits, say)
+        more, trial = _try(request, config, checks, found, limits, log_step)
         checks += more
     files = trial.listed if trial is not None and config.edit.mode != "none" else 0
     if not any(check.name == "workdir" for check in _failures(checks)):
@@ -116,16 +116,21 @@ def _examine(request: Request, config: Config, checks: list[Check], say: Callabl
 
 
 def _try(
-    request: Request, config: Config, checks: Sequence[Check], found: Gpus, limits: Limits, say: Callable[[str], None]
+    request: Request,
+    config: Config,
+    checks: Sequence[Check],
+    found: Gpus,
+    limits: Limits,
+    log_step: Callable[[str], None],
 ) -> tuple[list[Check], Trial | None]:
-    """Make the trial, unless a failed check shows that it cannot work."""
+    """Run the trial, unless a failed check shows that it cannot work."""
     from ovseg_batch.doctor import machine, trial
 
     if _failures(checks):
         names = ", ".join(check.name for check in _failures(checks))
-        return [failed("trial", f"Not made, because these checks failed: {names}.", "Correct them first.")], None
+        return [failed("trial", f"Not run, because these checks failed: {names}.", "Correct them first.")], None
     more, result = trial.try_run(
-        request.inputs, request.workdir, config, _pace(config, found, limits), request.images, say
+        request.inputs, request.workdir, config, _pace(config, found, limits), request.images, log_step
     )
     if result is not None:
         total, _ = machine.usable_memory(limits)
@@ -134,7 +139,7 @@ def _try(
 
 
 def _workers(config: Config, found: Gpus) -> int:
-    """Return how many workers a run of these settings starts on this machine; 0: none beside itself."""
+    """Return the number of worker processes of a run with these settings on this machine. 0: only its own process."""
     from ovseg_batch.doctor.gpus import used_gpus
 
     workers = config.run.workers
@@ -142,7 +147,7 @@ def _workers(config: Config, found: Gpus) -> int:
 
 
 def _pace(config: Config, found: Gpus, limits: Limits) -> Pace:
-    """Return the device of the trial, and how many times faster the workers of a run are together."""
+    """Return the device of the trial, and the speed of all workers relative to the trial."""
     import torch
 
     from ovseg_batch.doctor.gpus import used_gpus
@@ -163,7 +168,7 @@ def _pace(config: Config, found: Gpus, limits: Limits) -> Pace:
 
 
 def _optional_packages(config: Config) -> list[Check]:
-    """Check the extras that these settings need, and report whether Ray is there."""
+    """Check the extras that these settings need, and report whether Ray is installed."""
     from ovseg_batch.doctor.packages import check_extra
     from ovseg_batch.settings.edit_modes import modes_that
 
@@ -182,7 +187,8 @@ def _check_settings(config: Config) -> Check:
 
     names = stage_names(config)
     tried, checked = names, config
-    if not config.labels:  # any word that the model takes; edits name labels, so they need the real ones
+    # a placeholder label that the model supports; edits name labels, so they are not checked with it
+    if not config.labels:
         word = (zoo.known_labels(config.clip.model) or ["thing"])[0]
         checked = config.model_copy(update={"labels": (Label(name=word),)})
         tried = tuple(name for name in names if name != "edit")
@@ -202,4 +208,4 @@ def _failures(checks: Sequence[Check]) -> list[Check]:
 
 def _cut_short() -> Check:
     advice = "Install the packages above, then run `ovseg-batch doctor` again."
-    return warning("other checks", "Not made: they need packages that are missing, too old or broken.", advice)
+    return warning("other checks", "Not run: they need packages that are missing, too old or broken.", advice)

@@ -1,4 +1,4 @@
-"""The file system of a workdir: whether it can be written, how fast it syncs, locks, links and free space."""
+"""Check the file system of a workdir: write access, speed of syncs, locks, links and free space."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ovseg_batch.doctor.records import Check, failed, ok, warning
 from ovseg_batch.io.atomic import TEMPORARY_SUFFIX, owner_is_gone, temporary_path, write_bytes
 from ovseg_batch.units import size
 
-SYNCS = 9  # files written to measure the speed of fsync; the median is reported
-BLOCK = 4096  # bytes of each
-SLOW_SYNC = 100.0  # ms; a shard of the default 256 images makes about ten syncs
+SYNCS = 9  # fsyncs that are measured; the median is reported
+BLOCK = 4096  # bytes per write
+SLOW_SYNC = 100.0  # ms; a shard of 256 images (the default) needs about ten syncs
 LEAST_SPACE = 1e9  # bytes
 NAME = "ovseg-doctor"
 
@@ -30,7 +30,7 @@ def nearest_folder(workdir: Path) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Make a hidden folder in `folder` and remove it at the end. Folders of killed processes are removed first.
+    """Create a hidden folder in `folder`, and remove it at the end. Folders of killed processes are removed first.
 
     Raises:
         OSError: the folder cannot be written.
@@ -47,7 +47,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_disk(workdir: Path) -> list[Check]:
-    """Check that the workdir can be written, its sync speed, locks and hard links. Leaves nothing behind."""
+    """Check write access to the workdir, its sync speed, locks and hard links. Removes all files that it writes."""
     folder = nearest_folder(workdir)
     name = "workdir"
     if not folder.is_dir():
@@ -68,8 +68,8 @@ def check_space(workdir: Path, need: int | None, files: int = 0) -> Check:
     """Check the free space.
 
     Args:
-        need: bytes that the run takes; None where it is not known.
-        files: files that the run writes, where that is known.
+        need: bytes that the run writes. None: unknown.
+        files: number of files that the run writes, if known.
     """
     folder = nearest_folder(workdir)
     free = shutil.disk_usage(folder).free
@@ -77,7 +77,7 @@ def check_space(workdir: Path, need: int | None, files: int = 0) -> Check:
     found = f"{size(free)} free on the file system of {folder}{takes}."
     advice = "Free space, or choose a workdir on another disk with -o."
     if need is not None and need > free:
-        return failed("space", found, f"{advice} dense.cache and sam.cache decide how much a run keeps.")
+        return failed("space", found, f"{advice} dense.cache and sam.cache decide how much a run stores.")
     if free < LEAST_SPACE:
         return failed("space", f"{found} Below {size(LEAST_SPACE)} a run is likely to fill the disk.", advice)
     status = os.statvfs(folder)
@@ -92,10 +92,10 @@ def _sync_speed(scratch: Path) -> float:
     for number in range(SYNCS):
         content = bytes([number]) * BLOCK
         started = time.perf_counter()
-        write_bytes(scratch / "block", content)  # what every commit uses
+        write_bytes(scratch / "block", content)  # as every commit does
         times.append(time.perf_counter() - started)
         if (scratch / "block").read_bytes() != content:
-            raise OSError("a file that was written and renamed does not read back")
+            raise OSError("a file that was written and renamed cannot be read back")
     return statistics.median(times) * 1000
 
 
@@ -108,7 +108,7 @@ def _judge_sync(milliseconds: float) -> Check:
 
 
 def _check_locks(scratch: Path) -> Check:
-    """Take a shared lock as a run does, then try the exclusive lock of `gc`, which must be refused."""
+    """Take a shared lock as a run does, then try the exclusive lock of `gc`, which must fail."""
     reader = os.open(scratch / "lock", os.O_RDONLY | os.O_CREAT, 0o644)
     try:
         fcntl.flock(reader, fcntl.LOCK_SH)

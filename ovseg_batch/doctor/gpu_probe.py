@@ -1,7 +1,7 @@
-"""Describe the GPUs that PyTorch sees, or compute on one of them; run as a script in a separate process.
+"""Describe the GPUs that PyTorch finds, or compute on one of them. Runs as a script in a separate process.
 
-`gpus.py` runs this file, so that a GPU which hangs or breaks its process cannot harm the caller. It imports torch alone
-and prints one JSON object as its last line.
+`gpus.py` runs this file, so that a GPU that hangs or crashes its process does not affect the caller. It imports only
+torch, and prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 import warnings
 from typing import Any
 
-REAL_BF16 = 8  # the major compute capability from which bf16 is computed in hardware (models/device.py)
-SIDE = 256  # of the matrices; every product is exact in half precision
+REAL_BF16 = 8  # major compute capability from which GPUs compute bf16 in hardware (models/device.py)
+SIDE = 256  # side of the matrices; their product is exact in half precision
 
 
 def describe() -> dict[str, Any]:
-    """Return what PyTorch knows of the GPUs without computing on any."""
+    """Return PyTorch's properties of the GPUs, without computing on them."""
     import torch
 
     reason = ""
@@ -26,7 +26,7 @@ def describe() -> dict[str, Any]:
     if not count:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
-        except Exception as error:  # RuntimeError or AssertionError by the build of torch
+        except Exception as error:  # RuntimeError or AssertionError, depending on the build of torch
             reason = str(error).strip().splitlines()[0]
         reason = reason or next((str(one.message).splitlines()[0] for one in caught), "")
     version = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)
@@ -48,7 +48,7 @@ def compute(index: int) -> dict[str, Any]:
     found = torch.cuda.get_device_properties(device)
     major, minor = torch.cuda.get_device_capability(device)
     kinds = [torch.float32, torch.float16]
-    if major >= REAL_BF16 or torch.version.hip:  # some older GPUs refuse bf16
+    if major >= REAL_BF16 or torch.version.hip:  # some older GPUs do not support bf16
         kinds.append(torch.bfloat16)
     right = True
     for kind in kinds:
@@ -67,7 +67,7 @@ def compute(index: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the description of all GPUs, or of the one whose index is given."""
+    """Print the description of all GPUs, or of the one with the given index."""
     try:
         result = compute(int(sys.argv[1])) if len(sys.argv) > 1 else describe()
     except Exception as error:

@@ -1,6 +1,6 @@
-"""The GPUs of this machine: whether each one computes, its memory, and whether `run.device` can be served.
+"""Check the GPUs of this machine: whether each one computes, its memory, and whether `run.device` is available.
 
-Each GPU computes in a separate process (`gpu_probe.py`): one that hangs, or breaks its process, is reported, and the
+Each GPU computes in a separate process (`gpu_probe.py`). A GPU that hangs or crashes its process is reported, and the
 others are still checked.
 """
 
@@ -25,17 +25,18 @@ from ovseg_batch.settings import RunConfig
 from ovseg_batch.units import size
 
 PROBE = Path(__file__).with_name("gpu_probe.py")
-PATIENCE = 120.0  # seconds for one probe; the first use of a GPU loads kernels, which takes some
-LITTLE = 4e9  # bytes free; SAM 2.1 large and its points need about this
+PROBE_SECONDS = 120.0  # longest time of one probe; the first use of a GPU loads kernels
+LEAST_FREE = 4e9  # bytes of free memory; SAM 2.1 large needs about as much
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What nvidia-smi reports; empty where it is not installed.
+    """The report of nvidia-smi. Empty if it is not installed.
 
     Attributes:
-        count: GPUs of the machine, visible to this process or not.
-        instances: MIG instances.
+        count: GPUs of the machine, including those that are not visible to this process.
+        mig: whether MIG is enabled.
+        instances: number of MIG instances.
     """
 
     version: str = ""
@@ -46,7 +47,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """What PyTorch sees, and the indices of the GPUs that compute."""
+    """The GPUs that PyTorch finds, and the results of their probes."""
 
     seen: dict[str, Any]
     probes: tuple[dict[str, Any], ...]
@@ -72,7 +73,7 @@ def check_gpus(gpus: Gpus, run: RunConfig) -> list[Check]:
 
 
 def used_gpus(gpus: Gpus, device: str) -> list[int]:
-    """Return the indices of the GPUs that a run on this device uses; empty where it runs on the CPU."""
+    """Return the indices of the GPUs that a run on this device uses. Empty on the CPU."""
     kind, _, index = device.partition(":")
     if kind == "auto":
         return gpus.working
@@ -84,12 +85,12 @@ def used_gpus(gpus: Gpus, device: str) -> list[int]:
 def _check_device(gpus: Gpus, run: RunConfig) -> Check:
     name = "device"
     if "error" in gpus.seen:
-        return failed(name, f"PyTorch cannot look for GPUs: {gpus.seen['error']}", "Install torch again.")
+        return failed(name, f"PyTorch cannot list the GPUs: {gpus.seen['error']}", "Install torch again.")
     try:
         if run.engine == "local":
             resolve_device(run.device)
     except UsageError as error:
-        advice = f"{_why_none(gpus)} Choose a device that is there with --device, such as --device cpu."
+        advice = f"{_why_none(gpus)} Choose an existing device with --device, such as --device cpu."
         return failed(name, str(error), advice.strip())
     used = used_gpus(gpus, run.device)
     if used:
@@ -98,12 +99,12 @@ def _check_device(gpus: Gpus, run: RunConfig) -> Check:
         return ok(name, found.strip())
     if gpus.probes and run.device != "cpu":
         advice = "See the GPUs below. To run without them, choose --device cpu."
-        return failed(name, f"run.device {run.device}: no GPU that it may use works.", advice)
+        return failed(name, f"run.device {run.device}: none of its GPUs works.", advice)
     if run.device == "auto":
         found = "No GPU. The run uses the CPU, which is many times slower with the full-size models."
         return warning(name, found, _why_none(gpus) or "Use a machine with a GPU, or choose a small model.")
-    if run.device != "cpu":  # Ray, whose workers may be elsewhere
-        found = f"run.device {run.device}: this machine has no GPU; Ray must have one elsewhere."
+    if run.device != "cpu":  # with Ray, workers may be on other machines
+        found = f"run.device {run.device}: this machine has no GPU; Ray needs one on another machine."
         return warning(name, found, "Run `ovseg-batch doctor` on the machines of the cluster.")
     return ok(name, "run.device cpu: runs on the CPU.")
 
@@ -114,7 +115,7 @@ def _check_gpu(gpus: Gpus, index: int, run: RunConfig) -> Check:
     if problem:
         advice = (
             "See `nvidia-smi` for other processes and errors; restart the driver or the machine. "
-            f"To leave it out, list the other GPUs in {VISIBLE_DEVICES}."
+            f"To exclude it, list the other GPUs in {VISIBLE_DEVICES}."
         )
         needed = run.device == f"cuda:{index}" or not gpus.working
         unused = run.device == "cpu" or run.device not in ("auto", "cuda", f"cuda:{index}")
@@ -127,13 +128,13 @@ def _check_gpu(gpus: Gpus, index: int, run: RunConfig) -> Check:
     )
     if not real:
         return warning(name, found, "Leave run.precision at auto, or set it to fp16: this GPU only emulates bf16.")
-    if probe["free"] < LITTLE:
+    if probe["free"] < LEAST_FREE:
         return warning(name, found, "See `nvidia-smi`: end the processes that use its memory, or lower run.batch_size.")
     return ok(name, found)
 
 
 def _precision(gpus: Gpus, run: RunConfig) -> str:
-    """Return the precision in which the models run; `auto` is one for all GPUs, so that they give the same masks."""
+    """Return the precision of the models. `auto` is equal for all GPUs, so that they compute the same masks."""
     if run.precision != "auto":
         return run.precision
     real = all(gpus.probes[k]["major"] >= HALF_SINCE for k in gpus.working)
@@ -141,14 +142,14 @@ def _precision(gpus: Gpus, run: RunConfig) -> str:
 
 
 def _problem(probe: dict[str, Any]) -> str:
-    """Return why a GPU cannot be used; empty where it can."""
+    """Return why a GPU cannot be used. Empty if it can."""
     if "error" in probe:
         return str(probe["error"])
     return "" if probe["right"] else "a matrix product has wrong values; the hardware or the driver is faulty."
 
 
 def _surroundings(gpus: Gpus) -> str:
-    """Return driver, MIG and the visible devices as sentences."""
+    """Describe the driver, MIG and the visible devices in sentences."""
     driver, parts = gpus.driver, []
     newest = gpus.seen.get("driver_cuda", 0)
     serves = f"serves CUDA {newest // 1000}.{newest % 1000 // 10}" if newest else ""
@@ -165,23 +166,23 @@ def _surroundings(gpus: Gpus) -> str:
 
 
 def _why_none(gpus: Gpus) -> str:
-    """Return why PyTorch sees fewer GPUs than a person expects, and what to do."""
+    """Return why PyTorch finds fewer GPUs than nvidia-smi, and what to do."""
     if gpus.driver.count and not (gpus.seen.get("cuda") or gpus.seen.get("hip")):
         return f"nvidia-smi lists {gpus.driver.count} GPUs, but this torch is for the CPU only: install a CUDA build."
     if VISIBLE_DEVICES in os.environ and gpus.driver.count > gpus.seen.get("count", 0):
         return f"{VISIBLE_DEVICES}={os.environ[VISIBLE_DEVICES]!r} hides GPUs: change or unset it."
     if gpus.driver.count and gpus.seen.get("reason"):
-        return f"nvidia-smi lists {gpus.driver.count} GPUs, but PyTorch says: {gpus.seen['reason']}"
+        return f"nvidia-smi lists {gpus.driver.count} GPUs, but PyTorch reports: {gpus.seen['reason']}"
     return ""
 
 
 def _probe(index: int | None = None) -> dict[str, Any]:
-    """Run the probe for one GPU, or for all; return what it printed, or `error`."""
+    """Run the probe for one GPU, or for all. Return its output, or `error`."""
     command = [sys.executable, "-P", str(PROBE), *([] if index is None else [str(index)])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {PATIENCE:.0f} s"}
+        return {"error": f"no answer within {PROBE_SECONDS:.0f} s"}
     except OSError as error:
         return {"error": f"{sys.executable} cannot be started: {error.strerror}"}
     with contextlib.suppress(ValueError, IndexError):
@@ -191,7 +192,7 @@ def _probe(index: int | None = None) -> dict[str, Any]:
 
 
 def _driver() -> Driver:
-    """Return what nvidia-smi reports of the driver and MIG."""
+    """Return nvidia-smi's report of the driver and MIG."""
     rows = [line.split(",") for line in _nvidia_smi("--query-gpu=driver_version,mig.mode.current")]
     if not rows:
         return Driver()
@@ -201,7 +202,7 @@ def _driver() -> Driver:
 
 
 def _nvidia_smi(what: str) -> Sequence[str]:
-    """Return the lines that nvidia-smi prints; none where it is not installed or fails."""
+    """Return the output lines of nvidia-smi. Empty if it is not installed or fails."""
     options = [what, "--format=csv,noheader"] if what.startswith("--query") else [what]
     try:
         done = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, timeout=30)

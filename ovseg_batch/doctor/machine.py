@@ -1,4 +1,4 @@
-"""Cores, threads and memory that this process may use, with the limits of its affinity and its control group."""
+"""Check the cores, threads and memory that this process may use, within its affinity and its control group."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ovseg_batch.doctor.records import Check, ok, warning
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.units import size
 
-LEAST_MEMORY = 2e9  # bytes: the models of a preset and a few decoded images
+LEAST_MEMORY = 2e9  # bytes; enough for the models of a preset and a few decoded images
 CGROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 1 << 60  # cgroup v1 writes a huge number where there is no limit
+UNLIMITED = 1 << 60  # cgroup v1 reports a huge number if there is no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a control group allows.
+    """The limits of a control group.
 
     Attributes:
-        cores: CPU time per wall time; None where it is not limited.
-        memory: bytes; None where it is not limited.
+        cores: CPU time per wall time. None: not limited.
+        memory: bytes. None: not limited.
         used: bytes in use by the group that limits the memory, without the page cache's inactive part.
     """
 

@@ -1,4 +1,4 @@
-"""The peak memory of this process and of its GPU, stage by stage."""
+"""Measure the peak memory of this process and of its GPU per stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from ovseg_batch.models.faults import has_started
 
 PROCESS = Path("/proc/self")
-RESET_PEAK = "5"  # what the kernel takes in clear_refs to set the peak to the present size (proc(5))
+RESET_PEAK = "5"  # value of clear_refs that resets the peak to the present size (proc(5))
 
 
 class PeakMemory(logging.Handler):
@@ -45,7 +45,7 @@ class PeakMemory(logging.Handler):
         self._reset()
 
     def _reset(self) -> None:
-        with contextlib.suppress(OSError):  # a sandbox may forbid it; the peak then includes earlier stages
+        with contextlib.suppress(OSError):  # sandboxes may forbid it; the peak then includes earlier stages
             (PROCESS / "clear_refs").write_text(RESET_PEAK)
         if self._device.type == "cuda" and has_started():
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -62,7 +62,7 @@ def _peak() -> int:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Record the peaks of every run in this block, and keep its messages below warnings off stderr."""
+    """Record the peaks of every run in this block, and suppress its messages below warnings."""
     recorder = PeakMemory(device)
     shards, everything = logging.getLogger("ovseg_batch.runs.meter"), logging.getLogger("ovseg_batch")
     before = shards.level, shards.propagate, everything.level

@@ -1,6 +1,6 @@
-"""Versions of Python and of the packages, against the requirements that the installed distribution declares.
+"""Compare the versions of Python and of packages with the requirements of the installed distribution.
 
-Imports no package that it checks, so that it also works where one of them is missing.
+The checked packages are not imported, so this module also works if one is missing.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def check_extra(extra: str, needed_by: str) -> list[Check]:
     """Check the packages of an optional extra.
 
     Args:
-        extra: its name, such as `ray`.
-        needed_by: the setting that needs it; empty where the settings do not need it.
+        extra: name of the extra, such as `ray`.
+        needed_by: the setting that needs it. Empty if no setting does.
     """
     try:
         declared = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
@@ -110,7 +110,7 @@ def check_imports(modules: Sequence[str] = LIBRARIES) -> list[Check]:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a broken binary raises OSError, RuntimeError or its own types
+        except Exception as error:  # broken binaries raise OSError, RuntimeError or other types
             advice = "Install the package again, in a version that fits the others (see `packages`)."
             checks.append(failed(f"import {module}", f"{module} does not load: {one_line(error)}", advice))
     return checks
@@ -126,7 +126,7 @@ def check_torch() -> Check:
 
 
 def _compare(requirement: Requirement) -> tuple[str, str]:
-    """Return what is wrong with the installed package (empty when nothing is), and its version."""
+    """Return the problem of an installed package (empty if there is none), and its version."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

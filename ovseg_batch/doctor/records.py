@@ -10,12 +10,12 @@ Status = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what was found, and what to do next where it is not ok.
+    """A check: its result, and advice if it is not ok.
 
     Attributes:
-        name: what was checked; the same check has the same name on every machine.
-        found: one sentence for a person.
-        next: what to do; empty for a check that is ok.
+        name: name of the check, which is equal on every machine.
+        found: result in one sentence.
+        next: advice. Empty if the check is ok.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A small manifest of images that are spread over a large one, for a trial run."""
+"""Write a small manifest for a trial run, with images that are spread over a large manifest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from ovseg_batch.io.manifest import REVISION, ManifestWriter
 
-WARM_UP = 2  # images; the first batch loads kernels and fills caches, and must not be timed
+WARM_UP = 2  # images; the first batch loads kernels and fills caches, and is not measured
 WARM_UP_SHARD, TIMED_SHARD = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How many images the two shards of a sample have, and how many the whole list has."""
+    """The numbers of images in the two shards of a sample and in the whole list."""
 
     warm_up: int
     timed: int
@@ -28,20 +28,20 @@ class Sample:
 
 
 def write_sample(listed: Path, out: Path, images: int) -> Sample:
-    """Write a manifest of two shards: images for the warm-up, then the images to time.
+    """Write a manifest of two shards: images for the warm-up, and images to measure.
 
     Args:
         listed: the manifest of all images.
         out: the file to write.
-        images: how many to time; fewer where the list is shorter. A list without other images is warmed up with the
-            same ones, under other keys.
+        images: number of images to measure, at most that of the list. If the list has no other images, the same ones
+            are used for the warm-up, under other keys.
     """
     with pq.ParquetFile(listed) as file:
         total = file.metadata.num_rows
         warm, timed = _positions(total, images)
         lines = _read(file, sorted({*warm, *timed}))
         schema = pa.schema([field for field in file.schema_arrow if field.name != REVISION])
-    writer = ManifestWriter(out, schema, max(len(warm), len(timed)) + 1)  # so that no shard ends by being full
+    writer = ManifestWriter(out, schema, max(len(warm), len(timed)) + 1)  # large enough that no shard becomes full
     for position in warm:
         line = lines[position]
         marked = {name: f"warm-up/{line[name]}" for name in ("key", "file_name")}
@@ -54,7 +54,7 @@ def write_sample(listed: Path, out: Path, images: int) -> Sample:
 
 
 def _positions(total: int, images: int) -> tuple[list[int], list[int]]:
-    """Return the places of the images for the warm-up and of those to time, each spread over the list."""
+    """Return the positions of the images for the warm-up and of those to measure, spread over the list."""
     chosen = spread(total, images + WARM_UP)
     if len(chosen) < images + WARM_UP:
         return chosen[:WARM_UP], chosen[:images]
@@ -63,14 +63,14 @@ def _positions(total: int, images: int) -> tuple[list[int], list[int]]:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Return at most `count` different places of 0 … total - 1, evenly spread, the first and the last among them."""
+    """Return at most `count` different positions of 0 … total - 1, evenly spread, including the first and the last."""
     if count >= total:
         return list(range(total))
     return [round(k * (total - 1) / max(count - 1, 1)) for k in range(count)]
 
 
 def _read(file: pq.ParquetFile, positions: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-    """Return the lines at the places, without their row numbers; reads only the shards that hold them."""
+    """Return the lines at some positions, without row numbers. Only shards that hold them are read."""
     groups = file.metadata.num_row_groups
     ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(groups)))
     found: dict[int, Mapping[str, Any]] = {}

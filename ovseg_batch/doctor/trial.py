@@ -1,7 +1,7 @@
-"""A trial: a few images of INPUT through every stage, and what the whole INPUT takes by their figures.
+"""Run a few images of INPUT through every stage, and extrapolate time and size to the whole INPUT.
 
-The stages run in this process, in a temporary workdir on the file system of the real one. A worker of a real run has
-its own process; it computes the same in the same way, so its speed is that of the trial.
+The stages run in this process, in a temporary workdir on the file system of the real one. A worker of a run has a
+separate process, but computes in the same way, so its speed equals that of the trial.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ovseg_batch.units import counted, size
 from ovseg_batch.workdir.results import failed_rows
 from ovseg_batch.workdir.store import StageStore, Workdir
 
-NAMED = 3  # failed images that a sentence names
+NAMED = 3  # failed images that a message names
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage takes for an image, without loading models and without the warm-up.
+    """The cost of one stage per image, without loading models and without the warm-up.
 
     Attributes:
-        milliseconds: an image, on one worker.
-        memory: peak bytes of the process.
-        gpu_memory: peak bytes of tensors on the GPU; None on a CPU.
-        written: bytes an image.
+        milliseconds: time per image on one worker.
+        memory: peak memory of the process in bytes.
+        gpu_memory: peak memory of tensors on the GPU in bytes. None on a CPU.
+        written: bytes per image.
     """
 
     name: str
@@ -53,7 +53,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """An image of the trial that failed, the stage that failed it, and why."""
+    """A failed image of the trial, the stage, and the reason."""
 
     key: str
     stage: str
@@ -63,12 +63,12 @@ class FailedImage:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Where a run computes, and how many workers count for its speed.
+    """The device of a trial, and the speed of a run relative to the trial.
 
     Attributes:
-        device: of the trial, such as `cpu` or `cuda:0`.
-        factor: how many times faster than the trial the run is.
-        stated: the same in words.
+        device: device of the trial, such as `cpu` or `cuda:0`.
+        factor: speed of the run relative to the trial.
+        stated: the factor in words.
     """
 
     device: str
@@ -78,13 +78,13 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The figures of a trial, and what they mean for the whole INPUT.
+    """The results of a trial, and the estimates for the whole INPUT.
 
     Attributes:
-        images: timed ones; warm_up: others before them.
-        listed: images of the whole INPUT.
-        written: bytes an image, over all stages and with the outputs.
-        seconds, bytes: what the whole INPUT takes.
+        images, warm_up: numbers of measured images and of warm-up images.
+        listed: number of images of the whole INPUT.
+        written: bytes per image of all stages and outputs.
+        seconds, bytes: estimated time and size for the whole INPUT.
     """
 
     device: str
@@ -105,29 +105,31 @@ class Trial:
 
 
 def try_run(
-    inputs: Sequence[str], workdir: Path, config: Config, pace: Pace, images: int, say: Callable[[str], None]
+    inputs: Sequence[str], workdir: Path, config: Config, pace: Pace, images: int, log_step: Callable[[str], None]
 ) -> tuple[list[Check], Trial | None]:
-    """Run a few images through every stage. Removes all that it wrote, and reports every error as a failed check.
+    """Run a few images through every stage. Removes all files that it writes, and reports errors as failed checks.
 
     Args:
-        inputs: as `run` takes them.
-        workdir: of the planned run; it is not changed.
-        images: how many to time.
-        say: receives one line before each slow step.
+        inputs: INPUTs as for `run`.
+        workdir: workdir of the planned run. It is not changed.
+        images: number of images to measure.
+        log_step: called with one line before each slow step.
 
     Raises:
-        Interrupted, KeyboardInterrupt: the user stopped it.
+        Interrupted, KeyboardInterrupt: the user stopped the trial.
     """
     checks: list[Check] = []
     try:
         make_vocabulary(config)
         with tempfile.TemporaryDirectory(prefix="ovseg-doctor-") as folder:
-            say(f"listing {', '.join(inputs)}")
+            log_step(f"listing {', '.join(inputs)}")
             listed, check = _list(inputs, Workdir(workdir), config, Path(folder))
             checks.append(check)
             with scratch_folder(nearest_folder(workdir)) as scratch:
                 sample = write_sample(listed, scratch / "sample.parquet", images)
-                say(f"running {sample.timed} of {sample.listed} images, and {sample.warm_up} before them as a warm-up")
+                log_step(
+                    f"running {sample.timed} of {sample.listed} images, and {sample.warm_up} before them as a warm-up"
+                )
                 trial = _measure(scratch, sample, config, pace)
     except (Interrupted, KeyboardInterrupt):
         raise
@@ -141,14 +143,14 @@ def try_run(
         where = f" ({error.filename})" if error.filename else ""
         advice = "Correct the cause, or choose another workdir with -o."
         return [*checks, failed("trial", f"{error.strerror or error}{where}.", advice)], None
-    except Exception as error:  # whatever a model raises must not end the report
+    except Exception as error:  # an error of a model must not end the report
         advice = "A run would stop here too. Check the weights and the settings that the message names."
         return [*checks, failed("trial", one_line(error), advice)], None
     return [*checks, _judge(trial)], trial
 
 
 def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path) -> tuple[Path, Check]:
-    """List INPUT as `run` does; return its manifest."""
+    """List INPUT as `run` does. Return its manifest and a check."""
     notes: list[str] = []
     listed = manifests.existing_manifest(workdir, inputs, config.manifest) or manifests.ready_made_manifest(inputs)
     if listed is None:
@@ -164,7 +166,7 @@ def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path)
 
 
 def _measure(scratch: Path, sample: Sample, config: Config, pace: Pace) -> Trial:
-    """Run the sample and compute what an image costs."""
+    """Run the sample, and compute the cost per image."""
     changed = {"device": pace.device, "engine": "local", "workers": 0, "metrics_file": None, "max_failure_rate": 1.0}
     run = config.run.model_copy(update=changed)
     workdir = Workdir(scratch / "run")
@@ -207,7 +209,7 @@ def _cost(store: StageStore, sample: Sample, peaks: PeakMemory) -> StageCost:
 
 
 def _output_bytes(workdir: Workdir) -> int:
-    """Return the bytes of annotations.json that grow with the images."""
+    """Return the bytes of annotations.json that grow with the number of images."""
     content = json.loads(workdir.annotations.read_bytes())
     return sum(len(json.dumps(content[name])) for name in ("images", "annotations"))
 
@@ -215,7 +217,7 @@ def _output_bytes(workdir: Workdir) -> int:
 def _judge(trial: Trial) -> Check:
     names = ", ".join(stage.name for stage in trial.stages)
     milliseconds = sum(stage.milliseconds for stage in trial.stages)
-    found = f"{trial.images} images through {names}: {milliseconds:.0f} ms an image on {trial.device}."
+    found = f"{trial.images} images through {names}: {milliseconds:.0f} ms per image on {trial.device}."
     if not trial.failures:
         return ok("trial", found)
     keys = {failure.key for failure in trial.failures}
@@ -223,14 +225,14 @@ def _judge(trial: Trial) -> Check:
     text = f"{len(keys)} of {trial.images + trial.warm_up} images failed ({named}{'; …' if len(keys) > NAMED else ''})."
     if len(keys) >= trial.images:
         return failed("trial", text, "Correct the cause that the message names; every image would fail.")
-    return warning("trial", text, "A run goes on without such images and lists them in failures.csv.")
+    return warning("trial", text, "A run continues without such images, and lists them in failures.csv.")
 
 
 def check_trial_memory(trial: Trial, workers: int, total: int) -> list[Check]:
     """Check that the workers of a run fit into the memory together.
 
     Args:
-        total: bytes of memory that all workers may use.
+        total: bytes of memory for all workers.
     """
     peak = max(stage.memory for stage in trial.stages)
     found = f"{size(peak)} at the peak of a worker; {workers} worker{'s' if workers > 1 else ''} of {size(total)}."

@@ -1,10 +1,10 @@
-"""The weights that the settings need: present, readable, and with the hash that their source publishes.
+"""Check the weights that the settings need: whether they exist, can be read, and have the published hash.
 
-What a hash is compared with:
-- embedded models, and any folder that has one: the file `SHA256SUMS` in the format of sha256sum;
+Sources of published hashes:
+- embedded models, and any folder with this file: `SHA256SUMS` in the format of sha256sum;
 - files in the hub's cache: links to blobs that are named by their hash (SHA-256, or Git's SHA-1 for small files);
 - files under the names of OpenAI's and open_clip's downloads: the hash in the download's URL.
-Other sources publish none; the hash is then reported alone.
+For files of other sources, the computed hash is only reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ovseg_batch.stages.registry import stage_names
 from ovseg_batch.units import size
 
 SUMS = "SHA256SUMS"
-DEPTH = 3  # folders above a file in which SHA256SUMS is looked for: demo/inpaint/unet/ has it in demo/
+DEPTH = 3  # parent folders that are searched for SHA256SUMS: that of demo/inpaint/unet/ is in demo/
 TOKENIZER = "demo/bpe.txt.gz"  # of the embedded CLIP
 
 
@@ -48,10 +48,10 @@ def _check_weights(kind: presets.Kind, model: str, weights: str | None) -> Check
     name = f"{kind} weights"
     try:
         spec = zoo.resolve(kind, model, weights)
-    except Exception as error:  # a damaged config file raises whatever its parser raises
+    except Exception as error:  # parsers of damaged config files raise many classes
         return _unresolved(name, f"{kind}.model {model!r}{f' with {weights}' if weights else ''}", error)
     if spec.weights.startswith(zoo.RANDOM):
-        return ok(name, f"{model}: {spec.weights}, random weights for tests of speed; the masks mean nothing.")
+        return ok(name, f"{model}: {spec.weights}, random weights for speed tests; the masks are meaningless.")
     files = [Path(spec.weights)]
     if spec.embedded:
         beside = (spec.architecture, TOKENIZER) if kind == "clip" else (spec.architecture,)
@@ -68,7 +68,7 @@ def _check_inpainting(model: str) -> Check:
     fetch = _fetch(model, model == "demo")
     broken = [one for one in sorted(spec.folder.rglob("*")) if one.is_symlink() and not one.exists()]
     if broken:
-        return failed(name, f"{model}: {broken[0]} leads to a file that is not there.", fetch)
+        return failed(name, f"{model}: {broken[0]} is a link to a missing file.", fetch)
     files = sorted({path for pattern in pipelines.USED for path in spec.folder.rglob(pattern) if path.is_file()})
     if not any(path.suffix == ".safetensors" for path in files):
         return failed(name, f"{model}: {spec.folder} has no .safetensors file.", fetch)
@@ -76,7 +76,7 @@ def _check_inpainting(model: str) -> Check:
 
 
 def _unresolved(name: str, what: str, error: Exception) -> Check:
-    """Report a model that cannot be found. The messages of `zoo` end with the command that gets it."""
+    """Report a model that cannot be found. The messages of `zoo` end with the command that fetches it."""
     if isinstance(error, OvsegError):
         message = str(error)
         command = re.search(r"`(ovseg-batch models fetch [^`]+)`", message)
@@ -93,7 +93,7 @@ def _fetch(model: str, embedded: bool) -> str:
 
 
 def _check_files(name: str, model: str, files: Sequence[Path], advice: str) -> Check:
-    """Read every file once: its hash against the published one, and whether its tensors can be read."""
+    """Read every file once. Compare its hash with the published one, and check that its tensors can be read."""
     advice = advice or "Get the file again."
     compared, alone, total = 0, "", 0
     for file in files:
@@ -111,19 +111,19 @@ def _check_files(name: str, model: str, files: Sequence[Path], advice: str) -> C
             _require_tensors(file)
         except OSError as error:
             return failed(name, f"{model}: {file} cannot be read: {error.strerror or error}", advice)
-        except Exception as error:  # of OvsegError, or of a parser of damaged files
+        except Exception as error:  # OvsegError, or errors of parsers for damaged files
             text = str(error) if isinstance(error, OvsegError) else f"{file} cannot be read: {one_line(error)}"
             return failed(name, f"{model}: {text}", advice)
     where = f"{files[0]}, {size(total)}" if len(files) == 1 else f"{len(files)} files, {size(total)}"
     if compared == len(files):
         return ok(name, f"{model}: {where}, hash as published.")
     if compared:
-        return ok(name, f"{model}: {where}, {compared} hashes as published; the others have none to compare with.")
-    return ok(name, f"{model}: {where}, SHA-256 {alone}; no published hash to compare with.")
+        return ok(name, f"{model}: {where}, {compared} hashes as published; the others have no published hash.")
+    return ok(name, f"{model}: {where}, SHA-256 {alone}; there is no published hash.")
 
 
 def _require_tensors(file: Path) -> None:
-    """Raise where a weights file cannot be opened as one. Reads the header of safetensors alone."""
+    """Raise an error if a file is not a readable weights file. Of safetensors, only the header is read."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -135,10 +135,10 @@ def _require_tensors(file: Path) -> None:
 
 
 def published_hash(file: Path) -> tuple[str, str]:
-    """Return the published hash of a weights file (or its first digits) and where it is published.
+    """Return the published hash of a weights file (or its first digits), and its source.
 
     Returns:
-        (hex digits, source): 64 digits or fewer are SHA-256; exactly 40 are Git's SHA-1. ("", "") where there is none.
+        (hex digits, source): 40 digits are Git's SHA-1, other lengths are SHA-256. ("", "") if there is none.
     """
     blob = file.resolve().name if file.is_symlink() else ""
     if re.fullmatch(rf"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}", blob):
@@ -155,29 +155,30 @@ def published_hash(file: Path) -> tuple[str, str]:
 
 
 def _sums(file: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Yield (folder, hashes by relative name) of every SHA256SUMS near a file, the nearest first."""
+    """Yield (folder, relative name → hash) of every SHA256SUMS above a file, the nearest first."""
     for folder in list(file.absolute().parents)[:DEPTH]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             yield folder, read_sums(folder / SUMS)
 
 
 def read_sums(file: Path) -> dict[str, str]:
-    """Return name → SHA-256 of a file that sha256sum wrote. Other lines are left out. Raises OSError."""
+    """Return name → SHA-256 of a file that sha256sum wrote. Other lines are ignored. Raises OSError."""
     lines = (re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in file.read_text(encoding="utf-8").splitlines())
     return {found[2].removeprefix("./"): found[1] for found in lines if found}
 
 
 def hash_in_url(url: str) -> str:
-    """Return the SHA-256, or its first digits, that a download's URL holds; empty where it holds none.
+    """Return the SHA-256, or its first digits, in the URL of a download. Empty if there is none.
 
-    OpenAI puts it into the path (`…/<64 digits>/ViT-B-16.pt`), open_clip at the end of the name (`…-455df137.pt`).
+    OpenAI's URLs have it in the path (`…/<64 digits>/ViT-B-16.pt`), open_clip's at the end of the name
+    (`…-455df137.pt`).
     """
     found = re.search(r"/([0-9a-f]{64})/[^/]+$", url) or re.search(r"-([0-9a-f]{8})\.pth?$", url)
     return found[1] if found else ""
 
 
 def _urls() -> set[str]:
-    """Return the URLs of all weights that open_clip knows. Imports open_clip."""
+    """Return the URLs of all weights in open_clip. Imports open_clip."""
     import open_clip
 
     pairs = open_clip.list_pretrained()

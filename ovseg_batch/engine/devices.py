@@ -1,4 +1,4 @@
-"""Which GPU a worker sees."""
+"""Assign GPUs to workers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def is_gpu(device: str) -> bool:
 
 
 def own_device(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the name of a worker's device in the worker, and the environment that hides every other GPU from it.
+    """Return the name of a device within its worker, and an environment that hides the other GPUs from the worker.
 
-    Libraries that allocate on the first GPU then allocate on the worker's own.
+    Libraries that allocate on the first GPU then allocate on the worker's GPU.
 
     Args:
-        device: `cpu`, `cuda` or `cuda:K`; K is an index into the GPUs that this process sees.
-        environment: of this process. Its `CUDA_VISIBLE_DEVICES` may list indices, UUIDs (`GPU-…`) and MIG instances
-            (`MIG-…`); K then counts its entries.
+        device: `cpu`, `cuda` or `cuda:K`, where K is an index into the GPUs that are visible to this process.
+        environment: environment of this process. `CUDA_VISIBLE_DEVICES` may list indices, UUIDs (`GPU-…`) and MIG
+            instances (`MIG-…`). K is then an index into that list.
     """
     if not is_gpu(device):
         return device, {}

@@ -1,4 +1,4 @@
-"""How far the shards are that workers compute at this moment."""
+"""The progress of the shards that workers are computing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ovseg_batch.workdir.progress import duration
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A shard whose computation has begun and which is not committed.
+    """A shard that is being computed and is not committed yet.
 
     Attributes:
         rows: images in the shard.
-        done: finished images, failed ones included.
+        done: finished images, including failed ones.
         failed: failed images.
-        seconds: since the computation began.
+        seconds: seconds since the computation began.
     """
 
     shard: int
@@ -30,7 +30,7 @@ class InFlight:
 
     @property
     def left(self) -> int:
-        """Images that are not finished."""
+        """The number of images that are not finished."""
         return max(self.rows - self.done, 0)
 
 
@@ -38,15 +38,15 @@ Report = Callable[[InFlight], None]
 
 
 def ignore(flight: InFlight) -> None:
-    """Report to nobody."""
+    """Discard the report."""
 
 
 class Tally:
     """Counts the images of a shard as they are finished.
 
     Args:
-        shard: its number.
-        rows: images in it.
+        shard: number of the shard.
+        rows: images in the shard.
         report: called with the state at the beginning and after each image.
     """
 
@@ -64,7 +64,10 @@ class Tally:
 
 
 def describe_rest(flights: Sequence[InFlight]) -> str:
-    """Return what is finished before a run stops: `the images in flight (at most 3 images, about 12 s)`, or nothing."""
+    """Describe the images that are finished before a run stops, or return an empty text.
+
+    Example: `the images in flight (at most 3 images, about 12 s)`.
+    """
     if not flights:
         return ""
     left = sum(flight.left for flight in flights)

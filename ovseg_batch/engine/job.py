@@ -1,4 +1,4 @@
-"""What every engine gets: the shards of one stage, and how to compute one of them."""
+"""The job of an engine: compute shards of one stage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ovseg_batch.workdir.store import StageStore
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """What a worker needs to run shards of one stage. It can be pickled.
+    """The parameters of a worker that computes shards of one stage. It can be pickled.
 
     Attributes:
-        threads: those that PyTorch computes with; None: PyTorch's default. They are the same for every worker, because
-            the number decides in which order floating-point sums are taken, and so the last bits of a result.
-        retry: keep the committed rows that are well, and compute the failed ones alone.
-        stall_seconds: a worker without a finished image for so long is killed; None: never.
+        threads: threads of PyTorch. None: PyTorch's default. Every worker has the same number, because it decides the
+            order of floating-point sums, and therefore the last bits of a result.
+        retry: keep the finished rows of earlier commits, and compute only failed rows.
+        stall_seconds: seconds without a finished image after which a worker is killed. None: never.
     """
 
     make_stage: Callable[[], Stage]
@@ -63,15 +63,15 @@ class OpenJob:
     stage: Stage
     manifest: Manifest
 
-    def compute(self, shard: int, charged: Mapping[int, str], progress: Progress = lambda result: None) -> Commit:
+    def compute(self, shard: int, crashed: Mapping[int, str], progress: Progress = lambda result: None) -> Commit:
         """Compute and commit one shard.
 
         Args:
-            charged: row → why: rows that fail without being read.
+            crashed: row → cause of its crashes. These rows fail without being read.
             progress: called with each result.
         """
         rows = self.manifest.read_shard(shard)
-        return run_shard(self.stage, self.job.store, shard, rows, charged, self.job.retry, progress)
+        return run_shard(self.stage, self.job.store, shard, rows, crashed, self.job.retry, progress)
 
     def probe(
         self,
@@ -84,8 +84,8 @@ class OpenJob:
         """Process the rows one at a time and discard the results, to find the row that crashes the worker.
 
         Args:
-            known: rows to leave out.
-            first: the row to begin with; None: in the order of the manifest.
+            known: rows to skip.
+            first: the first row to process. None: in the order of the manifest.
             begin: called with the number of each row before it is processed.
             progress: called with each result.
         """

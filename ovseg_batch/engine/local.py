@@ -1,4 +1,4 @@
-"""Runs the missing shards of one stage on this machine."""
+"""Compute the missing shards of one stage on this machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def run_stage(
 ) -> Iterator[Commit]:
     """Compute the shards, one worker per entry of `devices`, and yield each commit as it is made.
 
-    With `in_process` they are computed here, on the first device. Nothing protects this process from a decoder that
-    aborts; when its GPU fails, a worker process computes the shards that are left.
+    With `in_process`, this process computes them on the first device. It is not protected from decoders that abort. If
+    its GPU fails, a worker process computes the remaining shards.
 
     Args:
-        report: called with the shards in flight as images are finished. A shard is counted again from 0 images when
-            its worker has died.
+        report: called with the shards in flight when images are finished. If a worker dies, its shard starts again from
+            0.
 
     Raises:
         Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
-        OvsegError: no device is left, or workers die and no single image is to blame.
+        OvsegError: no device is left, or workers die and no single image is the cause.
     """
     stop = threading.Event()
     left = (yield from _here(job, shards, devices[0], stop, report)) if in_process else shards
@@ -47,10 +47,10 @@ def run_stage(
 def _here(
     job: StageJob, shards: Sequence[int], device: str, stop: threading.Event, report: Report
 ) -> Generator[Commit, None, Sequence[int]]:
-    """Compute the shards in this process, and return those that are left when its GPU fails.
+    """Compute the shards in this process. Return the remaining shards if its GPU fails.
 
-    A signal that arrives while the models load raises KeyboardInterrupt in a command line: no shard has begun. The
-    caller's number of threads is restored at the end, because PyTorch keeps one number for the whole process.
+    On the command line, a signal while the models load raises KeyboardInterrupt, because no shard has begun. The number
+    of threads is restored at the end, because PyTorch has one number for the whole process.
     """
     import torch
 

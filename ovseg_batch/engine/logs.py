@@ -1,4 +1,4 @@
-"""Where the log records of a process go: its own, those of other libraries, and Python's warnings."""
+"""Route the log records of a process: those of this package, of other libraries, and Python's warnings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TextIO
 
 OWN = "ovseg_batch"
 
-#: Beginnings of messages that are wrong here: open_clip makes the model, and its weights are loaded afterwards.
+#: Starts of messages that are misleading here: open_clip builds the model, and its weights are loaded afterwards.
 MISLEADING = ("No pretrained weights loaded for model",)
 
 
 def send_logs_to(handler: logging.Handler, level: int) -> None:
-    """Give a handler the records of this package from `level` on, and every warning and error of other libraries."""
+    """Send a handler the records of this package from `level` on, and all warnings and errors of other libraries."""
     handler.addFilter(_is_useful)
     own, root = logging.getLogger(OWN), logging.getLogger()
     own.handlers, own.propagate = [handler], False

@@ -1,7 +1,7 @@
-"""One worker process: how it is started, what it computes, and how it ends.
+"""A worker process: start, computation and end.
 
-Workers on a GPU are spawned, since CUDA does not survive a fork. Workers on a CPU are forked from a server that has
-imported the stages and started no thread.
+Workers on a GPU are spawned, because CUDA does not work after a fork. Workers on a CPU are forked from a server that
+has imported the stages and has started no thread.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ovseg_batch.engine.stopping import SIGNALS
 from ovseg_batch.errors import DeviceLost, OvsegError
 from ovseg_batch.models.faults import first_line, is_lost
 
-# The fork server imports this. No module of it may query CUDA when it is imported.
+# Imported by the fork server. None of these modules may query CUDA on import.
 PRELOADED = ["ovseg_batch.stages.implementations"]
 LOST = 70  # exit status of a worker that has lost its GPU
-END_SECONDS = 10.0  # to wait for a killed process; one that hangs in a driver may not end
-STOP_SECONDS = 60.0  # for a worker to end by itself
-PROGRESS_SECONDS = 1.0  # between two messages about finished images
+END_SECONDS = 10.0  # longest wait for a killed process, which may hang in a driver
+STOP_SECONDS = 60.0  # longest wait for a worker to end by itself
+PROGRESS_SECONDS = 1.0  # interval of messages about finished images
 
 
 @dataclass(slots=True)
@@ -45,33 +45,33 @@ class Task:
     """A shard to compute.
 
     Attributes:
-        deaths: workers that died on it.
-        charged: row → why: rows to blame.
-        passed: rows that the search has processed without a death.
-        accused: rows that have ever been charged.
-        suspect: a row at which one worker died on its own; it is tried once more.
-        searched: whether every row has been charged or has passed.
+        deaths: number of workers that died while computing it.
+        crashed: row → cause. Rows that crashed a worker.
+        passed: rows that the search has processed without a crash.
+        ever_crashed: all rows that have been in `crashed`.
+        suspect: a row that crashed one worker in the search, and is tried once more.
+        searched: whether every row has crashed or passed.
     """
 
     shard: int
     deaths: int = 0
-    charged: dict[int, str] = field(default_factory=dict)
+    crashed: dict[int, str] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)
-    accused: set[int] = field(default_factory=set)
+    ever_crashed: set[int] = field(default_factory=set)
     suspect: int | None = None
     searched: bool = False
 
 
 class Worker:
-    """One process with the stage's models, and a pipe to it.
+    """A process with the models of a stage, and a pipe to it.
 
     Attributes:
-        task: what it computes; None: it waits.
-        row: the row that it processes on its own.
-        flight: how far its shard is; None: its computation has not begun.
-        searching: whether it searches its shard for the row to blame.
+        task: the shard that it computes. None: it is idle.
+        row: the row that it processes in a search.
+        flight: progress of its shard. None: its computation has not begun.
+        searching: whether it searches its shard for the row that crashes workers.
         ready: whether its models are loaded.
-        last_message: when its last message arrived, by `time.monotonic()`.
+        last_message: time of its last message, by `time.monotonic()`.
     """
 
     def __init__(self, job: StageJob, device: str) -> None:
@@ -83,10 +83,11 @@ class Worker:
         self.last_message = time.monotonic()
         context = _context(device)
         device, own = own_device(device, os.environ)
-        environment = {**os.environ, **own}  # as it is now, not as it was when the fork server started
+        environment = {**os.environ, **own}  # the present environment, not that of the start of the fork server
         self.pipe, theirs = context.Pipe()
         level = logging.getLogger(OWN).getEffectiveLevel()
-        self._process: Any = context.Process(target=_serve, args=(job, device, theirs, environment, level))  # type: ignore[attr-defined]
+        args = (job, device, theirs, environment, level)
+        self._process: Any = context.Process(target=_serve, args=args)  # type: ignore[attr-defined]
         with _without_main():
             with _spawning(own):
                 (self._process.start if own else forkserver.ensure_running)()
@@ -95,24 +96,24 @@ class Worker:
         theirs.close()
 
     def _fork(self) -> None:
-        """Start the process. This waits for the fork server's imports, so it must not hold signals back."""
+        """Start the process. This waits for the imports of the fork server, so signals must not be blocked."""
         try:
             self._process.start()
         except (EOFError, ConnectionError) as error:
             raise OvsegError(
-                "The process that starts the workers has died, most likely because memory ran out. What is committed "
-                "stays. Free some memory, and run the same command again."
+                "The process that starts the workers has died, most likely because memory ran out. Committed shards "
+                "are kept. Free some memory, and run the same command again."
             ) from error
 
-    def give(self, task: Task, tries: int) -> None:
-        """Send a shard; one on which `tries` workers have died is searched first."""
+    def assign(self, task: Task, tries: int) -> None:
+        """Send a shard to the worker. A shard on which `tries` workers have died is searched first."""
         self.task, self.row, self.flight, self.last_message = task, None, None, time.monotonic()
         self.searching = search = task.deaths >= tries and not task.searched
-        with contextlib.suppress(BrokenPipeError):  # the process has died, which the pipe's end reports
-            self.pipe.send((task.shard, task.charged, task.passed if search else None, task.suspect))
+        with contextlib.suppress(BrokenPipeError):  # the process has died, which the end of the pipe reports
+            self.pipe.send((task.shard, task.crashed, task.passed if search else None, task.suspect))
 
     def cause_of_death(self) -> str:
-        """Wait for the process, and say how it ended."""
+        """Wait for the process, and return how it ended."""
         self._process.join(END_SECONDS)
         code = self._process.exitcode or 0
         self.pipe.close()
@@ -127,7 +128,7 @@ class Worker:
         self.pipe.close()
 
     def stop(self, at_once: bool) -> None:
-        """End the process: now, or after its shard."""
+        """End the process, at once or after its shard."""
         if at_once:
             self.end()
             return
@@ -147,7 +148,7 @@ def _context(device: str) -> BaseContext:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep a new process from importing the caller's script, which may start runs outside of `if __name__ == …`."""
+    """Prevent a new process from importing the caller's script, which may start runs outside of `if __name__ == …`."""
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
     main.__spec__ = None
@@ -161,13 +162,13 @@ def _without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
-    """Change this process's environment and signal mask while another is spawned, which inherits both.
+    """Change the environment and the signal mask of this process while it spawns another, which inherits both.
 
-    It must see its own GPU before it imports anything, and a Ctrl-C must not end it before it ignores signals. The fork
-    server needs this as well: it ignores signals only after it has imported the stages.
+    The new process must have its `CUDA_VISIBLE_DEVICES` before its first import, and Ctrl-C must not end it before it
+    ignores signals. The fork server needs the same, because it ignores signals only after importing the stages.
     """
     before = {name: os.environ.get(name) for name in environment}
-    resource_tracker.ensure_running()  # it would be started below, and unblocks the signals then
+    resource_tracker.ensure_running()  # if it started below, it would unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.environ.update(environment)
     try:
@@ -186,29 +187,29 @@ class _ParentEnded(Exception):
 
 
 class _PipeHandler(logging.Handler):
-    """Sends a worker's results and log records to its parent."""
+    """Sends the results and log records of a worker to its parent."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
         self._pipe = pipe
-        self._lock = threading.RLock()  # threads log too
+        self._lock = threading.RLock()  # other threads log as well
         self._flight: InFlight | None = None
 
     def send(self, kind: str, content: Any = None) -> None:
-        """Send a message, after the finished images that are not reported yet."""
+        """Send a message. Finished images that are not reported yet are sent first."""
         with self._lock:
             self.flush()
             self._send(kind, content)
 
     def report(self, flight: InFlight) -> None:
-        """Keep how far a shard is for the next `flush`; its beginning is sent at once."""
+        """Store the progress of a shard for the next `flush`. The start of a shard is sent at once."""
         with self._lock:
             self._flight = flight
             if flight.done == 0:
                 self.flush()
 
     def flush(self) -> None:
-        """Send how far the shard is if that has changed."""
+        """Send the progress of the shard if it has changed."""
         with self._lock:
             if self._flight is not None:
                 self._send("flight", self._flight)
@@ -236,13 +237,13 @@ class _PipeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         record.msg, record.args = record.getMessage(), None
-        if record.exc_info:  # which cannot be pickled
+        if record.exc_info:  # cannot be pickled
             record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
         self.send("log", record)
 
 
 def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[str, str], level: int) -> None:
-    """Load the models, then compute shard after shard until the parent ends the pipe."""
+    """Load the models, then compute shards until the parent closes the pipe."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -256,21 +257,21 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
         opened = job.open(device)
         handler.send("ready")
         while (task := handler.receive()) is not None:
-            shard, charged, passed, suspect = task
+            shard, crashed, passed, suspect = task
             tally = Tally(shard, opened.manifest.rows_of(shard), handler.report)
             if passed is not None:
                 begin = functools.partial(handler.send, "row")
-                opened.probe(shard, passed.union(charged), suspect, begin, tally.add)
+                opened.probe(shard, passed.union(crashed), suspect, begin, tally.add)
                 handler.send("searched")
             else:
-                handler.send("commit", opened.compute(shard, charged, tally.add))
+                handler.send("commit", opened.compute(shard, crashed, tally.add))
     except _ParentEnded:
         return
     except Exception as error:
         if is_gpu(device) and is_lost(error):
             with contextlib.suppress(_ParentEnded):
                 handler.send("lost", f"the GPU failed: {first_line(error)}")
-            os._exit(LOST)  # an orderly end would use the GPU, and may hang
+            os._exit(LOST)  # a normal exit would use the GPU, and may hang
         with contextlib.suppress(_ParentEnded):
             handler.send("error", _portable(error))
 
@@ -285,7 +286,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _die_with_parent() -> None:
-    """End this process when its parent has ended: it would wait for ever, and keep its models on the GPU."""
+    """End this process when its parent ends. Otherwise it would wait for ever, with its models on the GPU."""
     parent: Any = multiprocessing.parent_process()
     parent.join()
     os._exit(1)

@@ -1,9 +1,9 @@
-"""Runs the missing shards of one stage on a Ray cluster, with Ray Data.
+"""Compute the missing shards of one stage on a Ray cluster, with Ray Data.
 
-Shard numbers go in, commits come out; images, logits and masks never pass through Ray's object store. The workdir and
-the images must be reachable under the same paths from every node. An actor holds one watched worker, as on one
-machine, so an image that kills costs its row; an actor or a node that dies costs the shard in flight, and Ray gives it
-to another.
+The tasks are shard numbers and the results are commits. Images, logits and masks never pass through Ray's object store.
+The workdir and the images must have the same paths on every node. An actor runs one monitored worker, as on a single
+machine, so an image that crashes the worker fails only its row. If an actor or a node dies, Ray assigns its shard to
+another actor.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
-LIVES = 10  # nodes or actors that a shard may cost
-PATIENCE = 20  # seconds to wait for a cluster's head
-NO_DEVICE_SECONDS = 30  # that an actor without a usable GPU waits before it takes a shard, and keeps it
+MAX_RESTARTS = 10  # actors or nodes that may die at one shard
+CONNECT_SECONDS = 20  # longest wait for the head of a cluster
+NO_DEVICE_SECONDS = 30  # an actor without a usable GPU waits for this long before it takes a shard
 
-#: GPUs, as Ray names them, that do not multiply bf16 in hardware.
+#: Ray's names of GPUs that do not multiply bf16 in hardware.
 WITHOUT_BF16 = frozenset({"K20", "K80", "P4", "P100", "T4", "V100"})
 
 
 def connect() -> dict[str, float]:
-    """Join the cluster named by `RAY_ADDRESS`, or start one on this machine; its resources.
+    """Connect to the cluster of `RAY_ADDRESS`, or start one on this machine. Return its resources.
 
     Raises:
-        UsageError: Ray is not installed, or the cluster is not there.
+        UsageError: Ray is not installed, or the cluster cannot be reached.
     """
     try:
         import ray
     except ImportError:
         raise UsageError("run.engine: ray needs Ray. Run `pip install 'ray[data]'`.") from None
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray looks for one that may be long gone
+        # otherwise Ray searches for a cluster that may not exist any more
+        address = os.environ.get("RAY_ADDRESS") or "local"
         try:
-            _knock(address)
+            _check_reachable(address)
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except OSError as error:
             raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS={address}: {error}") from None
@@ -64,16 +65,16 @@ def half_precision(resources: Mapping[str, float]) -> str:
     return "fp16" if kinds & WITHOUT_BF16 else "bf16"
 
 
-def _knock(address: str) -> None:
-    """See that somebody listens at `host:port`; Ray itself would try for many minutes before it said so."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError if no process listens at `host:port`. Ray would retry for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The actors of a stage: what one computes on and sets aside, and how many (None: as many as fit)."""
+    """The actors of a stage: device and resources of one actor, and their number (None: as many as fit)."""
 
     device: str
     cpus: float
@@ -81,11 +82,11 @@ class Pool:
     workers: int | None = None
 
     def fits(self, resources: Mapping[str, float]) -> bool:
-        """Whether one actor has room on a node with these resources."""
+        """Return whether a node with these resources can run one actor."""
         return resources.get("CPU", 0) >= self.cpus and resources.get("GPU", 0) >= self.gpus
 
     def size(self, resources: Mapping[str, float]) -> int:
-        """How many actors a cluster with these resources holds."""
+        """Return the number of actors that a cluster with these resources can run."""
         if self.workers:
             return self.workers
         room = [resources.get("CPU", 0) // self.cpus]
@@ -95,11 +96,11 @@ class Pool:
 
 
 def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Commit]:
-    """Compute the shards on a pool of actors, yielding commits as they are made.
+    """Compute the shards on a pool of actors, and yield each commit as it is made.
 
     Raises:
         Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
-        OvsegError: what a stage raised on a node; workers or nodes die again and again at one shard.
+        OvsegError: a stage raised an error on a node, or workers or nodes die repeatedly at one shard.
     """
     import ray.data
     import ray.exceptions
@@ -124,7 +125,9 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
                 left = yield from _pass(job, left, pool, actors, marker)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise OvsegError(f"Ray gave up: {reason}. What is committed stays; run again.") from error
+            raise OvsegError(
+                f"Ray gave up: {reason}. Committed shards are kept. Run the same command again."
+            ) from error
         finally:
             marker.unlink(missing_ok=True)
             _report_faults(marker)
@@ -135,7 +138,7 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
 def _pass(
     job: StageJob, shards: Sequence[int], pool: Pool, actors: int, marker: Path
 ) -> Generator[Commit, None, list[int]]:
-    """Compute the shards on a new pool of actors, and return those that fell to actors without a usable GPU."""
+    """Compute the shards on a new pool of actors. Return the shards of actors without a usable GPU."""
     import ray.data
 
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
@@ -147,7 +150,7 @@ def _pass(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         max_restarts=-1,
-        max_task_retries=LIVES,
+        max_task_retries=MAX_RESTARTS,
     )
     left: list[int] = []
     commits = 0
@@ -155,11 +158,15 @@ def _pass(
         _report_faults(marker)
         answer = json.loads(row["answer"])
         if "error" in answer:
-            raise OvsegError(f"{answer['error']} (on {answer['host']}). What is committed stays; run again.")
+            raise OvsegError(
+                f"{answer['error']} (on {answer['host']}). Committed shards are kept. Run the same command again."
+            )
         if "no_device" in answer:
             left.append(answer["shard"])
             if len(left) == len(shards):
-                raise NoDeviceLeft(f"No GPU of the cluster is usable: {answer['no_device']}. What is committed stays.")
+                raise NoDeviceLeft(
+                    f"No GPU of the cluster is usable: {answer['no_device']}. Committed shards are kept."
+                )
         if "commit" in answer:
             commits += 1
             yield Commit.from_record(answer["commit"])
@@ -167,17 +174,17 @@ def _pass(
 
 
 def _report_faults(marker: Path) -> None:
-    """Log why actors have no usable GPU, and remove the files in which they say so."""
+    """Log why actors have no usable GPU, and remove the files with these reasons."""
     for fault in marker.parent.glob(f".{marker.name}.*"):
         log.warning("a GPU is left out: %s", fault.read_text(encoding="utf-8"))
         fault.unlink()
 
 
 class _Actor:
-    """One actor: a pool of one worker, which is ready when Ray gives the actor its first shard.
+    """An actor: a pool of one worker, which is ready when Ray assigns the first shard.
 
-    An actor whose GPU is unusable waits before it takes a shard: it would fail at once, and take every shard from the
-    others.
+    An actor with an unusable GPU waits before it takes a shard. Otherwise it would fail at once and take the shards of
+    all other actors.
     """
 
     def __init__(self, job: StageJob, device: str, marker: Path) -> None:
@@ -198,7 +205,7 @@ class _Actor:
         return {"answer": [json.dumps(answer) for answer in answers]}
 
     def _compute(self, shard: int) -> dict[str, Any]:
-        """Return the commit; or an error as a value, since Ray would wrap it; or nothing once the marker exists."""
+        """Return the commit; or an error as a value, because Ray would wrap it; or nothing if the marker exists."""
         if self._marker.exists():
             return {}
         if self._error is not None:

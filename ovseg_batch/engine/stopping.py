@@ -1,10 +1,10 @@
-"""How a person stops a command with Ctrl-C or SIGTERM.
+"""Stop a command with Ctrl-C or SIGTERM.
 
-While shards are computed, the first signal lets the workers finish their shards, and the second ends the run at once.
-At any other time the first signal ends the command at once. A further signal ends the process without any cleaning up;
-the next run removes what is left over, as after `kill -9`.
+While shards are computed, workers finish their shards after the first signal, and the second signal ends the run at
+once. At any other time, the first signal ends the command at once. A further signal ends the process without cleanup.
+The next run removes leftovers, as after `kill -9`.
 
-The command line imports this module before any other, so it imports little.
+The command line imports this module first, so it must import little.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _end_process(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def hold_signals() -> None:
-    """Hold signals back until `Interruption.begin`; after the command they end the process. For a command line.
+    """Block signals until `Interruption.begin`. After the command, signals end the process. Used by the command line.
 
     A KeyboardInterrupt while modules are imported would end in a traceback.
     """
@@ -41,10 +41,10 @@ def hold_signals() -> None:
 
 
 class Interruption:
-    """Whether a signal has ended the command.
+    """The handler of signals during a command.
 
     Attributes:
-        requested: a signal has raised KeyboardInterrupt.
+        requested: whether a signal has raised KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class Interruption:
         self._ended = False
 
     def begin(self) -> None:
-        """Deliver a signal that `hold_signals` has held back."""
+        """Deliver a signal that `hold_signals` has blocked."""
         if threading.current_thread() is threading.main_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def end(self) -> None:
-        """Let every further signal end the process."""
+        """Make every further signal end the process."""
         self._ended = True
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -83,7 +83,7 @@ def stop_on_signal(
     """Set `stop` at the first signal; the second raises KeyboardInterrupt.
 
     Args:
-        rest: returns what is finished before the run stops, such as "the shards in flight"; empty where nothing is.
+        rest: returns the work that is finished before the run stops, such as "the shards in flight"; may be empty.
         act: called at the first signal.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -96,7 +96,7 @@ def stop_on_signal(
             raise KeyboardInterrupt
         stop.set()
         act()
-        # The signal may have interrupted a write of this thread, and a stream permits no second write inside it.
+        # The signal may have interrupted a write of this thread, and streams do not allow a nested write.
         what = f"Stopping after {text}" if (text := rest()) else "Stopping"
         threading.Thread(target=log.warning, args=("%s; press Ctrl-C again to stop at once.", what)).start()
 
@@ -106,7 +106,7 @@ def stop_on_signal(
 
 @contextlib.contextmanager
 def _handled_by(handler: Handler) -> Iterator[None]:
-    """Handle signals in this block. Only the main thread can; in another one nothing changes."""
+    """Handle signals in this block. In other threads than the main thread, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

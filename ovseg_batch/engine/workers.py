@@ -1,10 +1,10 @@
-"""Worker processes with a stage's models, each watched by the process that started it.
+"""A pool of worker processes with the models of a stage. The parent process monitors them.
 
-A worker that dies (a decoder that aborts, the kernel's out-of-memory killer, a GPU that fails) is replaced, and its
-shard is computed again. A shard that has killed `TRIES` workers is searched row by row. The row at which a worker dies
-on its own is charged with `crashed`, and the shard is computed without it.
+A worker that dies (because of an aborting decoder, the kernel's out-of-memory killer or a failing GPU) is replaced, and
+its shard is computed again. If `TRIES` workers have died at a shard, it is searched row by row. A row that crashes a
+worker again fails with `crashed`, and the shard is computed without it.
 
-A GPU whose workers cannot start, or die one after the other, is left out.
+A GPU is not used any more if its workers cannot start or die repeatedly.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
-TRIES = 2  # workers that may die on a shard before it is searched for the row to blame
-STARTS = 2  # workers that may fail to start on a device before it is left out
-DEATHS = 8  # times in a row, without a finished image, that a GPU may fail its workers before it is left out
-WAKE_SECONDS = 1.0  # between two checks whether a worker stalls or the run is to stop
+TRIES = 2  # workers that may die at a shard before it is searched for the row that crashes them
+STARTS = 2  # failed starts of workers after which a device is not used any more
+DEATHS = 8  # failures in a row without a finished image after which a GPU is not used any more
+WAKE_SECONDS = 1.0  # interval of checks for stalled workers and stop requests
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for one worker on one device.
+    """A slot for one worker on one device.
 
     Attributes:
-        starts: workers in a row that did not start.
-        failures: workers in a row that the device failed, with no image finished in between.
-        charged: the rows charged for these failures, unless another device has failed at them too.
-        fault: why no worker is started here any more.
+        starts: failed starts in a row.
+        failures: failures of the device in a row, without a finished image in between.
+        crashed: rows that were recorded as crashed in these failures, without those that crashed on other devices too.
+        fault: reason why the device is not used any more.
     """
 
     device: str
     worker: Worker | None = None
     starts: int = 0
     failures: int = 0
-    charged: list[tuple[Task, int]] = field(default_factory=list)
+    crashed: list[tuple[Task, int]] = field(default_factory=list)
     fault: str | None = None
 
     def prove(self) -> None:
-        """Record that the device has finished an image: the rows charged before are to blame, not the device."""
+        """Record that the device has finished an image, so earlier crashes were caused by their rows."""
         self.failures = 0
-        self.charged.clear()
+        self.crashed.clear()
 
-    def blames(self, task: Task) -> bool:
-        """Return whether the device has charged rows of the shard, and has finished no image since."""
-        return any(blamed is task for blamed, _ in self.charged)
+    def has_unproven_crashes(self, task: Task) -> bool:
+        """Return whether rows of the shard crashed on the device and it has finished no image since."""
+        return any(other is task for other, _ in self.crashed)
 
-    def acquit(self, task: Task) -> bool:
-        """Take back the charges against rows of a shard that `blames` speaks of, and return whether there were any."""
-        rows = [row for blamed, row in self.charged if blamed is task]
+    def retract_crashes(self, task: Task) -> bool:
+        """Remove the unproven crashes of a shard's rows. Return whether there were any."""
+        rows = [row for other, row in self.crashed if other is task]
         for row in rows:
-            task.charged.pop(row, None)
-        self.charged = [(blamed, row) for blamed, row in self.charged if blamed is not task]
+            task.crashed.pop(row, None)
+        self.crashed = [(other, row) for other, row in self.crashed if other is not task]
         return bool(rows)
 
 
@@ -74,10 +74,10 @@ class WorkerPool:
     """The workers of one stage.
 
     Args:
-        job: what they compute.
+        job: the job of the workers.
         devices: one entry per worker.
-        stop: once set, no shard is begun.
-        report: called with the shards in flight as images are finished.
+        stop: once it is set, no further shard starts.
+        report: called with the shards in flight when images are finished.
     """
 
     def __init__(self, job: StageJob, devices: Sequence[str], stop: threading.Event, report: Report = ignore) -> None:
@@ -92,9 +92,9 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the workers. After an error they are killed; the shards they were computing are not committed.
+        """End the workers. After an error, they are killed, and their shards are not committed.
 
-        A worker that is still loading its models is killed as well: it has begun no shard.
+        A worker that is still loading its models is also killed, because it has begun no shard.
         """
         for slot in self._slots:
             if slot.worker is not None:
@@ -106,10 +106,10 @@ class WorkerPool:
         return [worker.flight for worker in workers if worker.task is not None and worker.flight is not None]
 
     def open(self) -> str | None:
-        """Start a worker on every device, and wait until each is ready or its device is left out.
+        """Start a worker on every device. Wait until each is ready or its device is excluded.
 
         Returns:
-            Why no device is left, or None where one is.
+            The reason why no device is left, or None if there is one.
         """
         for slot in self._slots:
             while slot.fault is None and not (slot.worker and slot.worker.ready):
@@ -123,7 +123,7 @@ class WorkerPool:
 
         Raises:
             NoDeviceLeft: no worker can start or stay alive on any device.
-            OvsegError: workers die and no single image is to blame; or what a stage raises.
+            OvsegError: workers die and no single image is the cause, or a stage raises it.
         """
         self._todo = deque(Task(shard) for shard in shards)
         while True:
@@ -139,26 +139,26 @@ class WorkerPool:
                 self._end_stalled(self._job.stall_seconds)
 
     def _is_awaited(self, worker: Worker) -> bool:
-        """Return whether a worker has a shard to finish. One that loads its models has none once the run is to stop."""
+        """Return whether a worker has a shard to finish. After a stop request, workers that load models have none."""
         return worker.task is not None and (worker.ready or not self._stop.is_set())
 
     def _assign(self) -> None:
-        """Give every idle worker a shard, and start a worker in an empty slot where a shard is left for it."""
+        """Assign shards to idle workers, and start workers in empty slots while shards are left."""
         for slot in self._slots:
             if not self._todo or self._stop.is_set():
                 return
             if slot.fault is None and (slot.worker is None or slot.worker.task is None):
                 slot.worker = slot.worker or Worker(self._job, slot.device)
-                slot.worker.give(self._next(slot), TRIES)
+                slot.worker.assign(self._next(slot), TRIES)
         if self._todo and all(slot.fault is not None for slot in self._slots):
             faults = "; ".join(dict.fromkeys(f"{slot.device}: {slot.fault}" for slot in self._slots))
             raise NoDeviceLeft(
-                f"{self._name}: no device is left to compute on. {faults}. What is committed stays. "
-                "`ovseg-batch doctor` checks the devices; then run again."
+                f"{self._name}: no device is left to compute on. {faults}. Committed shards are kept. "
+                "`ovseg-batch doctor` checks the devices. Then run the same command again."
             )
 
     def _receive(self, slot: _Slot) -> Commit | None:
-        """Take one message from a worker, or notice its death."""
+        """Handle one message of a worker, or its death."""
         worker = slot.worker
         if worker is None:
             return None
@@ -185,7 +185,7 @@ class WorkerPool:
             case "searched":
                 task = _pass(worker)
                 task.searched = True
-                self._take_back(worker, first=not slot.blames(task))
+                self._take_back(worker, first=not slot.has_unproven_crashes(task))
             case "lost":
                 worker.end()
                 self._handle_death(slot, worker, content, lost=True)
@@ -198,17 +198,17 @@ class WorkerPool:
         return None
 
     def _take_back(self, worker: Worker, first: bool = True) -> None:
-        """Put a worker's shard in front of those that wait, or behind them."""
+        """Return a worker's shard to the front or the end of the queue."""
         if worker.task is not None:
             add = self._todo.appendleft if first else self._todo.append
             add(worker.task)
             worker.task = None
 
     def _next(self, slot: _Slot) -> Task:
-        """Take the next shard for a slot. Rows that another device may have failed are searched again on this one."""
+        """Remove the next shard for a slot from the queue. Rows with unproven crashes are searched again."""
         task = self._todo.popleft()
         for other in self._slots:
-            if other is not slot and other.acquit(task):
+            if other is not slot and other.retract_crashes(task):
                 task.searched, task.suspect = False, None
         return task
 
@@ -223,10 +223,10 @@ class WorkerPool:
                 )
 
     def _handle_death(self, slot: _Slot, worker: Worker, cause: str, lost: bool) -> None:
-        """Decide what the death of a worker means for its shard, its image and its device.
+        """Handle the death of a worker: update its shard, the current row and its device.
 
         Args:
-            cause: why it died.
+            cause: description of the cause.
             lost: whether the GPU may be the cause.
         """
         task = worker.task
@@ -247,25 +247,26 @@ class WorkerPool:
             task.suspect = worker.row
             log.warning("%s at row %d (%s); the row is tried once more", where, worker.row, cause)
         elif worker.row is not None:
-            task.charged[worker.row] = f"the worker process died at this image: {cause}"
-            if lost and worker.row not in task.accused:
-                slot.charged.append((task, worker.row))
-            task.accused.add(worker.row)
-            log.warning("%s at row %d (%s); the row is charged with it", where, worker.row, cause)
+            task.crashed[worker.row] = f"the worker process died at this image: {cause}"
+            if lost and worker.row not in task.ever_crashed:
+                slot.crashed.append((task, worker.row))
+            task.ever_crashed.add(worker.row)
+            log.warning("%s at row %d (%s); the row fails as crashed", where, worker.row, cause)
         elif task.deaths < TRIES:
             task.deaths += 1
             log.warning("%s: %s; another takes over", where, cause)
-        elif lost:  # no image is to blame, so the device is
+        elif lost:  # no single row crashes it, so the device is the cause
             slot.failures = DEATHS
         else:
             raise OvsegError(
-                f"{where}, {task.deaths + 1} times, and no single image is to blame: {cause}. What is committed stays. "
-                "Give the run less to hold (run.batch_size, run.decode_bytes, run.workers), and run again."
+                f"{where}, {task.deaths + 1} times, and no single image is the cause: {cause}. "
+                "Committed shards are kept. "
+                "Lower run.batch_size, run.decode_bytes or run.workers, then run the same command again."
             )
         if slot.failures >= DEATHS:
-            for blamed in [task, *(blamed for blamed, _ in slot.charged)]:
-                slot.acquit(blamed)
-                blamed.deaths, blamed.searched, blamed.suspect = 0, False, None
+            for other in [task, *(other for other, _ in slot.crashed)]:
+                slot.retract_crashes(other)
+                other.deaths, other.searched, other.suspect = 0, False, None
             self._leave_out(slot, cause)
 
     def _leave_out(self, slot: _Slot, cause: str) -> None:
@@ -274,7 +275,7 @@ class WorkerPool:
 
 
 def _pass(worker: Worker) -> Task:
-    """Record that the row which a worker processed on its own did not end it, and return its shard."""
+    """Record that the current row of a search did not crash the worker. Return the shard."""
     task = worker.task
     assert task is not None
     if worker.row is not None:

@@ -1,4 +1,4 @@
-"""What confidence is worth: how right masks of a confidence are, and whether unsure images are the ones with errors."""
+"""Calibration of confidence: precision of masks by confidence, and errors of images by doubt."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ovseg_batch.methods.confidence import STEPS, step_of
 
 Array = np.ndarray[Any, Any]
 
-WORST = 0.1  # of the images, the least certain
+WORST = 0.1  # share of the images, the least certain first
 
 
 class CalibrationScore:
-    """Adds up images. `counts` (C, STEPS + 1, 2): pixels of masks of a class and confidence, and how many are right.
+    """Sums over images.
 
-    `images` (N, 3): manifest row, doubt, and wrong and missed segments of each image, as panoptic quality counts
-    them (NaN where the truth has no segments).
+    `counts` (C, STEPS + 1, 2) are the pixels and the correct pixels of masks, per class and bin of confidence. `images`
+    (N, 3) are the manifest row, the doubt, and the number of wrong and missed segments of each image, as in panoptic
+    quality (NaN without segments in the ground truth).
     """
 
     def __init__(self, classes: int) -> None:
@@ -36,7 +37,7 @@ class CalibrationScore:
         return {"confidence counts": self._counts, "doubt of images": self.images()}
 
     def merge(self, arrays: Mapping[str, Array]) -> None:
-        """Add what another score of the same classes has counted."""
+        """Add the counts of another score of the same classes."""
         self._counts += arrays["confidence counts"]
         self._images.append(arrays["doubt of images"])
 
@@ -44,9 +45,9 @@ class CalibrationScore:
         return np.concatenate(self._images) if self._images else np.zeros((0, 3))
 
     def thresholds(self, names: Sequence[str], precision: float) -> dict[str, float]:
-        """The least confidence with which each class's kept pixels are right at least so often.
+        """Return the least confidence per class with which the kept pixels reach a precision.
 
-        A class that never is gets 1, as far as confidence goes; one without masks is left out.
+        A class that never reaches it gets 1, the maximum. Classes without masks are missing.
         """
         found = {}
         for name, counts in zip(names, self._counts, strict=True):
@@ -57,7 +58,7 @@ class CalibrationScore:
         return found
 
     def precision_by_confidence(self, bins: int = 10) -> list[tuple[float, float, int]]:
-        """(mean confidence, share of right pixels, pixels) of masks in equal ranges of confidence."""
+        """Return (mean confidence, share of correct pixels, pixels) of masks in equal ranges of confidence."""
         counts = self._counts.sum(axis=0)
         place = np.minimum(np.arange(STEPS + 1) * bins // STEPS, bins - 1)
         found = []
@@ -70,13 +71,13 @@ class CalibrationScore:
         return found
 
     def risk_coverage(self) -> Array:
-        """(N, 2): share of the images kept, the surest first, and errors an image among these."""
+        """Return (N, 2): share of images kept, the most certain first, and mean errors per kept image."""
         ordered = self._surest_first()
         kept = np.arange(1, len(ordered) + 1)
         return np.stack([kept / max(len(ordered), 1), np.cumsum(ordered) / kept], axis=1)
 
     def worst_share(self) -> float:
-        """The share of all errors that the least certain tenth of the images holds; NaN where there are none."""
+        """Return the share of all errors in the least certain tenth of the images; NaN without errors."""
         ordered = self._surest_first()
         few = max(1, round(WORST * len(ordered)))
         return float(ordered[-few:].sum() / ordered.sum()) if ordered.sum() else float("nan")

@@ -1,8 +1,8 @@
-"""Edited images held against the truth that rendered scenes have: the scene without a thing, and a thing's alpha.
+"""Evaluate edited images against the ground truth of rendered scenes: the scene without an object, and its alpha.
 
-What needs no truth is measured on any images: how far edited pictures show their words, and how far they are from the
-originals as a set. The distance of Inception's features, FID, needs weights that have to be brought; that of a CLIP's
-features is always there, and called so.
+Metrics without ground truth apply to any images: the similarity of edited images to their prompts, and the distance
+between the sets of edited and original images. FID needs Inception weights, which the user must provide. The Fréchet
+distance of CLIP features is always computed, and is reported under that name.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
-AROUND = 8  # pixels around a thing in which taking it away is judged
-MARGIN = 0.15  # of a mask's box, around what CLIP is shown of it
-MIN_CROP = 12  # pixels a side: smaller crops say nothing to CLIP
+AROUND = 8  # pixels around an object in which its removal is evaluated
+MARGIN = 0.15  # context around the box of a mask in crops for CLIP, as a share of the box
+MIN_CROP = 12  # pixels per side; smaller crops are not meaningful for CLIP
 BATCH = 64
 TAKEN = ("erase", "remove")
 PAINTED = modes_that(lambda mode: mode.needs_prompt)
@@ -53,33 +53,33 @@ TEMPLATE = "a photo of a {}."
 
 @dataclass(slots=True)
 class _Tally:
-    """What has been measured, by the name of the figure, and the crops that CLIP is to look at."""
+    """The measured values by metric, and the crops for CLIP."""
 
     values: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     before: list[Array] = field(default_factory=list)
     after: list[Array] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)  # of what was there before
+    labels: list[str] = field(default_factory=list)  # labels before the edit
 
 
 def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
-    """The figures of a finished run's edits; nothing where it edited nothing.
+    """Compute the metrics of a finished run's edits. Empty without edits.
 
     Args:
-        root: the folder of the images; of scenes, the one that `write_scenes` filled, whose truth is used then.
+        root: the folder of the images. For rendered scenes, the folder of `write_scenes`, whose ground truth is used.
 
     Returns:
         cutout, mask: SAD, MSE, gradient of alpha; cutout also the composite's error. erase, remove: PSNR and SSIM
-        around what was taken away, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
-        score, the shares of crops that CLIP names by the old label and by the prompt's, and the distance to the
-        originals. FID beside CLIP's Fréchet distance where Inception's weights are found.
+        around the removed objects, and the Fréchet distance of CLIP features to the true scenes. replace, style: CLIP
+        score, the shares of crops that CLIP assigns to the old label and to the prompt's label, and the distance to the
+        originals. FID is added if Inception weights are found.
 
     Raises:
-        UsageError: no run there, or one that is not finished.
+        UsageError: there is no run, or it is not finished.
     """
     state = status(workdir)
     if not state["complete"]:
-        raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
+        raise UsageError(f"The run in {workdir.root} is not finished. Give its command again first.")
     if state["stages"][-1]["name"] != EDIT:
         return {}
     config = load_config(workdir.config, environment={})
@@ -93,7 +93,7 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
 
 
 def _edited(workdir: Workdir) -> Iterator[tuple[FinishedImage, dict[str, Any]]]:
-    """Yield every image that was edited, and its line in the table of the edit stage."""
+    """Yield every edited image, and its line in the table of the edit stage."""
     results = Results.open(workdir)
     assert results.edits is not None
     for shard in range(results.manifest.shards):
@@ -155,7 +155,7 @@ def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
 
 
 def _for_clip(image: Array, region: Array) -> Array:
-    """The square around a region, as small as a CLIP may want to see it."""
+    """Return the square around a region, resized for CLIP."""
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
     side = min(max(w, h, MIN_CROP), *image.shape[:2])
     left = min(max(0, x + w // 2 - side // 2), image.shape[1] - side)
@@ -166,7 +166,7 @@ def _for_clip(image: Array, region: Array) -> Array:
 
 @torch.inference_mode()
 def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
-    """The figures that the run's CLIP gives, and FID."""
+    """Compute the metrics that use the run's CLIP, and FID."""
     if not tally.after:
         return {}
     spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
@@ -183,7 +183,7 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
         words = text_features(clip, spec, tally.prompts, ["{}"]).numpy()
         figures["CLIP score"] = clip_score(after, words)
         prompted = [_label_in(prompt, [label.name for label in config.labels]) for prompt in tally.prompts]
-        # A crop shows the surroundings too, so CLIP may name the label before the edit or that of the prompt.
+        # A crop also shows the surroundings, so both the old label and the prompt's label are counted.
         names = sorted({*tally.labels, *(name for name in prompted if name)})
         known = text_features(clip, spec, names, [TEMPLATE]).numpy()
         for title, features, wanted in (("named before", before, tally.labels), ("named as asked", after, prompted)):
@@ -195,7 +195,7 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
 
 
 def _label_in(prompt: str, labels: Sequence[str]) -> str | None:
-    """Return the longest label that the prompt contains, None if it contains none."""
+    """Return the longest label in the prompt, or None."""
     words = f" {''.join(c if c.isalnum() else ' ' for c in prompt.lower())} "
     found = [label for label in labels if f" {label.lower()} " in words]
     return max(found, key=len) if found else None

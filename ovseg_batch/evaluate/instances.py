@@ -1,8 +1,8 @@
-"""Mask AP, precision, recall and retrieval, matched image by image by pycocotools and added up at the end.
+"""Mask AP, precision, recall and retrieval. pycocotools matches masks per image; the results are combined at the end.
 
-`COCOeval` matches every image and class by itself and ranks over all only when it accumulates. What it says of an
-image is kept as arrays, so a data set is never in memory as masks. Results carry no `bbox`: with one, COCO would sort
-them by its size.
+`COCOeval` matches every image and class separately, and ranks over all images only in `accumulate`. The matches of an
+image are stored as arrays, so the masks of a data set are never all in memory. Detections have no `bbox`, because COCO
+would use its size and not the mask's area.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ovseg_batch.types import Annotation
 
 Array = np.ndarray[Any, Any]
 
-AREAS, HALF = 4, 0  # COCO's size classes, "all" first; the index of IoU 0.5 among its thresholds
-RETRIEVED = (1, 5)  # K
+AREAS, HALF = 4, 0  # number of COCO's size classes, "all" first; index of IoU 0.5 in its thresholds
+RETRIEVED = (1, 5)  # values of K in retrieval@K
 
 
 class InstanceScore:
-    """Adds up images. `arrays` holds all there is of it.
+    """Sums over images. `arrays` holds the complete state.
 
-    An entry is one image, class and size class of COCO's: `keys` (E, 5) row, class, size class, detections, objects;
-    then, strung together, the detections' scores, whether each is matched and ignored at the ten IoU thresholds, and
-    whether each object is ignored.
+    An entry is one image, class and size class. `keys` (E, 5) are row, class, size class, and numbers of detections and
+    objects. The other arrays are concatenated over the entries: the scores of detections, whether each is matched and
+    ignored at the ten IoU thresholds, and whether each object is ignored.
     """
 
     def __init__(self, categories: Sequence[str]) -> None:
@@ -39,13 +39,13 @@ class InstanceScore:
         self._parts: list[dict[str, Array]] = []
 
     def add(self, row: int, size: tuple[int, int], found: Sequence[Annotation], truth: Sequence[Instance]) -> None:
-        """One image.
+        """Add one image.
 
         Args:
-            row: any number that no other image has.
-            size: (H, W).
-            found: its masks.
-            truth: its objects.
+            row: a number that is unique to the image.
+            size: (H, W) in pixels.
+            found: masks of the run.
+            truth: objects of the ground truth.
         """
         identity = {name: k for k, name in enumerate(self._categories, start=1)}
         height, width = size
@@ -98,7 +98,7 @@ class InstanceScore:
         self._parts.append({name: arrays[name] for name in _entries([])})
 
     def figures(self, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """AP over all classes and over each named group of them; AP50, AP75; precision, recall and F1; retrieval."""
+        """Return AP over all classes and per group of classes; AP50, AP75; precision, recall and F1; retrieval."""
         precision = self._precision()
         of_class = {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(self._categories)}
         found = {
@@ -117,7 +117,7 @@ class InstanceScore:
         return {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(self._categories)}
 
     def _precision(self) -> Array:
-        """COCO's (10 IoU thresholds, 101 recalls, classes, 4 sizes), -1 where there is no object."""
+        """Return COCO's precision (10 IoU thresholds, 101 recalls, classes, 4 sizes), -1 without objects."""
         arrays = self.arrays()
         rows = sorted({int(row) for row in arrays["keys"][0]})
         with contextlib.redirect_stdout(io.StringIO()):
@@ -131,7 +131,7 @@ class InstanceScore:
         return precision
 
     def _at_half(self) -> dict[str, float]:
-        """At IoU 0.5: precision, recall and F1 over all masks; how often a query's best K masks hold one."""
+        """Return metrics at IoU 0.5: precision, recall and F1 over all masks, and retrieval@K."""
         arrays = self.arrays()
         matched, wrong, missed, queries = 0, 0, 0, 0
         hits = dict.fromkeys(RETRIEVED, 0)
@@ -157,7 +157,7 @@ class InstanceScore:
 
 
 def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """What COCOeval says of images as arrays; the last axis is the one along which parts are strung together."""
+    """Convert the results of COCOeval to arrays. Parts are concatenated along the last axis."""
     sizes = COCOeval(iouType="segm").params.areaRng
     keys = [
         (e["image_id"], e["category_id"], sizes.index(e["aRng"]), len(e["dtScores"]), len(e["gtIgnore"]))
@@ -175,7 +175,7 @@ def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
 
 
 def _split(arrays: Mapping[str, Array], size: int | None = 0) -> Any:
-    """Entry by entry: row and class, size class, scores, matched, ignored, objects; of one size class, or of all."""
+    """Yield the entries of one size class or of all: row and class, size class, scores, matched, ignored, objects."""
     detection, thing = 0, 0
     for row, label, area, found, wanted in arrays["keys"].T.tolist():
         these, those = slice(detection, detection + found), slice(thing, thing + wanted)
@@ -186,7 +186,7 @@ def _split(arrays: Mapping[str, Array], size: int | None = 0) -> Any:
 
 
 def _as_evaluated(arrays: Mapping[str, Array], rows: Sequence[int], classes: int) -> list[dict[str, Any] | None]:
-    """`COCOeval.evalImgs`: class by class, size by size, image by image."""
+    """Return `COCOeval.evalImgs`, ordered by class, size class and image."""
     place = {row: k for k, row in enumerate(rows)}
     evaluated: list[dict[str, Any] | None] = [None] * (classes * AREAS * len(rows))
     for (row, label), area, scores, matched, ignored, objects in _split(arrays, None):

@@ -1,4 +1,4 @@
-"""How far an alpha is from the true one, and a picture from another."""
+"""Errors of alpha mattes and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSIM_SIGMA, SSIM_RADIUS, K1, K2 = 1.5, 5, 0.01, 0.03
 
 
 def alpha_errors(alpha: Array, truth: Array) -> dict[str, float]:
-    """The errors of alphamatting.com (Rhemann et al. 2009).
+    """Compute the errors of Rhemann et al., A Perceptually Motivated Online Benchmark for Image Matting, CVPR 2009.
 
     Args:
         alpha, truth: (H, W) float in [0, 1].
@@ -48,12 +48,12 @@ def _slope(alpha: Array) -> Array:
 
 
 def composite_error(colours: Array, alpha: Array, true_light: Array, true_alpha: Array) -> float:
-    """Mean squared error × 1000 of a cut-out laid on black, grey and white, against the true one laid there.
+    """Return the mean squared error × 1000 of a cut-out on black, grey and white, compared with the true one.
 
     Args:
         colours: (H, W, 3) float in [0, 1], not multiplied by alpha.
         alpha, true_alpha: (H, W) float in [0, 1].
-        true_light: (H, W, 3), what the foreground alone contributes.
+        true_light: (H, W, 3) float in [0, 1], true foreground multiplied by its alpha.
     """
     ours, theirs = colours * alpha[..., None], true_light
     gap = (true_alpha - alpha)[..., None]
@@ -61,14 +61,17 @@ def composite_error(colours: Array, alpha: Array, true_light: Array, true_alpha:
 
 
 def psnr(image: Array, truth: Array, where: Array | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit pictures (H, W, 3), over the pixels of `where` (H, W) alone."""
+    """Return the peak signal-to-noise ratio in dB of 8-bit images (H, W, 3), over the pixels of `where` (H, W)."""
     apart = image.astype(np.float64) - truth
     error = float(np.square(apart if where is None else apart[where]).mean())
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def ssim(image: Array, truth: Array, where: Array | None = None) -> float:
-    """Mean structural similarity of 8-bit pictures (H, W, 3), channel by channel (Wang et al. 2004, σ = 1.5)."""
+    """Return the mean structural similarity of 8-bit images (H, W, 3), averaged over channels.
+
+    Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004, with σ = 1.5.
+    """
     x, y = image.astype(np.float64), truth.astype(np.float64)
 
     def mean(values: Array) -> Array:

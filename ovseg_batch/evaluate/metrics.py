@@ -1,7 +1,8 @@
-"""How good label maps are: mIoU and accuracy summed over the data set, boundary F1 averaged over images.
+"""Metrics of label maps: mIoU and accuracy over the data set, boundary F1 averaged over images.
 
-Source: mIoU as mmseg's IoUMetric (intersections and unions summed over all images, 255 ignored, classes absent from
-both skipped); boundary F1 as Csurka et al., BMVC 2013 (per class and image, tolerance 0.75 % of the diagonal).
+Sources: mIoU as `IoUMetric` of mmsegmentation (intersections and unions are summed over all images, 255 is ignored,
+classes in neither map are skipped); boundary F1 of Csurka et al., What is a good evaluation measure for semantic
+segmentation?, BMVC 2013 (per class and image, tolerance 0.75 % of the diagonal).
 """
 
 from __future__ import annotations
@@ -16,26 +17,24 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 IGNORE = 255
-TOLERANCE = 0.0075  # of the image's diagonal
+TOLERANCE = 0.0075  # share of the image's diagonal
 
 
 class SemanticScore:
-    """Adds up images; the figures are computed at the end.
-
-    `arrays` holds all there is of it, so that parts can be kept and added up later.
-    """
+    """Sums over images. `arrays` holds the complete state, so that partial sums can be stored and merged."""
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        self._confusion = np.zeros((classes, classes + 1), np.int64)  # truth × prediction, the last: unlabelled
-        self._boundary = np.zeros(2)  # sum over images, images
+        # truth × prediction; the last column counts unlabelled pixels
+        self._confusion = np.zeros((classes, classes + 1), np.int64)
+        self._boundary = np.zeros(2)  # sum over images, number of images
 
     def add(self, prediction: Array, truth: Array) -> None:
-        """One image.
+        """Add one image.
 
         Args:
-            prediction: (H, W) integer class, negative where nothing was said (which counts as wrong).
-            truth: (H, W) integer class, 255 where it does not matter.
+            prediction: (H, W) integer class, negative where unlabelled, which counts as wrong.
+            truth: (H, W) integer class, 255 for ignored pixels.
         """
         self._confusion += confusion(prediction, truth, self._classes)
         score = boundary_f1(prediction, truth)
@@ -51,11 +50,11 @@ class SemanticScore:
         self._boundary += arrays["boundary"]
 
     def class_iou(self) -> Array:
-        """(C,) IoU of each class, NaN where it is neither in the truth nor in a prediction."""
+        """Return the IoU of each class (C,), NaN for classes in neither the truth nor a prediction."""
         return class_iou(self._confusion)
 
     def class_accuracy(self) -> Array:
-        """(C,) share of each class's pixels that are right, NaN where it has none."""
+        """Return the share of correct pixels of each class (C,), NaN without pixels."""
         total = self._confusion.sum(axis=1).astype(float)
         share: Array = np.divide(np.diag(self._confusion), total, out=np.full(self._classes, np.nan), where=total > 0)
         return share
@@ -65,23 +64,23 @@ class SemanticScore:
         return _mean(self.class_iou() if classes is None else self.class_iou()[list(classes)])
 
     def mean_accuracy(self) -> float:
-        """Mean over the classes of the truth of the share of their pixels that is right."""
+        """Return the mean accuracy over the classes in the truth."""
         return _mean(self.class_accuracy())
 
     def accuracy(self) -> float:
-        """Share of pixels that are right."""
+        """Return the share of correct pixels."""
         return float(np.diag(self._confusion).sum() / max(self._confusion.sum(), 1))
 
     def boundary_f1(self) -> float:
-        """Mean over the images whose truth has a boundary; NaN where none has one."""
+        """Return the mean boundary F1 over images with a true boundary, NaN without such images."""
         return float(self._boundary[0] / self._boundary[1]) if self._boundary[1] else math.nan
 
 
 def confusion(prediction: Array, truth: Array, classes: int) -> Array:
-    """Pixels by true class and predicted one, the last column for nothing said: (C, C + 1) int64.
+    """Return the confusion matrix (C, C + 1) int64: true × predicted class. The last column is unlabelled.
 
     Raises:
-        ValueError: the maps are not of one size.
+        ValueError: the maps have different sizes.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
@@ -92,7 +91,7 @@ def confusion(prediction: Array, truth: Array, classes: int) -> Array:
 
 
 def class_iou(counts: Array) -> Array:
-    """(C,) IoU from a confusion matrix, NaN where a class is neither in the truth nor in a prediction."""
+    """Return the IoU (C,) of a confusion matrix, NaN for classes in neither the truth nor a prediction."""
     hit = np.diag(counts).astype(float)
     union = counts.sum(axis=1) + counts[:, :-1].sum(axis=0) - hit
     iou: Array = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
@@ -105,14 +104,12 @@ def _mean(values: Array) -> float:
 
 
 def boundary_f1(prediction: Array, truth: Array) -> float:
-    """Mean over the classes of the truth of the F1 between predicted and true boundary pixels, in [0, 1].
+    """Return the mean F1 of predicted and true boundary pixels over the classes in the truth, in [0, 1].
 
-    A boundary pixel is right when one of the other map lies within 0.75 % of the image's diagonal (at least 1 pixel).
-    Where 255 separates two classes, the true boundary is the middle of it, and a predicted one anywhere in it is right.
-    Other boundaries that are predicted in pixels of 255, or at their edge, do not count.
-
-    Returns:
-        NaN where the truth has no boundary.
+    A boundary pixel is correct if the other map has one within 0.75 % of the image's diagonal (at least 1 pixel). Where
+    255 separates two classes, the true boundary is its centre line, and a predicted boundary anywhere within is
+    correct. Other predicted boundaries in or beside pixels of 255 do not count. Returns NaN if the truth has no
+    boundary.
     """
     radius = max(1, math.ceil(TOLERANCE * math.hypot(*truth.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
@@ -155,7 +152,7 @@ def _grown(mask: Array, disc: Array) -> Array:
 
 
 def _boundary(mask: Array) -> Array:
-    """Pixels of the mask with a neighbour outside it; the image's own border is none."""
+    """Return the pixels of the mask with a neighbour outside of it. The border of the image does not count."""
     eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=1)
     edge: Array = mask & (np.asarray(eroded) == 0)
     return edge

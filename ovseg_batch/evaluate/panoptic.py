@@ -1,7 +1,7 @@
-"""Panoptic quality: segments matched at more than half an IoU (Kirillov et al., CVPR 2019).
+"""Panoptic quality. Segments match above an IoU of 0.5 (Kirillov et al., Panoptic Segmentation, CVPR 2019, section 4).
 
-Source: panopticapi's `pq_compute`, which is dead and cannot be a dependency; tested against its published definition.
-Void pixels of the truth (255) count in no union, and a wrong segment that lies mostly in void or in a crowd is none.
+The result equals `pq_compute` of panopticapi, which is not maintained and therefore no dependency. Void pixels of the
+truth (255) are in no union. A wrong segment that lies mostly in void or in a crowd is not counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 
 class PanopticScore:
-    """Adds up images. `counts` (C, 4): summed IoU of matches, matches, wrong segments, missed ones."""
+    """Sums over images. `counts` (C, 4): summed IoU of matches, matches, wrong segments, missed segments."""
 
     def __init__(self, classes: int) -> None:
         self._counts = np.zeros((classes, 4))
@@ -29,12 +29,12 @@ class PanopticScore:
         truth_class: Sequence[int],
         crowds: Sequence[int] = (),
     ) -> int:
-        """One image; how many segments are wrong or missed.
+        """Add one image. Return the number of wrong and missed segments.
 
         Args:
-            found: (H, W) integer segment of each pixel, 0 where none is; segment k is of class found_class[k - 1].
-            truth: the same of what is true; 0 is void.
-            crowds: segments of the truth that stand for many objects and need not be found.
+            found: (H, W) integer, segment of each pixel, 0 for none. Segment k has the class found_class[k - 1].
+            truth: the same for the ground truth; 0 is void.
+            crowds: segments of the truth that represent many objects and need no match.
         """
         across, errors = len(found_class) + 1, 0
         index = truth.astype(np.int64).ravel() * across + found.ravel()
@@ -70,7 +70,7 @@ class PanopticScore:
         self._counts += arrays["panoptic"]
 
     def class_quality(self) -> Array:
-        """(C, 3) PQ, SQ and RQ; NaN for a class that is nowhere."""
+        """Return PQ, SQ and RQ of each class (C, 3); NaN for classes without segments."""
         iou, hit, wrong, missed = self._counts.T
         total = hit + 0.5 * wrong + 0.5 * missed
         nowhere = np.full(len(total), math.nan)

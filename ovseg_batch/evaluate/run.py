@@ -1,4 +1,4 @@
-"""A finished run held against a data set: what `ovseg-batch eval` does."""
+"""Evaluate a finished run against the ground truth of a data set."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.results import Results, finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
-SCORE_VERSION = 4  # changes when what is counted does
+SCORE_VERSION = 4  # increases when the counts change
 WORST = 12  # images of a sheet
 
 
 def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None = None) -> Score:
-    """A finished run against the truth of a data set. Shards scored before are not scored again.
+    """Evaluate a finished run. Every shard is scored only once.
 
     Args:
-        root: the data set's folder, or one above it.
-        sheet: where to write pictures of the images that went worst.
+        root: the folder of the data set, or a folder above it.
+        sheet: PNG of the images with the lowest scores to write. None: not written.
 
     Raises:
-        UsageError: no run there, one that is not finished or of other classes, or images without a truth.
+        UsageError: there is no run, it is not finished, it has other classes, or images have no ground truth.
     """
     state = status(workdir)
     if not state["complete"]:
@@ -51,14 +51,14 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
 
 
 def vocabulary_of(workdir: Workdir) -> str:
-    """Return `oracle` where the images of a run have labels of their own, `open` where all have all labels."""
+    """Return `oracle` if the images of a run have separate lists of labels, otherwise `open`."""
     manifest = Manifest.open(workdir.manifest)
     own = any(row.extra.get("prompts") for shard in range(manifest.shards) for row in manifest.read_shard(shard))
     return "oracle" if own else "open"
 
 
 def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manifest, store: StageStore) -> list[Case]:
-    """The images that went worst, as pictures."""
+    """Return the images with the lowest scores as rows of a sheet."""
     worst, limits = score.worst(WORST), read_limits(RunConfig())
     found: dict[int, Case] = {}
     for shard in range(manifest.shards):

@@ -1,4 +1,4 @@
-"""Rendered scenes as a data set on disk: the layout that `datasets/scenes.yaml` names."""
+"""Write rendered scenes as a data set, in the layout of `datasets/scenes.yaml`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SEEDS = "seeds.csv"
 
 
 def write_scenes(folder: Path, seeds: Iterable[int], jpeg_every: int = 2) -> int:
-    """Render scenes into `folder/images` (PNG, every `jpeg_every`-th a JPEG) and `folder/truth`; how many.
+    """Render scenes into `folder/images` (PNG, every `jpeg_every`-th a JPEG) and `folder/truth`. Return their number.
 
-    The truth of image NAME is NAME.classes.png (an index into `scenes.CLASSES`) and NAME.instances.png (0 = stuff);
-    `truth/seeds.csv` says which scene it is, so that it can be rendered again without some of its things.
+    The ground truth of image NAME is NAME.classes.png (indices into `scenes.CLASSES`) and NAME.instances.png (0 =
+    stuff). `truth/seeds.csv` lists the seeds of the scenes, so that they can be rendered again without some objects.
     """
     for part in ("images", "truth"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_scenes(folder: Path, seeds: Iterable[int], jpeg_every: int = 2) -> int
 
 
 def read_seeds(folder: Path) -> dict[str, int]:
-    """The seed of every image that `write_scenes` wrote into `folder`; nothing where it wrote none."""
+    """Return image name → seed for the scenes that `write_scenes` wrote into `folder`. Empty if there are none."""
     path = folder / "truth" / SEEDS
     lines = path.read_text().splitlines()[1:] if path.is_file() else []
     return {name: int(seed) for name, _, seed in (line.rpartition(",") for line in lines)}

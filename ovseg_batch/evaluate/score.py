@@ -1,4 +1,4 @@
-"""A finished run against a data set's truth: shard by shard, each kept when it is done, added up at the end."""
+"""Score a finished run against a data set's ground truth. Every shard is scored once, stored, and summed at the end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Array = np.ndarray[Any, Any]
 
 
 class Score:
-    """Everything that is counted of a data set.
+    """All scores on a data set.
 
     Args:
-        dataset: whose classes they are.
-        reader: where its truth comes from.
-        labels: the classes of the run.
+        dataset: the data set, which defines the classes.
+        reader: reader of the ground truth.
+        labels: labels of the run.
 
     Raises:
         UsageError: none of the labels is a class of the data set.
@@ -48,7 +48,7 @@ class Score:
         self._instances = InstanceScore(dataset.things) if reader.has_instances and dataset.things else None
         self._panoptic = PanopticScore(scored) if self._semantic and self._instances else None
         self._calibration = CalibrationScore(scored) if self._semantic is not None else None
-        self._images: dict[int, float] = {}  # manifest row → how well the image went
+        self._images: dict[int, float] = {}  # manifest row → mean IoU of the image
 
     def add(self, image: FinishedImage) -> None:
         """Add one image."""
@@ -91,16 +91,16 @@ class Score:
         return [part for part in parts if part is not None]
 
     def worst(self, count: int) -> list[int]:
-        """Manifest rows of the images that went worst, the worst first."""
+        """Return the manifest rows of the images with the lowest scores, the lowest first."""
         known = [(quality, row) for row, quality in self._images.items() if not math.isnan(quality)]
         return [row for _, row in sorted(known)[:count]]
 
     def quality(self, row: int) -> float:
-        """The mean IoU of one image over the classes that are in it or were said to be."""
+        """Return the mean IoU of one image over the classes in its truth or its prediction."""
         return self._images[row]
 
     def figures(self) -> dict[str, float]:
-        """What was measured by name, shares in [0, 1]; what the truth does not allow is left out."""
+        """Return metric → value, mostly in [0, 1]. Metrics that the ground truth does not support are missing."""
         found: dict[str, float] = {"images": len(self._images)}
         groups = self._groups()
         if self._semantic is not None:
@@ -120,23 +120,23 @@ class Score:
         return found
 
     def thresholds(self, precision: float) -> dict[str, float]:
-        """The least confidence with which each class's pixels are right at least so often.
+        """Return the least confidence per class with which its pixels reach a precision.
 
         Raises:
-            UsageError: the truth does not say what a pixel is.
+            UsageError: the ground truth has no class maps.
         """
         if self._calibration is None:
-            raise UsageError(f"The truth of {self._dataset.title} has no classes of pixels to hold thresholds against.")
+            raise UsageError(f"The ground truth of {self._dataset.title} has no class maps, which thresholds need.")
         found = self._calibration.thresholds(self._dataset.scored, precision)
         return {name: value for name, value in found.items() if name != "background"}
 
     @property
     def calibration(self) -> CalibrationScore | None:
-        """What confidence is worth; None where the truth has no classes of pixels."""
+        """Return the calibration, or None if the ground truth has no class maps."""
         return self._calibration
 
     def classes(self) -> dict[str, dict[str, float]]:
-        """The same class by class."""
+        """Return metric → class → value."""
         table: dict[str, dict[str, float]] = {name: {} for name in self._dataset.scored}
         if self._semantic is not None:
             for kind, values in (("IoU", self._semantic.class_iou()), ("accuracy", self._semantic.class_accuracy())):
@@ -151,7 +151,7 @@ class Score:
         return table
 
     def _groups(self) -> dict[str, list[str]]:
-        """Things against stuff, base against novel, where the data set tells them apart."""
+        """Return the groups of classes: things and stuff, base and novel, if the data set defines them."""
         classes, things, novel = self._dataset.classes, self._dataset.things, self._dataset.novel
         stuff = [name for name in classes if name not in things]
         groups = {"stuff": stuff, "things": list(things)} if stuff and things else {}
@@ -160,7 +160,7 @@ class Score:
         return groups
 
     def _add_masks(self, annotations: Sequence[Annotation], truth: Array) -> None:
-        """How many pixels of every mask are right, of those where the truth says anything."""
+        """Count the correct pixels of every mask, among pixels that the truth does not ignore."""
         assert self._calibration is not None
         for one in annotations:
             if one.category in self._dataset.scored:
@@ -171,12 +171,12 @@ class Score:
                 )
 
     def _add_segments(self, annotations: Sequence[Annotation], truth: Truth) -> int:
-        """How many segments are wrong or missed."""
+        """Add the segments of an image. Return the number of wrong and missed segments."""
         assert self._panoptic is not None and truth.classes is not None and truth.instances is not None
         scored, things = self._dataset.scored, self._dataset.things
         shape = truth.classes.shape
         found, found_class = np.zeros(shape, np.int32), [0] * bool(self._dataset.background)
-        found[:] = len(found_class)  # what is not claimed is background where that counts
+        found[:] = len(found_class)  # pixels without a mask are background, if the data set counts it
         stuff: dict[str, int] = {}
         counted = [one for one in annotations if one.category in scored]
         numbers = []
@@ -203,9 +203,9 @@ class Score:
 
 
 def paint(image: FinishedImage, dataset: Dataset) -> Array:
-    """The class map (H, W) int16 of an image's masks, into `Dataset.scored`.
+    """Return the class map (H, W) int16 of an image's masks: indices into `Dataset.scored`.
 
-    Where no mask is: the background where the data set counts it, else -1. Classes that are none of its are nothing.
+    Pixels without a mask are background if the data set counts it, otherwise -1. Other classes are ignored.
     """
     classes = np.full(image.size, 0 if dataset.background else -1, np.int16)
     for number in painting_order(image.annotations):
@@ -218,12 +218,12 @@ def paint(image: FinishedImage, dataset: Dataset) -> Array:
 def score_shards(
     make: Callable[[], Score], shards: Iterable[tuple[int, Iterator[FinishedImage]]], folder: Path
 ) -> Score:
-    """Add up every shard; those scored before are read from `folder`, the others are scored and kept there.
+    """Sum the scores of all shards. Scores are stored in `folder`, and read from there if they exist.
 
     Args:
-        make: makes an empty score.
-        shards: number, and every finished image.
-        folder: of this run's last stage and this truth, and of nothing else.
+        make: returns an empty score.
+        shards: number of each shard, and its finished images.
+        folder: folder for this run's last stage and this ground truth only.
     """
     total = make()
     for number, images in shards:

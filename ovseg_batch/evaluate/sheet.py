@@ -1,4 +1,4 @@
-"""A sheet of pictures: images as they are, as they should be cut, and as they were."""
+"""Write a sheet that compares images, their ground truth, and the result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from ovseg_batch.methods.colours import palette
 Array = np.ndarray[Any, Any]
 
 HEIGHT = 224  # pixels of a row of pictures
-STRENGTH = 0.75  # of a class's colour over the image
+STRENGTH = 0.75  # opacity of class colours over the image
 MARGIN = 8
 MARK = ("Software", "ovseg_batch eval")  # text of the PNG
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`image` (H, W, 3) uint8, `truth` and `found` (H, W) class maps (negative or 255: none), and what to say of it."""
+    """A row of the sheet.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        truth, found: (H, W) class maps; negative or 255 for none.
+        caption: text of the row.
+    """
 
     image: Array
     truth: Array
@@ -34,7 +40,7 @@ class Case:
 
 
 def write_sheet(path: Path, cases: Sequence[Case]) -> None:
-    """A PNG with one case a row: image, truth, result."""
+    """Write a PNG with one case per row: image, truth, result."""
     rows = [_row(case) for case in cases]
     width = max((row.shape[1] for row in rows), default=3 * HEIGHT)
     sheet = np.full((sum(row.shape[0] + MARGIN for row in rows) + MARGIN, width, 3), 255, np.uint8)
@@ -58,11 +64,14 @@ def is_sheet(file: Path) -> bool:
 
 
 def overlay(image: Array, classes: Array) -> Array:
-    """Every class in its own colour over the faded image, with dark edges; what has no class stays grey.
+    """Draw the classes in colours over the faded image, with dark edges. Pixels without a class are grey.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        classes: (H, W) integer, negative or 255 where there is none.
+        classes: (H, W) integer, negative or 255 for none.
+
+    Returns:
+        (H, W, 3) uint8.
     """
     known = (classes >= 0) & (classes != IGNORE)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

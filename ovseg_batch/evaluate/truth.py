@@ -1,4 +1,4 @@
-"""What is true of an image: its class map, its instances, read from the layouts in which data sets are published."""
+"""Read the ground truth of images (class maps and instances) from the published layouts of data sets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One object: its class's name, COCO run lengths, pixels, and whether it stands for a crowd."""
+    """An object of the ground truth.
+
+    Attributes:
+        category: name of the class.
+        rle: COCO's compressed run lengths.
+        area: pixels.
+        crowd: whether it represents many objects.
+    """
 
     category: str
     rle: bytes
@@ -40,17 +47,22 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """`classes` (H, W) uint8 into `Dataset.scored`, 255 where it does not count; either may be unknown."""
+    """The ground truth of an image. Either attribute may be None.
+
+    Attributes:
+        classes: (H, W) uint8, indices into `Dataset.scored`, 255 for ignored pixels.
+        instances: the objects.
+    """
 
     classes: Array | None
     instances: list[Instance] | None
 
 
 class TruthReader:
-    """Reads the truth of images by their names.
+    """Reads the ground truth of images by their names.
 
     Raises:
-        UsageError: the data set is not at `root`, or an image has no truth there.
+        UsageError: the data set is not at `root`, or has no ground truth of an image.
     """
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
@@ -72,7 +84,7 @@ class TruthReader:
         return self._maps is not None or (self._coco is not None and bool(self._dataset.background))
 
     def images(self) -> Iterator[Path]:
-        """The images of the split, by name."""
+        """Yield the images of the split, in the order of their names."""
         pattern = next(p for p in self._dataset.images if next(iter(self._root.glob(p)), None))
         if self._dataset.split is None:
             yield from sorted(self._root.glob(pattern))
@@ -90,7 +102,7 @@ class TruthReader:
                 yield folder / f"{line.strip()}{suffix}"
 
     def source(self, oracle: bool) -> Source:
-        """Return the split as the input of a manifest. With `oracle` the prompts of an image are the classes in it."""
+        """Return the split as an input of a manifest. With `oracle`, the prompts of an image are its true classes."""
         folder = self._root.resolve()
 
         def entries() -> Iterator[Entry]:
@@ -102,7 +114,7 @@ class TruthReader:
         return Source(self._dataset.name, [("prompts", pa.string())] if oracle else [], entries())
 
     def present(self, name: str) -> list[str]:
-        """The classes that an image's truth holds, the background not among them."""
+        """Return the classes in the ground truth of an image, without the background."""
         truth = self.read(name)
         if truth.classes is not None:
             found = [self._dataset.scored[k] for k in np.unique(truth.classes) if k != IGNORE]
@@ -111,7 +123,7 @@ class TruthReader:
         return [one for one in found if one in self._dataset.classes]
 
     def read(self, name: str) -> Truth:
-        """The truth of the image called `name` (its last part counts)."""
+        """Read the ground truth of an image. Only the last part of its name counts."""
         name = Path(name).name
         instances = self._instances(name) if self.has_instances else None
         if self._maps is not None:
@@ -130,10 +142,10 @@ class TruthReader:
         try:
             with Image.open(file) as opened:
                 values: Array = np.array(opened)
-        except Exception as error:  # decoders raise whatever they like
+        except Exception as error:  # decoders raise many classes
             raise UsageError(f"The truth {file} cannot be read as an image: {error}.") from None
         if values.ndim != 2:
-            raise UsageError(f"{file} is no map of numbers: it has {values.shape[-1]} channels.")
+            raise UsageError(f"{file} is not a map of class indices: it has {values.shape[-1]} channels.")
         return values
 
     def _class_map(self, name: str, maps: ClassMaps) -> Array:
@@ -159,7 +171,7 @@ class TruthReader:
         return found_here
 
     def _drawn(self, name: str) -> Array:
-        """The class map that the instances make, smaller ones in front; crowds do not count."""
+        """Paint the class map of the instances, with smaller ones in front. Crowds are ignored."""
         height, width, _ = self._of_image(name)
         classes = np.zeros((height, width), np.uint8)
         for instance in sorted(self._instances(name), key=lambda one: -one.area):
@@ -171,13 +183,13 @@ class TruthReader:
         assert self._coco is not None
         index = _coco_index(str(self._coco), self._dataset.classes)
         if name not in index:
-            raise UsageError(f"{self._coco} does not know the image {name}.")
+            raise UsageError(f"{self._coco} has no image {name}.")
         return index[name]
 
 
 @functools.lru_cache(maxsize=16)
 def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Array:
-    """Value of a published map → class, 255 where it does not count."""
+    """Return the table from values of a published map to classes, 255 for ignored values."""
     table = np.full(256, IGNORE, np.uint8)
     values = [value for value in range(256) if value not in absent][int(zero_is_ignored) :][:classes]
     table[values] = np.arange(len(values))
@@ -185,7 +197,7 @@ def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Arr
 
 
 class _Object(NamedTuple):
-    """One annotation of a COCO file. `area` is None where the file does not say it."""
+    """An annotation of a COCO file. `area` is None if the file has none."""
 
     id: Any
     category: str
@@ -205,10 +217,10 @@ def _instance(file: Path, found: _Object, height: int, width: int) -> Instance:
 
 @functools.lru_cache(maxsize=2)
 def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[_Object]]]:
-    """File name → height, width and the objects of classes that count. Those without a segmentation are left out.
+    """Return file name → height, width and objects of the given classes. Objects without a segmentation are skipped.
 
     Raises:
-        UsageError: the file is no COCO file of instances, or an entry of it is wrong; the message names the entry.
+        UsageError: the file is not a COCO instances file, or an entry is invalid; the message names the entry.
     """
     where = "the file"
     try:
@@ -246,13 +258,13 @@ def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int
         raise UsageError(f"{path}: {where} is wrong: {error}.") from None
     if boxes:
         kinds = counted(boxes, "annotation has", "annotations have")
-        log.warning("%s only a box and no segmentation in %s. Boxes are left out.", kinds, path)
+        log.warning("%s only a box and no segmentation in %s. Boxes are skipped.", kinds, path)
     return index
 
 
 def _side(value: Any) -> int:
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise ValueError(f"{value!r} is no height or width")
+        raise ValueError(f"{value!r} is not a height or width")
     return value
 
 
@@ -261,5 +273,5 @@ def _area(value: Any) -> float | None:
         return None
     area = float(value)
     if not 0 <= area < math.inf:
-        raise ValueError(f"{value!r} is no area")
+        raise ValueError(f"{value!r} is not an area")
     return area

@@ -1,6 +1,6 @@
-"""What other tools take: one module a family of formats, written from what a run has committed."""
+"""Export the committed results of a run. Each module writes one family of formats."""
 
-#: names for `export -f`, and what each is
+#: names for `export -f`, with their descriptions
 FORMATS = {
     "coco": "COCO instances with RLE masks: a .json",
     "coco-polygon": "COCO instances with polygons: a .json",
@@ -10,7 +10,7 @@ FORMATS = {
     "label-studio": "tasks with predictions, least certain first, and the labelling config",
     "cvat": "CVAT for images 1.1 with masks: an .xml",
     "hf": "Parquet with images inside, for Hugging Face's datasets",
-    "hf-imagefolder": "images, masks and metadata.jsonl, for the same",
+    "hf-imagefolder": "images, masks and metadata.jsonl, for Hugging Face's datasets",
     "masks": "a PNG for each mask, in a folder for each image",
     "csv": "a line for each mask",
 }

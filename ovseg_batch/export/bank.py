@@ -1,4 +1,4 @@
-"""A memory bank made of what a run has kept: the features of the regions of its masks, without their labels."""
+"""Build a memory bank from a run: the features of its masks' regions, without labels."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ Array = np.ndarray[Any, Any]
 
 
 def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
-    """Write the bank of a run as far as it is there; how many regions it holds.
+    """Write a memory bank of the committed shards. Return its number of regions.
 
     Args:
-        limit: at most about so many regions; of more an even share is taken.
+        workdir: a run that has stored its features.
+        out: the file, replaced atomically.
+        limit: approximate maximum of regions. If there are more, a random sample is used.
 
     Raises:
-        UsageError: the run has not kept features, or found no region; or `out` is a file that is no bank.
+        UsageError: the run has no stored features or no masks, or `out` is a file of another kind.
         OvsegError: the record of the dense stage is damaged.
     """
     check_replaceable(out, lambda file: has_mark(file, FORMAT))
@@ -43,7 +45,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     inputs = {} if dense is None else _settings(dense)
     if dense is None or inputs.get("cache") != "features":
         raise UsageError(
-            f"{workdir.root} has kept no features, of which a bank is made. Run it again with "
+            f"{workdir.root} has no stored features, which a bank needs. Run it again with "
             f"{setting('dense.cache', 'features')}."
         )
     shards = [commit.shard for commit in results.masks.commits()]
@@ -51,7 +53,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
     share = min(1.0, limit / max(total, 1))
     width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0, None)), None)
     if width is None:
-        raise UsageError(f"{workdir.root} has no masks, of which a bank is made. Run it with labels that are there.")
+        raise UsageError(f"{workdir.root} has no masks, which a bank needs. Run it with labels that the images show.")
     return write_bank(out, width, _parts(results, dense, inputs, shards, share, width), made_of(inputs))
 
 
@@ -67,7 +69,7 @@ def _settings(dense: StageStore) -> dict[str, Any]:
 def _parts(
     results: Results, dense: StageStore, inputs: dict[str, Any], shards: list[int], share: float, width: int | None
 ) -> Iterator[tuple[list[str], Array]]:
-    """Yield (key of each region's image, features (R, width)) of every image, of the regions that are taken."""
+    """Yield (image key of each region, features (R, width)) of the sampled regions of every image."""
     for shard in shards:
         with CommittedShard(dense, shard) as kept:
             for image in results.shard(shard):
@@ -92,6 +94,6 @@ def _of_image(features: Array, boxes: Array, resized: tuple[int, int], image: Fi
 
 
 def _drawn(row: ImageRow, region: int) -> float:
-    """A number in [0, 1) that depends on the region alone."""
+    """Return a number in [0, 1) that depends only on the region."""
     digest = hashlib.blake2b(f"{row.key}\0{region}".encode("utf-8", "backslashreplace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

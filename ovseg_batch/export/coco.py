@@ -18,7 +18,7 @@ from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
 from ovseg_batch.types import Annotation, FinishedImage
 
-HEAD = f'{{"info": {{"description": "{DESCRIPTION}"'  # of every file that `_write` writes
+HEAD = f'{{"info": {{"description": "{DESCRIPTION}"'  # start of every file that `_write` writes
 
 
 def write_coco(
@@ -28,18 +28,18 @@ def write_coco(
     finished: Callable[[], Iterator[FinishedImage]],
     manifest: Manifest,
 ) -> tuple[int, int, dict[str, int]]:
-    """Write a COCO instances file, holding one shard at a time.
+    """Write a COCO instances file. One shard at a time is held in memory.
 
     Args:
         path: replaced atomically.
-        categories: names in order; ids count from 1.
-        info: provenance, kept in the file's `info`.
-        finished: gives every finished image in manifest order; called twice. Failed images are left out: a trainer
-            would take them for empty ones.
-        manifest: of the run; it decides the ids of images.
+        categories: names in order. Ids start at 1.
+        info: provenance, written to `info` of the file.
+        finished: returns the finished images in manifest order; called twice. Failed images are not written, because a
+            trainer would treat them as empty.
+        manifest: manifest of the run, which decides the ids of images.
 
     Returns:
-        how many images and annotations were written, and how many images have a mask of each category, in order.
+        numbers of images and annotations, and category → number of images with a mask of it, in order.
     """
     ids = {name: index for index, name in enumerate(categories, start=1)}
     label_images, image_id = dict.fromkeys(ids, 0), manifest.image_id
@@ -59,7 +59,7 @@ def write_coco(
 
 
 class CocoWriter:
-    """One file, or one a split: `-o masks.json`, `masks-train.json`, `masks-val.json`."""
+    """Writes one file, or one file per split: `masks.json`, or `masks-train.json` and `masks-val.json`."""
 
     polygons = False
 
@@ -83,7 +83,7 @@ class CocoWriter:
         return tally
 
     def _polygons(self, counts: bytes, height: int, width: int) -> list[list[float]]:
-        from ovseg_batch.methods.polygons import edge_rings  # imports OpenCV, which RLE does not need
+        from ovseg_batch.methods.polygons import edge_rings  # imported here: it imports OpenCV, which RLE does not need
 
         rings = edge_rings(rle.decode(counts, height, width), self._plan.options.tolerance)
         return [[int(v) if v == int(v) else round(v, 2) for v in ring.ravel().tolist()] for ring in rings]
@@ -101,7 +101,7 @@ class CocoWriter:
 
 
 class CocoPolygonWriter(CocoWriter):
-    """The same with polygons, for readers that know no RLE or take it for crowds."""
+    """Writes COCO instances with polygons, for readers that do not support RLE or treat it as crowds."""
 
     polygons = True
 
@@ -111,7 +111,7 @@ def _image(file_name: str, number: int, height: int, width: int) -> dict[str, An
 
 
 def _annotation(one: Annotation, image_id: int, ids: Mapping[str, int], outline: Any) -> dict[str, Any]:
-    """An entry but for its id, which counts over the whole file."""
+    """Return an entry without its id. Ids are assigned for the whole file."""
     return {
         "image_id": image_id,
         "category_id": ids[one.category],
@@ -145,7 +145,7 @@ def _write(
     images: Iterable[str],
     annotations: Iterable[str],
 ) -> tuple[int, int]:
-    """Put a file together from entries that are JSON already; annotations are numbered from 1."""
+    """Write a file from JSON entries. Annotations are numbered from 1. Return the numbers of images and annotations."""
     with atomic_path(path) as temporary, create_text(temporary) as file:
         file.write(f'{{"info": {dumps(info)},\n"licenses": [],\n"categories": {dumps(categories)},\n"images": [')
         written = write_list(file, images)
@@ -158,7 +158,7 @@ def _write(
 
 
 def write_list(file: TextIO, entries: Iterable[str]) -> int:
-    """The elements of a JSON array, a line each; how many there were."""
+    """Write the elements of a JSON array, one per line. Return their number."""
     count = 0
     for entry in entries:
         file.write("\n" if count == 0 else ",\n")

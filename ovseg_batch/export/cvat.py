@@ -1,4 +1,4 @@
-"""CVAT's own XML ("CVAT for images 1.1"), with masks as it keeps them: run lengths inside their box."""
+"""CVAT's XML format ("CVAT for images 1.1"). Masks are run lengths inside their box."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ATTRIBUTES = ("confidence", "score")
 
 
 class CvatWriter:
-    """One XML file, or one a split. CVAT takes it for a task whose images have these names."""
+    """Writes one XML file, or one per split. CVAT imports it into a task whose images have the same names."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -66,7 +66,7 @@ def _mask(one: Annotation, height: int, width: int) -> str:
 
 
 def row_counts(mask: Array) -> str:
-    """Lengths of the runs of a mask (H, W), row by row, beginning with those outside it (0 where there are none)."""
+    """Return the run lengths of a mask (H, W) in raster order. The first run is outside the mask, and may be 0."""
     flat = mask.ravel()
     changes = np.flatnonzero(np.diff(flat)) + 1
     lengths = np.diff([0, *changes.tolist(), len(flat)])

@@ -1,8 +1,7 @@
-"""`edited/`: the edited images of the latest run in the tree of the input, and of no other run.
+"""Publish the edited images of the latest run as the folder `edited/`, in the folder structure of the input.
 
-The images lie in the stage's folder, where they were committed. `edited/` is made of hard links to them, beside the
-old one, and takes its place when it is whole: a reader sees all files of one run. Where the file system has no hard
-links the files are copied.
+The committed files stay in the folder of the stage. A new folder of hard links to them replaces `edited/` when it is
+complete, so readers see the files of one run only. On file systems without hard links, the files are copied.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.findings import EditCounts
 from ovseg_batch.workdir.store import FILES, Problem, StageStore, Workdir, damage
 
-BEGUN = "begun"  # content of the marker while `edited/` is made
+BEGUN = "begun"  # content of the marker while `edited/` is written
 
 
 def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
-    """Bring `edited/` up to what the stage has committed. Nothing is done where it is so already.
+    """Update `edited/` to the committed files of the stage. If it is up to date, nothing is done.
 
     Args:
-        store: the stage of edits; None removes what an earlier run with edits has left.
+        store: the edit stage. None: remove the files of an earlier run with edits.
 
     Returns:
-        The number of edited images; None without a stage.
+        The number of edited images. None without an edit stage.
     """
     marker = _marker(workdir)
     if store is None:
@@ -44,7 +43,7 @@ def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
     digest, count = _digest(store)
     if _is_published(workdir, digest):
         return count
-    write_text(marker, f"{BEGUN}\n")  # a run without edits removes what this one has published when it is killed
+    write_text(marker, f"{BEGUN}\n")  # a later run without edits removes these files if this process is killed
     fresh = temporary_path(workdir.edited)
     fresh.mkdir()
     try:
@@ -75,7 +74,7 @@ def _marker(workdir: Workdir) -> Path:
 
 
 def verify_edited(workdir: Workdir, store: StageStore) -> Iterator[Problem]:
-    """Yield what of `edited/` differs from the commits that it was made of. Links to committed files are not read."""
+    """Yield the files in `edited/` that differ from their commits. Links to committed files are not read."""
     if not _is_published(workdir, _digest(store)[0]):
         return
     for file in _edited_files(store):
@@ -88,12 +87,12 @@ def verify_edited(workdir: Workdir, store: StageStore) -> Iterator[Problem]:
 
 
 def unpublish_edited(workdir: Workdir) -> None:
-    """Let the next run make `edited/` again."""
+    """Mark `edited/` as outdated, so that the next run writes it again."""
     _marker(workdir).unlink(missing_ok=True)
 
 
 def count_edits(store: StageStore, mode: str) -> EditCounts:
-    """Count the edited images of a finished edit stage, and those without an effect, from its tables.
+    """Count the edited images of a finished edit stage, and those on which the edit has no effect.
 
     Args:
         mode: `edit.mode` of the run.
@@ -110,7 +109,7 @@ def count_edits(store: StageStore, mode: str) -> EditCounts:
 
 
 def _digest(store: StageStore) -> tuple[str, int]:
-    """What the committed files are, in one line, and how many there are."""
+    """Return a hash of the committed files, and their number."""
     digest, count = hashlib.blake2b(store.fingerprint.encode(), digest_size=16), 0
     for file in _edited_files(store):
         digest.update(f"{file.path}\0{file.blake2b}\n".encode())

@@ -1,9 +1,9 @@
-"""Bring a run into another tool's format: shard by shard, in bounded memory, going on where it was stopped.
+"""Export a run shard by shard, in bounded memory. An interrupted export continues.
 
-What a shard gives is written first and its mark last; a shard whose mark is there, and names what it was made of, is
-not done again. Formats that are folders write their files where they belong and keep lists of them, by which a later
-export removes what is out of date. Formats that are single files keep a part per shard beside their name and are put
-together at the end.
+The output of a shard is written first and its mark last. The mark holds a digest of the shard's content. A shard whose
+mark has the current digest is skipped. Formats that are folders write final files and lists of them, so that a later
+export can remove outdated files. Formats that are single files write a part per shard beside the file, and join the
+parts at the end.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir, fingerprint
 
-VERSION = 2  # of what is written: another one is another export
-PARTS, RECORD = EXPORT.parts  # in a folder that was exported: what it is, and how far
-MIN_PARALLEL = 2_000  # images; fewer are exported without other processes
+VERSION = 2  # of the output; exports of other versions are not continued
+PARTS, RECORD = EXPORT.parts  # in an exported folder: its parts, and the record of the export
+MIN_PARALLEL = 2_000  # images; smaller exports use one process
 
 Tally = Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What single formats want to know.
+    """Options of single formats.
 
     Attributes:
-        images: how image files come into formats that want them: a symbolic link, a copy, or not at all.
+        images: how image files are added to formats that need them: as symbolic links, as copies, or not at all.
         palette: colours of the classes in semantic PNGs: `none` (grey levels) or VOC's.
-        ignore_below: pixels of masks with less confidence are 255 in semantic PNGs.
-        thresholds: the same for single labels.
-        stuff: labels whose masks are one segment an image in panoptic files, beside those of `kind: stuff`.
-        tolerance: pixels by which polygons may leave the outline; 0 is exact.
-        image_url: what Label Studio finds the images under.
+        ignore_below: in semantic PNGs, pixels of masks with a lower confidence are 255.
+        thresholds: label → value of `ignore_below` for that label.
+        stuff: labels whose masks form one segment per image in panoptic files, beside those of `kind: stuff`.
+        tolerance: largest distance in pixels of polygons to the outline; 0 is exact.
+        image_url: URL prefix of the images in Label Studio.
     """
 
     images: Literal["link", "copy", "none"] = "link"
@@ -62,7 +62,7 @@ class Options:
     image_url: str = "/data/local-files/?d="
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raises UsageError where it names a label that the run does not have."""
+        """Raise UsageError if an option names a label that the run does not have."""
         for label in (*self.stuff, *self.thresholds):
             if label not in labels:
                 raise UsageError(f"The run has no label {label!r}.{nearest(label, labels)}")
@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a writer needs. `labels` are the classes of the export in order; `ids` their places in the run's."""
+    """The parameters of a writer. `labels` are the exported classes in order, `ids` their indices in the run."""
 
     labels: tuple[str, ...]
     ids: Mapping[str, int]
@@ -82,33 +82,33 @@ class Plan:
     info: Mapping[str, object]
 
     def files(self, owner: int | str) -> ShardFiles:
-        """The files of a shard, or of the whole export, below `path`, which is a folder then."""
+        """Return the files of a shard, or of the whole export, in the folder `path`."""
         return ShardFiles(self.path, self.parts, owner)
 
 
 class Writer(Protocol):
-    """One format."""
+    """Writes one format."""
 
     def __init__(self, plan: Plan) -> None: ...
 
     def shard(self, shard: int, images: Iterable[ChosenImage]) -> Tally:
-        """Write what a shard gives; again, if it was begun before. Counts are summed over all shards."""
+        """Write the output of a shard, and replace that of an interrupted attempt. The caller sums the counts."""
         ...
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
-        """Write what speaks of all shards; the files or folders a person should know of."""
+        """Write the files that depend on all shards. Return the files or folders to report to the user."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format.
+    """An export format.
 
     Attributes:
-        name: for `-f`.
-        make: its writer.
-        head: how each file begins that the writer writes. Empty: the writer writes a folder.
-        naming: from the file name of an image to the name of what is made of it.
+        name: value of `-f`.
+        make: class of the writer.
+        head: first characters of every written file. Empty: the format is a folder.
+        naming: maps the file name of an image to the name of its output.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Format:
         return not self.head
 
     def wrote(self, path: Path) -> bool:
-        """Return whether a file begins as those of this format."""
+        """Return whether a file begins like those of this format."""
         head = self.head.encode()
         with path.open("rb") as file:
             return file.read(len(head)) == head
@@ -129,7 +129,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export holds, and of how many of the run's shards."""
+    """The counts of an export, and the numbers of exported and of all shards."""
 
     paths: list[Path]
     tally: Tally
@@ -143,7 +143,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An export as it travels to another process."""
+    """The parameters of an export, which other processes receive."""
 
     workdir: Path
     format: Format
@@ -154,7 +154,7 @@ class Job:
 
     @property
     def kept(self) -> Path:
-        """Where the marks and parts lie."""
+        """The folder of the marks and parts."""
         return (
             self.path / PARTS if self.format.is_folder else self.path.with_name(shortened(f".{self.path.name}.parts"))
         )
@@ -178,14 +178,14 @@ class Job:
         return self.format.make(plan)
 
     def mark(self, shard: int) -> Path:
-        """The file that says of what a shard was made."""
+        """Return the mark of a shard, a file with the digest of its content."""
         return self.kept / f"{shard:06d}.json"
 
     def chooser(self, results: Results) -> Chooser:
         return Chooser(results, self.selection, self.shared, self.format.naming)
 
     def made_of(self, results: Results, commit: Commit) -> str:
-        """What a shard is made of: other masks, rows, names, splits or ids, another digest."""
+        """Return a digest of a shard's content. It changes with masks, rows, names, splits or ids."""
         digest, manifest = hashlib.blake2b(commit.digest.encode(), digest_size=16), results.manifest
         chooser = self.chooser(results)
         for row in manifest.read_shard(commit.shard):
@@ -194,10 +194,12 @@ class Job:
         return digest.hexdigest()
 
     def do(self, results: Results, writer: Writer, shard: int) -> Tally:
-        """One committed shard, unless its mark says that it is done."""
+        """Export a committed shard, unless its mark is current. Return its counts."""
         commit = results.masks.read_commit(shard)
         if commit is None:
-            raise OvsegError(f"Shard {shard} of {self.workdir} has lost its commit while it was exported; try again.")
+            raise OvsegError(
+                f"Shard {shard} of {self.workdir} lost its commit during the export. Run the command again."
+            )
         made_of, done = self.made_of(results, commit), _read(self.mark(shard))
         if done.get("made_of") == made_of:
             return Tally(done["tally"])
@@ -218,13 +220,13 @@ def export(
     advance: Callable[[int], object] = lambda rows: None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write what a run has committed so far into `path`.
+    """Export the committed shards of a run to `path`.
 
     Args:
-        path: a file that does not exist or is an export of this format, which is replaced; or a folder that is empty
-            or holds the same export, which then goes on.
+        path: a new file, or an export of this format, which is replaced; or an empty folder, or one that holds the same
+            export, which is continued.
         overwrite: replace any file, and any folder that holds an export.
-        workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
+        workers: number of worker processes. 0: only this process. None: one per core for large runs.
         advance: called with the number of manifest rows that are finished.
 
     Raises:
@@ -263,7 +265,7 @@ def export(
 
 
 def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict[str, Any]:
-    """Require a destination that may be written; return what is known of this same export there.
+    """Require an empty destination, or one that holds this same export. Return the record of that export.
 
     Raises:
         UsageError: the destination holds something else.
@@ -282,13 +284,13 @@ def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict
     elif job.path.exists() and (not job.path.is_dir() or any(job.path.iterdir())):
         if not known:
             raise UsageError(
-                f"{job.path} holds something else than an export. Give another {spelled('-o', 'path')}, or delete it."
+                f"{job.path} is not empty and holds no export. Give another {spelled('-o', 'path')}, or delete it."
             )
         if not overwrite:
             raise UsageError(f"{job.path} holds an export with other settings or of another run. {_otherwise()}")
         if known.get("version") != VERSION:
             raise UsageError(
-                f"{job.path} holds an export of another version of ovseg-batch, which has not listed its files. "
+                f"{job.path} holds an export of another version of ovseg-batch, which did not list its files. "
                 f"Give another {spelled('-o', 'path')}, or delete it."
             )
         remove_listed(job.path, job.kept.glob(f"*{LIST}"))
@@ -301,9 +303,9 @@ def _record(state: str) -> dict[str, Any]:
 
 
 def _forget(job: Job, state: str, made: Mapping[int, str], splits: Sequence[str]) -> None:
-    """Remove what killed exports have left, and the files of shards that are not what they were made of any more.
+    """Remove files of killed exports, and the files of shards that have changed.
 
-    The record and the marks go first, so that nothing counts as done whose files are gone.
+    The record and the marks are removed first, so that no shard counts as done whose files are missing.
     """
     remove_leftovers(temporaries_in(job.kept))
     write_text(job.kept / RECORD, json.dumps(_record(state)))
@@ -326,7 +328,7 @@ def _check_files(job: Job, splits: Sequence[str], overwrite: bool) -> None:
                 f"{path} is a folder; {job.format.name} is a file. Give {spelled('-o', 'path')} a file's name."
             )
         if path.exists() and not overwrite and not job.format.wrote(path):
-            raise UsageError(f"{path} exists and is no earlier export as {job.format.name}. {_otherwise()}")
+            raise UsageError(f"{path} exists and is not an earlier export as {job.format.name}. {_otherwise()}")
 
 
 def _otherwise() -> str:
@@ -334,7 +336,7 @@ def _otherwise() -> str:
 
 
 def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
-    """All is there: forget the steps. A folder remembers what it holds."""
+    """Remove the marks and parts of a finished export. Folders keep a record of their content."""
     if job.format.is_folder:
         named = [path.relative_to(job.path).as_posix() for path in paths]
         write_text(job.kept / RECORD, json.dumps({**record, "paths": named}))
@@ -346,7 +348,7 @@ def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
 
 
 def _all_shards(job: Job, results: Results, shards: Sequence[int], workers: int) -> Iterator[tuple[int, Tally]]:
-    """(shard, its counts) as they come to an end."""
+    """Yield each finished shard and its counts."""
     if workers == 0:
         writer = job.writer(results)
         yield from ((shard, job.do(results, writer, shard)) for shard in shards)
@@ -366,7 +368,7 @@ _at_work: tuple[Job, Results, Writer]
 
 
 def _open(job: Job) -> None:
-    """What a process does once."""
+    """Initialise a worker process."""
     global _at_work
     results = Results.open(Workdir(job.workdir))
     _at_work = job, results, job.writer(results)
@@ -378,7 +380,7 @@ def _do(shard: int) -> Tally:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
+    """Read the JSON object in a file. Return an empty one if there is none."""
     try:
         content: dict[str, Any] = parse_json(path.read_bytes())
     except (OSError, ValueError):

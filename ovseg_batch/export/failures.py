@@ -1,4 +1,4 @@
-"""`failures.csv`: every image that has no masks, which stage failed it, and why."""
+"""Write `failures.csv`: every failed image, with the stage and the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("row", "key", "stage", "code", "message")
 
 
 def write_failures(path: Path, failures: Iterable[tuple[int, str, str, str, str]]) -> int:
-    """Write one line per failure (row, key, stage, code, message), atomically; how many there were."""
+    """Write one line per failure (row, key, stage, code, message), atomically. Return their number."""
     count = 0
     with atomic_path(path) as temporary, create_text(temporary) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -25,6 +25,6 @@ def write_failures(path: Path, failures: Iterable[tuple[int, str, str, str, str]
 
 
 def plain(text: str) -> str:
-    """Keep a spreadsheet from taking a file name for a formula, and control characters out of lines and terminals."""
+    """Escape a text so that spreadsheets do not read it as a formula, and replace control characters."""
     text = without_controls(text.replace("\r", " ").replace("\n", " "))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

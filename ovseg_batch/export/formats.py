@@ -1,4 +1,4 @@
-"""The writer of every format."""
+"""The table of export formats."""
 
 from __future__ import annotations
 

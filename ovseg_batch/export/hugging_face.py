@@ -1,4 +1,4 @@
-"""Data sets as Hugging Face's `datasets` loads them: Parquet with images inside, or a folder of images and a list."""
+"""Data sets for Hugging Face's `datasets`: Parquet that contains the images, or a folder of images with metadata."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ovseg_batch.export.pictures import class_map, png
 from ovseg_batch.export.selection import ChosenImage, stem_of, visible
 from ovseg_batch.io.atomic import atomic_path, create, create_text
 
-ALL = "train"  # the split of images that are not parted
-#: Suffixes of images, of those that a run takes, that `datasets` knows.
+ALL = "train"  # the split of all images if there are no splits
+#: Suffixes of images that both a run and `datasets` support.
 READER = Reader(frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2".split()))
-#: A word by which `datasets` assigns all files below a folder to a split, between the separators that it knows.
+#: A word between separators by which `datasets` assigns all files below a folder to a split.
 SPLIT_WORD = re.compile(
     r"(?<![^-._ 0-9])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![^-._ 0-9])"
 )
-ROWS = 16  # images in a row group, so that a group fits into memory
+ROWS = 16  # images per row group, which must fit into memory
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECT = pa.struct(
     [
@@ -43,13 +43,13 @@ OBJECT = pa.struct(
 
 
 def name_of(file_name: str) -> str:
-    """Return a name that is not hidden for `datasets`, and in which no folder names a split."""
+    """Return a name that `datasets` does not hide, and in which no folder names a split."""
     *folders, stem = visible(stem_of(file_name), ".", "__").split("/")
     return "/".join([*(SPLIT_WORD.sub(r"\g<0>folder", part) for part in folders), stem])
 
 
 class ParquetWriter:
-    """`data/<split>-<shard>.parquet`: image, mask (a semantic PNG), and every object with its RLE."""
+    """Writes `data/<split>-<shard>.parquet`: the image, its mask (a semantic PNG), and all objects with their RLE."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -89,7 +89,7 @@ class ParquetWriter:
         return row
 
     def _schema(self) -> pa.Schema:
-        """Columns, and what `datasets` makes of them."""
+        """Return the Parquet schema, with the features of `datasets` in its metadata."""
         fields = [("mask", PICTURE), ("key", pa.string()), ("file_name", pa.string()), ("width", pa.int32())]
         fields += [("height", pa.int32()), ("confidence", pa.float32()), ("unsure_masks", pa.int32())]
         fields += [("objects", pa.list_(OBJECT))]
@@ -105,7 +105,7 @@ class ParquetWriter:
 
 
 class ImageFolderWriter:
-    """A folder a split: `images/`, `masks/` (semantic PNGs) and `metadata.jsonl`, which names both."""
+    """Writes a folder per split: `images/`, `masks/` (semantic PNGs) and `metadata.jsonl`, which names both."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -152,7 +152,7 @@ class ImageFolderWriter:
 
 @contextlib.contextmanager
 def _parquet(path: Path, schema: pa.Schema, beside: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A Parquet file that takes row after row, and appears when all are in it; `beside` holds it until then."""
+    """Yield a function that adds a row to a Parquet file, which is written in `beside` and renamed at the end."""
     rows: list[dict[str, Any]] = []
     with atomic_path(path, beside) as temporary, create(temporary) as file, pq.ParquetWriter(file, schema) as writer:
 
@@ -171,7 +171,7 @@ def _parquet(path: Path, schema: pa.Schema, beside: Path) -> Iterator[Callable[[
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """What `datasets` calls a column of an Arrow type."""
+    """Return the feature of `datasets` for a column of an Arrow type."""
     if kind == PICTURE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):

@@ -1,4 +1,4 @@
-"""Image files in exports that want them beside the labels, as the readers of these exports find and open them."""
+"""Place image files in exports, with names and formats that the readers of these exports support."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ovseg_batch.types import ImageRow
 from ovseg_batch.wording import spelled
 
 PNG = ".png"
-#: Format, as Pillow calls it → the suffix under which every reader takes it.
+#: Pillow's name of a format → the suffix that every reader accepts.
 USUAL = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": PNG, "TIFF": ".tif", "BMP": ".bmp"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What image files the reader of an export opens.
+    """The image files that the reader of an export supports.
 
     Attributes:
-        suffixes: in lower case.
-        formats: as Pillow calls them; None: whatever the file holds.
+        suffixes: accepted suffixes in lower case.
+        formats: accepted formats by Pillow's names. None: any.
     """
 
     suffixes: frozenset[str]
     formats: frozenset[str] | None = None
 
     def choice(self, source: Path, own: str) -> tuple[str, bool]:
-        """Return the suffix under which the reader takes an image file, and whether it must become a PNG for that.
+        """Return a suffix that the reader accepts for an image file, and whether the file must be converted to PNG.
 
         Args:
-            own: the suffix of its name, which is kept where it can be.
+            own: the suffix of its name, which is kept if possible.
 
         Raises:
-            OvsegError: the file is no image any more.
+            OvsegError: the file is not an image any more.
         """
         kind = _format(source)
         if own.lower() in self.suffixes and (self.formats is None or kind in self.formats):
@@ -52,14 +52,14 @@ class Reader:
 
 
 def place_image(source: Path, target: Path, how: Literal["link", "copy"], convert: bool, beside: Path) -> None:
-    """Make `target` a symbolic link to an image file, a copy of it, or a PNG of it; what was called so is replaced.
+    """Replace `target` by a symbolic link to an image file, a copy of it, or a PNG of it.
 
     Args:
-        convert: write a PNG with the same pixels, whatever `how` says.
-        beside: a folder on the same disk for what is not finished.
+        convert: write a PNG with the same pixels. `how` is ignored.
+        beside: folder on the same file system for unfinished files.
 
     Raises:
-        OvsegError: the file is no image any more.
+        OvsegError: the file is not an image any more.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside.mkdir(parents=True, exist_ok=True)
@@ -78,11 +78,11 @@ def place_image(source: Path, target: Path, how: Literal["link", "copy"], conver
 
 
 def local_path(row: ImageRow) -> Path:
-    """Where an image's file is.
+    """Return the path of an image's file.
 
     Raises:
-        UsageError: behind a URL.
-        OvsegError: nowhere any more, or another one than the stages have read.
+        UsageError: the image is behind a URL.
+        OvsegError: the file is missing, or has changed since the stages read it.
     """
     if is_remote(row.path):
         raise UsageError(f"{shown(row.path)} is not on this machine; {_without_images()}.")
@@ -99,20 +99,20 @@ def local_path(row: ImageRow) -> Path:
 
 
 def _format(source: Path) -> str:
-    """What Pillow calls the format of an image file, whose header alone is read."""
+    """Return Pillow's name of the format of an image file. Only the header is read."""
     try:
         with open_header(source) as image:
             return image.format or ""
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise many classes
         raise OvsegError(f"{source} cannot be read any more ({error}); {_without_images()}.") from None
 
 
 def _as_png(source: Path) -> bytes:
-    """The image, or the first frame of an animation, as a PNG with the same pixels, upright."""
+    """Encode the image, or the first frame of an animation, as an upright PNG with the same pixels."""
     try:
-        limits = Limits(sys.maxsize, source.stat().st_size)  # the run has opened it within its own
+        limits = Limits(sys.maxsize, source.stat().st_size)  # the run checked its own limits
         with open_image(str(source), limits) as image, decoding(source):
-            if image.mode.startswith("I") and orientation_of(image) == 1:  # `read_picture` cuts these 16 bits to 8
+            if image.mode.startswith("I") and orientation_of(image) == 1:  # `read_picture` reduces these 16 bits to 8
                 picture = Picture(np.asarray(image).astype(np.uint16))
             else:
                 picture = read_picture(image, source)

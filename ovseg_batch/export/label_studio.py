@@ -1,4 +1,4 @@
-"""Label Studio: tasks with brush predictions, the least certain first, and the labelling config that shows them."""
+"""Label Studio: tasks with brush predictions, the least certain first, and the labelling config that displays them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ovseg_batch.methods.colours import hex_palette
 Array = np.ndarray[Any, Any]
 
 FROM_NAME, TO_NAME = "masks", "image"
-TASKS_PER_FILE = 500  # Label Studio takes a file into memory
-RUN_BITS = 16  # of a run's length in its brush format
+TASKS_PER_FILE = 500  # Label Studio loads a whole file into memory
+RUN_BITS = 16  # bits of a run length in the brush format
 LONGEST = 1 << RUN_BITS
 
 
 class LabelStudioWriter:
-    """`tasks-00001.json` … in the order to review them, and `label-config.xml`."""
+    """Writes `tasks-00001.json` … in review order, and `label-config.xml`."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -96,7 +96,7 @@ class LabelStudioWriter:
         return paths
 
     def _in_order(self, shards: Sequence[int], split: str) -> Iterator[str]:
-        """The tasks, least certain first; of those in the files no more is held than 16 bytes each."""
+        """Yield the tasks, least certain first. 16 bytes per task are held in memory."""
         parts, kind = self._plan.parts, of_split("tasks", split)
         places = []
         for shard in shards:
@@ -115,13 +115,13 @@ class LabelStudioWriter:
 
 
 def _take(lines: Iterator[str], count: int) -> list[str] | None:
-    """The next lines, at most `count`; None when there are no more."""
+    """Return at most `count` next lines, or None at the end."""
     taken = [line for _, line in zip(range(count), lines, strict=False)]
     return taken or None
 
 
 def label_config(labels: Sequence[str]) -> str:
-    """The XML to give a project, without which its masks would not show."""
+    """Return the labelling config of a project. Without it, Label Studio does not show the masks."""
     lines = []
     for label, colour in zip(labels, hex_palette(len(labels)), strict=True):
         lines.append(f'    <Label value={quoteattr(without_controls(label))} background="{colour}"/>')
@@ -138,11 +138,11 @@ def label_config(labels: Sequence[str]) -> str:
 
 
 def brush_counts(mask: Array) -> bytes:
-    """A mask (H, W) of bool in Label Studio's brush format: the runs of its RGBA bytes, packed in bits.
+    """Encode a mask (H, W) bool in Label Studio's brush format: run lengths of RGBA bytes, packed into bits.
 
-    The format is that of thi.ng's rle-pack: 32 bits for how many values there are, 5 for the bits of a value less 1,
-    four times 4 for the bits of a run's length less 1; then for each run a 1, two bits that choose the size of the
-    length, the length less 1, and the value. Here every size is 16 bits and values are 0 and 255.
+    The format is rle-pack of thi.ng/umbrella. Header: 32 bits for the number of values, 5 bits for the bits per value
+    minus 1, and four times 4 bits for the possible bits of a length minus 1. Each run: a bit 1, two bits that select
+    the size of the length, the length minus 1, and the value. Here, all sizes are 16 bits, and values are 0 and 255.
     """
     flat = mask.ravel()
     bounds = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]

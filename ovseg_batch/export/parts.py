@@ -1,7 +1,7 @@
-"""What the shards of an export give and have: lines of text for one file, and files of a folder.
+"""Intermediate files of an export: lines of text for a single file, and lists of the files in a folder.
 
-Lines are kept apart until they are put together. Every file is in a list before it is there, so that a later export can
-remove what is not part of it any more, and nothing else.
+Each shard has its parts until they are joined. Every file is listed before it is written, so that a later export can
+remove exactly the files that it no longer needs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ovseg_batch.export.image_files import Reader
 
 LIST = ".files"  # suffix of lists of files
-WHOLE = "whole"  # owner of the files that speak of all shards
+WHOLE = "whole"  # owner of the files that depend on all shards
 
 
 class Parts:
-    """Files `<shard>-<kind>.part` in a folder, a line each entry; no entry holds a newline."""
+    """Files `<shard>-<kind>.part` in a folder, with one entry per line. Entries contain no newline."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Parts:
         return self.folder / f"{shard:06d}-{kind}.part"
 
     def listing(self, owner: int | str) -> Path:
-        """The list of the files that a shard has in the export's folder."""
+        """Return the list of a shard's files in the folder of the export."""
         name = f"{owner:06d}" if isinstance(owner, int) else owner
         return self.folder / f"{name}{LIST}"
 
@@ -46,7 +46,7 @@ class Parts:
                 file.write("\n")
 
     def read(self, shards: Sequence[int], kind: str) -> Iterator[str]:
-        """The lines of all shards' parts of a kind, in order; a shard without such a part has none."""
+        """Yield the lines of a kind of part of all shards, in order. A missing part has no lines."""
         for shard in shards:
             path = self.path(shard, kind)
             if path.exists():
@@ -56,7 +56,7 @@ class Parts:
 
 
 class ShardLines:
-    """The lines of one shard, by kind and split, until all are known."""
+    """Collects the lines of one shard by kind and split."""
 
     def __init__(self, kinds: Sequence[str], splits: Sequence[str]) -> None:
         self._lines: dict[str, list[str]] = {of_split(kind, split): [] for kind in kinds for split in splits or ("",)}
@@ -70,12 +70,12 @@ class ShardLines:
 
 
 class ShardFiles:
-    """Files that a shard, or the whole export, has in the export's folder.
+    """The files of a shard, or of the whole export, in the folder of the export.
 
     Args:
-        root: the export's folder.
-        parts: where the list is kept.
-        owner: the shard's number, or a word.
+        root: folder of the export.
+        parts: folder of the list.
+        owner: number of the shard, or `WHOLE`.
     """
 
     def __init__(self, root: Path, parts: Parts, owner: int | str) -> None:
@@ -85,26 +85,26 @@ class ShardFiles:
         self._batch = FileBatch(root, parts.folder)
 
     def path(self, name: str) -> Path:
-        """Where a file may be written now, because it is in the list."""
+        """Add a file to the list, and return its path for writing."""
         with naming(self._parts.folder):
             print(json.dumps(name), file=self._list, flush=True)
         return self._root / name
 
     def add(self, name: str, content: bytes) -> None:
-        """Begin to write a file, which is there after `publish`."""
+        """Start to write a file, which appears with `publish`."""
         self.path(name)
         self._batch.add(name, content)
 
     def place(self, row: ImageRow, name: str, suffix: str, reader: Reader, how: Literal["link", "copy", "none"]) -> str:
-        """Put an image file there as its reader wants it; the suffix under which it is.
+        """Place an image file in the export as the reader requires. Return the suffix of its name.
 
         Raises:
             UsageError: the image is behind a URL.
-            OvsegError: it is not there any more, or no image any more.
+            OvsegError: the file is missing, or is not an image any more.
         """
         if how == "none":
             return suffix
-        from ovseg_batch.export.image_files import local_path, place_image  # imports Pillow
+        from ovseg_batch.export.image_files import local_path, place_image  # imported here: it imports Pillow
 
         source = local_path(row)
         suffix, convert = reader.choice(source, suffix)
@@ -112,7 +112,7 @@ class ShardFiles:
         return suffix
 
     def publish(self) -> None:
-        """Give the files that were added their names, all at once."""
+        """Rename the added files to their final names, all at once."""
         os.fsync(self._list.fileno())
         self._batch.publish()
 
@@ -122,17 +122,17 @@ class ShardFiles:
 
     def __exit__(self, *raised: Any) -> None:
         self._batch.__exit__(*raised)
-        with naming(self._parts.folder):  # what could not be written before is tried again
+        with naming(self._parts.folder):  # writes that failed before are tried again
             self._list.close()
 
 
 def remove_listed(root: Path, lists: Iterable[Path]) -> None:
-    """Delete the files that lists name below a folder, the folders that this leaves empty, and the lists."""
+    """Delete the listed files below a folder, folders that become empty, and the lists."""
     home = root.resolve()
 
     @functools.lru_cache(maxsize=1024)
     def is_inside(folder: Path) -> bool:
-        """Whether no link leads out of the export: a list from a stranger can name anything."""
+        """Return whether no link leads out of the export. Lists are not trusted."""
         return folder.resolve().is_relative_to(home)
 
     for listing in lists:
@@ -152,7 +152,7 @@ def remove_listed(root: Path, lists: Iterable[Path]) -> None:
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    """Delete a folder below `root` and those above it, as far as they are empty."""
+    """Delete a folder below `root`, and its parents, while they are empty."""
     while folder != root:
         try:
             folder.rmdir()
@@ -164,7 +164,7 @@ def _remove_empty(folder: Path, root: Path) -> None:
 
 
 def _listed(line: str) -> str:
-    """The name in a line of a list; nothing where a power cut has torn it."""
+    """Return the name in a line of a list, or an empty string for an incomplete line."""
     try:
         return str(json.loads(line))
     except ValueError:
@@ -172,10 +172,10 @@ def _listed(line: str) -> str:
 
 
 def of_split(kind: str, split: str) -> str:
-    """The kind of part that a split has for itself."""
+    """Return the kind of a part for one split."""
     return f"{kind}-{split}" if split else kind
 
 
 def split_path(path: Path, split: str) -> Path:
-    """`masks.json` → `masks-val.json`; the same path where images are not parted."""
+    """Return the path for a split, such as `masks-val.json` for `masks.json`. Without splits, return the same path."""
     return path.with_name(f"{path.stem}-{split}{path.suffix}") if split else path

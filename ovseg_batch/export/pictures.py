@@ -1,4 +1,4 @@
-"""Formats that are PNGs: one map of classes an image, one of segments, or one file a mask."""
+"""PNG formats: one class map per image, one segment map per image, or one file per mask."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from ovseg_batch.types import Annotation, painting_order
 Array = np.ndarray[Any, Any]
 
 IGNORE = 255
-MANY = 254  # classes (with the background) that fit into 8 bits beside `IGNORE`
+MANY = 254  # most classes (with the background) that fit into 8 bits beside `IGNORE`
 IGNORE_16 = 65535
 
 
 def class_map(image: ChosenImage, plan: Plan) -> Array:
-    """(H, W) uint8, or uint16 beyond 254 classes: what a semantic PNG holds.
+    """Return the pixels of a semantic PNG: (H, W) uint8, or uint16 for more than 254 classes.
 
-    0 is the background where the run had one, and the classes follow in order; 255 (65535 in 16 bits) is what no mask
-    covers otherwise, and masks whose confidence is under `ignore_below` or their label's own threshold.
+    With a background, 0 is the background and classes start at 1. Otherwise, classes start at 0, and pixels without a
+    mask are 255 (65535 in 16 bits). Masks whose confidence is below the threshold of their label or `ignore_below` are
+    also 255.
     """
     first = int(plan.has_background)
     deep = len(plan.labels) + first > MANY
@@ -46,13 +47,13 @@ def class_map(image: ChosenImage, plan: Plan) -> Array:
 
 
 def _is_sure(annotation: Annotation, plan: Plan) -> bool:
-    """Whether a mask's pixels are labelled, and not left out of training."""
+    """Return whether the confidence of a mask reaches its threshold."""
     options = plan.options
     return bool(annotation.confidence >= options.thresholds.get(annotation.category, options.ignore_below))
 
 
 def png(pixels: Array, palette: Sequence[int] | None = None) -> bytes:
-    """The PNG of a map; indices into `palette` (r, g, b, r, g, b, …) where there is one and 8 bits are enough."""
+    """Encode a map as PNG. With `palette` (r, g, b, r, g, b, …) and 8 bits, pixels are indices into it."""
     picture, file = Image.fromarray(pixels), io.BytesIO()
     if palette is not None and pixels.dtype == np.uint8:
         picture.putpalette(palette)
@@ -61,7 +62,7 @@ def png(pixels: Array, palette: Sequence[int] | None = None) -> bytes:
 
 
 def voc_palette() -> list[int]:
-    """VOC's 256 colours, each three bits of its index spread over red, green and blue."""
+    """Return the 256 colours of PASCAL VOC: the bits of an index are distributed over red, green and blue."""
     colours = []
     for index in range(256):
         for channel in range(3):
@@ -71,7 +72,7 @@ def voc_palette() -> list[int]:
 
 
 class SemanticWriter:
-    """`<name>.png` an image, a folder for each split, and `classes.json`."""
+    """Writes `<name>.png` per image, a folder per split, and `classes.json`."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -102,7 +103,7 @@ class SemanticWriter:
 
 
 class PanopticWriter:
-    """`panoptic.json` and a folder `panoptic/` of PNGs in which R + 256 G + 65536 B is a segment's id; one a split."""
+    """Writes `panoptic.json` and `panoptic/` per split. In the PNGs, R + 256 G + 65536 B is the id of a segment."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -127,7 +128,7 @@ class PanopticWriter:
         return tally
 
     def _segments(self, image: ChosenImage) -> tuple[Array, list[dict[str, Any]]]:
-        """(H, W) uint32 segment of each pixel (0: none), and an entry for each segment."""
+        """Return the segment of each pixel (H, W) uint32 (0: none), and an entry per segment."""
         owner = np.zeros((image.height, image.width), np.uint32)
         entries: list[dict[str, Any]] = []
         stuff: dict[str, dict[str, Any]] = {}
@@ -150,7 +151,7 @@ class PanopticWriter:
             owner[rle.decode(image.annotations[number].rle, image.height, image.width)] = owners[number]
         counts = np.bincount(owner.ravel(), minlength=len(entries) + 1)
         for entry in entries:
-            if entry["area"] != counts[entry["id"]]:  # another mask covers a part
+            if entry["area"] != counts[entry["id"]]:  # another mask covers a part of it
                 entry |= {"area": int(counts[entry["id"]]), "bbox": _box(owner == entry["id"])}
         return owner, [entry for entry in entries if entry["area"]]
 
@@ -174,7 +175,7 @@ class PanopticWriter:
 
 
 class MasksWriter:
-    """A folder for each image, a PNG for each mask: 255 inside."""
+    """Writes a folder per image and a PNG per mask, 255 inside the mask."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -195,12 +196,12 @@ class MasksWriter:
 
 
 def _id_colours(segments: Array) -> Array:
-    """Ids (H, W) as panoptic PNGs hold them: (H, W, 3) uint8."""
+    """Encode ids (H, W) as colours of panoptic PNGs: (H, W, 3) uint8."""
     return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
 
 
 def _box(mask: Array) -> list[int]:
-    """The box (x, y, width, height) around a mask; zeros where it is empty."""
+    """Return the box (x, y, width, height) of a mask; zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return [0, 0, 0, 0]
@@ -209,7 +210,7 @@ def _box(mask: Array) -> list[int]:
 
 
 def _around(one: Sequence[float], other: Sequence[float]) -> list[int]:
-    """The box (x, y, width, height) around both."""
+    """Return the box (x, y, width, height) around two boxes."""
     x, y = min(one[0], other[0]), min(one[1], other[1])
     right, bottom = max(one[0] + one[2], other[0] + other[2]), max(one[1] + one[3], other[1] + other[3])
     return [int(x), int(y), int(right - x), int(bottom - y)]

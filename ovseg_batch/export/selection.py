@@ -1,4 +1,4 @@
-"""What of a run is exported: which masks, which images, and in which part of a data set they go."""
+"""Select the masks and images to export, and assign images to splits."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.results import Results
 
 SPLITS = ("train", "val", "test")
-#: What data sets call their splits. `eval` is not here, because it is val for some and test for others.
+#: Names of splits in data sets. `eval` is missing, because it is val for some and test for others.
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
-LONGEST = 255  # bytes of a file's name that file systems allow
+LONGEST = 255  # bytes of a file name that file systems allow
 SUFFIX = 4  # bytes of `.png`, `.txt` and the like
 SHARED = 17  # bytes of `-` and a hash
 
 
 def known_split(value: object) -> str | None:
-    """Return the split of a value of a list: train for an empty one, None for an unknown one."""
+    """Return the split of a manifest value: train if empty, None if unknown."""
     text = "" if value is None else str(value).strip().casefold()
     return SPLIT_NAMES.get(text) if text else "train"
 
 
 def parted_name(name: str) -> tuple[str, str]:
-    """Return a file name without its suffix, and the suffix with its dot. A name of dots alone is not cut."""
+    """Split a file name into stem and suffix with its dot. Names of dots only have no suffix."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.rpartition(".")
     if not stem.strip(".") or not suffix:
@@ -43,12 +43,12 @@ def parted_name(name: str) -> tuple[str, str]:
 
 
 def stem_of(name: str) -> str:
-    """Return what files made of an image are called, without their suffix: what most formats need."""
+    """Return the name of an image's outputs without their suffix, as most formats use it."""
     return parted_name(name)[0]
 
 
 def visible(name: str, *hidden: str) -> str:
-    """Return a name in which no part begins like the names that a reader of folders skips."""
+    """Return a name in which no part begins like names that readers of folders skip."""
     return "/".join(f"hidden{part}" if part.startswith(hidden) else part for part in name.split("/"))
 
 
@@ -57,14 +57,14 @@ Naming = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which masks and images of a run are wanted.
+    """The masks and images of a run to export.
 
     Attributes:
-        labels: only masks of these; empty: of all.
+        labels: labels of the masks; empty: all.
         min_score: least confidence of a mask, in [0, 1].
-        min_area: least pixels of a mask.
-        split: only images of this part, which then is not kept apart from any other.
-        val_share: share of the images that is `val`, by a hash of their keys, where the manifest has no column `split`.
+        min_area: least area of a mask in pixels.
+        split: export only this split, without a folder for it. None: all.
+        val_share: share of images in the split `val`, chosen by a hash of their keys; used without a column `split`.
     """
 
     labels: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Selection:
     val_share: float = 0.0
 
     def check(self, results: Results) -> None:
-        """Raises UsageError where it asks for what the run does not have."""
+        """Raise UsageError if the selection names a label or split that the run does not have."""
         for label in self.labels:
             if label not in results.labels:
                 raise UsageError(
@@ -105,7 +105,7 @@ class Selection:
                 )
 
     def splits(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the splits that the export keeps apart; none without splits, or where one split is selected."""
+        """Return the splits that the export separates. Empty without splits, or if one split is selected."""
         return () if self.split is not None else self._parts(manifest)
 
     def _parts(self, manifest: Manifest) -> tuple[str, ...]:
@@ -114,16 +114,18 @@ class Selection:
         return ("train", "val") if self.val_share > 0 else ()
 
     def names(self, results: Results) -> tuple[str, ...]:
-        """The classes of the export, in the run's order."""
+        """Return the exported classes, in the order of the run."""
         return tuple(name for name in results.labels if not self.labels or name in self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenImage:
-    """An image with the masks that were chosen.
+    """An image with its selected masks.
 
-    `name` is the path that files made of it have, without a suffix: the file name's own, unless two images would share
-    it. `split` is empty where images are not parted. `number` is the image's id in COCO files.
+    Attributes:
+        name: path of its outputs without a suffix. It follows the file name, and is unique.
+        split: empty without splits.
+        number: id of the image in COCO files.
     """
 
     row: ImageRow
@@ -142,22 +144,22 @@ class ChosenImage:
 
     @property
     def under(self) -> str:
-        """The image's name below its split's folder."""
+        """The name of the image below the folder of its split."""
         return f"{self.split}/{self.name}" if self.split else self.name
 
     @property
     def suffix(self) -> str:
-        """What the image file's name ends with."""
+        """The suffix of the image file."""
         return parted_name(self.row.file_name)[1]
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """Reads the chosen images of a run, shard by shard.
+    """Reads the selected images of a run, shard by shard.
 
     Attributes:
-        shared: hashes of the names that more than one image would have.
-        naming: from a file name to the name that the format gives it, without a suffix.
+        shared: hashes of names that several images would have.
+        naming: maps a file name to the name of the outputs, without a suffix.
     """
 
     results: Results
@@ -166,10 +168,10 @@ class Chooser:
     naming: Naming = stem_of
 
     def shard(self, shard: int) -> Iterator[ChosenImage]:
-        """The images of a committed shard, in manifest order.
+        """Yield the selected images of a committed shard, in manifest order.
 
         Raises:
-            UsageError: a file name that leads out of its folder, which only a forged manifest has.
+            UsageError: a file name leads out of its folder, which happens only in forged manifests.
         """
         wanted = self.selection
         for image in self.results.shard(shard):
@@ -190,7 +192,7 @@ class Chooser:
         return bool(annotation.confidence >= wanted.min_score and annotation.area >= wanted.min_area)
 
     def split(self, row: ImageRow) -> str:
-        """The split of an image; empty where images are not parted."""
+        """Return the split of an image; empty without splits."""
         if "split" in row.extra:
             return known_split(row.extra["split"]) or "train"
         if not self.selection.val_share:
@@ -198,14 +200,14 @@ class Chooser:
         return "val" if key_hash(row.key) / 2**64 < self.selection.val_share else "train"
 
     def name(self, row: ImageRow) -> str:
-        """The name of what is made of an image.
+        """Return the name of an image's outputs.
 
         Raises:
-            UsageError: a file name that leads out of its folder, which only a forged manifest has.
+            UsageError: a file name leads out of its folder, which happens only in forged manifests.
         """
         name = row.file_name
         if name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise UsageError(f"{name!r} in the manifest is no name for a file below a folder.")
+            raise UsageError(f"{name!r} in the manifest is not a valid name of a file below a folder.")
         folder, slash, stem = self.naming(name).rpartition("/")
         folders = [shortened(part) for part in folder.split("/")]
         room = LONGEST - max(SUFFIX, len(os.fsencode(parted_name(name)[1])))
@@ -215,7 +217,7 @@ class Chooser:
 
 
 def shared_names(manifest: Manifest, naming: Naming) -> frozenset[int]:
-    """Hashes of the names that two or more images would have; 8 bytes a row are held."""
+    """Return the hashes of names that several images would have. 8 bytes a row are held."""
     hashes = np.fromiter(
         (key_hash(naming(name).lower()) for name in manifest.read_column("file_name")), np.uint64, manifest.rows
     )
@@ -224,10 +226,10 @@ def shared_names(manifest: Manifest, naming: Naming) -> frozenset[int]:
 
 
 def shortened(part: str, room: int = LONGEST) -> str:
-    """Return a name, cut and with a hash of the whole where it has more than `room` bytes, as parts of URLs can."""
+    """Return a name of at most `room` bytes. Longer names, as from URLs, are cut and get a hash."""
     return part if len(os.fsencode(part)) <= room else f"{_cut(part, room - SHARED)}-{key_hash(part):016x}"
 
 
 def _cut(text: str, room: int) -> str:
-    """The beginning of a text that takes at most `room` bytes, in whole characters."""
+    """Return the start of a text with at most `room` bytes, without splitting a character."""
     return text.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")

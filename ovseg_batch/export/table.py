@@ -1,4 +1,4 @@
-"""One line a mask, for spreadsheets and data frames."""
+"""CSV with one line per mask, for spreadsheets and data frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD = ",".join(COLUMNS) + "\n"
 
 
 class CsvWriter:
-    """A file, or one a split. `rle` holds COCO's compressed counts; an image without masks has no line."""
+    """Writes a file, or one per split. `rle` holds COCO's compressed counts. Images without masks have no line."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

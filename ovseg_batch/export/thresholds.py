@@ -1,4 +1,4 @@
-"""Least confidences label by label, so that training on the masks is not governed by the labels that come easily."""
+"""Confidence thresholds per label, so that easy labels do not dominate the training on exported masks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Array = np.ndarray[Any, Any]
 
 
 def keep_share(results: Results, share: float) -> dict[str, float]:
-    """The highest threshold for each label that keeps at least this share of its pixels.
+    """Return the highest threshold of each label that keeps at least a share of its pixels.
 
     Args:
-        share: in (0, 1].
+        results: a run.
+        share: least share of pixels to keep, in (0, 1].
 
     Returns:
-        label → threshold in steps of 1/1000, for labels that have masks.
+        label → threshold in steps of 1/1000, for labels with masks.
     """
     pixels = {label: np.zeros(STEPS + 1) for label in results.labels}
     for commit in results.masks.commits():
@@ -36,7 +37,7 @@ def keep_share(results: Results, share: float) -> dict[str, float]:
 
 
 def _highest(counts: Array, share: float) -> float:
-    above = np.cumsum(counts[::-1])[::-1]  # pixels kept by each bin as the threshold
+    above = np.cumsum(counts[::-1])[::-1]  # pixels that remain if a bin is the threshold
     return float(np.flatnonzero(above >= share * above[0] - 1e-9)[-1]) / STEPS
 
 
@@ -54,12 +55,12 @@ def are_thresholds(file: Path) -> bool:
 
 
 def read_thresholds(path: Path) -> dict[str, float]:
-    """Raises UsageError where the file is none of ours."""
+    """Read a file of thresholds. Raises UsageError if it is not one."""
     try:
         content = parse_json(path.read_bytes())
         found = {str(label): float(value) for label, value in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path} is no file of thresholds, as `eval --thresholds` writes them: {error}") from None
+        raise UsageError(f"{path} is not a file of thresholds that `eval --thresholds` wrote: {error}") from None
     if not all(0 <= value <= 1 for value in found.values()):
         raise UsageError(f"{path} holds thresholds outside 0 … 1.")
     return found

@@ -1,4 +1,4 @@
-"""Ultralytics' segmentation data sets: a polygon a line, a text file an image, `data.yaml`."""
+"""Ultralytics' segmentation data sets: a text file per image with a polygon per line, and `data.yaml`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ovseg_batch.export.selection import ChosenImage, stem_of, visible
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import write_text
 
-ALL = "train"  # the folder of images that are not parted
-IMAGES = "images"  # Ultralytics puts `labels` for the last folder of this name in an image's path
+ALL = "train"  # the folder of all images if there are no splits
+IMAGES = "images"  # Ultralytics replaces the last folder of this name in a path by `labels`
 SUFFIXES = "bmp dng jpeg jpg mpo png tif tiff webp heic heif avif jp2".split()  # Ultralytics' IMG_FORMATS
 READER = Reader(frozenset(f".{name}" for name in SUFFIXES), frozenset(name.upper() for name in SUFFIXES))
 
 
 def name_of(file_name: str) -> str:
-    """Return a name under which Ultralytics finds the image, and the labels of the image: no folder is `images`."""
+    """Return a name without a folder `images`, so that Ultralytics finds the image and its labels."""
     *folders, stem = visible(stem_of(file_name), ".").split("/")
     return "/".join([*(f"{part}_" if part == IMAGES else part for part in folders), stem])
 
 
 class YoloWriter:
-    """`images/<split>/`, `labels/<split>/<name>.txt`, `data.yaml`. An image without masks has an empty file."""
+    """Writes `images/<split>/`, `labels/<split>/<name>.txt` and `data.yaml`. Without masks, the file is empty."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -46,12 +46,13 @@ class YoloWriter:
         return tally
 
     def _line(self, image: ChosenImage, label: str, counts: bytes) -> str:
-        """`class x y x y …` in shares of the width and height."""
-        from ovseg_batch.methods.polygons import centre_ring  # imports OpenCV, which other formats do not need
+        """Return `class x y x y …`, with coordinates relative to the width and height."""
+        # imported here: it imports OpenCV, which other formats do not need
+        from ovseg_batch.methods.polygons import centre_ring
 
         mask = rle.decode(counts, image.height, image.width)
         ring = centre_ring(mask, self._plan.options.tolerance) / (image.width, image.height)
-        if len(ring) < 3:  # a point or a line of pixels; readers want three corners
+        if len(ring) < 3:  # a point or a line of pixels; readers require three corners
             ring = np.resize(ring, (3, 2))
         return f"{self._plan.labels.index(label)} {' '.join(f'{value:.6f}' for value in ring.ravel().tolist())}\n"
 
@@ -61,7 +62,7 @@ class YoloWriter:
         described = {
             "path": str(plan.path.resolve()),
             **{split: f"images/{split}" for split in splits},
-            **({} if "val" in splits else {"val": f"images/{ALL}"}),  # ultralytics wants one
+            **({} if "val" in splits else {"val": f"images/{ALL}"}),  # required by ultralytics
             "names": dict(enumerate(plan.labels)),
         }
         with plan.files(WHOLE) as files:

@@ -1,6 +1,6 @@
-"""Work on the images of many rows in threads, in order and within a limit of memory.
+"""Process the images of many rows in threads, in order and within a memory limit.
 
-Decoders release the GIL. A folder of panoramas needs no more memory than one of thumbnails.
+Decoders release the GIL, so threads run in parallel. The limit counts bytes, so the size of the images does not matter.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Array = np.ndarray[Any, Any]
 
 T = TypeVar("T")
 
-AHEAD = 64  # rows begun before the one in use; the bytes are what really bounds it
-FETCHERS = 16  # threads where images come from a network; they wait most of the time
-PEAK = 3  # bytes a pixel of a decoded image; Pillow holds about twice that for a moment
+AHEAD = 64  # rows started before the current one; the memory limit is usually reached first
+NETWORK_THREADS = 16  # threads for images from a network, which mostly wait
+PEAK = 3  # bytes per pixel of a decoded image; Pillow briefly holds about twice as many
 
 
 class _Budget:
-    """Bytes that files and images may hold. The row in front always gets what it needs, so nothing can stand still."""
+    """Limits the bytes that files and images hold. The first unfinished row never waits: no deadlocks."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -41,20 +41,20 @@ class _Budget:
         self._changed = threading.Condition()
         self._closed = False
 
-    def take(self, index: int, cost: int) -> None:
-        """Wait until a row may hold so many bytes, which include those that it holds."""
+    def reserve(self, index: int, cost: int) -> None:
+        """Wait until a row may hold `cost` bytes in total."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or index == self._front or self._fits(index, cost))
             self._held[index] = cost
 
-    def add(self, index: int, cost: int) -> None:
-        """Wait until a row may hold so many bytes more."""
-        self.take(index, self._held.get(index, 0) + cost)
+    def extend(self, index: int, cost: int) -> None:
+        """Wait until a row may hold `cost` bytes in addition to those that it already holds."""
+        self.reserve(index, self._held.get(index, 0) + cost)
 
     def _fits(self, index: int, cost: int) -> bool:
         return cost + sum(held for row, held in self._held.items() if row != index) <= self._limit
 
-    def give_back(self, index: int) -> None:
+    def release(self, index: int) -> None:
         with self._changed:
             self._held.pop(index, None)
             self._front = index + 1
@@ -69,9 +69,12 @@ class _Budget:
 def decode_ahead(
     rows: Sequence[ImageRow], threads: int, max_bytes: int, limits: Limits
 ) -> Iterator[tuple[ImageRow, Array | RowError]]:
-    """Decode the rows' images in threads, in order; each comes with its (H, W, 3) uint8 pixels or its `RowError`.
+    """Decode the images of rows in threads and yield them in order.
 
     Args: as `work_ahead`.
+
+    Yields:
+        each row, with its pixels (H, W, 3) uint8 or the `RowError` that it failed with.
     """
     return work_ahead(rows, lambda row, image: decode(image, shown(row.path)), threads, max_bytes, limits)
 
@@ -84,39 +87,40 @@ def work_ahead(
     limits: Limits,
     peak: int = PEAK,
 ) -> Iterator[tuple[ImageRow, T | RowError]]:
-    """Do something with the rows' images in threads, and give what comes of it in order.
+    """Call a function for the image of every row in threads, and yield the results in order.
 
     Args:
-        rows: what to open.
-        work: gets the opened image, not decoded yet; may raise RowError.
-        threads: how many do it; more are taken where images are behind URLs.
-        max_bytes: what is held for images that wait to be used is no more than this; one larger image alone may be.
-        limits: what may be read.
-        peak: bytes a pixel that `work` leaves.
+        rows: the rows whose images are opened.
+        work: receives the row and the opened image, which is not decoded yet; may raise RowError.
+        threads: number of threads; at least `NETWORK_THREADS` where images are behind URLs.
+        max_bytes: bytes that waiting images may hold. A single larger image is still processed.
+        limits: largest images that are read, and how URLs are fetched.
+        peak: bytes per pixel of the result of `work`.
 
     Yields:
-        each row, with the hash of its file's content, and what `work` made of it or the `RowError` to charge to it.
+        each row, with the hash of its file's content, and the result of `work` or the `RowError` that the row failed
+        with.
     """
     budget = _Budget(max_bytes)
 
     def do(index: int, row: ImageRow) -> tuple[ImageRow, T | RowError]:
         try:
             failpoints.reach(f"decode-{row.row}")
-            content = read_content(row.path, limits, functools.partial(budget.take, index))
+            content = read_content(row.path, limits, functools.partial(budget.reserve, index))
             row = identified(row, content)
             with open_content(content, shown(row.path), limits) as image:
                 del content
-                budget.add(index, image.width * image.height * peak)
+                budget.extend(index, image.width * image.height * peak)
                 return row, work(row, image)
         except RowError as error:
-            return row, error.with_traceback(None)  # its frames hold the file
+            return row, error.with_traceback(None)  # the frames of the traceback reference the file's bytes
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return row, RowError(FailureCode.OUT_OF_MEMORY, f"{shown(row.path)}: {type(error).__name__}: {error}")
 
     if any(is_remote(row.path) for row in rows):
-        threads = max(threads, FETCHERS)
+        threads = max(threads, NETWORK_THREADS)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     waiting: deque[tuple[int, Future[tuple[ImageRow, T | RowError]]]] = deque()
     todo = enumerate(rows)
@@ -130,7 +134,7 @@ def work_ahead(
             index, future = waiting.popleft()
             yield future.result()
             del future
-            budget.give_back(index)
+            budget.release(index)
     finally:
         budget.close()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A file is either whole under its name or not there: write beside it, fsync, rename, fsync the folder."""
+"""Write files atomically: write a temporary file, fsync it, rename it, fsync the folder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ovseg_batch.types import FileRecord
 
 BUFFER = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
-SHORT = 60  # bytes of a file's name in that of its temporary file
-ABANDONED = 24 * 3600  # seconds; a file in use is written to more often
+LONGEST_STEM = 60  # bytes of a file's name that the name of its temporary file starts with
+ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of another host counts as abandoned
 WRITERS = 4  # threads that wait for the disk
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 DISK_ERRORS = DISK_FULL | {errno.EFBIG, errno.EIO, errno.EROFS}
@@ -37,16 +37,16 @@ NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, er
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden name beside `path`, unique to the call, so that two processes cannot tear each other's file.
+    """Return a hidden path in the folder of `path`. It is unique to the call.
 
-    It names its machine and process, so that `owner_is_gone` can tell leftovers of a crash from work in progress. Of a
-    long name it has the beginning, because a file system bounds the whole.
+    The name contains the host and the process, so that `owner_is_gone` can tell leftovers of a crash from files in use.
+    Long names are shortened, because file systems limit the length of a name.
     """
     return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}.{_machine()}@{os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def _short(name: str) -> str:
-    while len(os.fsencode(name)) > SHORT:
+    while len(os.fsencode(name)) > LONGEST_STEM:
         name = name[:-1]
     return name
 
@@ -61,7 +61,7 @@ def _machine() -> str:
 
 
 def delete(path: Path) -> None:
-    """Delete a file, a folder with all in it, or a link. What a link leads to stays."""
+    """Delete a file, a folder with its content, or a link. The target of a link is kept."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -69,9 +69,9 @@ def delete(path: Path) -> None:
 
 
 def owner_is_gone(temporary: Path) -> bool:
-    """Return whether the process that made a temporary file no longer lives.
+    """Return whether the process that created a temporary file has ended.
 
-    Of a process elsewhere nothing is known. It counts as gone once the file is `ABANDONED` seconds old.
+    Processes of other hosts cannot be checked. They count as ended once the file is `ABANDONED` seconds old.
     """
     place, at, pid = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition("@")
     if not at or not pid.isdecimal():
@@ -91,7 +91,7 @@ def owner_is_gone(temporary: Path) -> bool:
 
 
 def remove_leftovers(temporaries: Iterable[Path]) -> int:
-    """Delete the temporary files and folders that no living process of this host owns; how many there were."""
+    """Delete the temporary files and folders whose process has ended. Return their number."""
     gone = [path for path in temporaries if owner_is_gone(path)]
     for path in gone:
         delete(path)
@@ -99,12 +99,12 @@ def remove_leftovers(temporaries: Iterable[Path]) -> int:
 
 
 def temporaries_in(folder: Path) -> Iterator[Path]:
-    """The temporary files directly in a folder of ours."""
+    """Return the temporary files directly in a folder that this program wrote."""
     return folder.glob(f".*{TEMPORARY_SUFFIX}")
 
 
 def temporaries_of(path: Path) -> list[Path]:
-    """The temporary files of one file, among whatever else lies beside it."""
+    """Return the temporary files of one file. Other files in its folder are ignored."""
     own = re.compile(
         rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{32}}\.[^/]*{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL
     )
@@ -126,7 +126,7 @@ def _is_zombie(pid: str) -> bool:
 
 @contextlib.contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """Add the folder to an error of the disk, which names no file when it comes from writing to an open one."""
+    """Add the folder to disk errors. Errors of writing to an open file do not name a file."""
     try:
         yield
     except OSError as error:
@@ -140,7 +140,8 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes `path`, durably; on error it is removed.
 
     Args:
-        beside: a folder on the same disk for the temporary file; None: the folder of `path`.
+        path: the final path.
+        beside: folder on the same file system for the temporary file. None: the folder of `path`.
     """
     folder = path.parent if beside is None else beside
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,17 +165,17 @@ class _File(io.FileIO):
 
 
 def create(path: Path) -> io.BufferedWriter:
-    """Open a new file. All that a run leaves behind is written through here, so that tests can fill the disk."""
+    """Open a new binary file. Every output of a run is opened here, so that tests can simulate a full disk."""
     return io.BufferedWriter(_File(path, "w"), BUFFER)
 
 
 def create_text(path: Path) -> io.TextIOWrapper:
-    """The same for UTF-8 text, with newlines as they are given."""
+    """Open a new UTF-8 text file. Newlines are written as given."""
     return io.TextIOWrapper(create(path), encoding="utf-8", newline="")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make the finished file `temporary` visible as `path`, so that a power cut keeps all of it or none."""
+    """Rename the finished file `temporary` to `path` durably: after a power cut, either all of it exists or none."""
     failpoints.reach("fsync")
     _fsync(temporary, os.O_RDWR)
     failpoints.reach("rename")
@@ -184,11 +185,12 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 class FileBatch:
-    """Files that appear together: written and made durable by threads under passing names, then renamed at once.
+    """Files that appear together. Threads write and fsync them under temporary names; `publish` then renames them.
 
     Args:
-        root: what the files' names are relative to; made when the first is renamed.
-        parts: a folder on the same disk for what is not finished.
+        root: folder that the names of the files are relative to. It is created with the first rename.
+        parts: folder on the same file system for unfinished files.
+        threads: number of threads that write.
     """
 
     def __init__(self, root: Path, parts: Path, threads: int = WRITERS) -> None:
@@ -197,8 +199,8 @@ class FileBatch:
         self._room = threading.BoundedSemaphore(2 * threads)
         self._begun: dict[str, tuple[Path, Future[FileRecord]]] = {}
 
-    def can_be(self, name: str) -> bool:
-        """Whether a file can have this name here: it leads nowhere else, is not too long, and is not taken."""
+    def accepts(self, name: str) -> bool:
+        """Return whether a file can have this name: it stays below `root`, is not too long, and is not in use."""
         if (
             name in self._begun
             or name.startswith("/")
@@ -218,10 +220,10 @@ class FileBatch:
             raise
 
     def add(self, name: str, content: bytes) -> None:
-        """Begin to write a file. Waits while too many are under way.
+        """Start to write a file. Waits while too many files are being written.
 
         Raises:
-            OvsegError: the batch has a file of that name.
+            OvsegError: the batch already has a file of that name.
         """
         if name in self._begun:
             raise OvsegError(f"Two files cannot both be called {self._root / name}.")
@@ -242,12 +244,12 @@ class FileBatch:
         return dataclasses.replace(file_record(temporary, temporary.parent), path=name)
 
     def finish(self) -> None:
-        """Wait until everything is on the disk. Raises what went wrong."""
+        """Wait until every file is on the disk. Raises the first error of a write."""
         for _, future in self._begun.values():
             future.result()
 
     def publish(self) -> list[FileRecord]:
-        """Give the files their names; their records, in the order they were added."""
+        """Rename the files to their final names. Return their records in the order in which they were added."""
         self.finish()
         folders = set()
         for name, (temporary, _) in self._begun.items():
@@ -274,7 +276,7 @@ class FileBatch:
 
 
 def file_record(path: Path, root: Path) -> FileRecord:
-    """Size and BLAKE2b (16 bytes) of the file as it reads back from the file system."""
+    """Read a file back and return its record: size and BLAKE2b hash (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,6 @@
-"""A memory bank on disk: features of regions and the images they are of, in one Parquet file, no labels."""
+"""Read and write memory banks: one Parquet file with region features and the images that they come from, without
+labels.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ FORMAT, DIGEST = b"ovseg_batch.bank", b"ovseg_batch.digest"  # in the file's met
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """`features` (B, D) float32, L2-normalised; `images` (B,) uint64 hashes of the images' keys; `made_of` says which
-    features they are: those of other models or settings cannot be compared.
+    """A memory bank.
+
+    Attributes:
+        features: (B, D) float32, L2-normalised.
+        images: (B,) uint64 hashes of the images' keys.
+        made_of: models and settings of the features. Only features with equal `made_of` can be compared.
     """
 
     features: Array
@@ -33,9 +39,13 @@ class Bank:
 
 
 def write_bank(path: Path, width: int, parts: Iterable[tuple[list[str], Array]], made_of: dict[str, Any]) -> int:
-    """Write regions as they come: (keys, features (R, D)) at a time; how many there are.
+    """Stream regions into a memory bank and return their number. The file appears when it is complete.
 
-    The file is replaced when it is whole.
+    Args:
+        path: the file, replaced atomically.
+        width: D, the length of a feature.
+        parts: batches of regions: R image keys, and features (R, D) float32.
+        made_of: models and settings of the features.
     """
     schema = pa.schema([pa.field("key", pa.string()), pa.field("feature", pa.list_(pa.float16(), width))])
     count, digest = 0, ContentDigest()
@@ -52,7 +62,7 @@ def write_bank(path: Path, width: int, parts: Iterable[tuple[list[str], Array]],
 
 
 def read_bank(path: Path) -> Bank:
-    """Raises UsageError where there is no bank, or a damaged one."""
+    """Read a memory bank. Raises UsageError where the file is missing or damaged."""
     try:
         with pq.ParquetFile(path) as file:
             table, metadata = file.read(), file.metadata.metadata or {}
@@ -63,12 +73,12 @@ def read_bank(path: Path) -> Bank:
         digest.add([*keys, metadata[FORMAT].decode()], exact)
     except FileNotFoundError:
         raise UsageError(
-            f"There is no memory bank {path}. `ovseg-batch bank build WORKDIR -o {path}` makes one."
+            f"There is no memory bank {path}. `ovseg-batch bank build WORKDIR -o {path}` builds one."
         ) from None
-    except Exception as error:  # Parquet's readers raise many classes
+    except Exception as error:  # the readers of Parquet raise many classes
         raise UsageError(f"{path} is no memory bank that this version of `bank build` wrote: {error}") from None
     if str(digest).encode() != stored:
-        raise UsageError(f"{path} is damaged: its content is not what was written. Build the bank again.")
+        raise UsageError(f"{path} is damaged: its checksum is wrong. Build the bank again.")
     features = exact.astype(np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
     return Bank(features, np.fromiter(map(key_hash, keys), np.uint64, len(features)), made_of)

@@ -1,4 +1,4 @@
-"""The columns of a list of images: which one holds the paths, and the image that a record describes."""
+"""Find the path column of a list of images, and convert its records to entries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path_column(path: Path, columns: Sequence[str]) -> str:
 
 
 def find_column(columns: Sequence[str]) -> str | None:
-    """Return the first known name of a path's column; one in other capitals or with blanks after all exact ones."""
+    """Return the first known name of a path column. Exact names come before names that differ in case or blanks."""
     folded: dict[str, str] = {}
     for name in columns:
         folded.setdefault(re.sub("[ -]", "_", name.strip().lower()), name)
@@ -65,7 +65,7 @@ def is_utf8(text: str) -> bool:
 
 
 def locate(source: Path, text: str, where: str, extra: dict[str, Any]) -> Entry:
-    """An entry of a list; relative paths start at the list's own folder."""
+    """Return the entry of a path or URL in a list. Relative paths start at the folder of the list."""
     if is_remote(text):
         full, name = text.strip(), _url_name(text.strip(), where)
     else:
@@ -96,7 +96,7 @@ def _url_name(url: str, where: str) -> str:
 
 
 def pixels_or_none(value: Any) -> int | None:
-    """Return a number of pixels; None where it is no number that an image can have."""
+    """Return a positive number of pixels, or None where the value is not one."""
     try:
         pixels = int(value)
     except (TypeError, ValueError, OverflowError):

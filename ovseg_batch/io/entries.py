@@ -1,4 +1,4 @@
-"""An image as an INPUT names it, and the INPUT that names it."""
+"""The records of listing: an INPUT, its images, and counts of what was skipped."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from ovseg_batch.units import counted
 
 Field = tuple[str, pa.DataType]
 
-EXAMPLES = 3  # how many files a note names
-SHOWN = 160  # characters of a foreign text that a message shows
+EXAMPLES = 3  # files that a note names at most
+SHOWN = 160  # characters of a quoted text that a message shows at most
 COCO_ID = "coco_id"  # column: the id of an image in the COCO file that lists it
-HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogate pairs; the others stand for bytes in file names
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # XML allows none of them but three
+# lone surrogates; the range that is left out encodes raw bytes of file names
+SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # characters that break lines, terminals or XML
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image as its source names it. `where` says in which line or folder, for messages.
+    """An image of an INPUT. `where` names the line or folder that lists it, for messages.
 
-    `bytes` and `mtime_ns` are known where a listing gives them. Those of a local file are read later.
+    `bytes` and `mtime_ns` are set where a listing returns them. Those of local files are read later.
     """
 
     path: str
@@ -43,19 +44,19 @@ class Entry:
 
 @dataclass(slots=True)
 class Counts:
-    """What a listing passes over or finds odd: how many of each kind, and the first ones of it.
+    """Counts of skipped and unusual files of a listing, with a few examples of each kind.
 
     Attributes:
-        missing: listed files that are not there.
+        missing: listed files that do not exist.
         duplicates: images that are listed a second time.
-        skipped: files that are no images by their names.
+        skipped: files without the suffix of an image.
         left_out: folders that this program wrote.
         locked: folders that cannot be read.
         system: files and folders of the operating system, such as thumbnails.
         excluded: files and folders that `manifest.exclude` names.
         columns: columns of a list that a manifest cannot hold.
         heif: images that need a package which is not installed.
-        numbered: images that lose their COCO ids, because not every image has one of its own.
+        numbered: images that lose their COCO ids, because not every image has a unique one.
     """
 
     missing: int = 0
@@ -71,21 +72,21 @@ class Counts:
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def count(self, kind: str, example: str = "", of: str = "") -> None:
-        """Count one more of a kind. `of`: what the example is about; of each thing there is one example."""
+        """Count one file of a kind. `of` identifies it: every `of` has one example."""
         setattr(self, kind, getattr(self, kind) + 1)
         named = self.examples.setdefault(kind, {})
         if example and len(named) < EXAMPLES:
             named.setdefault(of or example, example if len(example) <= SHOWN else f"{example[:SHOWN]}…")
 
     def add(self, other: Counts) -> None:
-        """Add what another listing has counted."""
+        """Add the counts of another listing."""
         for name in KINDS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
             named = {**self.examples.get(name, {}), **other.examples.get(name, {})}
             self.examples[name] = dict(itertools.islice(named.items(), EXAMPLES))
 
     def notes(self) -> list[str]:
-        """Return one sentence for each kind of oddity."""
+        """Return one sentence for each kind that was counted."""
         notes = []
         for kind, (one, many, what) in NOTES.items():
             if count := getattr(self, kind):
@@ -95,20 +96,20 @@ class Counts:
         return notes
 
     def sentences(self) -> str:
-        """Return the notes as sentences that follow another one."""
+        """Return the notes as one text to append to a message."""
         return "".join(f" {note.removesuffix('.')}." for note in self.notes())
 
 
 NOTES = {
-    "missing": ("file is", "files are", "not there; their rows will fail"),
+    "missing": ("file is", "files are", "missing and will fail"),
     "duplicates": ("image is", "images are", "listed more than once and taken once"),
-    "skipped": ("file is", "files are", "left out, having no suffix of an image"),
-    "left_out": ("folder is", "folders are", "left out, being written by ovseg-batch"),
-    "locked": ("folder is", "folders are", "left out, being unreadable"),
-    "system": ("file or folder is", "files or folders are", "left out, being thumbnails or trash of a system"),
-    "excluded": ("file or folder is", "files or folders are", "left out by manifest.exclude"),
-    "columns": ("column is", "columns are", "left out, because a manifest holds texts, numbers and times only"),
-    "numbered": ("image is", "images are", "numbered from 1, because not every image has a COCO id of its own"),
+    "skipped": ("file is", "files are", "skipped: no suffix of an image"),
+    "left_out": ("folder is", "folders are", "skipped: written by ovseg-batch"),
+    "locked": ("folder is", "folders are", "skipped: unreadable"),
+    "system": ("file or folder is", "files or folders are", "skipped: thumbnails or trash of the operating system"),
+    "excluded": ("file or folder is", "files or folders are", "skipped by manifest.exclude"),
+    "columns": ("column is", "columns are", "skipped: a manifest holds texts, numbers and times only"),
+    "numbered": ("image is", "images are", "numbered from 1, because not every image has a unique COCO id"),
     "heif": ("image is", "images are", f"in HEIF, which cannot be read yet. {heif.ADVICE}"),
 }
 KINDS = tuple(one.name for one in fields(Counts) if one.name != "examples")
@@ -116,12 +117,12 @@ KINDS = tuple(one.name for one in fields(Counts) if one.name != "examples")
 
 @dataclass(slots=True)
 class Source:
-    """One INPUT: what it adds to the manifest's columns, and its entries.
+    """One INPUT: its entries, and the columns that it adds to the manifest.
 
     Attributes:
-        folder: the own name of a folder; empty for other inputs.
-        place: parts of the path at which its file names start. They tell inputs apart whose names are equal.
-        counts: what is passed over. Known once `entries` has ended.
+        folder: name of the folder; empty for other inputs.
+        place: parts of the path that its file names are relative to. They distinguish inputs with equal names.
+        counts: skipped files. Complete once `entries` is exhausted.
     """
 
     name: str
@@ -137,7 +138,7 @@ def plain(name: str) -> str:
 
     Control characters, bytes that are not UTF-8 and halves of surrogate pairs become escapes such as `\\xNN`.
     """
-    name = HALVES.sub(_escaped, name)
+    name = SURROGATES.sub(_escaped, name)
     return without_controls(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 

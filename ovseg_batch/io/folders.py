@@ -1,4 +1,4 @@
-"""The files under a local folder that fit a pattern, as a stream. What cannot be read is counted and passed over."""
+"""List the files under a local folder that match a pattern, as a stream. Unreadable folders are counted and skipped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SYSTEM = _any_of(SYSTEM_NAMES)
 
 
 class Filter:
-    """Decides which files and folders a listing leaves out.
+    """Decides which files and folders a listing skips.
 
     Args:
         exclude: globs. One without `/` fits a name at any depth. One with `/` fits a path that starts at INPUT, or at
@@ -50,13 +50,13 @@ class Filter:
         )
 
     def excludes(self, relative: str, path: str) -> bool:
-        """Return whether a pattern fits this file or folder itself."""
+        """Return whether a pattern matches this file or folder itself."""
         name = relative.rpartition("/")[2]
         found = self._names.match(name) or self._paths.match(f"/{relative}") or self._whole.match(path)
         return found is not None
 
     def excludes_entry(self, relative: str, path: str) -> bool:
-        """Return whether a pattern fits a listed file, or a folder that it is in."""
+        """Return whether a pattern matches a listed file, or a folder above it."""
         while relative:
             if self.excludes(relative, path):
                 return True
@@ -64,7 +64,7 @@ class Filter:
         return False
 
     def leaves_out(self, relative: str, path: str, counts: Counts) -> bool:
-        """Return whether a file or folder that was found is left out, and count it."""
+        """Return whether a file or folder is skipped, and count it if so."""
         if _SYSTEM.match(relative.rpartition("/")[2].lower()):
             counts.count("system", path)
         elif self.excludes(relative, path):
@@ -76,7 +76,7 @@ class Filter:
 
 @dataclass(slots=True)
 class _Level:
-    """A folder that is being listed: its names in order, and the parts of the pattern that may fit them."""
+    """A folder that is being listed: its names in order, and the parts of the pattern that may match them."""
 
     path: str
     relative: str
@@ -110,7 +110,7 @@ def find_files(
             place = path if len(path) <= SHOWN // 2 else f"…{path[-SHOWN // 2 :]}"
             counts.count("locked", f"{place}: {error.strerror or error}")
             return
-        if level.identity not in above:  # else a link back to a folder we are in
+        if level.identity not in above:  # otherwise a link leads back to a folder above
             above.add(level.identity)
             stack.append(level)
 
@@ -141,7 +141,7 @@ def find_files(
 def _open(path: str, relative: str, states: set[int], pattern: Sequence[str]) -> _Level:
     """Read the names in a folder. Raises OSError."""
     status = os.stat(path)
-    names, folders = [], set()  # names alone: millions of them in one folder must fit
+    names, folders = [], set()  # names only: a folder may hold millions
     with os.scandir(path) as listing:
         for entry in listing:
             names.append(entry.name)
@@ -157,7 +157,7 @@ def _open(path: str, relative: str, states: set[int], pattern: Sequence[str]) ->
 
 
 def _fitting(part: str, literal: bool) -> Callable[[str], bool]:
-    """Return what decides whether a name fits one part of a pattern; as in a shell, `*` fits no hidden name."""
+    """Return a predicate: whether a name matches one part of a pattern. As in a shell, `*` matches no hidden name."""
     if literal or not glob.has_magic(part):
         return part.__eq__
     if part == "**":
@@ -167,7 +167,7 @@ def _fitting(part: str, literal: bool) -> Callable[[str], bool]:
 
 
 def _reached(states: set[int], pattern: Sequence[str]) -> set[int]:
-    """Return the states and those that follow because `**` also fits no folder at all."""
+    """Return the states and their followers, because `**` also matches zero folders."""
     for state in range(len(pattern)):
         if state in states and pattern[state] == "**":
             states.add(state + 1)

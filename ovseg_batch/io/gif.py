@@ -1,4 +1,4 @@
-"""The size of a GIF, read before Pillow opens it: Pillow then allocates the first frame, which may be of any size."""
+"""Read the size of a GIF before Pillow opens it, because opening allocates the first frame, whatever its size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FRAME, EXTENSION, END = 0x2C, 0x21, 0x3B  # first bytes of blocks
 
 
 def canvas_size(content: bytes) -> tuple[int, int] | None:
-    """Return (width, height) that Pillow gives a GIF, the first frame included; None for other files."""
+    """Return (width, height) in pixels of a GIF as Pillow opens it, or None for other files."""
     if not content.startswith(SIGNATURES) or len(content) < 13:
         return None
     width, height, flags = struct.unpack_from("<HHB", content, 6)
@@ -20,7 +20,7 @@ def canvas_size(content: bytes) -> tuple[int, int] | None:
             return max(width, left + wide), max(height, top + high)
         place += 1
         if content[place - 1] == EXTENSION:
-            place += 1  # its kind
+            place += 1  # the kind of the extension
             while place < len(content) and content[place]:
                 place += 1 + content[place]
             place += 1
@@ -28,5 +28,5 @@ def canvas_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _table_bytes(flags: int) -> int:
-    """Return the bytes of a colour table."""
+    """Return the size of a colour table in bytes."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

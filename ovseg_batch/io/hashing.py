@@ -1,4 +1,4 @@
-"""Content hashes: of files for fingerprints, as publishers state them, and of names with their numbers."""
+"""Content hashes of files, of texts, and of names with their arrays."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ovseg_batch.io.user_cache import KnownHash
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes
-LARGE = 1 << 26  # bytes: hashes of larger files are kept between runs
+LARGE = 1 << 26  # bytes; hashes of larger files are cached between runs
 SHA256, GIT_SHA1 = 64, 40  # hex digits
 
 
 class ContentDigest:
-    """Hash of names and numbers that are added part by part. How they are split into parts does not change it."""
+    """Incremental hash of names and arrays. It does not depend on how they are split into parts."""
 
     def __init__(self) -> None:
         self._names, self._numbers = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
@@ -37,7 +37,7 @@ class ContentDigest:
 
 
 def key_hash(key: str) -> int:
-    """Return 64 bits of a text's hash."""
+    """Return a 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
 
 
@@ -47,7 +47,7 @@ def content_hash(content: bytes) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the BLAKE2b hash of a file in hex. A file is read once while its size and time stay the same."""
+    """Return the BLAKE2b hash of a file in hex. It is computed once per size and modification time."""
     status = Path(path).stat()
     return _hash(str(path), status.st_size, status.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""HEIF images, as phones write them: Pillow reads them through the optional package pillow-heif."""
+"""HEIF images, which phones write. Pillow reads them through the optional package pillow-heif."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def register() -> bool:
 
 
 def hint(content: bytes) -> str:
-    """Return a sentence on what to install to read this file; empty for other files, or where it is installed."""
+    """Return the advice to install pillow-heif for a HEIF file. Empty for other files, or if it is installed."""
     is_heif = content[4:8] == b"ftyp" and content[8:12] in BRANDS
     return f". It is a HEIF image. {ADVICE}" if is_heif and not register() else ""

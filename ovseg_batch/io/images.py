@@ -1,4 +1,4 @@
-"""Files to pixels: every image as (H, W, 3) uint8 RGB, upright, or a typed reason why not."""
+"""Decode image files to upright (H, W, 3) uint8 RGB, or raise a `RowError` with the reason."""
 
 from __future__ import annotations
 
@@ -37,23 +37,25 @@ TURNS: dict[int, Callable[[Array], Array]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
-FIRST_BYTES = 16 << 20  # read of a URL; files that are larger are read again, as far as there is room
-CONTENT = "deep_content"  # attribute of an opened image: the file, or its part that decides the pixels, if 16 bits
+FIRST_BYTES = 16 << 20  # bytes read first from a URL; larger files are fetched again once memory is reserved
+# attribute of an opened image with 16 bits a channel: the file, or its part that decides the pixels
+CONTENT = "deep_content"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: How the files of common formats begin, by the name of the format.
 STARTS = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n....IHDR)|(?P<JPEG>\xff\xd8\xff.)|(?P<GIF>GIF8[79]a)|(?P<WebP>RIFF....WEBP)", re.DOTALL
 )
-PROGRAMS = frozenset({"EPS"})  # formats that Pillow gives to another program (Ghostscript): no image may run one
+# formats that Pillow passes to another program (Ghostscript): an image must not start one
+EXTERNAL_FORMATS = frozenset({"EPS"})
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG
 PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
-LONGEST = 1 << 16  # how many times as long as the other a side may be: every JPEG is within it
+LONGEST = 1 << 16  # largest ratio of the sides; every JPEG is below it
 
-# Pillow's own guard warns at one size and raises at twice that; `run.max_pixels` says plainly where the limit is.
+# Pillow warns at one size and raises at twice that size; `run.max_pixels` is a single limit instead.
 Image.MAX_IMAGE_PIXELS = None
-# One text of a PNG may be as large as Pillow lets all of them be together, which is 64 MiB.
+# One text of a PNG may have the size that Pillow allows for all texts together: 64 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-# What Pillow writes about a file names no file, and breaks lines of JSON. What matters raises an exception.
+# Pillow's warnings name no file and break lines of JSON logs. Real failures raise an exception.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -61,8 +63,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 def read_image(path: str | Path, limits: Limits) -> Array:
     """Decode one image file.
 
-    The first frame of an animation, and the first page that is no thumbnail; EXIF rotation applied; transparency laid
-    on white; 16 bits a channel cut to 8, whatever the values are.
+    The first frame of an animation and the first page that is not a thumbnail are read. EXIF rotation is applied,
+    transparency is blended with white, and 16 bits a channel are reduced to 8.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -75,10 +77,10 @@ def read_image(path: str | Path, limits: Limits) -> Array:
 
 
 def read_row(row: ImageRow, limits: Limits) -> Array:
-    """Decode the image of a row as `read_image` does, if its file is the one that stages have read.
+    """Decode the image of a row as `read_image` does, after checking that its file is unchanged.
 
     Raises:
-        RowError: as `read_image`, or `CHANGED`.
+        RowError: as `read_image`; `CHANGED` where earlier stages read another content.
     """
     content = read_content(row.path, limits)
     identified(row, content)
@@ -86,11 +88,11 @@ def read_row(row: ImageRow, limits: Limits) -> Array:
         return decode(image, shown(row.path))
 
 
-Room = Callable[[int], None]  # waits until so many bytes may be held
+Room = Callable[[int], None]  # waits until the given number of bytes may be held
 
 
 def read_content(path: str, limits: Limits, room: Room = lambda _: None) -> bytes:
-    """Return all bytes of a file, for which there is room before they are read.
+    """Return all bytes of a file. `room` is called with their number before they are read.
 
     Raises:
         RowError: `MISSING`, `UNREADABLE`, `EMPTY` or `TOO_LARGE`.
@@ -120,7 +122,7 @@ def identified(row: ImageRow, content: bytes) -> ImageRow:
     """Return the row with the hash of its file's content.
 
     Raises:
-        RowError: `CHANGED`: an earlier stage has read another content.
+        RowError: `CHANGED` where an earlier stage read another content.
     """
     found = content_hash(content)
     if row.content not in (None, found):
@@ -129,10 +131,10 @@ def identified(row: ImageRow, content: bytes) -> ImageRow:
 
 
 def _download(url: str, most: int, remote: Remote, room: Room) -> bytes:
-    """Return the bytes behind a URL, at most one more than `most`.
+    """Return the content of a URL: at most `most` + 1 bytes.
 
-    How many there are is not known before. A file that has more than there is room for is read again when there is: a
-    connection that waited for room would run into its time limit.
+    The size is not known in advance. A file that exceeds the reserved memory is fetched again once memory is free,
+    because a connection that waits would time out.
     """
     bound = min(FIRST_BYTES, most)
     while True:
@@ -145,10 +147,10 @@ def _download(url: str, most: int, remote: Remote, room: Room) -> bytes:
 
 
 def _read_file(path: str, most: int, room: Room) -> tuple[bytes, int]:
-    """Return the bytes of a regular file, or none where there are more than `most`; and how many there are.
+    """Return the content of a regular file, empty where it has more than `most` bytes, and its size in bytes.
 
     Raises:
-        RowError: a pipe, a socket or a device, which may have no end or never answer.
+        RowError: `UNREADABLE` for a pipe, a socket or a device, which may be endless or block.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
@@ -157,12 +159,12 @@ def _read_file(path: str, most: int, room: Room) -> tuple[bytes, int]:
         if status.st_size > most:
             return b"", status.st_size
         room(status.st_size)
-        content = file.read(most + 1)  # the files of /proc have no size and no end
+        content = file.read(most + 1)  # the files of /proc report no size, and some are endless
         return content, len(content)
 
 
 def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.Image:
-    """Read the file and its header; no pixel is decoded yet.
+    """Read a file and its header without decoding pixels.
 
     Args:
         room: waits until a number of bytes may be held for the file.
@@ -174,7 +176,7 @@ def open_image(path: str, limits: Limits, room: Room = lambda _: None) -> Image.
 
 
 def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
-    """Read the header of a file's content; no pixel is decoded yet. Raises RowError."""
+    """Read the header of a file's content without decoding pixels. Raises RowError."""
     if (canvas := gif.canvas_size(content)) is not None:
         _check_size(*canvas, path, limits)
     try:
@@ -196,7 +198,7 @@ def open_content(content: bytes, path: str, limits: Limits) -> Image.Image:
 
 
 def _check_size(width: int, height: int, path: str, limits: Limits) -> None:
-    """Raise RowError where an image has too many pixels, none, or is a strip."""
+    """Raise RowError where an image has no pixels, too many, or sides of very different length."""
     if width * height > limits.max_pixels:
         raise RowError(
             FailureCode.TOO_LARGE, f"{path} is {width} × {height} pixels, more than run.max_pixels={limits.max_pixels}"
@@ -211,10 +213,10 @@ def _check_size(width: int, height: int, path: str, limits: Limits) -> None:
 
 
 def open_header(file: Path | io.BytesIO) -> Image.Image:
-    """Open an image in any format that is read; Pillow's errors are raised as they are."""
+    """Open an image in any supported format. Errors of Pillow are raised unchanged."""
     heif.register()
     tiff.register()
-    Image.preinit()  # the plugins of the usual formats; `init` imports the forty others
+    Image.preinit()  # loads the plugins of common formats; `init` would load forty more
     with contextlib.suppress(UnidentifiedImageError):
         return Image.open(file, formats=_formats())
     Image.init()
@@ -223,7 +225,7 @@ def open_header(file: Path | io.BytesIO) -> Image.Image:
 
 def _formats() -> list[str]:
     """Return the formats that Pillow has a plugin for and opens without another program."""
-    return [name for name in Image.ID if name not in PROGRAMS]
+    return [name for name in Image.ID if name not in EXTERNAL_FORMATS]
 
 
 def _is_deep_png(image: Image.Image) -> bool:
@@ -245,9 +247,10 @@ def _unknown(path: str, content: bytes) -> RowError:
 
 
 def decode(image: Image.Image, path: str | Path) -> Array:
-    """The pixels of an opened image, (H, W, 3) uint8 RGB, upright. Raises RowError."""
+    """Decode an opened image to upright (H, W, 3) uint8 RGB. Raises RowError."""
     with decoding(path):
-        if is_deep(image) and (image.format == "TIFF" or "transparency" in image.info):  # Pillow cuts its key to 8 bits
+        # Pillow reduces the transparent colour to 8 bits
+        if is_deep(image) and (image.format == "TIFF" or "transparency" in image.info):
             pixels, alpha = read_deep(image, path)
             eight = [(part >> 8).astype(np.uint8) for part in (pixels, alpha) if part is not None]
             return eight[0] if alpha is None else _on_white(Image.fromarray(np.dstack(eight)))
@@ -257,7 +260,7 @@ def decode(image: Image.Image, path: str | Path) -> Array:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the file of an opened image has 16 bits a channel, which Pillow cuts to 8 in colour."""
+    """Return whether the file of an opened image has 16 bits a channel. Pillow reduces colours to 8 bits."""
     return hasattr(image, CONTENT)
 
 
@@ -281,10 +284,10 @@ def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None
 
 def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
     image.load()  # raises where the file is damaged; OpenCV would return a part of the pixels
-    if image.mode == "I;16":  # the one mode in which Pillow keeps 16 bits
+    if image.mode == "I;16":  # the only mode in which Pillow keeps 16 bits
         grey, key = np.asarray(image), image.info.get("transparency")
         return grey, None if key is None else np.where(grey == key, np.uint16(0), np.uint16(65535))
-    import cv2  # takes 40 MB, which exports save that only name files
+    import cv2  # imported here: it needs 40 MB, and many exports do not decode images
 
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if whole is None or whole.dtype != np.uint16 or whole.ndim != 3:
@@ -293,9 +296,9 @@ def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
 
 
 def _pixel_chunks(content: bytes) -> bytes:
-    """Return a PNG with the chunks alone that decide its pixels: OpenCV refuses files, or complains, for others.
+    """Return a PNG that holds only the chunks that decide its pixels. OpenCV rejects files for some other chunks.
 
-    A file that ends before its last chunk, which holds no pixels, gets that chunk.
+    The last chunk is added where it is missing, because it holds no pixels.
 
     Raises:
         ValueError: one of these chunks is truncated or has a wrong checksum. Pillow reads such pixels, OpenCV does not.
@@ -318,7 +321,7 @@ def _pixel_chunks(content: bytes) -> bytes:
 
 @contextlib.contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Whatever a decoder raises in here becomes a RowError: they raise whatever they like, and none may end the run."""
+    """Convert every exception of a decoder into a RowError. Decoders raise many classes, and none may end the run."""
     try:
         yield
     except RowError:
@@ -338,7 +341,7 @@ def _bad(path: str | Path, error: Exception) -> RowError:
 def upright(pixels: Array, orientation: int) -> Array:
     """Return a copy of decoded pixels (H, W, …), turned by the orientation of EXIF."""
     turn = TURNS.get(orientation)
-    return np.array(pixels if turn is None else turn(pixels), order="C")  # Pillow's own buffer cannot be written to
+    return np.array(pixels if turn is None else turn(pixels), order="C")  # Pillow's buffer is read-only
 
 
 def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
@@ -348,7 +351,8 @@ def upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
         RowError: a PNG that cannot be decoded.
     """
     with decoding(path):
-        turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS  # Pillow has turned a TIFF's size
+        # Pillow has already rotated the size of a TIFF
+        turned = image.format != "TIFF" and orientation_of(image) in QUARTER_TURNS
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -358,33 +362,34 @@ def orientation_of(image: Image.Image) -> int:
     Raises:
         Exception: what Pillow raises where a PNG cannot be decoded.
     """
-    if image.format == "PNG":  # Pillow decodes it to find EXIF behind the pixels. After a failure it decodes no more.
+    # Pillow decodes it to find EXIF after the pixels, and does not decode again after a failure
+    if image.format == "PNG":
         image.load()
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    except Exception:  # a broken EXIF block does not affect the pixels
         return 1
     return found if found in range(1, 9) else 1
 
 
 def reduce(image: Image.Image, longest: int) -> None:
-    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8, its longer side at least `longest` pixels; others whole."""
+    """Set an opened JPEG to decode at 1/2, 1/4 or 1/8 size, with a longer side of at least `longest` pixels."""
     share = longest / max(image.size)
     if image.format == "JPEG" and share < 1:
         image.draft(None, (max(1, round(image.width * share)), max(1, round(image.height * share))))
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    """Integers of more than 8 bits are cut to 8 by their depth, never by what they are."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow spreads PPM's over 16
+    """Convert to RGB. Integers of more than 8 bits are scaled by their depth, not by their values."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
         return Image.fromarray((np.asarray(image) >> (tiff.bits_of(image) - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise RowError(FailureCode.BAD_IMAGE, f"{path} {tiff.NO_WHITE}")
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} {tiff.UNSUPPORTED_SAMPLES}")
     if image.has_transparency_data:
         return Image.fromarray(_on_white(image.convert("RGBA")))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Array:
-    """(H, W, 3) uint8 of an RGBA image."""
+    """Blend an RGBA image with white. Return (H, W, 3) uint8."""
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))

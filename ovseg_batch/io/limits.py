@@ -1,4 +1,4 @@
-"""What an image file may be, stated without a library that reads images."""
+"""Limits on image files, in a module that imports no image library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from ovseg_batch.io.remote import Remote
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be read: pixels, bytes of a file, and how URLs are fetched, None where they are not."""
+    """Limits on the images that are read.
+
+    Attributes:
+        max_pixels: most pixels of an image.
+        max_file_bytes: most bytes of a file.
+        remote: how URLs are fetched. None: they are not read.
+    """
 
     max_pixels: int
     max_file_bytes: int

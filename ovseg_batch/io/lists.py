@@ -1,4 +1,4 @@
-"""Lists of images: text, CSV, JSON lines, Parquet and COCO files, each read as a stream in its own order."""
+"""Read lists of images as streams: text, CSV, JSON lines, Parquet and COCO files."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ovseg_batch.io.parquet_lists import read_parquet
 from ovseg_batch.io.records import parse_json
 
 SEPARATORS = ",;\t|"
-LARGEST_ID = 1 << 63  # one more than the manifest's column of ids holds
-TRIED = 10  # images that are looked for before a COCO file counts as moved away from its images
+LARGEST_ID = 1 << 63  # first id that the manifest's 64-bit column cannot hold
+PROBED_IMAGES = 10  # if none of the first images exists, the COCO file was moved away from its images
 LONGEST_INTEGER = 63  # bits
 
 
@@ -89,7 +89,7 @@ def _csv(path: Path) -> Source:
 def _header(path: Path) -> tuple[str, int, list[str]]:
     """Return a CSV file's separator, the number of lines above its header, and its columns.
 
-    The separator is the one that a line `sep=;` names, else the first under which a column of paths is found.
+    A line `sep=;` names the separator. Without it, the first separator that yields a path column is used.
     """
     with _opened(path, newline="") as file:
         first = file.readline().strip().strip('"').lower()
@@ -121,7 +121,7 @@ def _json_lines(path: Path) -> Source:
 
 
 def _json(path: Path) -> Source:
-    """A COCO file, or a list of objects or of paths."""
+    """Open a COCO file, or a JSON list of objects or of paths."""
     try:
         with path.open("rb") as file:
             is_list = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
@@ -143,7 +143,7 @@ def _json(path: Path) -> Source:
 
 
 def _objects(path: Path, records: Callable[[], Iterable[tuple[str, dict[str, Any]]]]) -> Source:
-    """A list of JSON objects. Each column has the type of its values, or is text."""
+    """Open a list of JSON objects. Each column has the type of its values, or is text."""
     kinds: dict[str, pa.DataType] = {}
     for _, record in records():
         for name, value in record.items():
@@ -190,7 +190,7 @@ def _kind(value: Any) -> pa.DataType | None:
 
 
 def _as_kind(value: Any, kind: pa.DataType) -> Any:
-    """The value as its column holds it; what is no plain value is kept as JSON text."""
+    """Convert a value to the type of its column. Nested values become JSON text."""
     if value is None or kind != pa.string() or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -226,7 +226,7 @@ def _coco_ids(path: Path, images: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the ids of images.
 
     Raises:
-        UsageError: an id that is no whole number of 0 or more that 64 bits hold, or that two images have.
+        UsageError: an id is not a non-negative integer of 63 bits, or two images have the same id.
     """
     names: dict[int, str] = {}
     for image in images:
@@ -250,9 +250,9 @@ def _paths_of_run(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     The file names in such a file start at the INPUT of the run. The paths are in the manifest beside it.
 
     Raises:
-        UsageError: a run wrote the file, but the manifest of the run is not beside it, and neither are the images.
+        UsageError: a run wrote the file, but neither the manifest of the run nor the images are in its folder.
     """
-    from ovseg_batch.io.manifest import Manifest  # which imports this module
+    from ovseg_batch.io.manifest import Manifest  # imported here: that module imports this one
 
     info = content.get("info")
     if not isinstance(info, Mapping) or info.get("description") != DESCRIPTION:
@@ -264,7 +264,7 @@ def _paths_of_run(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
             own = info.get(IMAGE_IDS) == COCO_ID and found.has_coco_ids
             ids = found.read_column(COCO_ID) if own else (row + 1 for row in found.read_column("row"))
             return {number: where for number, (_, where) in zip(ids, found.read_paths(), strict=True)}
-    names = [image["file_name"] for image in content["images"][:TRIED]]
+    names = [image["file_name"] for image in content["images"][:PROBED_IMAGES]]
     if names and not any((path.parent / name).exists() for name in names):
         raise UsageError(
             f"The images of {path} cannot be found. A run wrote the file, and its file names start at the INPUT of "

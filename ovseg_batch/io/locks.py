@@ -1,4 +1,4 @@
-"""Locks on files, which end with the process that holds them. A file system without locks locks nothing."""
+"""Locks on files. They end with their process. On a file system without locks, every lock is granted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def shared(file: Path, create: Callable[[], None]) -> Iterator[None]:
-    """Hold a file together with others, so that no one holds it alone.
+    """Hold a shared lock on a file: other processes can share it, and none can hold it exclusively.
 
     Args:
-        create: creates the file's folder, which an exclusive holder may have deleted.
+        file: the file that is locked; created if it does not exist.
+        create: creates the folder of the file, which an exclusive holder may have deleted.
     """
     while True:
         create()
         try:
-            lock = os.open(file, os.O_RDONLY | os.O_CREAT, 0o644)  # NFS gives a shared lock to readers alone
+            # NFS grants shared locks only on descriptors that are open for reading
+            lock = os.open(file, os.O_RDONLY | os.O_CREAT, 0o644)
         except FileNotFoundError:
             continue
         with contextlib.suppress(OSError):
@@ -35,7 +37,7 @@ def shared(file: Path, create: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(file: Path) -> Iterator[None]:
-    """Wait until no other process holds the file, and hold it alone."""
+    """Wait until no other process holds the file, and hold an exclusive lock on it."""
     lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):
@@ -47,7 +49,7 @@ def exclusive(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_free(file: Path) -> Iterator[bool]:
-    """Hold the file alone if no other process holds it. Yields whether it is held now."""
+    """Hold an exclusive lock on the file if no other process holds it. Yields whether the lock was granted."""
     try:
         lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:

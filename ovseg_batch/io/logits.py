@@ -1,6 +1,6 @@
-"""Arrays of a shard in one NPZ: written one at a time, read one at a time, never pickled.
+"""The arrays of a shard in one NPZ file. They are written and read one at a time, and never pickled.
 
-Members are named `<row>/<name>.npy`. Bytes depend on the arrays alone: the zip entries carry no clock time.
+Members are named `<row>/<name>.npy`. The bytes depend only on the arrays, because zip entries carry no time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ArrayReader:
 
         Raises:
             KeyError: the row has no such array.
-            ValueError: it is not one that `ArrayWriter` writes. A compressed one may be larger than memory.
+            ValueError: `ArrayWriter` did not write it. A compressed array may be larger than memory.
             zipfile.BadZipFile: the file is damaged.
         """
         member = self._zip.getinfo(f"{row}/{name}.npy")
@@ -64,7 +64,7 @@ class ArrayReader:
             return npy.read_array(file, allow_pickle=False)
 
     def read_all(self, row: int) -> dict[str, Array]:
-        """Every array stored for `row`, by name."""
+        """Return the arrays that are stored for `row`, by name."""
         members = [name for name in self._zip.namelist() if name.startswith(f"{row}/")]
         names = [member.partition("/")[2].removesuffix(".npy") for member in members]
         return {name: self.read(row, name) for name in names}

@@ -1,7 +1,6 @@
-"""The manifest: one Parquet file with a line per image, one row group per shard, so that a shard is read alone.
+"""The manifest: a Parquet file with one line per image and one row group per shard, so that shards are read separately.
 
-Writing it streams: what stays in memory is 8 bytes a row, to find keys that are used twice, and 8 more for a row whose
-key is not its file name.
+The writer streams. It holds 8 bytes a row to find repeated keys, and 8 more for rows whose key is not their file name.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1
-WRITING = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}  # shards are too small to gain
+WRITING = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}  # shards are too small to benefit
 
 COLUMNS = pa.schema(
     [
@@ -56,16 +55,16 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
-REVISION = "ovseg_revision"  # column: in which revision of the list a row came in or changed; none: in the first
-SHARED = "ovseg_shared"  # column: whether other rows have the same file name; a manifest without such rows lacks it
-ADDED = (REVISION, SHARED)  # columns that a manifest has where a row needs them
+REVISION = "ovseg_revision"  # column: revision in which a row was added or last changed; null: the first
+SHARED = "ovseg_shared"  # column: whether other rows have the same file name; absent where no rows share one
+ADDED = (REVISION, SHARED)  # columns that exist only where a row needs them
 OWN = frozenset([*COLUMNS.names, *ADDED])
-UNHASHED = {"path", REVISION}  # where the files lie, and when, decides nothing
+UNHASHED = {"path", REVISION}  # columns that do not decide results
 
 
 @dataclass(slots=True)
 class Summary(Counts):
-    """What was written, and what a person should know of it."""
+    """The size of the manifest that was written, and counts of skipped files."""
 
     rows: int = 0
     shards: int = 0
@@ -91,7 +90,7 @@ class Manifest:
 
     @classmethod
     def open(cls, path: Path) -> Manifest:
-        """Raises UsageError when the file is not there or is no manifest of ours."""
+        """Open a manifest. Raises UsageError where the file does not exist or is not a manifest of this program."""
         try:
             return cls(path)
         except FileNotFoundError:
@@ -102,21 +101,21 @@ class Manifest:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the Parquet file is a manifest of ours and not some other table."""
+        """Return whether a Parquet file is a manifest of this program."""
         return has_mark(path, FORMAT)
 
     def shard_of(self, row: int) -> int:
-        """The shard in which a row is."""
+        """Return the shard that holds a row."""
         return row // self.shard_rows
 
     @property
     def span(self) -> int:
-        """One more than the greatest row number there can be; rows that have been removed leave gaps."""
+        """The largest possible row number plus 1. Removed rows leave gaps."""
         return self.shards * self.shard_rows
 
     @cached_property
     def has_coco_ids(self) -> bool:
-        """Whether every row has an id of its own from a COCO file."""
+        """Whether every row has a unique id from a COCO file."""
         if COCO_ID not in self.columns or self._file.schema_arrow.field(COCO_ID).type != pa.int64():
             return False
         found = np.fromiter((-1 if n is None else n for n in self.read_column(COCO_ID)), np.int64, self.rows)
@@ -125,11 +124,11 @@ class Manifest:
 
     @property
     def id_info(self) -> dict[str, str]:
-        """What COCO files say of their ids in `info`, so that they can be an input again."""
+        """Return the entries of `info` in COCO files that state the source of their ids."""
         return {IMAGE_IDS: COCO_ID} if self.has_coco_ids else {}
 
     def image_id(self, row: ImageRow) -> int:
-        """The id of an image in COCO files: that of its input where all images have one, otherwise its row plus 1."""
+        """Return the id of an image in COCO files: that of its INPUT if all images have one, otherwise row + 1."""
         return int(row.extra[COCO_ID]) if self.has_coco_ids else row.row + 1
 
     def rows_of(self, shard: int) -> int:
@@ -137,7 +136,7 @@ class Manifest:
         return int(self._file.metadata.row_group(shard).num_rows)
 
     def read_column(self, name: str) -> Iterator[Any]:
-        """One column of all rows, a shard at a time."""
+        """Yield the values of one column in row order, reading one shard at a time."""
         for group in range(self.shards):
             yield from read_group(self._file, self._path, group, [name]).column(0).to_pylist()
 
@@ -148,7 +147,7 @@ class Manifest:
             yield from zip(columns["row"], map(_path_from_text, columns["path"]), strict=True)
 
     def read_shard(self, shard: int) -> list[ImageRow]:
-        """The rows of one shard, without reading any other."""
+        """Return the rows of one shard. Other shards are not read."""
         return [
             ImageRow(
                 **{name: line[name] for name in COLUMNS.names if name != "path"},
@@ -176,14 +175,14 @@ def build_manifest(
     """List the images of `inputs` into the Parquet file `out`.
 
     Args:
-        inputs: folders, globs, lists, COCO files (`sources.open_source`), or what one of them has been opened to.
+        inputs: folders, globs, lists or COCO files (`sources.open_source`), or opened sources.
         out: replaced atomically; its bytes depend on the inputs alone.
-        shard_rows: images in a shard.
-        remote: how buckets are listed; None: they are not.
-        exclude: patterns of files and folders that are left out. It has no effect on opened inputs.
+        shard_rows: images per shard.
+        remote: how buckets are listed. None: they are not listed.
+        exclude: patterns of files and folders to skip. It has no effect on opened sources.
 
     Raises:
-        UsageError: an input that means nothing, no image at all, no listed file that exists, or one key for two images.
+        UsageError: an INPUT is invalid, there is no image, no listed file exists, or two images have one key.
     """
     summary = Summary()
     sources = [one if isinstance(one, Source) else open_source(one, remote, exclude) for one in inputs]
@@ -231,7 +230,7 @@ def _schema(sources: Sequence[Source]) -> pa.Schema:
 
 
 def _column(name: str) -> str:
-    """The name under which a source's column is kept: its own, unless the manifest has another use for it."""
+    """Return the manifest's name for a source's column: the same name, unless the manifest uses it already."""
     return f"source_{name}" if name in OWN - {"key", "width", "height"} else name
 
 
@@ -250,7 +249,7 @@ def _line(entry: Entry, prefix: str, summary: Summary) -> dict[str, Any]:
         "file_name": prefix + entry.file_name,
         "path": _text_from_path(entry.path),
         "bytes": size,
-        "mtime_ns": mtime if mtime is None or abs(mtime) < 1 << 63 else None,  # the column ends in 2262
+        "mtime_ns": mtime if mtime is None or abs(mtime) < 1 << 63 else None,  # 64-bit nanoseconds end in the year 2262
         "width": entry.width,
         "height": entry.height,
         **{_column(name): value for name, value in entry.extra.items()},
@@ -261,9 +260,9 @@ class ManifestWriter:
     """Writes a manifest shard by shard.
 
     Attributes:
-        hashes: 64 bits of every key.
-        names: 64 bits of every file name that is not its row's key.
-        rows, shards: written so far.
+        hashes: 64-bit hash of every key.
+        names: 64-bit hash of every file name that differs from its row's key.
+        rows, shards: numbers written so far.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, shard_rows: int) -> None:
@@ -278,7 +277,7 @@ class ManifestWriter:
         self._shard: list[dict[str, Any]] = []
 
     def add(self, line: dict[str, Any]) -> None:
-        """The next row. One that has a number keeps it; the others are numbered from their shard's first."""
+        """Add the next row. A row without a number is numbered from the first of its shard."""
         for name in self._texts:
             if line.get(name) is not None:
                 line[name] = str(line[name])
@@ -296,13 +295,13 @@ class ManifestWriter:
             self.end_shard()
 
     def end_shard(self) -> None:
-        """Close the shard, full or not; an empty one is a shard too."""
+        """End the shard, which may be partial or empty."""
         self._writer.write_table(table_of(self._shard, self._schema), row_group_size=max(len(self._shard), 1))
         self.shards += 1
         self._shard.clear()
 
     def close(self, more: Mapping[str, Any] | None = None) -> None:
-        """Write the last shard and what the file says of itself, `more` included."""
+        """Write the last shard and the metadata, to which `more` is added."""
         with self._file, self._writer:
             if self._shard:
                 self.end_shard()
@@ -336,10 +335,10 @@ def _repeated(hashes: array[int]) -> Hashes:
 
 
 def _duplicates(path: Path, repeated: set[int], names: Names, summary: Summary) -> tuple[set[int], bool]:
-    """Return the rows that list an image a second time, and whether inputs that name two images alike have new names.
+    """Return the rows that repeat an image, and whether inputs got new prefixes to distinguish equal names.
 
     Raises:
-        UsageError: two different images have one key, and their inputs do not tell them apart.
+        UsageError: two different images have one key, and prefixes cannot distinguish them.
     """
     first: dict[str, Mapping[str, Any]] = {}
     drop: set[int] = set()
@@ -383,7 +382,7 @@ def _marked(path: Path, shared: Hashes) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """Move a file aside while it is written again, and delete it then."""
+    """Rename a file while it is written again. Delete it afterwards."""
     draft = path.with_suffix(".draft")
     path.rename(draft)
     try:
@@ -403,7 +402,7 @@ def _is_url(text: str) -> bool:
 
 
 def _text_from_path(path: str) -> str:
-    """The path itself, or a file: URI where the name is not UTF-8 and no string column could hold it."""
+    """Return the path, or a file: URI where the path is not UTF-8, which a string column could not hold."""
     try:
         path.encode("utf-8")
         return path

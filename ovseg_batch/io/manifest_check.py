@@ -1,4 +1,4 @@
-"""Checks of a manifest that another command or person has made, before a run relies on its rows."""
+"""Check a manifest that another command wrote, before a run uses its rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ovseg_batch.io.row_groups import REQUIRED
 
 
 def check_rows(path: Path) -> None:
-    """Read the columns that every stage relies on, a shard at a time; 8 bytes a row are held.
+    """Check the rows of a manifest, one shard at a time. The check holds 8 bytes a row.
 
     Raises:
-        UsageError: the file is no manifest or is damaged, a row number is not in its shard or comes twice, or two
+        UsageError: the file is not a manifest or is damaged, a row number repeats or is outside its shard, or two
             images have one key.
     """
     manifest = Manifest.open(path)
@@ -36,7 +36,7 @@ def check_rows(path: Path) -> None:
 
 
 def _are_in_place(rows: Sequence[int], shard: int, shard_rows: int) -> bool:
-    """Return whether the row numbers of a shard increase and lie between its first and its last."""
+    """Return whether the row numbers of a shard increase and lie within the shard."""
     bounds = [shard * shard_rows - 1, *rows, (shard + 1) * shard_rows]
     return all(one < other for one, other in itertools.pairwise(bounds))
 

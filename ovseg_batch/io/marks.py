@@ -1,4 +1,4 @@
-"""Marks by which files and folders are recognised as ones that this program wrote."""
+"""Marks that identify files and folders that this program wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_IDS = "image_ids"  # `info` of COCO files: the column of the manifest that
 
 
 def has_mark(file: Path, mark: bytes) -> bool:
-    """Return whether a file is Parquet with a mark of ours in its metadata."""
+    """Return whether a file is Parquet with the given mark in its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -31,22 +31,22 @@ def has_mark(file: Path, mark: bytes) -> bool:
 
 
 def check_replaceable(file: Path, is_ours: Callable[[Path], bool]) -> None:
-    """See that a file may be written: remove what killed commands have left of it.
+    """Require that a file may be written. Remove its temporary files of killed commands.
 
     Args:
-        is_ours: returns whether a file is one that the same command wrote.
+        is_ours: returns whether the same command wrote a file.
 
     Raises:
-        UsageError: another file is there, such as a person's photograph.
+        UsageError: another program's file exists at that path.
     """
     remove_leftovers(temporaries_of(file))
     if file.exists() and not (file.is_file() and is_ours(file)):
-        raise UsageError(f"{file} exists and is no earlier file of this command. Choose another name, or delete it.")
+        raise UsageError(f"{file} exists, and this command did not write it. Choose another name, or delete the file.")
 
 
 def is_workdir(folder: Path) -> bool:
     """Return whether a run has written its plan into the folder."""
-    return os.path.isfile(folder / PLAN)  # False in a folder that may not be read, where `Path.is_file` raises
+    return os.path.isfile(folder / PLAN)  # False in an unreadable folder, where `Path.is_file` raises
 
 
 def is_ours(folder: Path) -> bool:

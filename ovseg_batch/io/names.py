@@ -1,4 +1,4 @@
-"""The folder parts in front of file names, which tell several inputs apart."""
+"""Prefixes of file names that distinguish several inputs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ovseg_batch.io.entries import Entry, Source, plain
 
 
 class Names:
-    """What comes before the file names of each input.
+    """The prefix of the file names of each input.
 
-    For one input that is nothing. Of several, folders have their own name. Inputs that give two images one name have
-    as many parts of their paths as tell them apart. The others keep what they have.
+    A single input has no prefix. With several inputs, the prefix of a folder is its name. Where two images would have
+    one name, their inputs get as many parts of their paths as are needed to differ.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -22,11 +22,11 @@ class Names:
         self.prefixes = [
             f"{plain(one.folder)}/" if length else "" for one, length in zip(sources, self._lengths, strict=True)
         ]
-        self._written = [*self.prefixes]  # those of the rows that `renamed` reads
+        self._written = [*self.prefixes]  # prefixes of the rows that `renamed` reads
         self._starts: list[int] = []
 
     def numbered(self, sources: Sequence[Source]) -> Iterator[tuple[Entry, str]]:
-        """Yield every entry with its prefix, and remember the first row of each input."""
+        """Yield every entry with its prefix, and store the first row of each input."""
         row = 0
         for source, prefix in zip(sources, self.prefixes, strict=True):
             self._starts.append(row)
@@ -39,7 +39,7 @@ class Names:
         return self._places[self._owner(row)] != self._places[self._owner(other)]
 
     def tell_apart(self, clashes: Sequence[tuple[int, int]]) -> bool:
-        """Lengthen the prefixes of the inputs whose rows have one name. Return False where that is impossible."""
+        """Lengthen the prefixes of inputs whose rows have equal names. Return False where that is impossible."""
         before = [*self.prefixes]
         for group in _groups((self._owner(a), self._owner(b)) for a, b in clashes):
             longest = max(len(self._places[index]) for index in group)
@@ -53,7 +53,7 @@ class Names:
         return self.prefixes != before
 
     def renamed(self, lines: Iterator[dict[str, Any]], drop: Collection[int]) -> Iterator[dict[str, Any]]:
-        """Yield the rows that have been written, without those of `drop`, under the names that they have now."""
+        """Yield the written rows with their new names, without the rows in `drop`."""
         starts, kept, last = [0] * len(self._starts), 0, -1
         for number, line in enumerate(lines):
             owner = self._owner(number)
@@ -77,7 +77,7 @@ class Names:
 
 
 def _groups(pairs: Iterator[tuple[int, int]]) -> list[list[int]]:
-    """Return the sets of inputs that pairs connect, each in order."""
+    """Return the connected components of a graph whose edges are pairs of inputs, each in order."""
     parents: dict[int, int] = {}
 
     def root(index: int) -> int:

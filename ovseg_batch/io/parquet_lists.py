@@ -1,4 +1,4 @@
-"""Lists of images in Parquet: the columns that a manifest can hold, read as a stream."""
+"""Read lists of images in Parquet as streams, with the columns that a manifest can hold."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.columns import find_column, make_entry, path_column
 from ovseg_batch.io.entries import SHOWN, Entry, Source, plain
 
-#: types that Python holds only where a value is a whole number of microseconds
+#: types whose values Python can hold only if they are whole microseconds
 MICROSECONDS = {
     "timestamp[ns]": pa.timestamp("us"),
     "duration[ns]": pa.duration("us"),
     "time64[ns]": pa.time64("us"),
 }
-PROMPTS = "prompts"  # the one column whose lists of texts are kept, as JSON
+PROMPTS = "prompts"  # the only column of text lists that is kept; as JSON
 
 
 def read_parquet(path: Path) -> Source:
@@ -71,7 +71,7 @@ def _parquet_entries(path: Path, file: pq.ParquetFile, column: str, kept: Mappin
 
 
 def _kept_type(file: pq.ParquetFile, field: pa.Field) -> pa.DataType | None:
-    """Return the type under which a manifest keeps a column; None for binary and nested ones."""
+    """Return the type that a column has in the manifest, or None for binary and nested columns."""
     kind = field.type
     if pa.types.is_temporal(kind):
         return kind if _is_plain_time(file, field.name) else pa.string()
@@ -84,7 +84,7 @@ def _kept_type(file: pq.ParquetFile, field: pa.Field) -> pa.DataType | None:
 
 
 def _is_plain_time(file: pq.ParquetFile, name: str) -> bool:
-    """Return whether Python can hold every time in a column: years 1 to 9999, whole microseconds."""
+    """Return whether Python can hold every time in a column: years 1 to 9999, in whole microseconds."""
     try:
         for batch in file.iter_batches(batch_size=1 << 16, columns=[name]):
             column = batch.column(0)

@@ -1,7 +1,7 @@
-"""Images as they are edited and written again: with their depth, transparency, colour profile and EXIF.
+"""Read images for editing and write them again, with their bit depth, transparency, colour profile and EXIF.
 
-`images.py` gives the models eight bits of RGB. Here 16 bits a channel stay 16 (PNG and TIFF), transparency stays beside
-the colours, and the profile and EXIF go into the new file, with the orientation applied once and forgotten.
+`images.py` decodes to 8-bit RGB for the models. This module keeps 16 bits a channel (PNG and TIFF), transparency, the
+colour profile and EXIF. It applies the orientation and removes it from EXIF.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "jpeg": (".jpg", ".jpeg", ".jpe"),
     "tiff": (".tif", ".tiff"),
 }
-UNKNOWN_SUFFIX = ".file"  # put behind names that are no image's, so that `a` and `a.png` stay two
+UNKNOWN_SUFFIX = ".file"  # appended to names without an image suffix, so that `a` and `a.png` stay distinct
 KNOWN = IMAGE_SUFFIXES | {UNKNOWN_SUFFIX}
 HOLDS_ALPHA = frozenset({"png", "webp", "tiff"})
 HOLDS_16_BITS = frozenset({"png", "tiff"})
 LONGEST_SIDE: dict[Format, int] = {"webp": 16_383, "jpeg": 65_500}
-NAMES = {"icc": "a colour profile", "exif": "EXIF"}  # blocks of a picture
-LARGEST_BLOCK = {("jpeg", "exif"): 65_533, ("jpeg", "icc"): 255 * 65_519}  # bytes that a format can hold
+NAMES = {"icc": "a colour profile", "exif": "EXIF"}  # names of metadata blocks in messages
+LARGEST_BLOCK = {("jpeg", "exif"): 65_533, ("jpeg", "icc"): 255 * 65_519}  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`pixels` (H, W, 3) or, grey, (H, W), uint8 or uint16; `alpha` (H, W) of the same depth, or None where opaque.
+    """A decoded image with its metadata.
 
-    `icc` and `exif` are the blocks as files hold them, empty where there are none.
+    Attributes:
+        pixels: (H, W, 3), or (H, W) if grey; uint8 or uint16.
+        alpha: (H, W) of the same dtype, or None if opaque.
+        icc, exif: metadata blocks as files hold them; empty if absent.
     """
 
     pixels: Array
@@ -54,18 +57,18 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How pictures are written. `quality` None is lossless where the format can be, and 95 for JPEG."""
+    """How images are encoded. `quality` None is lossless where the format allows it, and 95 for JPEG."""
 
     format: Format
     quality: int | None = None
-    level: int = 6  # of PNG's and TIFF's deflate: 1 quick, 9 small
+    level: int = 6  # deflate level of PNG and TIFF: 1 is fastest, 9 is smallest
     keep: frozenset[str] = field(default_factory=lambda: frozenset({"icc", "exif"}))
 
 
 def read_picture(image: Image.Image, path: str | Path) -> Picture:
     """Decode an opened image, upright.
 
-    CMYK becomes RGB, by its profile where it has one, which then is dropped. Grey becomes RGB.
+    Grey becomes RGB. CMYK becomes RGB through its colour profile, if any, which is then dropped.
 
     Returns:
         `pixels` (H, W, 3); where the file has 16 bits a channel, uint16.
@@ -83,7 +86,7 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
         if image.mode == "CMYK" and icc:
             image, icc = _by_profile(image, icc), b""
         elif image.mode in ("CMYK", "LAB", "YCbCr", "L", "LA", "1"):
-            icc = b""  # of another colour space than what is written
+            icc = b""  # the profile describes another colour space than the output
         if image.has_transparency_data:
             whole = upright(np.asarray(image.convert("RGBA")), orientation)
             return Picture(np.ascontiguousarray(whole[..., :3]), whole[..., 3].copy(), icc, _exif(image))
@@ -91,7 +94,7 @@ def read_picture(image: Image.Image, path: str | Path) -> Picture:
 
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
-    """CMYK to sRGB as the picture's own profile says; as Pillow does without, where that cannot be read."""
+    """Convert CMYK to sRGB by the embedded profile, or by Pillow's default where the profile cannot be read."""
     from PIL import ImageCms
 
     try:
@@ -103,21 +106,21 @@ def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
 
 
 def _exif(image: Image.Image) -> bytes:
-    """The EXIF block without orientation, which has been applied, and without the thumbnail, which shows the past."""
+    """Return the EXIF block without orientation, which is already applied, and without the outdated thumbnail."""
     try:
         exif = image.getexif()
         for tag in (ORIENTATION, *(tiff.LAYOUT if image.format == "TIFF" else ())):
             exif.pop(tag, None)
         return exif.tobytes() if len(exif) else b""
-    except Exception:  # a broken block says nothing about the pixels
+    except Exception:  # a broken block does not affect the pixels
         return b""
 
 
 def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
-    """The file of a picture, without what `left_out` names.
+    """Return the encoded file of an image, without the blocks that `left_out` names.
 
     Raises:
-        RowError: `UNWRITABLE`, a picture that the format cannot hold, or that its encoder does not take.
+        RowError: `UNWRITABLE` where the format cannot hold the image, or its encoder fails.
     """
     kind, (height, width) = encoding.format, picture.pixels.shape[:2]
     if max(height, width) > LONGEST_SIDE.get(kind, height + width):
@@ -138,12 +141,12 @@ def encode_picture(picture: Picture, encoding: Encoding) -> bytes:
 
 
 def left_out(picture: Picture, encoding: Encoding) -> list[str]:
-    """Return which of a picture's blocks its file will not have though it should, and why."""
+    """Return the metadata blocks that the file should have but cannot hold, with the reasons."""
     return [why for name in sorted(encoding.keep) if (why := _unfit(name, picture, encoding))]
 
 
 def _unfit(name: str, picture: Picture, encoding: Encoding) -> str:
-    """Return why a block cannot go into the file; empty where it can or there is none."""
+    """Return why the file cannot hold a block. Empty if it can, or if there is no block."""
     block = getattr(picture, name)
     if not block:
         return ""
@@ -155,7 +158,7 @@ def _unfit(name: str, picture: Picture, encoding: Encoding) -> str:
 
 
 def _blocks(picture: Picture, encoding: Encoding) -> dict[str, bytes]:
-    """Return the blocks that go into the file, by their names, empty where there are none."""
+    """Return the metadata blocks that the file will hold, by name. Absent blocks are empty."""
     return {
         name: getattr(picture, name) if name in encoding.keep and not _unfit(name, picture, encoding) else b""
         for name in NAMES
@@ -166,7 +169,8 @@ def _encoded(picture: Picture, encoding: Encoding, blocks: dict[str, bytes]) -> 
     kind, alpha = encoding.format, picture.alpha
     pixels = picture.pixels if alpha is None else _with_alpha(picture.pixels, alpha)
     deep = pixels.dtype == np.uint16
-    if kind == "tiff" and (deep or blocks["exif"]):  # libtiff takes no directories of EXIF, and Pillow no 16 bits
+    # libtiff does not write EXIF directories, and Pillow does not write 16 bits
+    if kind == "tiff" and (deep or blocks["exif"]):
         return tiff.encode_tiff(pixels, alpha is not None, encoding.level, blocks["icc"], blocks["exif"])
     if deep:
         return _deep_png(pixels, encoding, blocks)
@@ -217,10 +221,10 @@ def _with_alpha(pixels: Array, alpha: Array) -> Array:
 
 
 def output_name(file_name: str, format: Format) -> str:
-    """What the edited image is called: its name, with the format's suffix behind it unless it has that already.
+    """Return the name of an edited image: the file name, with the format's suffix appended unless it has that suffix.
 
-    No two names give one: `a.jpg` becomes `a.jpg.png`, `a.png` stays, and an image that was called `a.jpg.png` becomes
-    `a.jpg.png.png`.
+    Different names stay different: `a.jpg` becomes `a.jpg.png`, `a.png` stays, and an image that was called `a.jpg.png`
+    becomes `a.jpg.png.png`.
     """
     stem, suffix = _split(file_name)
     if suffix.lower() in SUFFIXES[format] and _split(stem)[1].lower() not in KNOWN:
@@ -229,7 +233,7 @@ def output_name(file_name: str, format: Format) -> str:
 
 
 def unique_name(row: ImageRow) -> str:
-    """Return a row's file name; with a hash of the row's key before the suffix where other rows have the same name."""
+    """Return a row's file name. Where other rows have the same name, a hash of the key precedes the suffix."""
     if not row.shared:
         return row.file_name
     stem, suffix = _split(row.file_name)
@@ -237,7 +241,7 @@ def unique_name(row: ImageRow) -> str:
 
 
 def part_name(folder: str, number: int, label: str, suffix: str) -> str:
-    """`photos/cat.jpg/001-tabby.png`: what is made of one mask of an image, in a folder for the image."""
+    """Return the name of an output of one mask, such as `photos/cat.jpg/001-tabby.png`: the folder is the image's."""
     safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "mask"
     return f"{folder}/{number:03d}-{safe}{suffix}"
 

@@ -1,4 +1,4 @@
-"""Records in JSON that a file brings along: read with their types, or refused."""
+"""Typed JSON records of files. Invalid records raise an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ManifestRecord(BaseModel):
-    """What the metadata of a manifest say of it.
+    """The metadata of a manifest.
 
     Attributes:
         origin: fingerprint of its first revision.
@@ -37,7 +37,7 @@ class StageRecord(BaseModel):
 
 
 class PlanRecord(BaseModel):
-    """The plan of a run: what `status` and the exports need to know without settings and models."""
+    """The plan of a run: the values that `status` and the exports read without loading settings and models."""
 
     inputs: list[str] = []
     exclude: list[str] = []
@@ -62,13 +62,13 @@ class PlanRecord(BaseModel):
 
 
 def reason(error: ValidationError) -> str:
-    """Return in one line what was wrong first, and where."""
+    """Return the first error and its location in one line."""
     first = error.errors(include_url=False)[0]
     return ": ".join([".".join(map(str, first["loc"])), first["msg"]] if first["loc"] else [first["msg"]])
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return what JSON holds. Raises ValueError, also where it is nested too deeply for Python."""
+    """Parse JSON. Raises ValueError, also where it is nested too deeply for Python."""
     try:
         return json.loads(content)
     except RecursionError:

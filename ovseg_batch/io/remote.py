@@ -1,9 +1,9 @@
-"""Images behind URLs: `s3://`, `gs://`, `https://` and `http://`, through fsspec, and only where the settings allow it.
+"""Read images from URLs (`s3://`, `gs://`, `https://`, `http://`) through fsspec, if the settings allow it.
 
-A URL comes from a manifest, and a manifest is not trusted: no web address leads to a private network (looked at when
-the connection is made, so that neither a name that resolves there nor a redirect gets through), no more bytes are taken
-than the limit, and nothing is waited for longer than said. Buckets are reached with the credentials and the endpoint of
-the environment, as AWS's and Google's own tools are.
+URLs come from manifests, which are not trusted. Connections to private networks are refused. The check happens when the
+connection is made, so it also covers names that resolve there, and redirects. The number of bytes and the time of a
+download are limited. Buckets use the credentials and the endpoint of the environment, as the tools of AWS and Google
+do.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 
 from ovseg_batch.errors import FailureCode, RowError, UsageError
 
-SCHEMES = {"https": "https", "http": "https", "s3": "s3", "gs": "gs", "gcs": "gs"}  # → the extra that brings it
-BLOCK = 1 << 20  # bytes taken from a connection at a time
+# → the extra that installs its library
+SCHEMES = {"https": "https", "http": "https", "s3": "s3", "gs": "gs", "gcs": "gs"}
+BLOCK = 1 << 20  # bytes read from a connection at a time
 NO_SUCH_RANGE = 416  # HTTP status
-AGAIN = {408, 425, 429}  # and 5xx: HTTP statuses after which another try may help
+RETRY_STATUSES = {408, 425, 429}  # and 5xx: HTTP statuses after which a retry may help
 LONGEST_PAUSE = 30.0  # seconds
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -38,9 +39,9 @@ class Remote:
     """How remote images are fetched.
 
     Args:
-        tries: before the row is charged.
-        timeout: seconds that one try may take, from the first packet to the last byte.
-        private: let web addresses lead into private networks.
+        tries: number of tries before the row fails.
+        timeout: seconds for one try, from the first packet to the last byte.
+        private: allow web addresses in private networks.
     """
 
     tries: int = 4
@@ -48,17 +49,17 @@ class Remote:
     private: bool = False
 
     def read(self, url: str, max_bytes: int) -> bytes:
-        """The content of one file, or one byte more than `max_bytes` of a longer one.
+        """Return the content of one file, or the first `max_bytes` + 1 bytes of a longer one.
 
         Raises:
-            RowError: `MISSING`; or `UNREADABLE` after as many tries as may help.
+            RowError: `MISSING`, or `UNREADABLE` after the last try.
         """
         for attempt in range(1, self.tries + 1):
             try:
                 return _fetch(url, max_bytes + 1, self)
-            except Exception as error:  # every protocol has its own
+            except Exception as error:  # every protocol raises other classes
                 last = error
-            if not _may_pass(last):
+            if not _is_transient(last):
                 break
             if attempt < self.tries:
                 time.sleep(_pause(last, attempt))
@@ -69,15 +70,15 @@ class Remote:
 
 
 def is_remote(path: str) -> bool:
-    """Whether the text is a URL rather than a path."""
+    """Return whether the text is a URL and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def scheme_of(url: str) -> str:
-    """`https`, `s3` …
+    """Return the scheme of a URL, such as `https` or `s3`.
 
     Raises:
-        UsageError: a scheme that is not read.
+        UsageError: the scheme is not supported.
     """
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:
@@ -97,7 +98,7 @@ def check_installed(scheme: str) -> None:
 
 
 def shown(url: str) -> str:
-    """The URL as messages name it: without password, and without a query, which may be a signature."""
+    """Return a URL for messages: without password, and without the query, which may be a signature."""
     if not is_remote(url):
         return url
     parts = urllib.parse.urlsplit(url)
@@ -105,17 +106,18 @@ def shown(url: str) -> str:
 
 
 def name_of(url: str) -> str:
-    """What outputs call the image: host or bucket, and path."""
+    """Return the file name of the image in outputs: host or bucket, and path."""
     parts = urllib.parse.urlsplit(url)
     path = posixpath.normpath("/" + urllib.parse.unquote(parts.path)).lstrip("/")
     return f"{parts.netloc.rpartition('@')[2]}/{path}"
 
 
 def listing(url: str, remote: Remote) -> Iterator[dict[str, Any]]:
-    """Files and folders right under `s3://bucket/folder`, in the order of their names.
+    """List the files and folders directly under `s3://bucket/folder`, in the order of their names.
 
     Yields:
-        `name` (of the entry alone), `url`, `folder` (bool), `bytes` and `mtime_ns`, None where the store does not say.
+        dictionaries with `name` (without the folder), `url`, `folder` (bool), `bytes` and `mtime_ns`, which are None
+        where the store does not return them.
 
     Raises:
         UsageError: no such bucket or folder, or no right to list it.
@@ -130,7 +132,7 @@ def listing(url: str, remote: Remote) -> Iterator[dict[str, Any]]:
         raise UsageError(f"Cannot list {shown(url)}: {_reason(error, remote.timeout)}") from None
     for info in sorted(found, key=lambda info: str(info["name"])):
         name = info["name"].rstrip("/").rpartition("/")[2]
-        if name and info["name"].rstrip("/") != root:  # a marker that stands for the folder itself
+        if name and info["name"].rstrip("/") != root:  # a marker object of the folder itself
             changed = info.get("LastModified") or info.get("mtime")
             yield {
                 "name": name,
@@ -142,7 +144,7 @@ def listing(url: str, remote: Remote) -> Iterator[dict[str, Any]]:
 
 
 def _fetch(url: str, most: int, remote: Remote) -> bytes:
-    """At most the first `most` bytes."""
+    """Return at most the first `most` bytes of a file."""
     scheme = SCHEMES[scheme_of(url)]
     files = _filesystem(scheme, remote)
     if scheme != "https":
@@ -161,11 +163,11 @@ def _fetch(url: str, most: int, remote: Remote) -> bytes:
         read, size = io.BytesIO(), 0
         while size < most and (block := file.read(min(BLOCK, most - size))):
             size += read.write(block)
-    return read.getvalue()  # the buffer itself: nothing is held twice
+    return read.getvalue()  # returns the buffer without a copy
 
 
 def _filesystem(scheme: str, remote: Remote) -> Any:
-    """The fsspec file system of a scheme, one per process."""
+    """Return the fsspec file system of a scheme. There is one per process."""
     check_installed(scheme)
     with _ONE_AT_A_TIME:
         return _made_filesystem(scheme, remote)
@@ -188,7 +190,7 @@ def _made_filesystem(scheme: str, remote: Remote) -> Any:
 
 
 def _web_client(remote: Remote) -> Any:
-    """What makes the HTTP session: with a time limit, and sockets for allowed addresses alone."""
+    """Return the factory of the HTTP session, which has a time limit and connects to allowed addresses only."""
     import aiohttp
 
     def connect(address: Any) -> socket.socket:
@@ -205,7 +207,7 @@ def _web_client(remote: Remote) -> Any:
 
 
 class _PrivateAddress(OSError):
-    """A web address that leads where a manifest has no business."""
+    """The address is in a private network, which manifests may not access."""
 
 
 #: Networks whose addresses end in that of an IPv4 host: NAT64 (RFC 6052), IPv4-compatible and IPv4-translated ones.
@@ -214,7 +216,7 @@ LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: leads to host
 
 
 def _is_private(address: str) -> bool:
-    """Whether it is anything but a public host's: loopback, link-local, RFC 1918, or one of these in disguise."""
+    """Return whether an address is not public: loopback, link-local, RFC 1918, or an IPv6 form of one of these."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         hidden = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
@@ -228,9 +230,9 @@ def _is_private(address: str) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error of aiohttp, gcsfs or s3fs."""
+    """Return the HTTP status in an error of aiohttp, gcsfs or s3fs, or None."""
     response = getattr(error.__cause__, "response", None)
-    if isinstance(response, dict):  # botocore's, behind the OSError that s3fs makes of it
+    if isinstance(response, dict):  # of botocore, the cause of the OSError that s3fs raises
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
     for name in ("status", "code"):
         with_number = getattr(error, name, None)
@@ -239,8 +241,8 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try may help."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether a retry may succeed."""
     inner = getattr(error, "os_error", None)
     if isinstance(error, FileNotFoundError | PermissionError | UsageError | _PrivateAddress) or isinstance(
         inner, _PrivateAddress
@@ -249,22 +251,22 @@ def _may_pass(error: BaseException) -> bool:
     if "Credentials" in type(error).__name__:
         return False
     status = _status(error)
-    return status is None or status >= 500 or status in AGAIN
+    return status is None or status >= 500 or status in RETRY_STATUSES
 
 
 def _pause(error: BaseException, attempt: int) -> float:
-    """Seconds until the next try: what the server asks for, else longer each time and never the same for everyone."""
+    """Return the seconds until the next try: those that the server requests, or exponential backoff with jitter."""
     wanted = (getattr(error, "headers", None) or {}).get("Retry-After", "")
     seconds = float(wanted) if wanted.isdecimal() else random.uniform(0.5, 1) * 2 ** (attempt - 1)
     return min(seconds, LONGEST_PAUSE)
 
 
 def _reason(error: BaseException, timeout: float) -> str:
-    """What went wrong, without the URL, whose query may be a secret."""
+    """Return the reason of an error without the URL, whose query may be secret."""
     status = _status(error)
     if status is not None and hasattr(error, "message"):
         return f"the server answered {status} {error.message}"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return f"nothing complete came within {timeout:g} s (run.remote_timeout)"
+        return f"the download did not finish within {timeout:g} s (run.remote_timeout)"
     inner = getattr(error, "os_error", None) or error
     return re.sub(r"\?\S*", "", f"{inner}" or type(inner).__name__)

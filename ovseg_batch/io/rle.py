@@ -1,4 +1,4 @@
-"""COCO run-length masks through pycocotools: column-major, compressed counts."""
+"""COCO run-length encoding of masks through pycocotools: column-major, compressed counts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pycocotools import mask as coco
 
 Array = np.ndarray[Any, Any]
 
-OUTSIDE = 4  # longer sides of the image: polygons that reach farther out are refused, because they take memory
+OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
 
 
 def encode(mask: Array) -> bytes:
-    """Compressed counts of a mask (H, W) of bool or uint8; free of a copy when the mask is Fortran-contiguous."""
+    """Return the compressed counts of a mask (H, W) bool or uint8. A Fortran-contiguous mask is not copied."""
     counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     return counts
 
 
 def encode_regions(regions: Array) -> dict[int, bytes]:
-    """Compressed counts of every number but 0 in a map (H, W) of non-negative integers: one pass, no mask is made."""
-    import cv2  # takes 40 MB, which commands that only read masks save
+    """Return number → compressed counts for a map (H, W) of non-negative integers. 0 is background."""
+    import cv2  # imported here: it needs 40 MB, and many commands only read masks
 
     height, width = regions.shape
-    flat = cv2.transpose(regions).ravel()  # many times as quick as NumPy's
+    flat = cv2.transpose(regions).ravel()  # many times faster than NumPy's
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [flat.size]])
     owners = flat[starts]
@@ -40,7 +40,7 @@ def encode_regions(regions: Array) -> dict[int, bytes]:
 
 
 def decode(counts: bytes | str, height: int, width: int) -> Array:
-    """The mask (height, width) of bool behind `counts`."""
+    """Decode counts to a mask (height, width) bool."""
     mask: Array = coco.decode({"size": [height, width], "counts": counts})
     return mask.astype(bool)
 
@@ -53,28 +53,28 @@ def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:
 
 
 def union(counts: Sequence[bytes], height: int, width: int) -> Array:
-    """Return the pixels (height, width) bool that any of the masks has; none where there is no mask."""
+    """Return the union (height, width) bool of masks. It is empty if there are no masks."""
     return decode(merged(counts, height, width), height, width)
 
 
 def area_of_union(counts: Sequence[bytes], height: int, width: int) -> int:
-    """Return how many pixels any of the masks has."""
+    """Return the number of pixels in the union of masks."""
     return area(merged(counts, height, width), height, width)
 
 
 def bounding_box(counts: bytes | str, height: int, width: int) -> list[float]:
-    """x, y, width, height in pixels of the mask behind `counts`."""
+    """Return the bounding box of a mask: x, y, width, height in pixels."""
     box: list[float] = coco.toBbox({"size": [height, width], "counts": counts}).tolist()
     return box
 
 
 def area(counts: bytes | str, height: int, width: int) -> int:
-    """Pixels of the mask behind `counts`."""
+    """Return the area of a mask in pixels."""
     return int(coco.area({"size": [height, width], "counts": counts}))
 
 
 def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Array, Array]:
-    """IoU of every pair, and the share of the first that lies in the second: (M, M) float64 each."""
+    """Return the pairwise IoU, and the share of mask i that lies in mask j: (M, M) float64 each, in [0, 1]."""
     masks = [{"size": [height, width], "counts": one} for one in counts]
     if not masks:
         return np.zeros((0, 0)), np.zeros((0, 0))
@@ -82,10 +82,10 @@ def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Array, A
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> bytes:
-    """Compressed counts of what COCO's files hold: a list of polygons, uncompressed counts, or compressed ones.
+    """Return the compressed counts of a COCO segmentation: a list of polygons, or run lengths, compressed or not.
 
     Raises:
-        ValueError: it is none of these, or does not fit the image. pycocotools would end or fill the memory.
+        ValueError: the segmentation is invalid or does not fit the image. pycocotools would crash or fill the memory.
     """
     if isinstance(segmentation, list):
         _check_polygons(segmentation, OUTSIDE * max(height, width))
@@ -102,17 +102,17 @@ def from_coco(segmentation: Any, height: int, width: int) -> bytes:
     try:
         packed = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
         decode(packed, height, width)
-    except Exception as error:  # of pycocotools, which raises whatever it likes
+    except Exception as error:  # pycocotools raises many classes
         raise ValueError(f"has run lengths that cannot be decoded ({error})") from None
     return packed
 
 
 def _check_polygons(polygons: Sequence[Any], limit: float) -> None:
-    """Raise ValueError unless every polygon is a list of three points or more, none far outside of the image."""
+    """Raise ValueError unless every polygon is a list of three points or more that lie in or near the image."""
     for polygon in polygons:
         if not isinstance(polygon, list):
             raise ValueError("is a flat list; write [[x, y, x, y, …]], one list for each polygon")
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"has a polygon of {len(polygon)} numbers; it needs x and y of three points or more")
-        if not all(type(one) in (int, float) and abs(one) <= limit for one in polygon):  # NaN is in no range
+        if not all(type(one) in (int, float) and abs(one) <= limit for one in polygon):  # False for NaN
             raise ValueError("has a coordinate that is no number or far outside of the image")

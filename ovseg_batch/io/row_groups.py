@@ -1,4 +1,4 @@
-"""The row groups of a manifest, one for each shard: made of rows, and read or refused in one sentence."""
+"""Build and read the row groups of a manifest. Each shard is one row group."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ REQUIRED = frozenset(("row", "key", "file_name", "path"))  # columns in which ev
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Return rows, which may lack nullable columns, as a table.
+    """Return rows as a table. Rows may lack nullable columns.
 
-    `pa.array` imports pandas where it is installed, which takes a third of the time of a dry run. So columns of the
-    types in `NUMBERS`, texts and booleans are built from their buffers; Apache Arrow, Columnar Format, "Variable-size
-    Binary Layout" and "Validity bitmaps".
+    `pa.array` imports pandas if it is installed, which takes a third of the time of a dry run. Therefore numbers, texts
+    and booleans are built from their buffers. Layout: Apache Arrow, Columnar Format, "Variable-size Binary Layout" and
+    "Validity bitmaps".
     """
     columns = [_column([row.get(one.name) for row in rows], one.type) for one in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return values, None where there is none, as an array of that type."""
+    """Return values as an array of a type. None becomes null."""
     if kind not in (*NUMBERS, pa.string(), pa.bool_()):
         return pa.array(values, kind)
     buffers: list[Any] = [_bits([value is not None for value in values])]
@@ -48,13 +48,13 @@ def _bits(values: Sequence[bool]) -> Any:
 
 
 def read_group(file: pq.ParquetFile, path: Path, group: int, columns: Collection[str] | None = None) -> pa.Table:
-    """Return the rows of one group of an opened manifest.
+    """Read one row group of an opened manifest.
 
     Args:
-        columns: names of those to read; None: all.
+        columns: names of the columns to read. None: all.
 
     Raises:
-        UsageError: the file is damaged there.
+        UsageError: the row group is damaged.
     """
     try:
         table = file.read_row_group(group, columns=None if columns is None else list(columns))

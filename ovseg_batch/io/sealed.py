@@ -1,4 +1,4 @@
-"""JSON records that know when a byte of theirs has changed."""
+"""JSON records with a checksum that detects every changed byte."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ SEAL = "seal"
 
 
 def seal(record: Mapping[str, Any]) -> bytes:
-    """One line of JSON that ends with a BLAKE2b (16 bytes) of the rest."""
+    """Return one line of JSON that ends with a BLAKE2b hash (16 bytes) of the rest."""
     digest = hashlib.blake2b(_text(record).encode(), digest_size=16).hexdigest()
     return (_text({**record, SEAL: digest}) + "\n").encode()
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """The record that was sealed.
+    """Return the record of a line that `seal` wrote.
 
     Raises:
-        ValueError: not one byte of it may differ from what `seal` wrote.
+        ValueError: a byte of the line has changed.
     """
     record = parse_json(content)
     if not isinstance(record, dict) or SEAL not in record:
         raise ValueError("not a sealed record")
     del record[SEAL]
     if seal(record) != content:
-        raise ValueError("the record is not what was sealed")
+        raise ValueError("the checksum of the record is wrong")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Where the manifest's rows come from: folders, globs, URLs and lists, each read as a stream in a fixed order."""
+"""Open the INPUTs of a manifest: folders, globs, URLs and lists. Each is a stream in a fixed order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_source(text: str) -> None:
     """Check that a local INPUT exists, without listing it. A URL is not checked.
 
     Raises:
-        UsageError: there is no such file or folder, no file fits the pattern, or it may not be read.
+        UsageError: the file or folder does not exist, no file matches the pattern, or it cannot be read.
     """
     path = Path(text)
     if is_remote(text) or os.path.exists(text):
@@ -34,13 +34,13 @@ def check_source(text: str) -> None:
     if glob.has_magic(text):
         counts = Counts()
         if next(_fitting(fixed_part(text), path, Filter(), counts), None) is None:
-            raise UsageError(f"No file fits the pattern {text}.{counts.sentences()}")
+            raise UsageError(f"No file matches the pattern {text}.{counts.sentences()}")
         return
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a NUL
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, or a NUL character
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{plain(text)[:SHOWN]} cannot be read: {reason}.") from None
     near = ""
@@ -52,9 +52,9 @@ def check_source(text: str) -> None:
 
 
 def fixed_part(text: str) -> Path:
-    """Return the file or folder that INPUT names; of a pattern, the folder above its first part with a wildcard.
+    """Return the file or folder that INPUT names. For a pattern, return the folder above its first wildcard.
 
-    A part that exists under its own name, such as `photos [2024]`, is no wildcard.
+    A part that exists literally, such as `photos [2024]`, is not a wildcard.
     """
     path = Path(text).absolute()
     if os.path.exists(path) or not glob.has_magic(text):
@@ -68,14 +68,15 @@ def fixed_part(text: str) -> Path:
 
 
 def open_source(text: str, remote: Remote | None = None, exclude: Sequence[str] = ()) -> Source:
-    """Open what INPUT names.
+    """Open an INPUT.
 
     Args:
         remote: how buckets are listed. None: a URL of a folder is an error.
-        exclude: patterns of files and folders that are left out, as `Filter` takes them.
+        text: a folder, a glob, a URL, an image, a list or a COCO file.
+        exclude: patterns of files and folders to skip, as in `Filter`.
 
     Raises:
-        UsageError: nothing there, or a kind of input that is not understood.
+        UsageError: INPUT does not exist, or is of no supported kind.
     """
     keep = Filter(exclude)
     if is_remote(text):
@@ -107,7 +108,7 @@ def open_source(text: str, remote: Remote | None = None, exclude: Sequence[str] 
 
 
 def _kept(entries: Iterator[Entry], keep: Filter, counts: Counts) -> Iterator[Entry]:
-    """Leave out the entries of a list that the patterns exclude."""
+    """Yield the entries of a list that the patterns do not exclude."""
     for entry in entries:
         if keep.excludes_entry(entry.file_name, entry.path):
             counts.count("excluded", entry.path)
@@ -131,7 +132,7 @@ def _images(files: Iterable[tuple[str, str]], where: str, counts: Counts) -> Ite
 
 
 def _url(url: str, remote: Remote | None, keep: Filter) -> Source:
-    """One image, or a folder of a bucket."""
+    """Open one image, or a folder of a bucket."""
     scheme = urls.scheme_of(url)
     name = urls.name_of(url)
     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
@@ -151,7 +152,7 @@ def _url(url: str, remote: Remote | None, keep: Filter) -> Source:
 
 
 def _bucket(root: str, remote: Remote, keep: Filter, counts: Counts) -> Iterator[Entry]:
-    """Images under a folder of a bucket, in the order of a local folder."""
+    """Yield the images under a folder of a bucket, in the order of a local folder."""
 
     def visit(url: str, relative: str) -> Iterator[Entry]:
         for found in urls.listing(url, remote):
@@ -170,7 +171,7 @@ def _bucket(root: str, remote: Remote, keep: Filter, counts: Counts) -> Iterator
 
 
 def _glob(pattern: str, fixed: Path, keep: Filter) -> Source:
-    """Open the images that fit a pattern. `fixed` is the folder above its first part with a wildcard."""
+    """Open the images that match a pattern. `fixed` is the folder above its first wildcard."""
     source = Source(pattern, [], iter(()), place=Path(os.path.abspath(fixed)).parts)
 
     def entries() -> Iterator[Entry]:

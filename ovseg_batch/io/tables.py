@@ -1,4 +1,4 @@
-"""The Parquet table of a shard: one line per row, the same first columns for every stage."""
+"""Read and write the Parquet table of a shard: one line per row, with the same first columns for every stage."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RECORDS: dict[str, type[Annotation] | type[Proposal]] = {"annotations": Annotati
 
 
 class ResultWriter:
-    """Writes the rows of one shard to a closed Parquet file, buffering only a few at a time."""
+    """Writes the rows of one shard to a Parquet file. `buffer_rows` rows are held at a time."""
 
     def __init__(self, path: Path, columns: pa.Schema, buffer_rows: int = 64) -> None:
         self._schema = pa.schema([*RESULT_COLUMNS, *columns])
@@ -101,9 +101,9 @@ def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[
     """Return the lines of one shard's table in row order, as dictionaries of the given columns (None: all).
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is not a table of a shard.
     """
-    with pq.ParquetFile(path) as file:  # `read_table` imports pandas wherever it is installed
+    with pq.ParquetFile(path) as file:  # `read_table` would import pandas if it is installed
         rows: list[dict[str, Any]] = file.read(list(columns) if columns else None).to_pylist()
     try:
         return [{name: _record(name, value) for name, value in row.items()} for row in rows]
@@ -112,12 +112,12 @@ def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return the value of a column as Parquet takes it."""
+    """Convert the value of a column for Parquet."""
     return [asdict(one) for one in value] if name in RECORDS else value
 
 
 def _record(name: str, value: Any) -> Any:
-    """Return the value of a column as stages gave it. A failed row has None."""
+    """Convert the value of a column from Parquet. Failed rows have None."""
     return [_made(RECORDS[name], one) for one in value] if name in RECORDS and value is not None else value
 
 

@@ -1,7 +1,7 @@
-"""Text embeddings on disk: computed once per model, word and template set, shared by every run of this user.
+"""Cache of text embeddings on disk. They are computed once per model, label and templates, for all runs of a user.
 
-One Parquet file per (model, weights, tokenizer, templates): label, prompt, template, embedding. A label's prompts are
-always encoded together, so a cached and a fresh embedding are the same bits.
+One Parquet file per (model, weights, tokenizer, templates): label, prompt, template, embedding. The prompts of a label
+are always encoded together, so cached and new embeddings are bitwise equal.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Encode = Callable[[list[str]], Array]
 log = logging.getLogger(__name__)
 
 DIGEST = b"ovseg_batch.digest"  # of labels and embeddings, in the file's metadata
-PROGRESS_SECONDS = 15.0  # between two lines of progress
+PROGRESS_SECONDS = 15.0  # interval of progress messages
 
 
 def text_embeddings(
     queries: Sequence[str], templates: Sequence[str], encode: Encode, fingerprint: str, folder: Path
 ) -> dict[str, Array]:
-    """Embeddings of every query in every template, from the cache where it has them.
+    """Return the embeddings of every query in every template. Missing ones are computed and cached.
 
     Args:
         queries: words or phrases.
         templates: format strings with one `{}`.
         encode: prompts → (P, D) float32.
-        fingerprint: of model, weights, tokenizer and templates; names the file.
-        folder: where the file lives.
+        fingerprint: hash of model, weights, tokenizer and templates. It names the cache file.
+        folder: the folder of the cache file.
 
     Returns:
         query → (T, D) float32, in the templates' order.
@@ -53,29 +53,29 @@ def text_embeddings(
     for done, query in enumerate(missing):
         if time.monotonic() > reported + PROGRESS_SECONDS:
             reported = time.monotonic()
-            log.info("text embeddings: %d of %d labels are computed", done, len(missing))
+            log.info("text embeddings: computed %d of %d labels", done, len(missing))
         fresh[query] = encode([template.format(query) for template in templates])
     if fresh:
         try:
             _write(path, {**known, **fresh}, templates)
         except OSError as error:
-            log.warning("cannot keep text embeddings in %s (%s); the run goes on without", path, error)
+            log.warning("cannot write the text cache %s (%s); the run continues without it", path, error)
     return {query: fresh[query] if query in fresh else known[query] for query in wanted}
 
 
 def _read(path: Path, templates: int) -> dict[str, Array]:
-    """Return what the cache holds; nothing, with a warning, where it is damaged."""
+    """Read the cache. If it is damaged, log a warning and return nothing."""
     try:
         with pq.ParquetFile(path) as file:
             table, stored = file.read(["label", "embedding"]), (file.schema_arrow.metadata or {}).get(DIGEST, b"")
         labels = table["label"].to_pylist()
         matrix = np.stack(table["embedding"].to_pylist()).astype(np.float32)
         if str(_digest(labels, matrix)).encode() != stored:
-            raise ValueError("its content is not what was written")
+            raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return {}
     except Exception as error:  # Parquet's readers raise many classes
-        log.warning("The text cache %s is damaged and is computed anew (%s).", path, error)
+        log.warning("The text cache %s is damaged and is computed again (%s).", path, error)
         return {}
     return {labels[i]: matrix[i : i + templates] for i in range(0, len(labels), templates)}
 

@@ -1,7 +1,7 @@
-"""TIFF with 16 bits a sample, as Pillow and OpenCV cannot read and write it.
+"""Read and write TIFF files with 16 bits a sample in layouts that Pillow and OpenCV do not support.
 
-libtiff, through Pillow, decompresses the samples as the pixels of a wider grey image. What the samples mean is decided
-here: which of them are colours, which one is alpha, and whether white is 0.
+libtiff, through Pillow, decompresses the samples as the pixels of a wider grey image. This module then interprets them:
+which samples are colours, which one is alpha, and whether white is 0.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ ASSOCIATED, STRAIGHT = 1, 2  # values of ExtraSamples: alpha with and without co
 UNSIGNED, UNDEFINED = 1, 4  # values of SampleFormat
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 OLD_SUBFILE_TYPE, SUB_DIRECTORIES = 255, 330
-PAGES = 64  # pages that are searched for one that is no thumbnail
-EXTRAS = 3  # further samples of 16 bits that can be read
-STRIP = 1 << 18  # bytes of a strip that is written
-LARGEST_TILE = 4096  # pixels by which a tile may be longer than the image
-INTEROPERABILITY = 0xA005  # tag of the camera's directory that points to one more
-EXIF_DIRECTORIES = (0x8769, 0x8825)  # tags that point to the camera's and the place's tags
-#: Tags of a TIFF that say how its own pixels lie in the file: no part of what another file should keep.
+PAGES = 64  # pages that are searched for the first that is not a thumbnail
+EXTRAS = 3  # additional samples per pixel that can be read
+STRIP = 1 << 18  # bytes per strip in written files
+LARGEST_TILE = 4096  # pixels by which a side of a tile may exceed that of the image
+INTEROPERABILITY = 0xA005  # tag in the EXIF directory that points to another directory
+EXIF_DIRECTORIES = (0x8769, 0x8825)  # tags that point to the EXIF and GPS directories
+#: Tags that describe the layout of the pixels in a TIFF. They must not be copied to another file.
 LAYOUT = frozenset((*range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 297, 317, *range(320, 326)))
 LAYOUT |= {330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 532, 34675}
-NO_WHITE = (
+UNSUPPORTED_SAMPLES = (
     "has pixels with a sign, with a floating point or with 32 bits, for which no white is agreed. "
     "Save it with 8 or 16 bits and no sign."
 )
@@ -56,11 +56,11 @@ NO_WHITE = (
 
 @functools.cache
 def register() -> None:
-    """Let Pillow open the TIFF images that are read here, and keep its libtiff from writing on stderr.
+    """Register the layouts of this module with Pillow, and stop its libtiff from writing to stderr.
 
-    It opens no file whose layout is not in its table. It is not used for the pixels of the layouts that this adds.
+    Pillow opens only files whose layout is in its table. It does not decode the layouts that are added here.
     """
-    from PIL.TiffImagePlugin import OPEN_INFO  # a finished run starts without it
+    from PIL.TiffImagePlugin import OPEN_INFO  # imported here: commands on finished runs start without it
 
     _silence_libtiff()
     colours = ((WHITE_IS_ZERO, 1, "L"), (BLACK_IS_ZERO, 1, "L"), (RGB, 3, "RGB"))
@@ -70,8 +70,8 @@ def register() -> None:
 
 
 def _silence_libtiff() -> None:
-    """Keep the libtiff that Pillow has loaded from writing its errors on stderr; Pillow raises them as exceptions."""
-    with contextlib.suppress(OSError, AttributeError):  # no Linux, or a Pillow that contains libtiff
+    """Stop the libtiff that Pillow has loaded from writing errors to stderr. Pillow raises them as exceptions."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or a Pillow with a static libtiff
         loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libtiff" in line}
         for library in map(ctypes.CDLL, sorted(loaded)):
             library.TIFFSetErrorHandler(None)
@@ -91,19 +91,19 @@ def check_samples(image: Image.Image, path: str | Path) -> None:
     if max(width - tags.get(WIDTH, 0), height - tags.get(HEIGHT, 0)) > LARGEST_TILE:
         raise RowError(FailureCode.BAD_IMAGE, f"{path} has tiles of {width} × {height} pixels")
     if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED, UNDEFINED}:
-        raise RowError(FailureCode.BAD_IMAGE, f"{path} {NO_WHITE}")
+        raise RowError(FailureCode.BAD_IMAGE, f"{path} {UNSUPPORTED_SAMPLES}")
 
 
 def bits_of(image: Image.Image) -> int:
-    """Return the bits a sample of an opened grey image with more than 8."""
+    """Return the bits per sample of an opened grey image with more than 8 bits."""
     return int(_tags(image).get(BITS, (16,))[0])
 
 
 def to_main_page(image: Image.Image, path: str) -> None:
-    """Turn an opened TIFF to its first page that is not a smaller version of another one.
+    """Seek an opened TIFF to its first page that is not a reduced version of another page.
 
     Raises:
-        RowError: no reader opens that page, as in raw files of cameras.
+        RowError: the page cannot be read, as in raw files of cameras.
     """
     if not _is_reduced(image):
         return
@@ -125,7 +125,7 @@ def _is_reduced(image: Image.Image) -> bool:
 
 
 def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
-    """Decode an opened TIFF for which `is_deep` holds, as the pixels lie in the file.
+    """Decode an opened TIFF for which `is_deep` holds, without applying its orientation.
 
     Returns:
         pixels (H, W) or (H, W, 3) uint16, black 0 and white 65535, and alpha (H, W) uint16 or None.
@@ -145,7 +145,7 @@ def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
 
 
 def _straight(pixels: Array, alpha: Array) -> Array:
-    """Return the colours before they were multiplied by alpha."""
+    """Divide colours by alpha, to undo their multiplication."""
     top = np.iinfo(pixels.dtype).max
     share = np.maximum(alpha, 1).astype(np.float64) / top
     found = pixels / (share if pixels.ndim == 2 else share[..., None])
@@ -188,7 +188,7 @@ def _samples(tags: Mapping[int, Any], content: bytes, order: str) -> Array:
 
 
 def _with_directory(content: bytes, layout: Mapping[int, Sequence[int]], order: str) -> bytes:
-    """Return the file with another directory, of numbers alone."""
+    """Return the file with another directory, which holds only numbers."""
     start = len(content) + len(content) % 2
     place = start + 2 + 12 * len(layout) + 4
     lines, behind = b"", b""
@@ -215,7 +215,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def encode_tiff(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes) -> bytes:
-    """Write a TIFF, deflated, with its colour profile and with the tags and the directories of an EXIF block.
+    """Encode a TIFF with deflate, a colour profile, and the tags and directories of an EXIF block.
 
     Args:
         pixels: (H, W), (H, W, 3) or, with alpha last, (H, W, 4), uint8 or uint16.
@@ -225,7 +225,7 @@ def encode_tiff(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes)
     """
     try:
         return _encoded(pixels, alpha, level, icc, exif)
-    except Exception:  # tags of the wrong type say nothing about the pixels
+    except Exception:  # tags of a wrong type do not affect the pixels
         return _encoded(pixels, alpha, level, icc, b"")
 
 

@@ -1,8 +1,7 @@
-"""What has changed in a run's inputs since its manifest was written, and the manifest that says so.
+"""Compare the inputs of a run with its manifest, and write the updated manifest.
 
-Every row that is still there keeps its number and its shard, so that what was committed of it counts on. A changed row
-is marked with the new revision, a removed one leaves a gap, new ones come in shards of their own behind the others.
-What stays in memory is 41 bytes a row.
+Rows that still exist keep their number and shard, so that their committed results stay valid. Changed rows get the new
+revision. Removed rows leave a gap. New rows form new shards at the end. The comparison holds 41 bytes a row.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.manifest import ADDED, REVISION, SHARED, UNHASHED, Manifest, ManifestWriter
 from ovseg_batch.wording import spelled
 
-GROUPS = 8  # of the fresh list that are held at once, for rows that have changed
+GROUPS = 8  # row groups of the new list that are cached, for rows that have changed
 
 
 @dataclass(slots=True)
 class Changes:
-    """How many images came in, are others than they were, or have gone."""
+    """Numbers of added, changed and removed images."""
 
     added: int = 0
     changed: int = 0
@@ -44,12 +43,12 @@ class Changes:
 def update_manifest(
     ours: Path, fresh: Path, changed: Collection[str] = (), before_change: Callable[[], object] = lambda: None
 ) -> Changes:
-    """Bring the manifest `ours` up to `fresh`, a manifest of what the inputs hold now; untouched where nothing changed.
+    """Update the manifest `ours` to `fresh`, a new manifest of the same inputs. Without changes, `ours` is not written.
 
-    An image is another one when its bytes, its time of change, its size or any column of its own differ.
+    An image has changed if its bytes, modification time, size or any additional column differ.
 
     Args:
-        changed: keys of images that are known to have changed, whatever the list says of them.
+        changed: keys of images that count as changed in any case.
         before_change: called before `ours` is replaced.
 
     Raises:
@@ -100,7 +99,7 @@ def _keep(
     revision: int,
     changes: Changes,
 ) -> bool:
-    """Write a shard's rows as they are now; whether anything is new about them."""
+    """Write the current rows of a shard. Return whether any row was changed or removed."""
     touched = False
     for line in lines:
         index = found.index_of(line)
@@ -117,7 +116,7 @@ def _keep(
 
 
 class _Fresh:
-    """The rows of the fresh list: found by their key, compared by what they say."""
+    """The rows of the new list, found by key and compared by content hash."""
 
     def __init__(self, manifest: Manifest) -> None:
         keys, contents, paths, self._starts = array("Q"), array("Q"), array("Q"), [0]
@@ -134,7 +133,7 @@ class _Fresh:
         self._group: Callable[[int], list[dict[str, Any]]] = functools.lru_cache(GROUPS)(manifest.read_lines)
 
     def index_of(self, line: Mapping[str, Any]) -> int | None:
-        """Where the image of that key is now; it counts as known from then on."""
+        """Return the index of the row with the key of `line`, and mark it as matched."""
         wanted = np.uint64(key_hash(line["key"]))
         place = int(np.searchsorted(self._keys, wanted))
         if place == len(self._keys) or self._keys[place] != wanted:
@@ -147,7 +146,7 @@ class _Fresh:
         return bool(self._contents[index] == _content(line))
 
     def path(self, index: int, known: str) -> str:
-        """Where the image lies now."""
+        """Return the current path of an image."""
         return known if self._paths[index] == key_hash(known) else str(self.line(index)["path"])
 
     def line(self, index: int) -> dict[str, Any]:
@@ -161,7 +160,7 @@ class _Fresh:
 
 
 def _content(line: Mapping[str, Any]) -> int:
-    """64 bits of all that a row says but its number."""
+    """Return a 64-bit hash of a row without its number."""
     content = {name: value for name, value in sorted(line.items()) if name not in UNHASHED and name != "row"}
     content[SHARED] = bool(content.get(SHARED))
     text = json.dumps(content, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""The cache folder of a user, which all runs share, and the hashes of large files that it keeps."""
+"""The cache folder of a user, which all runs share, and the cached hashes of large files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ovseg_batch.io.atomic import write_text
 
-SETTLED_SECONDS = 10.0  # a file that changed later may change again within one tick of its file system's clock
+# the hash of a file that changed more recently is not cached: its timestamp may miss another change
+SETTLED_SECONDS = 10.0
 
 
 def cache_folder() -> Path:
@@ -21,7 +22,7 @@ def cache_folder() -> Path:
 
 
 class KnownHash:
-    """The hash of one file as the cache folder keeps it. It holds until the file changes, by what its status says.
+    """The cached hash of one file. It is valid while the status of the file (size, times, inode) is unchanged.
 
     Args:
         file: an existing file.
@@ -42,7 +43,7 @@ class KnownHash:
         return None
 
     def write(self, value: str) -> None:
-        """Keep the hash. A folder that cannot be written costs the next run the time to compute it again."""
+        """Write the hash. If the folder cannot be written, the next run computes the hash again."""
         if self._settled:
             with contextlib.suppress(OSError):
                 write_text(self._record, json.dumps({"file": self._identity, "hash": value}))

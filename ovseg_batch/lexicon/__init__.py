@@ -1,15 +1,15 @@
 """Common things, materials and regions that compete with the few words of a user's labels.
 
-Open-vocabulary segmentation gives every pixel to one of its words. With few labels, pixels that show none of them go to
-the wrong one; with the lexicon's words beside them, those pixels go to "sky" or "wall". A competing word is left out
-where it would take pixels from a label itself: if it is the same as one of the label's words, a broader or narrower
-term, or a part or the whole of it.
+Open-vocabulary segmentation assigns every pixel to one of its words. With few labels, pixels that show none of them are
+assigned to a wrong label. With the lexicon's words, such pixels are assigned to "sky" or "wall". A competing word is
+excluded if it would take pixels from a label: if it equals one of the label's words, is a broader or narrower term, or
+is a part or the whole of it.
 
 The relations come from WordNet 3.0 (LICENSE.wordnet); scripts/build_lexicon.py writes them to words.txt and describes
-them. Sections of words.txt begin with `= title`: the competing words, the irregular plurals, and then, under what every
-competing word is to them, the nouns.
+them. Sections of words.txt begin with `= title`. They are the competing words, the irregular plurals, and groups of
+nouns, whose titles are the relations of the competing words to the nouns.
 
-A phrase that WordNet does not have stands for its head noun: "man in a red hat" for "man".
+For a phrase that is not in WordNet, the head noun is used: "man" for "man in a red hat".
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from importlib import resources
 
 from ovseg_batch.errors import UsageError, nearest
 
-# The head noun comes before these. Participles are among them because captions use them so: "man wearing a hat".
+# Words that follow a head noun. Participles are included because captions use them so: "man wearing a hat".
 _AFTER_HEAD = frozenset(
     "of in on with without at for from by to under over above below behind near beside inside outside between "
     "wearing holding carrying riding that which who".split()
 )
-# Before "of", these are not the head noun: a piece of cake is cake.
+# Words that are not the head noun before "of": a piece of cake is cake.
 _MEASURES = frozenset(
     "piece slice bunch group pair set pile stack heap row line kind type herd flock pack swarm crowd lot "
     "picture photo image view".split()
 )
-# COCO-Stuff ends names in these: "building-other", "door-stuff".
+# Suffixes of names in COCO-Stuff: "building-other", "door-stuff".
 _NO_NOUNS = frozenset(("other", "stuff"))
 # WordNet's rules of detachment for nouns (morphy(7WN)).
 _ENDINGS = (
@@ -50,11 +50,13 @@ _BETWEEN_WORDS = re.compile(r"[\s_\-./,;:!?()\"]+")
 
 @dataclass(frozen=True, slots=True)
 class LabelWords:
-    """A label and what the user decided on the words that compete with it.
+    """A label, with the user's decisions on competing words.
 
-    `words` are the phrases that CLIP is given; the name itself has no meaning here unless it is one of them. Words in
-    `allow` do not compete with the label, words in `compete` do, whatever the lexicon holds. `compete` may name words
-    that the lexicon does not list.
+    Attributes:
+        name: name of the label, which is not a prompt unless it is in `words`.
+        words: prompts for CLIP.
+        allow: words that do not compete with the label.
+        compete: words that compete with the label in any case. They need not be in the lexicon.
     """
 
     name: str
@@ -65,10 +67,11 @@ class LabelWords:
 
 @dataclass(frozen=True, slots=True)
 class Competition:
-    """The words that compete with the labels, and those left out, by label.
+    """The words that compete with the labels, and the excluded words.
 
-    `words` are in the order of the lexicon, then those that only `compete` names, sorted. `left_out` maps the names of
-    labels that leave out at least one word to these words.
+    Attributes:
+        words: competing words in the order of the lexicon, followed by additional words of `compete`, sorted.
+        left_out: label → words that it excludes. Labels without such words are missing.
     """
 
     words: tuple[str, ...]
@@ -84,11 +87,11 @@ def compete(labels: Sequence[LabelWords]) -> Competition:
     """Return the words that compete with all labels together.
 
     Args:
-        labels: all labels of a run. Their order does not matter. A word in `compete` of one label competes even if
-            another label leaves it out, unless it is one of the labels' own words.
+        labels: all labels of a run, in any order. A word in `compete` of one label competes even if another label
+            excludes it, unless it is a word of a label.
 
     Raises:
-        UsageError: a word in `allow` does not compete in the first place, or is in `compete` of the same label.
+        UsageError: a word in `allow` is not a competing word, or is in `compete` of the same label.
     """
     required = {_listed(word) for label in labels for word in label.compete}
     competing = (*words(), *sorted(required - set(words())))
@@ -108,17 +111,17 @@ def compete(labels: Sequence[LabelWords]) -> Competition:
 
 
 def relations(phrase: str) -> dict[str, str]:
-    """Return what the words of the lexicon are to a phrase.
+    """Return the relations of the lexicon's words to a phrase.
 
-    Case, hyphens, underscores and plural do not matter. A phrase that WordNet does not have has the relations of its
-    head noun. The words before the head noun are its modifiers: no "brick" competes with an "old brick wall".
+    Case, hyphens, underscores and plural do not matter. A phrase that is not in WordNet has the relations of its head
+    noun. Words before the head noun are modifiers: "brick" does not compete with "old brick wall".
 
     Args:
         phrase: a noun or noun phrase in English.
 
     Returns:
-        Word to "same", "broader", "narrower", "part" (the word is a part of what the phrase means), "whole" or
-        "modifier", in the order of the lexicon. Empty if the lexicon does not know the phrase.
+        Word → "same", "broader", "narrower", "part" (the word is a part of the phrase's object), "whole" or "modifier",
+        in the order of the lexicon. Empty for unknown phrases.
     """
     tokens = _tokens(phrase)
     found = _noun(tokens)
@@ -132,23 +135,23 @@ def _tokens(phrase: str) -> list[str]:
 
 
 def _forms(token: str) -> list[str]:
-    """Return a word and what it can be the plural of."""
+    """Return a word and its possible singular forms."""
     if token in _data().plurals:
         return [token, _data().plurals[token]]
-    if len(token) < 4 or token.endswith("ss"):  # "gas" and "glass" are no plurals
+    if len(token) < 4 or token.endswith("ss"):  # "gas" and "glass" are not plurals
         return [token]
     return [token, *(token.removesuffix(end) + new for end, new in _ENDINGS if token.endswith(end))]
 
 
 @functools.lru_cache(maxsize=4096)
 def _keys(phrase: str) -> frozenset[str]:
-    """Return keys of a phrase. Phrases that differ in case, spacing or plural alone share one: "hot-dogs", "hotdog"."""
+    """Return the keys of a phrase. Case, spacing and plural do not matter: "hot-dogs", "hotdog"."""
     *first, last = _tokens(phrase) or [""]
     return frozenset("".join(first) + form for form in _forms(last)) if last else frozenset()
 
 
 def _noun(tokens: list[str]) -> dict[str, str] | None:
-    """Return the relations of a noun of WordNet and of what it can be the plural of; None if there is none."""
+    """Return the relations of a noun of WordNet and of its possible singular forms, or None if it is unknown."""
     data = _data()
     found = [data.relations[data.nouns[key]] for key in sorted(_keys(" ".join(tokens))) if key in data.nouns]
     return {word: kind for one in found for word, kind in one.items()} if found else None
@@ -177,7 +180,7 @@ def _head(tokens: list[str]) -> dict[str, str]:
 
 
 def _listed(word: str) -> str:
-    """Return the word of the lexicon that a user's word is, otherwise the user's."""
+    """Return the form of a word in the lexicon, or the word itself if it is not listed."""
     return next((one for one in words() if _keys(one) & _keys(word)), " ".join(word.split()))
 
 
@@ -195,7 +198,7 @@ def _checked_allow(label: LabelWords, competing: Sequence[str]) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """words.txt. `nouns` maps nouns, without the spaces between their words, to an index of `relations`."""
+    """The content of words.txt. `nouns` maps nouns without spaces to an index of `relations`."""
 
     words: tuple[str, ...]
     plurals: Mapping[str, str]
@@ -220,5 +223,5 @@ def _data() -> _Data:
 
 
 def _relation(title: str) -> dict[str, str]:
-    """Read `broader animal, same dog`."""
+    """Parse a title such as `broader animal, same dog`."""
     return {word: kind for kind, _, word in (one.partition(" ") for one in title.split(", ")) if word}

@@ -1,10 +1,18 @@
-"""What replaces CLIP's last attention: a variant is a row of data, one function runs them all.
+"""Variants of the attention in CLIP's last block. A variant is a row of `VARIANTS`; `attend` computes all of them.
 
-Sources: SCLIP (`csa`), the thesis's eq. 3.2 (`csa-joint`), MaskCLIP of Zhou et al., ECCV 2022 (`maskclip`), ClearCLIP,
-NACLIP and ITACLIP. MaskCLIP's own code keeps the residual and the MLP of a ViT's last block; later papers compare with
-it without them, which is `maskclip-reduced`. Attention limited to regions (CorrCLIP) needs more than the block's own q
-and k and is `models/regions.py`. `v2` is a control: `maskclip` with the attention's output doubled, because
-SCLIP's rows sum to 2 and part of its gain may be that factor and not the correlation.
+Sources:
+    csa: Wang et al., SCLIP: Rethinking Self-Attention for Dense Vision-Language Inference, ECCV 2024.
+    csa-joint: García García 2025, eq. 3.2.
+    maskclip: Zhou et al., Extract Free Dense Labels from CLIP, ECCV 2022. The published code keeps the residual and the
+        MLP of the last block. `maskclip-reduced` drops them, as later papers do in comparisons.
+    clearclip: Lan et al., ClearCLIP: Decomposing CLIP Representations for Dense Vision-Language Inference, ECCV 2024.
+    naclip: Hajimiri et al., Pay Attention to Your Neighbours: Training-Free Open-Vocabulary Semantic Segmentation, WACV
+        2025.
+    itaclip: Aydın et al., ITACLIP: Boosting Training-Free Semantic Segmentation with Image, Text, and Architectural
+        Enhancements, CVPR Workshops 2025.
+
+`v2` is a control: `maskclip` with a doubled attention output. The rows of SCLIP's weights sum to 2, and `v2` measures
+the effect of that factor alone. Attention within regions (CorrCLIP) is in `models/regions.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +27,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How a tapped block attends.
+    """The attention of a tapped block.
 
-    `terms` are pairs over q and k whose similarities are used; none means each token keeps its own value. `joint`
-    puts the pairs under one softmax; otherwise every pair has its own and the outputs add up. `gain` multiplies the
-    attention output; `residual` and `mlp` say whether the block keeps its skip connection and its MLP. `spread` is the
-    standard deviation, in patches, of a Gaussian that is added to the similarities so that neighbours count more; 0
-    for none. `fused` are blocks below, as fractions of the depth, whose attention weights make half of the weights.
+    Attributes:
+        terms: pairs of q and k whose similarities are used. Without pairs, each token keeps its value.
+        source: paper or document that defines the variant.
+        joint: apply one softmax to the sum of the pairs. Otherwise each pair has a softmax, and the outputs are added.
+        gain: factor of the attention output.
+        residual, mlp: whether the block keeps its skip connection and its MLP.
+        spread: standard deviation, in patches, of a Gaussian that is added to the similarities. 0: none.
+        fused: earlier blocks, as fractions of the depth, whose attention weights make up half of the weights.
     """
 
     terms: tuple[str, ...]
@@ -52,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def neighbourhood(grid: tuple[int, int], spread: float) -> Tensor:
-    """NACLIP's prior: exp(-d² / 2 spread²) of the distance between two patches; nothing from or to the class token.
+    """Return NACLIP's prior: exp(-d² / 2 spread²) for patches at distance d, and 0 from and to the class token.
 
     Args:
         grid: rows and columns of patches.
@@ -77,18 +88,18 @@ def attend(
     prior: Tensor | None = None,
     below: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
-    """Attention of a variant, by fused kernels only.
+    """Compute the attention of a variant with fused kernels.
 
-    softmax(qqᵀ + kkᵀ) is the attention of the concatenation [q, k] with itself; v is padded to its width, which keeps
-    the fused kernels usable.
+    softmax(qqᵀ + kkᵀ) equals the attention of the concatenation [q, k] with itself. v is padded to the same width, so
+    that fused kernels can be used.
 
     Args:
         q, k, v: (B, heads, N, d).
-        prior: (N, N), added to the scaled similarities of every term; `neighbourhood`.
+        prior: (N, N), added to the scaled similarities of every term; see `neighbourhood`.
         below: q and k of the blocks that `variant.fused` names. Their weights, averaged, are applied to this block's v.
 
     Returns:
-        (B, heads, N, d), before the output projection. For `csa` the weights of a row sum to 2, as published.
+        (B, heads, N, d), before the output projection. For `csa`, the weights of a row sum to 2, as published.
     """
     out = _weighted(q, k, v, variant, prior)
     if below:

@@ -1,7 +1,7 @@
-"""Regions that look alike tell each other what they are: a region's scores mixed with those of its nearest neighbours.
+"""Mix the class scores of a region with those of its nearest neighbours in a memory bank.
 
-Source: the idea of CorrCLIPv2's memory bank, an unlabelled store of regions. There the keys are DINO's features and the
-bank is another data set's; here CLIP's features are key and value, and the bank may be the run's own folder.
+Source: the memory bank of unlabelled regions in CorrCLIPv2. CorrCLIPv2 uses DINO features as keys and regions of
+another data set. Here, CLIP features are keys and values, and the bank may hold the images of the run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Array = np.ndarray[Any, Any]
 
 
 def region_features(features: Array, boxes: Array, owner: Array, count: int) -> Array:
-    """The mean patch feature of every region, each window's patches weighted by how much of them the region covers.
+    """Return the mean patch feature of every region. Patches are weighted by the share that the region covers.
 
     Args:
         features: (N, gh, gw, D), L2-normalised, of N windows.
-        boxes: (N, 4) y0, x0, y1, x1 of the windows, in pixels of the size CLIP saw.
-        owner: (h, w) integer at that size: which region a pixel is of, 1 … count, 0 for none.
-        count: how many regions there are.
+        boxes: (N, 4) y0, x0, y1, x1 of the windows, in pixels of the resized image.
+        owner: (h, w) integer at that size: region of each pixel, 1 … count; 0 for none.
+        count: number of regions.
 
     Returns:
-        (count, D) float32, L2-normalised; zeros for a region that has no pixel.
+        (count, D) float32, L2-normalised; zeros for a region without pixels.
     """
     grid = features.shape[1:3]
     sums = np.zeros((count, features.shape[-1]), np.float32)
@@ -40,16 +40,16 @@ def region_features(features: Array, boxes: Array, owner: Array, count: int) -> 
 
 
 def nearest_others(found: Array, of_image: Array, image: int, wanted: int) -> Array:
-    """Of neighbours in order of nearness the first few that are not of the image itself.
+    """Return the K nearest neighbours of each region that come from other images.
 
     Args:
-        found: (R, M) indices into the bank, nearest first, negative where there are no more.
-        of_image: (B,) which image each region of the bank is of.
-        image: the one that asks.
+        found: (R, M) indices into the bank, nearest first; negative for padding.
+        of_image: (B,) image of each region in the bank.
+        image: the image of the R regions.
         wanted: K.
 
     Returns:
-        (R, K) int64; -1 where there are fewer.
+        (R, K) int64; padded with -1.
     """
     chosen = np.full((len(found), wanted), -1, np.int64)
     for row, neighbours in enumerate(found):
@@ -60,12 +60,12 @@ def nearest_others(found: Array, of_image: Array, image: int, wanted: int) -> Ar
 
 
 def mixed_scores(own: Array, neighbours: Sequence[Array], weight: float) -> Array:
-    """Each region's class scores, mixed with the mean of its neighbours'.
+    """Return the class scores (R, C) of regions, mixed with the mean scores of their neighbours.
 
     Args:
         own: (R, C).
-        neighbours: for each region the (K, C) of its neighbours; one without any keeps its own.
-        weight: of the neighbours, in [0, 1].
+        neighbours: scores (K, C) of the neighbours of each region. A region without neighbours keeps its scores.
+        weight: weight of the neighbours, in [0, 1].
     """
     mixed = own.copy()
     for row, others in enumerate(neighbours):

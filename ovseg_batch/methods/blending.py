@@ -1,5 +1,6 @@
-"""Where an edit may change a picture, what it is given to look at, and how it is put back: not a bit is changed
-outside."""
+"""Cut the square around a mask for an edit, and blend the edited pixels back. Pixels outside the mask stay bitwise
+equal.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +15,20 @@ from ovseg_batch.errors import FailureCode, RowError
 Array = np.ndarray[Any, Any]
 
 
-SQUARE = 1 << 26  # pixels of a square that every image may have
-STRETCH = 32  # how many times the pixels of its image a larger square may have
+FREE_SQUARE = 1 << 26  # pixels of a square that is always allowed
+STRETCH = 32  # a larger square may have at most this many times the pixels of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A square of a picture, in pixels; it may reach beyond the picture's edges."""
+    """A square of an image, in pixels. It may extend beyond the image."""
 
     left: int
     top: int
     side: int
 
     def cut(self, image: Array) -> Array:
-        """The square (side, side, …), mirrored where it lies outside."""
+        """Return the square (side, side, …). Pixels outside the image are mirrored."""
         h, w = image.shape[:2]
         y0, x0, y1, x1 = self._clipped(h, w)
         part = np.ascontiguousarray(image[y0:y1, x0:x1])
@@ -35,7 +36,7 @@ class Frame:
         return part if not any(missing) else np.pad(part, _pads(missing, image.ndim), mode="symmetric")
 
     def put(self, image: Array, square: Array) -> None:
-        """The square's part that lies in the picture, written into it."""
+        """Write the part of the square that lies in the image into the image."""
         y0, x0, y1, x1 = self._clipped(*image.shape[:2])
         image[y0:y1, x0:x1] = square[y0 - self.top : y1 - self.top, x0 - self.left : x1 - self.left]
 
@@ -49,14 +50,14 @@ def _pads(missing: tuple[int, int, int, int], dimensions: int) -> list[tuple[int
 
 
 def frame_around(mask: Array, padding: float, least: int) -> Frame:
-    """The square that an edit looks at: the mask's box with a share of its longer side around it.
+    """Return the square that is the context of an edit: the mask's box, padded by a share of its longer side.
 
-    It lies inside the picture where there is room. A square wider than the picture reaches over its edges evenly.
+    The square is shifted into the image if it fits. A square wider than the image extends beyond both edges equally.
 
     Args:
         mask: (H, W) bool, not empty.
-        padding: on each side, as a share of the box's longer side.
-        least: pixels, the smallest side; a smaller square would be enlarged although the image has more pixels.
+        padding: padding on each side, as a share of the box's longer side.
+        least: smallest side in pixels. A smaller square would be upsampled although the image has more pixels.
 
     Raises:
         RowError: as `check_square`.
@@ -69,12 +70,12 @@ def frame_around(mask: Array, padding: float, least: int) -> Frame:
 
 
 def affordable(height: int, width: int) -> int:
-    """Return the pixels that an array made for an image may have: the file of a strip must not decide the memory."""
-    return max(SQUARE, STRETCH * height * width)
+    """Return the largest number of pixels of an array for an image. It bounds the memory for images that are strips."""
+    return max(FREE_SQUARE, STRETCH * height * width)
 
 
 def check_square(side: int, height: int, width: int) -> None:
-    """Raises RowError where a square around a mask has far more pixels than the image, which is a strip."""
+    """Raise RowError where a square around a mask has far more pixels than the image. Such images are strips."""
     if side * side > affordable(height, width):
         raise RowError(
             FailureCode.TOO_LARGE,
@@ -89,7 +90,7 @@ def _placed(centre: float, side: int, length: int) -> int:
 
 
 def widened(mask: Array, dilation: int) -> Array:
-    """A mask (h, w) of bool, wider by so many pixels on every side."""
+    """Return a mask (h, w) bool, dilated by `dilation` pixels on every side."""
     if dilation <= 0:
         return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilation + 1, 2 * dilation + 1))
@@ -97,11 +98,12 @@ def widened(mask: Array, dilation: int) -> Array:
 
 
 def feathered(region: Array, feather: float) -> Array:
-    """How much of the new picture shows at each pixel, (h, w) float32: 0 outside the region, rising to 1 inside it.
+    """Return the blending weight of the edit at each pixel: (h, w) float32, 0 outside the region, rising to 1 inside.
 
     Args:
         region: (h, w) bool.
-        feather: pixels from the edge inwards over which it rises; edges of the array are no edges of the region.
+        feather: width of the ramp in pixels, from the edge of the region inwards. The border of the array is not an
+            edge.
     """
     if feather <= 0:
         return region.astype(np.float32)
@@ -113,15 +115,16 @@ def feathered(region: Array, feather: float) -> Array:
 
 
 def seamless(image: Array, painted: Array, known: Array) -> Array:
-    """What was painted, its colours moved so that they meet those around it.
+    """Return generated pixels with colours shifted to match the surrounding pixels.
 
-    Where the picture is known, what it differs by from the painting is known too; the difference is carried on smoothly
-    into the rest and added (the membrane of Pérez et al. 2003, Poisson image editing, by push-pull, without a solver).
+    The difference between image and generated pixels is measured where the image is known, interpolated smoothly, and
+    added. This approximates the membrane interpolant of Pérez, Gangnet and Blake, Poisson Image Editing, 2003, eq. 2,
+    by the push-pull algorithm of Gortler et al., The Lumigraph, 1996.
 
     Args:
         image: (h, w, 3) uint8 or uint16.
         painted: (h, w, 3) float32 in the image's range, `known` too.
-        known: (h, w) bool, the pixels of the image that say something.
+        known: (h, w) bool, the pixels of the image that are valid.
     """
     if not known.any():
         return painted
@@ -130,7 +133,7 @@ def seamless(image: Array, painted: Array, known: Array) -> Array:
 
 
 def _carried_on(values: Array, weight: Array) -> Array:
-    """Values (h, w, 3) where the weight (h, w) is 1, and smooth between them: averages of halves of halves of them."""
+    """Interpolate values (h, w, 3) from the pixels with weight (h, w) 1, by recursive averages at half the size."""
     h, w = weight.shape
     if weight.min() > 0:
         return values
@@ -143,11 +146,11 @@ def _carried_on(values: Array, weight: Array) -> Array:
 
 
 def blend(image: Array, new: Array, weight: Array) -> Array:
-    """The picture with something new laid in; where the weight is 0 its very bits.
+    """Blend new pixels into an image. Pixels with weight 0 stay bitwise equal.
 
     Args:
         image: (h, w, 3) uint8 or uint16.
-        new: (h, w, 3), the same depth or float in its range.
+        new: (h, w, 3), of the same dtype, or float in its range.
         weight: (h, w) float in [0, 1].
     """
     out = image.copy()

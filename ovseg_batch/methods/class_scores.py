@@ -1,7 +1,7 @@
-"""The rules that turn the similarities of queries into text features, class probabilities and decisions.
+"""Compute text features, class probabilities and class decisions from the similarities of queries.
 
-Source: SCLIP (wangf3014/SCLIP), whose text features, softmax over all synonyms, probability and area thresholds are
-followed here. `logit_scale` is explained in docs/methods.md.
+Source: Wang et al., SCLIP, ECCV 2024, and its code (wangf3014/SCLIP): text features, the softmax over all synonyms, and
+the thresholds of probability and area. See docs/methods.md for `logit_scale`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ Array = np.ndarray[Any, Any]
 
 
 def vocabulary_probabilities(vocabulary: Vocabulary, logits: Tensor, logit_scale: float) -> Tensor:
-    """Return the probability of each class, (C, …) float32, of the channels of a dense map."""
+    """Return the class probabilities (C, …) float32 of the channels of a dense map."""
     classes = len(vocabulary.names)
     return class_probabilities(logits, vocabulary.channel_class, classes, logit_scale, vocabulary.pooled)
 
 
 def query_feature(features: Tensor) -> Tensor:
-    """One query's feature (D,) from its templates' (T, D): each normalised, averaged, normalised again (SCLIP)."""
+    """Return a query's feature (D,): the normalised mean of its templates' normalised features (T, D), as in SCLIP."""
     mean = torch.nn.functional.normalize(features.float(), dim=-1).mean(dim=0)
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
 def pool_background(cosine: Tensor, queries: int, logit_scale: float) -> Tensor:
-    """Reduce the background's queries to two channels, whose cost does not grow with their number.
+    """Reduce the queries of the background to two channels, so that the cost does not grow with their number.
 
-    The first channel keeps the background's share of the softmax's denominator, log Σ exp(s·c) / s over its queries
-    for a logit scale s. The last one keeps its best query. `class_probabilities` reads both. Where the map is not
-    resized, they give the same probabilities as all queries do.
+    The first channel is log Σ exp(s·c) / s over the background's queries, for the denominator of a softmax with logit
+    scale s. The last channel is the maximum over these queries. `class_probabilities` reads both. Without resizing, the
+    probabilities equal those of all queries.
 
     Args:
         cosine: (N, Q, h, w) similarities, the background's queries first.
-        queries: how many these are.
-        logit_scale: s.
+        queries: number of background queries.
+        logit_scale: s, the factor of the cosines in the softmax.
 
     Returns:
         (N, 1 + labels' queries + 1, h, w).
@@ -53,14 +53,14 @@ def pool_background(cosine: Tensor, queries: int, logit_scale: float) -> Tensor:
 def class_probabilities(
     logits: Tensor, query_class: Sequence[int], classes: int, logit_scale: float, pooled: bool = False
 ) -> Tensor:
-    """Softmax over all queries, then the maximum over each class's queries (SCLIP).
+    """Compute class probabilities: a softmax over all queries, then the maximum over the queries of each class (SCLIP).
 
     Args:
         logits: (Q, …) cosine similarities in [-1, 1]; with `pooled` the channels of `pool_background`.
         query_class: class of each query, length Q, ascending; with `pooled` without the last channel.
-        classes: how many classes C there are.
+        classes: C, the number of classes.
         logit_scale: multiplies the cosines before the softmax.
-        pooled: class 0 has the first and the last channel.
+        pooled: whether class 0 has the first and the last channel.
 
     Returns:
         (C, …) float32. Columns sum to 1 only where every class has one query.
@@ -72,7 +72,7 @@ def class_probabilities(
         probabilities = torch.softmax(logits.float() * logit_scale, dim=0)
     if tuple(query_class) == tuple(range(classes)):
         return probabilities
-    for query, label in enumerate(query_class):  # a class's place is never behind its queries'
+    for query, label in enumerate(query_class):  # in place: the channel of a class never follows those of its queries
         if query and query_class[query - 1] == label:
             torch.maximum(probabilities[label], probabilities[query], out=probabilities[label])
         elif label != query:
@@ -81,15 +81,15 @@ def class_probabilities(
 
 
 def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:
-    """Which classes the area rule removes: (C,) bool.
+    """Return the classes that the area rule removes: (C,) bool.
 
-    A class whose share of the foreground pixels is at or under the threshold is taken for noise (SCLIP, `area_thd`).
-    The background is never removed.
+    A class is removed if its share of the foreground pixels is at most the threshold (SCLIP, `area_thd`). The
+    background is never removed.
 
     Args:
         counts: (C,) pixels won by each class.
-        area_threshold: share in [0, 1]; 0 switches the rule off.
-        has_background: class 0 is the background and not part of the foreground.
+        area_threshold: share in [0, 1]; 0 disables the rule.
+        has_background: whether class 0 is the background, which is not part of the foreground.
     """
     first = int(has_background)
     scarce = np.zeros(len(counts), dtype=bool)
@@ -102,12 +102,12 @@ def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -
 def decide(
     probabilities: Tensor, thresholds: Tensor, has_background: bool, scarce: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The winning class per pixel, its probability, and by how much it won.
+    """Return the most probable class per pixel, its probability, and its lead over the second class.
 
     Args:
-        probabilities: (C, …) as `class_probabilities` gives them.
-        thresholds: (C,) the least probability a pixel of each class needs.
-        has_background: whether a pixel under its threshold becomes class 0 or `UNLABELLED`.
+        probabilities: (C, …) of `class_probabilities`.
+        thresholds: (C,) least probability of a pixel, per class.
+        has_background: whether a pixel below its threshold becomes class 0. Otherwise it becomes `UNLABELLED`.
         scarce: (C,) bool, classes to zero before the decision.
 
     Returns:
@@ -118,7 +118,8 @@ def decide(
     best, labels = probabilities.max(dim=0)
     probabilities.scatter_(0, labels[None], 0.0)
     lead = best - probabilities.amax(dim=0)
-    probabilities.scatter_(0, labels[None], best[None])  # as it was: a copy of all classes would cost more
+    # restores the input, which is cheaper than a copy of all classes
+    probabilities.scatter_(0, labels[None], best[None])
     labels = labels.to(torch.int16)
     if bool((thresholds > 0).any()):
         labels.masked_fill_(best < thresholds[labels.long()], 0 if has_background else UNLABELLED)

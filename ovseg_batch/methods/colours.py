@@ -1,4 +1,4 @@
-"""One colour for each label, the same wherever it is shown."""
+"""One colour per label, equal in all outputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Array = np.ndarray[Any, Any]
 
 
 def palette(count: int) -> Array:
-    """(count, 3) uint8 RGB: steps of the golden ratio round the hue circle, in three strengths."""
-    import cv2  # takes 40 MB, which opening a run saves
+    """Return colours (count, 3) uint8 RGB: golden-ratio steps around the hue circle, at three levels of saturation."""
+    import cv2  # imported here: it needs 40 MB, and opening a run needs no colours
 
     steps = np.arange(count)
     hsv = np.stack([(steps * 179 * 0.618) % 180, 150 + 60 * (steps % 2), 235 - 60 * (steps % 3 == 2)], axis=1)
@@ -20,5 +20,5 @@ def palette(count: int) -> Array:
 
 
 def hex_palette(count: int) -> list[str]:
-    """The same as `#rrggbb`."""
+    """Return the colours of `palette` as `#rrggbb`."""
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(count).tolist()] if count else []

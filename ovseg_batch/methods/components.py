@@ -1,5 +1,6 @@
-"""Connected components of a label map, of all classes in one pass: a pass for each class would cost as many as there
-are words.
+"""Connected components of a label map, for all classes in one pass.
+
+The cost does not depend on the number of classes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """8-connected components, numbered from 1 in the order in which rows of pixels meet them.
+    """8-connected components, numbered from 1 in raster order. Index 0 of the last three arrays is unused.
 
-    `numbers` is (H, W), unsigned, 0 where the map has no class. The others have a place for each number, of which 0
-    means nothing: `labels` (N + 1,) int16, `areas` (N + 1,) pixels, `boxes` (N + 1, 4) x0, y0, x1, y1.
+    Attributes:
+        numbers: (H, W) unsigned, number of the component; 0 where the map has no class.
+        labels: (N + 1,) int16, class.
+        areas: (N + 1,) pixels.
+        boxes: (N + 1, 4) x0, y0, x1, y1 in pixels.
     """
 
     numbers: Array
@@ -31,7 +35,7 @@ class Components:
 
 
 def connected_components(label_map: Array) -> Components:
-    """The components of every class of an (H, W) int16 label map, `UNLABELLED` where it has none."""
+    """Return the connected components of every class of an (H, W) int16 label map. `UNLABELLED` pixels have none."""
     numbers, count = cc3d.connected_components(label_map - UNLABELLED, connectivity=8, return_N=True)
     runs, (height, width) = row_runs(numbers), label_map.shape
     number = numbers.ravel()[runs.starts]

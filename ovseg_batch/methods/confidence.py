@@ -1,7 +1,7 @@
-"""How far a mask and an image can be believed: what to review first, and what to leave out of training.
+"""Confidence of masks and images, to decide which to review first and which to exclude from training.
 
-A mask is wrong when the dense map was torn between two classes there, when the class hardly exceeds the words that
-compete, or when SAM2 saw no object where CLIP did. The factors were chosen on rendered scenes (docs/confidence.md).
+Errors are frequent where two classes have similar probabilities, where the class hardly exceeds the competing words, or
+where SAM2 found no object. The factors were chosen on rendered scenes (docs/confidence.md).
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: Factor of the margin where SAM2 was prompted and gave no mask that agreed with the dense map.
+#: Factor of the margin where SAM2 was prompted but none of its masks agreed with the dense map.
 ALONE = 0.25
-UNSURE = 0.5  # a mask of less confidence is one to review
-STEPS = 1000  # of confidence, where masks are counted by it
+UNSURE = 0.5  # masks with less confidence need review
+STEPS = 1000  # bins of confidence in the counts of masks
 
 
 def mask_confidence(margin: float, predicted_iou: float | None, with_sam: bool, clear: float = 1.0) -> float:
     """Return margin × predicted IoU × clear, in [0, 1].
 
     Args:
-        margin: mean over the mask of the best class's probability less the second's, in [0, 1].
-        predicted_iou: SAM2's own of the mask; None where the dense map drew it.
+        margin: mean lead of the best class's probability over the second's within the mask, in [0, 1].
+        predicted_iou: SAM2's predicted IoU of the mask. None where the dense map drew it.
         with_sam: whether the run uses SAM2.
-        clear: share of the mask's pixels whose class exceeds the words that compete by far (`presence.CLEAR`).
+        clear: share of the mask's pixels whose class clearly exceeds the competing words (`presence.CLEAR`).
     """
     if predicted_iou is None:
         return _share(margin) * _share(clear) * (ALONE if with_sam else 1.0)
@@ -31,13 +31,13 @@ def mask_confidence(margin: float, predicted_iou: float | None, with_sam: bool, 
 
 @dataclass(frozen=True, slots=True)
 class ImageConfidence:
-    """What the masks of an image say of it together.
+    """Summary of the confidences of an image's masks.
 
     Attributes:
         masks: number of masks.
-        unsure: those whose confidence is below `UNSURE`.
-        least: confidence of the least sure mask, in [0, 1]; 1 without masks.
-        doubt: sum of 1 - confidence over the masks, in [0, masks]. Images of more doubt are reviewed earlier.
+        unsure: number of masks whose confidence is below `UNSURE`.
+        least: lowest confidence of a mask, in [0, 1]; 1 without masks.
+        doubt: sum of 1 - confidence over the masks, in [0, masks]. Images with a higher sum are reviewed earlier.
     """
 
     masks: int
@@ -57,7 +57,7 @@ class ImageConfidence:
 
 
 def step_of(confidence: float) -> int:
-    """0 … 1000: the confidence in steps, rounded down, so that a threshold of so many steps keeps the mask."""
+    """Return the bin of a confidence, 0 … 1000. It is rounded down, so its lower edge as a threshold keeps the mask."""
     return min(int(confidence * STEPS), STEPS)
 
 

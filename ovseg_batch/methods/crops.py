@@ -1,6 +1,6 @@
-"""A masked region as a picture of its own, for a CLIP that looks at whole pictures.
+"""Crop masked regions to images for a CLIP model that encodes whole images.
 
-Source: thesis 3.2.2.2, direct encoding of the isolated crop at several sizes.
+Source: García García 2025, section 3.2.2.2: direct encoding of the isolated crop at several sizes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from ovseg_batch.methods.blending import check_square
 
 Array = np.ndarray[Any, Any]
 
-CONTEXT = 0.1  # of the longer side, seen around the box
+CONTEXT = 0.1  # padding around the box, as a share of its longer side
 
 
 def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: float) -> Array:
-    """The square around a mask, what lies outside the mask faded to one colour.
+    """Return the square around a mask. Pixels outside the mask are faded to one colour.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool with at least one pixel.
-        fill: RGB of the colour, also of what lies beyond the image.
-        keep: share of the picture that remains outside the mask: 0 isolates it, 1 leaves the picture as it is.
+        fill: RGB of the colour. Pixels beyond the image have it too.
+        keep: weight of the image outside the mask: 0 isolates the mask, 1 keeps the image unchanged.
 
     Returns:
         (s, s, 3) uint8.
@@ -50,7 +50,7 @@ def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: f
 
 
 def resized_crop(crop: Array, side: int) -> Array:
-    """(side, side, 3) uint8, by areas where it shrinks and cubic where it grows."""
+    """Resize a crop to (side, side, 3) uint8: area interpolation to shrink, cubic interpolation to enlarge."""
     shrinks = crop.shape[0] > side
     out: Array = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return out

@@ -1,4 +1,4 @@
-"""What can be put in a region's place without a generator."""
+"""Fills of a region that need no generative model."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from ovseg_batch.methods.blending import affordable
 Array = np.ndarray[Any, Any]
 
 Colour = tuple[int, int, int]
-LARGEST = 1024  # pixels a side at which holes are closed; a larger picture is closed smaller and the fill enlarged
+# longest side in pixels for inpainting; larger images are inpainted at this size, and the fill is enlarged
+LARGEST = 1024
 TELEA_RADIUS = 5
 
 
 def plain(shape: tuple[int, ...], colour: Colour, dtype: np.dtype[Any]) -> Array:
-    """Return one colour (8 bits a channel) everywhere, (h, w, 3) of the given depth."""
+    """Return an image (h, w, 3) of one colour. `colour` has 8 bits a channel."""
     return np.broadcast_to(_deep(np.array(colour), dtype), (*shape[:2], 3))
 
 
 def gradient(shape: tuple[int, ...], above: Colour, below: Colour, dtype: np.dtype[Any]) -> Array:
-    """One colour at the top turning into another at the bottom."""
+    """Return a vertical gradient (h, w, 3) between two 8-bit colours."""
     share = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
     column = np.array(above, np.float32) * (1 - share) + np.array(below, np.float32) * share
     return np.broadcast_to(_deep(column, dtype), (*shape[:2], 3))
 
 
 def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
-    """The picture out of focus; with `only`, the colours of those pixels alone are mixed.
+    """Return the image with a Gaussian blur. With `only`, the blur averages these pixels only.
 
-    A wide blur is done on a smaller picture, which differs from it by nothing that is seen.
+    A wide blur is computed at a smaller size, without a visible difference.
 
     Args:
         image: (h, w, 3) uint8 or uint16.
-        sigma: pixels.
-        only: (h, w) bool.
+        sigma: standard deviation in pixels.
+        only: (h, w) bool, pixels that contribute. None: all.
     """
     h, w = image.shape[:2]
     shrink = max(1, int(sigma / 4))
@@ -51,11 +52,11 @@ def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
 
 
 def covering(picture: Array, height: int, width: int) -> Array:
-    """Another picture, resized until it covers (height, width), the middle of it."""
+    """Return another image, resized to cover (height, width) and cropped to its centre."""
     h, w = picture.shape[:2]
     scale = max(height / h, width / w)
     size = max(width, round(w * scale)), max(height, round(h * scale))
-    if size[0] * size[1] > affordable(height, width):  # of a strip
+    if size[0] * size[1] > affordable(height, width):  # the image is a strip
         part = min(h, max(1, round(height / scale))), min(w, max(1, round(width / scale)))
         y, x = (h - part[0]) // 2, (w - part[1]) // 2
         picture, size = picture[y : y + part[0], x : x + part[1]], (width, height)
@@ -65,11 +66,11 @@ def covering(picture: Array, height: int, width: int) -> Array:
 
 
 def closed(image: Array, hole: Array) -> Array:
-    """The hole closed from its edges by Telea's fast marching (OpenCV).
+    """Inpaint a region. Source: Telea, An Image Inpainting Technique Based on the Fast Marching Method, 2004 (OpenCV).
 
     Args:
-        image: (h, w, 3) uint8 or uint16; of 16 bits the fill has 8.
-        hole: (h, w) bool.
+        image: (h, w, 3) uint8 or uint16. The fill has 8 significant bits in any case.
+        hole: (h, w) bool, the pixels to fill.
     """
     h, w = image.shape[:2]
     scale = min(1.0, LARGEST / max(h, w))
@@ -77,7 +78,7 @@ def closed(image: Array, hole: Array) -> Array:
     eight = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     small = cv2.resize(eight, size, interpolation=cv2.INTER_AREA) if scale < 1 else eight
     mask: Array = hole.astype(np.uint8)
-    if scale < 1:  # a pixel that the hole touches is part of it
+    if scale < 1:  # a pixel that the hole touches becomes part of it
         touched = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
         mask = cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8))
     filled = cv2.inpaint(small, mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
@@ -86,6 +87,6 @@ def closed(image: Array, hole: Array) -> Array:
 
 
 def _deep(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Values of 8 bits in another depth."""
+    """Convert 8-bit values to another dtype."""
     scale = np.iinfo(dtype).max // 255
     return np.rint(np.asarray(values, np.float32) * scale).astype(dtype)

@@ -1,8 +1,8 @@
-"""From stored window logits to a class per pixel at the original size, in bounded memory.
+"""Compute the class of every pixel at the original size from stored window logits, in bounded memory.
 
-SCLIP upsamples all class logits to full size before the softmax; 171 classes at 12 megapixels are 8 GB that way. The
-same numbers come out of horizontal strips, since bilinear rows depend on two source rows only; and these are stitched
-when a strip asks for them.
+SCLIP upsamples the logits of all classes to full size before the softmax, which needs 8 GB for 171 classes at 12
+megapixels. This module computes the same values in horizontal strips, because a bilinear row depends on two source rows
+only. Source rows are stitched when a strip needs them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ovseg_batch.methods.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
 
-BLOCK_ELEMENTS = 16_000_000  # float32 values that are stitched for at a time: 64 MB
-STRIP_ELEMENTS = 2_000_000  # of a strip on a CPU, so few that one pass over them leaves them in the cache for the next
+BLOCK_ELEMENTS = 16_000_000  # float32 values per stitched block: 64 MB
+STRIP_ELEMENTS = 2_000_000  # float32 values per strip on a CPU; few enough to stay in the cache between passes
 
 
 class LabelMap(NamedTuple):
-    """A class for every pixel of an image.
+    """The class of every pixel of an image.
 
     Attributes:
         labels: (H, W) int16, `UNLABELLED` = -1.
-        confidence: (H, W) float16, the class's probability.
-        lead: (H, W) float16, by how much it exceeds the next class's.
-        sure: (H, W) uint8, how clearly the class exceeds the background: `presence.SURE`, `presence.CLEAR`, or 0.
+        confidence: (H, W) float16, probability of the class.
+        lead: (H, W) float16, difference to the probability of the second class.
+        sure: (H, W) uint8, level by which the class exceeds the background: `presence.SURE`, `presence.CLEAR`, or 0.
             None without a margin.
     """
 
@@ -53,14 +53,16 @@ def label_map(
     area_threshold: float,
     margin: float = 0.0,
 ) -> LabelMap:
-    """The dense prediction: class and probability of every pixel, and the probability's lead over the next class's.
+    """Compute the class of every pixel, its probability, and its lead over the second class.
 
     Args:
-        logits: (Q, h, w) float32 cosine similarities at the size CLIP saw, or what they are stitched from.
+        logits: (Q, h, w) float32 cosine similarities at the resized size, or the windows that they are stitched from.
         size: original (H, W).
-        vocabulary: classes behind the queries, and their own thresholds.
-        logit_scale, prob_threshold, area_threshold: as METHODS 2 and SCLIP.
-        margin: similarity by which a sure pixel's class exceeds the best word of the background, class 0; 0: none.
+        vocabulary: classes of the queries, with their thresholds.
+        logit_scale: factor of the cosines in the softmax.
+        prob_threshold, area_threshold: least probability and area share of a class, in [0, 1]; SCLIP's `prob_thd` and
+            `area_thd`.
+        margin: similarity by which the class of a sure pixel exceeds the best background word. 0: not computed.
     """
     classes = len(vocabulary.names)
     thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
@@ -94,7 +96,7 @@ def label_map(
 
 
 def upsampled_strips(logits: Tensor | Stitched, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-    """Bilinear resize (align_corners=False) of (Q, h, w) to (Q, H, W), as horizontal strips.
+    """Resize (Q, h, w) to (Q, H, W) bilinearly (align_corners=False), in horizontal strips.
 
     Yields:
         first row of the strip and the strip (Q, rows, W) float32; together they equal `interpolate` of the whole.
@@ -125,13 +127,13 @@ def _rows(logits: Tensor | Stitched, top: int, bottom: int) -> Tensor:
 def resampled(
     logits: Tensor | Stitched, box: tuple[int, int, int, int], size: tuple[int, int], at: tuple[int, int]
 ) -> Tensor:
-    """A part of the map at another resolution, bilinear.
+    """Resample a part of the map bilinearly.
 
     Args:
         logits: (Q, h, w).
         box: x0, y0, x1, y1 in pixels of the original image.
         size: (H, W) of the original image.
-        at: (rows, columns) wanted.
+        at: (rows, columns) of the result.
 
     Returns:
         (Q, rows, columns) float32.
@@ -146,7 +148,7 @@ def resampled(
 
 
 def _taps(source: int, start: float, stop: float, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`bilinear_taps` for the part of the source between two places."""
+    """Return `bilinear_taps` for the part of the source between two coordinates."""
     steps = (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * ((stop - start) / count) + start - 0.5
     position = steps.clamp(0, source - 1)
     lower = position.floor().long()

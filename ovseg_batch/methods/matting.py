@@ -1,15 +1,15 @@
-"""From a mask that says yes or no to an alpha that says how much, in a narrow band along the edge, and to colours
-without the old background.
+"""Compute alpha and foreground colours in a narrow band along the edge of a binary mask.
 
-In the band every pixel is taken for a mixture of two colours that are known nearby: the foreground's, a mean over
-pixels well inside the mask, and the background's, over pixels well outside. Its alpha is the one that explains the
-pixel best, held back by the mask itself, slightly blurred, as a prior:
+In the band, every pixel is modelled as a mixture of two local colours: the foreground F, a mean over pixels well inside
+the mask, and the background B, a mean over pixels well outside. Alpha minimises the squared error of the mixture, with
+the slightly blurred mask α₀ as a prior:
 
     α = ((I - B)·(F - B) + λ α₀) / (|F - B|² + λ)
 
-which is the step for alpha of Bayesian matting (Chuang et al. 2001, eq. 10) with one colour on each side. The
-foreground's own colour is then the local one, corrected by what the mixture leaves unexplained (Forte 2021, blur
-fusion). Where the two colours are alike the prior decides, and the picture is left alone outside the band.
+Sources: the alpha step of Chuang et al., A Bayesian Approach to Digital Matting, CVPR 2001, eq. 10, with one colour on
+each side; the correction of the foreground colour by the residual of the mixture from Forte, Approximate Fast
+Foreground Colour Estimation, ICIP 2021 (blur fusion). Where the two colours are similar, the prior dominates. Pixels
+outside the band are not changed.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-PRIOR = 10000.0  # λ, in squared steps of 1/255: where |F - B| is over 100, colours count for more than the mask
-REACH = 2  # colours are taken from so many bands around
+PRIOR = 10000.0  # λ, in squared steps of 1/255; the colours dominate the prior where |F - B| > 100
+REACH = 2  # radius of the local colour means, in bands
 TILE = 512
 MIN_BAND = 2
 
 
 def band_width(height: int, width: int) -> int:
-    """Pixels on each side of the edge in which alpha is found unless the settings say: 0.5 % of the longer side."""
+    """Return the default width in pixels of the band on each side of the edge: 0.5 % of the longer side."""
     return max(MIN_BAND, round(0.005 * max(height, width)))
 
 
 def soften(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
-    """Alpha and foreground colours of what a mask shows.
+    """Compute the alpha and the foreground colours of a mask.
 
     Args:
         image: (H, W, 3) uint8 or uint16.
         mask: (H, W) bool.
-        band: pixels on each side of the mask's edge; 0 leaves the mask as it is.
+        band: pixels on each side of the mask's edge; 0 returns the mask unchanged.
 
     Returns:
-        alpha (H, W) of the image's depth, and colours (H, W, 3): the image's own wherever alpha is full or none.
+        alpha (H, W) and colours (H, W, 3), both of the image's dtype. Colours equal the image where alpha is 0 or
+        maximal.
     """
     alpha = mask.astype(image.dtype) * image.dtype.type(np.iinfo(image.dtype).max)
     colours = image
@@ -54,7 +55,7 @@ def soften(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
 
 
 def _tiles(mask: Array, band: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """The tiles that an edge passes or comes near, each as (its pixels within the next, what its pixels depend on)."""
+    """Yield the tiles near an edge. Each is a pair: the pixels of the tile within its context, and the context."""
     margin = (REACH + 1) * band + 1
     bits = mask.view(np.uint8)
     x, y, w, h = cv2.boundingRect(bits)
@@ -102,7 +103,7 @@ def _soften_tile(image: Array, mask: Array, band: int, core: tuple[slice, slice]
 
 
 def _local_mean(image: Array, chosen: Array, radius: int, where: tuple[Array, ...]) -> tuple[Array, Array]:
-    """Mean colour (n, 3) of the chosen pixels around each of n pixels, and (n,) bool: whether there are any."""
+    """Return the mean colour (n, 3) of the chosen pixels around n pixels, and whether there are any: (n,) bool."""
     side = (2 * radius + 1, 2 * radius + 1)
     shown = cv2.bitwise_and(image, image, mask=chosen)
     weight, total = (

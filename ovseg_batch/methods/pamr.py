@@ -1,6 +1,7 @@
-"""Pixel-adaptive mask refinement: scores flow between neighbours that look alike, and stop at edges.
+"""Pixel-adaptive mask refinement: smooth scores between similar neighbours, and keep edges.
 
-Source: Araslanov and Roth, CVPR 2020 (`PAMR`), as SCLIP, NACLIP and ITACLIP use it.
+Source: Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels, CVPR 2020, with the
+parameters of SCLIP, NACLIP and ITACLIP.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DILATIONS = (8, 16)  # as SCLIP's family sets them
+DILATIONS = (8, 16)  # as in SCLIP
 SHARPNESS = 0.1
 
 
 def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """Replace each pixel's scores, again and again, by those of its neighbours, weighted by likeness.
+    """Replace the scores of each pixel by the weighted mean of its neighbours' scores, repeatedly.
 
-    A neighbour's weight is a softmax over all of them of the mean over channels of -|difference| / (0.1 · standard
-    deviation of the channel in the neighbourhood).
+    The weights are a softmax over the neighbours of the mean over channels of -|difference| / (0.1 · standard deviation
+    of the channel in the neighbourhood).
 
     Args:
         image: (K, H, W) float32, any scale.
         scores: (C, H, W) float32.
-        iterations: how often; 0 changes nothing.
-        dilations: distances in pixels at which the eight neighbours lie; each adds eight.
+        iterations: number of repetitions; 0 changes nothing.
+        dilations: distances in pixels of the neighbours. Each distance adds eight neighbours.
 
     Returns:
         (C, H, W) float32.
@@ -48,7 +49,7 @@ def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int
 
 
 def _neighbours(x: Tensor, dilations: Sequence[int], centre: bool = False) -> Iterator[Tensor]:
-    """`x` (C, H, W) as seen by each pixel's neighbours, the border repeated outwards."""
+    """Yield `x` (C, H, W), shifted to each neighbour in turn. The border is replicated."""
     height, width = x.shape[-2:]
     for distance in dilations:
         padded = F.pad(x[None], [distance] * 4, mode="replicate")[0]

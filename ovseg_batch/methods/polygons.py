@@ -1,8 +1,8 @@
-"""Outlines of masks: along the edges of pixels, or through their centres; every hole bridged into one ring.
+"""Outlines of masks, along pixel edges or through pixel centres. Holes are joined to the outline by bridges.
 
-Two families of readers disagree about what a polygon's coordinates are. pycocotools fills what lies between them, so an
-outline along the pixels' edges gives the mask back to the pixel. OpenCV's `fillPoly`, with which most others draw,
-takes them for pixels and paints the outline too; for it an outline has to pass through the pixels' centres.
+Readers interpret the coordinates of polygons in two ways. pycocotools fills the area between them, so an outline along
+pixel edges reproduces the mask exactly. Most other readers use OpenCV's `fillPoly`, which treats coordinates as pixels
+and also paints the outline. They need an outline through the pixel centres.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-PAIRS = 1_000_000  # corners are compared with each other up to here
+PAIRS = 1_000_000  # largest number of corner pairs that are all compared
 
-Ring = Array  # (N, 2) x, y; closed by returning to the first
+Ring = Array  # (N, 2) x, y; the last corner connects to the first
 
 
 def edge_rings(mask: Array, tolerance: float = 0.0) -> list[Ring]:
-    """Outlines along the edges of pixels, for readers that fill as pycocotools does (even-odd, without the outline).
+    """Return outlines along pixel edges, for readers that fill as pycocotools does (even-odd, without the outline).
 
     Args:
         mask: (H, W) bool.
-        tolerance: pixels by which the outline may be simplified (Douglas-Peucker); 0 gives the mask back exactly.
+        tolerance: tolerance of the simplification in pixels (Douglas-Peucker); 0 reproduces the mask exactly.
 
     Returns:
         One ring (N, 2) float64 for each part, in pixels with (0, 0) at the image's corner. A part with holes is one
@@ -40,21 +40,21 @@ def edge_rings(mask: Array, tolerance: float = 0.0) -> list[Ring]:
         (outlines if area > 0 else holes).append(_simplified(loop, tolerance))
     rings = []
     for outlines, holes in groups.values():
-        # Where parts touch at a corner it is not said whose hole a hole is; together they are right in any case.
+        # Where parts touch at a corner, the owner of a hole is ambiguous, so these parts form one ring.
         rings += [_bridged([*outlines, *holes])] if holes else outlines
     return [ring + np.array([left, top]) for ring in rings if len(ring) > 2]
 
 
 def centre_ring(mask: Array, tolerance: float = 0.0) -> Ring:
-    """One outline through the centres of the border's pixels, for readers that draw it with OpenCV's `fillPoly`.
+    """Return one outline through the centres of the border pixels, for readers that use OpenCV's `fillPoly`.
 
     Args:
         mask: (H, W) bool.
         tolerance: as in `edge_rings`.
 
     Returns:
-        (N, 2) float64 with x + 0.5 and y + 0.5 for the pixel (x, y), so that cutting off the fraction gives the pixel.
-        Several parts and holes are joined by bridges; between parts a bridge paints a line one pixel wide.
+        (N, 2) float64: x + 0.5, y + 0.5 for the pixel (x, y), so that truncation returns the pixel. Parts and holes are
+        joined by bridges. A bridge between parts is drawn as a line one pixel wide.
     """
     if not mask.any():
         return np.zeros((0, 2))
@@ -66,40 +66,40 @@ def centre_ring(mask: Array, tolerance: float = 0.0) -> Ring:
 
 
 def _cropped(mask: Array) -> tuple[int, int, Array]:
-    """x and y of a mask's box, and what is in it."""
+    """Return x and y of a mask's box, and the mask within it."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return left, top, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
 
 
 def _edge_loops(mask: Array) -> list[Ring]:
-    """Closed loops of corners with the mask on the same side throughout: outlines and holes turn opposite ways.
+    """Return closed loops of corners. Outlines and holes turn in opposite directions.
 
-    Every stretch of horizontal border has two corners; in a column of corners, sorted by height, each pair of
-    neighbours is joined by a vertical stretch. So two tables of partners are all there is to follow.
+    Every horizontal border segment has two corners. In a column of corners, sorted by y, consecutive pairs are joined
+    by vertical segments. The loops follow these two tables of neighbours.
     """
     height, width = mask.shape
     padded = np.zeros((height + 2, width + 2), np.int8)
     padded[1:-1, 1:-1] = mask
     border = np.diff(padded, axis=0)  # (H + 1, W + 2): +1 where the mask begins below, -1 where it ends
-    starts = np.diff(border, axis=1, prepend=0) != 0  # a stretch begins or ends, or turns into its opposite
+    starts = np.diff(border, axis=1, prepend=0) != 0  # a segment begins, ends, or changes its sign
     y, x = np.nonzero(starts)
     before, after = border[y, np.maximum(x - 1, 0)], border[y, x]
-    # A place where one stretch ends and the opposite one begins is two corners.
+    # A point where one segment ends and the opposite one begins counts as two corners.
     ends, begins = before != 0, after != 0
     corner_y = np.concatenate([y[ends], y[begins]])
     corner_x = np.concatenate([x[ends], x[begins]]) - 1
     is_begin = np.concatenate([np.zeros(ends.sum(), bool), np.ones(begins.sum(), bool)])
     sign = np.concatenate([before[ends], after[begins]])
     count = len(corner_y)
-    order = np.lexsort((is_begin, corner_x, corner_y))  # row by row; at one place an end comes before a begin
+    order = np.lexsort((is_begin, corner_x, corner_y))  # in raster order; at one point, ends come before begins
     beside = np.empty(count, np.int64)
     beside[order[0::2]], beside[order[1::2]] = order[1::2], order[0::2]
     upright = np.lexsort((corner_y, corner_x))
     above = np.empty(count, np.int64)
     above[upright[0::2]], above[upright[1::2]] = upright[1::2], upright[0::2]
     points = np.stack([corner_x, corner_y], axis=1).astype(np.float64)
-    forward = is_begin == (sign > 0)  # walked from such a corner along its stretch, the mask is on the right
+    forward = is_begin == (sign > 0)  # following the segment from such a corner, the mask is on the right
     across, upwards, ahead = beside.tolist(), above.tolist(), forward.tolist()
     loops = []
     for first in np.flatnonzero(forward).tolist():
@@ -114,13 +114,13 @@ def _edge_loops(mask: Array) -> list[Ring]:
 
 
 def _signed_area(loop: Ring) -> float:
-    """Pixels inside; negative for a hole."""
+    """Return the enclosed area in pixels, negative for a hole."""
     x, y = loop.T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
 def _label_beside(loop: Ring, labels: Array) -> int:
-    """The connected part that a loop of `_edge_loops` goes around or lies in: what is right of its first step."""
+    """Return the label of the connected part that a loop bounds: the pixel to the right of its first edge."""
     (x, y), (end, _) = loop[:2].astype(int)
     return int(labels[y, x] if end > x else labels[y - 1, end])
 
@@ -133,7 +133,7 @@ def _simplified(loop: Ring, tolerance: float) -> Ring:
 
 
 def _bridged(loops: list[Ring]) -> Ring:
-    """One ring of all loops: each is walked from, and back to, the place of the ring that is next to it."""
+    """Join loops to one ring. Each loop is connected to the nearest corner of the ring by a bridge."""
     ring = loops[0]
     for loop in loops[1:]:
         here, there = _nearest(ring, loop)
@@ -143,7 +143,7 @@ def _bridged(loops: list[Ring]) -> Ring:
 
 
 def _nearest(ring: Ring, loop: Ring) -> tuple[int, int]:
-    """Index of the two corners that are closest; for long loops, of those closest to one of their corners."""
+    """Return the indices of the closest pair of corners. For long loops, only one of their corners is compared."""
     few = loop if len(ring) * len(loop) <= PAIRS else loop[:1]
     distances = ((ring[:, None] - few[None]) ** 2).sum(axis=2)
     here, there = np.unravel_index(distances.argmin(), distances.shape)

@@ -1,9 +1,9 @@
-"""Which labels are in an image: hysteresis thresholds on the dense map.
+"""Decide which labels are present in an image, by hysteresis thresholds on the dense map.
 
-A class with few competitors wins pixels that show something else, by a small margin. Where it is present, a large part
-of its pixels wins by a large one. So prompts start in sure pixels alone, and a mask keeps its class where enough of it
-is sure, while its outline follows all pixels of the class. Source of the two thresholds: Canny, A Computational
-Approach to Edge Detection, 1986, section VIII; the margin is measured at CLIP's own logit scale.
+With few labels, a class wins pixels of other objects by a small margin. Where the class is present, a large share of
+its pixels wins by a large margin. Therefore, prompts start in sure pixels only. A mask keeps its class if enough of its
+pixels are sure, but its outline follows all pixels of the class. Source of the two thresholds: Canny, A Computational
+Approach to Edge Detection, 1986, section VIII. The margin is measured at CLIP's logit scale.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-SURE, CLEAR = 1, 2  # levels of a pixel: its class exceeds the background by the margin, and by `CLEAR_MARGIN` of them
+# level of a pixel: its class exceeds the background by the margin, or by `CLEAR_MARGIN` times the margin
+SURE, CLEAR = 1, 2
 CLEAR_MARGIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What a mask has to show of its class.
+    """The evidence of its class that a mask needs.
 
     Attributes:
-        labels: (H, W) int16 class of the sure pixels, `UNLABELLED` elsewhere.
-        clear: (H, W) bool, whether the class exceeds the background by far.
-        share: of the pixels of its class in a mask that must be sure, in [0, 1].
-        alone: the same of a piece of the dense map that no mask has claimed.
-        alone_area: pixels that such a piece must have.
+        labels: (H, W) int16, class of the sure pixels, `UNLABELLED` elsewhere.
+        clear: (H, W) bool, whether the class exceeds the background by `CLEAR_MARGIN` margins.
+        share: least share of sure pixels among the pixels of the class in a mask, in [0, 1].
+        alone: the same for a component of the dense map outside of all masks.
+        alone_area: least area in pixels of such a component.
     """
 
     labels: Array

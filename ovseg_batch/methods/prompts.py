@@ -1,4 +1,7 @@
-"""Point prompts for SAM2 from a label map: connected components per class, one point in each (thesis 3.1.6)."""
+"""Point prompts for SAM2: one point per connected component of a label map.
+
+Source: García García 2025, section 3.1.6.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class PointPrompt:
-    """One positive point. `x`, `y` are pixels of the map; `area` and `box` (x0, y0, x1, y1) are the component's."""
+    """A positive point prompt.
+
+    Attributes:
+        label: class of the component.
+        x, y: pixels of the map.
+        area: area of the component in pixels.
+        box: x0, y0, x1, y1 of the component in pixels.
+    """
 
     label: int
     x: float
@@ -32,20 +42,21 @@ def component_points(
     ignore: tuple[int, ...] = (),
     confidence: Array | None = None,
 ) -> list[PointPrompt]:
-    """One point per 8-connected component of every class.
+    """Return one point per 8-connected component of every class.
 
     Args:
-        label_map: (H, W) integer class per pixel; negative values belong to no class.
-        min_area: components with fewer pixels are artefacts and get no point.
-        min_distance: a point nearer than this to one of a larger component of its class is left out (pixels).
+        label_map: (H, W) integer, class of each pixel; negative where there is none.
+        min_area: least area of a component in pixels. Smaller components are skipped as artefacts.
+        min_distance: least distance in pixels to the points of larger components of the class. Nearer points are
+            skipped.
         point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform);
             `centroid` = the component's pixel nearest to its centre of mass; `surest` = its pixel of the highest
             confidence.
         ignore: classes that are not prompted (a background class).
-        confidence: (H, W) float, for `surest`.
+        confidence: (H, W) float, required for `surest`.
 
     Returns:
-        Points by class, larger components first. Every point lies on its component.
+        Points by class, larger components first. Every point lies in its component.
     """
     found = connected_components(label_map)
     prompts: dict[int, list[PointPrompt]] = {}

@@ -1,6 +1,6 @@
-"""Where to ask for proposals, and which of two that show the same thing to keep.
+"""Point grids for proposals, and suppression of duplicate proposals.
 
-Source: SAM 2's automatic mask generator.
+Source: `SAM2AutomaticMaskGenerator` of facebookresearch/sam2; Kirillov et al., Segment Anything, ICCV 2023, appendix B.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Array = np.ndarray[Any, Any]
 
 
 def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
-    """The centres of a regular grid over the image.
+    """Return the cell centres of a regular grid over the image.
 
     Args:
-        points_per_side: n; there are n² points.
+        points_per_side: n, for n² points.
         size: (H, W) pixels.
 
     Returns:
@@ -33,9 +33,9 @@ def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
 
 
 def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposal]:
-    """Of proposals whose boxes overlap more than `overlap` (IoU), the one with the best predicted IoU; best first.
+    """Return proposals after non-maximum suppression of boxes: best first, no box IoU above `overlap`.
 
-    Boxes are measured as the automatic mask generator does, from the first pixel's to the last pixel's corner.
+    As in SAM2's generator, a box extends from the corner of the first pixel to the corner of the last pixel.
     """
     if not proposals:
         return []
@@ -46,11 +46,11 @@ def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposa
 
 
 def paint_regions(masks: Iterable[Array], size: tuple[int, int]) -> Array:
-    """A map of regions: (H, W) int32, 0 where no mask is, later masks over earlier ones.
+    """Paint masks into a region map (H, W) int32, numbered from 1. Later masks cover earlier ones; 0 means no mask.
 
     Args:
-        masks: (H, W) bool each; give the largest first, so that what is small lies in front.
-        size: (H, W).
+        masks: (H, W) bool each, from the largest to the smallest.
+        size: (H, W) in pixels.
     """
     regions = np.zeros(size, np.int32)
     for number, mask in enumerate(masks, start=1):

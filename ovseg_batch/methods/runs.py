@@ -1,4 +1,4 @@
-"""Maps as runs of equal pixels: what a map says is counted by its runs, which are few where pixels are many."""
+"""Runs of equal pixels in maps. Counting runs is much faster than counting pixels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs of pixels side by side in a row, in the order of pixels: the first one of each, as an index into the
-    flattened map, and how many there are, (R,) int64 both."""
+    """Horizontal runs of pixels in raster order.
+
+    Attributes:
+        starts: (R,) int64, index of the first pixel in the flattened map.
+        lengths: (R,) int64, pixels.
+    """
 
     starts: Array
     lengths: Array
 
     def sums(self, values: Array) -> Array:
-        """The sum of `values` (H, W) in each run: (R,) float64."""
+        """Return the sum of `values` (H, W) in each run: (R,) float64."""
         return np.add.reduceat(values.ravel(), self.starts, dtype=np.float64)
 
 
 def row_runs(*maps: Array) -> Runs:
-    """The longest runs in which each of the maps, (H, W) all, has one value."""
+    """Return the longest runs in which each of the maps (H, W) is constant."""
     begins = np.zeros(maps[0].shape, bool)
     begins[:, :1] = True
     for values in maps:

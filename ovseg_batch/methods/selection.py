@@ -1,6 +1,7 @@
-"""Proposals first: from each mask's likeness to each word to the masks that are kept, and why.
+"""Select proposals by their similarity to the words of each class, with a reason for each kept mask.
 
-Source: thesis 3.2 and 4.3.6 (weights, suppression, eq. 3.6-3.8 and 4.9-4.11, top-K), METHODS 4. M masks, C classes.
+Source: García García 2025, sections 3.2 and 4.3.6: weights, suppression (eq. 3.6-3.8 and 4.9-4.11) and top-K. Shapes: M
+masks, C classes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 PENALTY_FROM, PENALTY_SPAN, PENALTY = 0.15, 0.35, 0.85  # eq. 4.11
-INSIDE = 0.9  # share of a mask in a larger one from which it is a part of it
-GAP = 0.25  # of the best score: a fall from one mask to the next by more separates groups
+INSIDE = 0.9  # least share of a mask within a larger one for it to count as its part
+GAP = 0.25  # a larger drop between consecutive scores, relative to the best, separates groups
 
 IRREGULAR_PLURALS = frozenset("people men women children feet teeth geese mice cattle police leaves knives".split())
 SINGULAR_IN_S = frozenset(
@@ -32,42 +33,47 @@ PARTS = frozenset(
 def suppressed(
     likeness: Array, background: Array, confusers: Array, background_weight: float, confuser_weight: float
 ) -> Array:
-    """Likeness less what a mask has in common with nothing in particular, and with what its class is mistaken for.
+    """Return similarities minus weighted similarities to background words and to the confusers of the class (eq. 3.8).
 
     Args:
-        likeness: (M, C) cosine similarities.
-        background: (M,) the best of the background words.
-        confusers: (M, C) the best of each class's confusers, 0 where it has none.
+        likeness: (M, C) cosine similarities of masks and classes.
+        background: (M,) highest similarity to a background word.
+        confusers: (M, C) highest similarity to a confuser of the class; 0 without confusers.
+        background_weight, confuser_weight: factors of the two terms that are subtracted.
 
     Returns:
-        (M, C). Source: eq. 3.8.
+        (M, C).
     """
     out: Array = likeness - background_weight * background[:, None] - confuser_weight * confusers
     return out
 
 
 def adaptive_floor(scores: Array, least: float) -> float:
-    """The score that a class's best mask must reach: the median over classes of the best, or `least` (eq. 4.9).
+    """Return the score that a class's best mask must reach: the median of the best scores (eq. 4.9), at least `least`.
 
     Args:
         scores: (M, C).
+        least: lower bound of the result.
     """
     return float(max(np.median(scores.max(axis=0)), least)) if scores.size else least
 
 
 def size_penalty(share: Array) -> Array:
-    """1 for masks up to 15 % of the image, falling to 0.15 at half of it (eq. 4.11); same shape as `share`."""
+    """Return the size penalty (eq. 4.11) of each share of the image: 1 up to 15 %, falling to 0.15 at 50 %."""
     over = np.clip((share - PENALTY_FROM) / PENALTY_SPAN, 0.0, 1.0)
     factor: Array = 1.0 - PENALTY * over
     return factor
 
 
 def probabilities(scores: Array, kept: Array, scale: float) -> Array:
-    """Softmax over the kept classes of scale · score: (M, C), 0 for the others (eq. 4.10 as METHODS reads it).
+    """Return the softmax of scale · score over the kept classes: (M, C), 0 for the others.
+
+    Eq. 4.10 divides by a temperature of 100, but its published values follow from a factor of 100.
 
     Args:
         scores: (M, C).
-        kept: (C,) bool, at least one.
+        kept: (C,) bool, at least one True.
+        scale: factor of the scores.
     """
     logits = np.where(kept[None], scores * scale, -np.inf)
     logits = logits - logits.max(axis=1, keepdims=True)
@@ -77,10 +83,10 @@ def probabilities(scores: Array, kept: Array, scale: float) -> Array:
 
 
 def distinct(rated: Array, overlap: Array, limit: float) -> list[int]:
-    """Indices of the masks that no better rated kept one overlaps by more than `limit` (IoU), best first.
+    """Return the indices of masks after non-maximum suppression: best first, no IoU with a better one above `limit`.
 
     Args:
-        rated: (M,).
+        rated: (M,) scores.
         overlap: (M, M) IoU.
     """
     kept: list[int] = []
@@ -92,30 +98,29 @@ def distinct(rated: Array, overlap: Array, limit: float) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How many of a class's candidates are kept, and why."""
+    """The kept candidates of a class, and the reason of their number."""
 
     indices: list[int]
     reason: str
 
 
 def choose_top(candidates: Sequence[int], count: int) -> Choice:
-    """The best `count` candidates, best first."""
+    """Return the first `count` candidates. Candidates are sorted, best first."""
     kept = list(candidates[:count])
     return Choice(kept, f"best {len(kept)} of {len(candidates)}: K is {count}")
 
 
 def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Array, inside: Array) -> Choice:
-    """As many masks as the query seems to want: the noun's number, the masks' hierarchy and the gaps in score vote.
+    """Return as many masks as the query suggests: the median of votes by noun, hierarchy and score gap.
 
     Args:
-        words: prompts of the class; the grammar of the first one counts.
+        words: prompts of the class. The first one decides the number of the noun.
         candidates: indices of its masks, best first.
         rated: (M,) scores.
         inside: (M, M) share of mask i that lies in mask j.
 
     Returns:
-        The median of the three numbers of masks, the best ones first; a part of a kept whole is passed over unless the
-        word names a part.
+        The best masks, best first. A part of a kept mask is skipped unless the word names a part.
     """
     count = len(candidates)
     if count == 0:
@@ -138,7 +143,7 @@ def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Ar
 
 
 def _grammar(word: str, count: int) -> tuple[int, str]:
-    """How many the noun asks for, and what it is."""
+    """Return the number of masks that the noun suggests, and a description of the noun."""
     noun = word.lower().split()[-1] if word.split() else ""
     if noun in IRREGULAR_PLURALS or (noun.endswith("s") and noun not in SINGULAR_IN_S and not noun.endswith("ss")):
         single = noun.removesuffix("s")
@@ -149,7 +154,7 @@ def _grammar(word: str, count: int) -> tuple[int, str]:
 
 
 def _before_gap(rated: Array) -> int:
-    """How many lie before the widest gap; all of them where no gap is wider than a quarter of the best score."""
+    """Return the number of scores before the widest gap. Without a gap above `GAP` times the best score, return all."""
     falls = rated[:-1] - rated[1:]
     if not len(falls) or falls.max() <= GAP * rated[0]:
         return len(rated)

@@ -1,6 +1,6 @@
-"""The mean over windows of their upsampled logits.
+"""Average the upsampled logits of overlapping windows.
 
-Source: SCLIP's `forward_slide`.
+Source: `forward_slide` of wangf3014/SCLIP.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stitched:
-    """The mean over windows of their bilinearly upsampled logits (align_corners=False), computed for the rows needed.
+    """The mean of bilinearly upsampled window logits (align_corners=False). Rows are computed when they are read.
 
-    `logits` are (N, Q, gh, gw) per window, of any float type; `boxes` (N, 4) as `window_boxes` gives them; `size` is
-    (h, w) of the image that was cut.
+    Attributes:
+        logits: (N, Q, gh, gw), any float dtype, one map per window.
+        boxes: (N, 4) of `window_boxes`.
+        size: (h, w) of the image in pixels.
     """
 
     logits: Tensor
@@ -37,8 +39,8 @@ class Stitched:
         return self.logits.device
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """(Q, bottom - top, w) float32."""
-        height, width = (int(v) for v in self.boxes[0, 2:] - self.boxes[0, :2])  # all windows are of one size
+        """Return the rows from `top` to `bottom`: (Q, bottom - top, w) float32."""
+        height, width = (int(v) for v in self.boxes[0, 2:] - self.boxes[0, :2])  # all windows have the same size
         down = _bilinear(self.logits.shape[2], height, self.device)
         across = _bilinear(self.logits.shape[3], width, self.device).T
         inside = np.flatnonzero((self.boxes[:, 0] < bottom) & (self.boxes[:, 2] > top))
@@ -52,12 +54,12 @@ class Stitched:
         return total.div_(count)
 
     def whole(self) -> Tensor:
-        """(Q, h, w) float32."""
+        """Return all rows: (Q, h, w) float32."""
         return self.rows(0, self.size[0])
 
 
 def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index and the upper one's weight for each target index (align_corners=False)."""
+    """Return lower and upper source index per target index, and the upper one's weight (align_corners=False)."""
     position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
     position = position.clamp(min=0)
     lower = position.floor().long().clamp(max=source - 1)
@@ -65,7 +67,7 @@ def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tenso
 
 
 def _bilinear(source: int, target: int, device: torch.device) -> Tensor:
-    """(target, source) matrix that resizes bilinearly: two small products are far faster than `interpolate`."""
+    """Return the (target, source) matrix of a bilinear resize. Two products are much faster than `interpolate`."""
     lower, upper, weight = bilinear_taps(source, target, device)
     matrix = torch.zeros(target, source, device=device)
     index = torch.arange(target, device=device)

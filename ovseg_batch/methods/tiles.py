@@ -1,4 +1,4 @@
-"""Which parts of a large image SAM2 looks at closely, so that no object lies across the edge of one."""
+"""Place crops of large images for SAM2 so that no object crosses the edge of its crop."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
-MARGIN = 0.1  # of a tile, to be free around an object
+MARGIN = 0.1  # free space around an object, as a share of the tile
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A part of the image, in pixels of it, and the indices of the objects that are looked at there."""
+    """A crop of the image, in pixels, and the indices of the objects that are segmented in it."""
 
     box: Box
     members: tuple[int, ...]
 
 
 def place_views(objects: Sequence[Box], size: tuple[int, int], tile: int | None) -> list[View]:
-    """Square views of `tile` pixels, each around an object and whatever else lies in it with room to spare.
+    """Return square views of `tile` pixels. Each is placed around an object, and also holds other objects that fit.
 
-    Tiles on a fixed grid cut objects in two, and the halves must be matched again; a view that is put where the object
-    is has no such seam. What is too large for a view is looked at in the whole image.
+    Tiles on a fixed grid would cut objects, and the parts would have to be matched. Objects that are too large for a
+    view use the whole image.
 
     Args:
-        objects: boxes in pixels; earlier ones choose where views lie.
+        objects: boxes in pixels. Views are placed around earlier objects first.
         size: (H, W) of the image.
-        tile: side of a view; None: the whole image is the only one.
+        tile: side of a view in pixels. None: the whole image is the only view.
 
     Returns:
         Every object in exactly one view.
@@ -58,7 +58,7 @@ def _around(box: Box, size: tuple[int, int], tile: int) -> Box:
 
 
 def _lies_in(box: Box, view: Box, size: tuple[int, int], room: int) -> bool:
-    """Whether the view holds the box with room around it; where the view ends with the image none is needed."""
+    """Return whether the view holds the box with `room` pixels around it, except at the border of the image."""
     ends = (0, 0, size[1], size[0])
     spare = [0 if view[side] == ends[side] else room for side in range(4)]
     return (

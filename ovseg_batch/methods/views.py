@@ -1,6 +1,7 @@
-"""ITACLIP's image views: the window as it is, without colour, blurred, and turned over, whose scores are mixed.
+"""ITACLIP's image views: mix the scores of the original, grey, blurred and flipped window.
 
-Source: m-arda-aydn/ITACLIP, `itaclip_segmentor.py`. Five passes instead of one.
+Source: Aydın et al., ITACLIP, CVPR Workshops 2025; code: m-arda-aydn/ITACLIP, `itaclip_segmentor.py`. It takes five
+forward passes instead of one.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rgb_to_grayscale
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # pixels
-UPRIGHT = 0.75  # weight of the views that are not turned over
-FLIPS = ((-2,), (-1,))  # upside down; left and right
+UPRIGHT = 0.75  # weight of the views that are not flipped
+FLIPS = ((-2,), (-1,))  # vertical; horizontal
 
 
 def mixed_logits(images: Tensor, features_of: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
-    """Cosine logits of every patch, mixed over the views.
+    """Return the cosine logits of every patch, averaged over the views.
 
-    The features of the upright views are averaged and not normalised again, as published; bilinear upsampling, which
-    comes later, is linear and symmetric, so scores are turned back while they are still patches.
+    As published, the mean of the upright views' features is not normalised again. Scores are flipped back before the
+    upsampling, which is equivalent because bilinear upsampling is linear and symmetric.
 
     Args:
-        images: (B, 3, h, w) as CLIP takes them.
+        images: (B, 3, h, w), normalised for CLIP.
         features_of: images → (B, gh, gw, D), L2-normalised.
         text: (Q, D).
 

@@ -1,6 +1,6 @@
-"""Words to classes, and the prompt templates around them.
+"""Classes, their queries, and prompt templates.
 
-A *query* is one word or phrase; a *class* has one or more queries.
+A *query* is a word or phrase. A *class* has one or more queries.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.wording import setting
 
 UNLABELLED = -1
-BACKGROUND = "background"  # the name of class 0 where there is a background
+BACKGROUND = "background"  # name of class 0 in vocabularies with a background
 
-# The stuff words that SCLIP gives the background class of VOC21 and COCO-Object.
+# The stuff words of the background class for VOC21 and COCO-Object in SCLIP's code.
 COMMON_BACKGROUND = tuple(
     "sky wall tree wood grass road sea river mountain sands desk bed building cloud lamp door window wardrobe "
     "ceiling shelf curtain stair floor hill rail fence".split()
@@ -41,8 +41,8 @@ a photo of the small {}.|a photo of the weird {}.|the cartoon {}.|art of the {}.
 a photo of the large {}.|a black and white photo of a {}.|the plushie {}.|a dark photo of a {}.|itap of a {}.
 graffiti of the {}.|a toy {}.|itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
 
-# The thesis says that it uses seven templates, and four in its best run, but words only two: "a photo of a {}" and
-# "{} in the scene". The others of these two sets are our choice.
+# García García 2025 uses seven templates, and four in the best run, but prints only two: "a photo of a {}" and
+# "{} in the scene". The others are not published and were chosen here.
 _SIMPLE4 = ("a photo of a {}.", "a photo of the {}.", "{} in the scene.", "a {}.")
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -54,11 +54,15 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Classes and the queries that stand for them, class by class.
+    """Classes and their queries, sorted by class.
 
-    `names[c]` is class c; `queries[q]` a phrase of class `query_class[q]`; `thresholds[c]` the least probability that
-    a pixel of class c needs. With `has_background`, class 0 is the background and catches what falls under a threshold.
-    With `pooled`, the dense map has two channels for the whole background (see `pool_background`).
+    Attributes:
+        names: name of each class.
+        queries: words or phrases.
+        query_class: class of each query, ascending.
+        thresholds: least probability of a pixel, per class, in [0, 1].
+        has_background: class 0 is the background. Pixels below their threshold get class 0.
+        pooled: the dense map has two channels for all background queries; see `pool_background`.
     """
 
     names: tuple[str, ...]
@@ -75,10 +79,12 @@ class Vocabulary:
         background: Sequence[str] = (),
         pooled: bool = False,
     ) -> Vocabulary:
-        """From (name, words, threshold) per class; a background word that is also a label's word is dropped.
+        """Build a vocabulary from (name, words, threshold) per class.
+
+        Background words that are also words of a label are dropped.
 
         Raises:
-            UsageError: a label has the name of the background, which is a class of its own in all outputs.
+            UsageError: a label has the name of the background class.
         """
         taken = {word.lower() for _, words, _ in labels for word in words}
         behind = tuple(word for word in background if word.lower() not in taken)
@@ -99,30 +105,29 @@ class Vocabulary:
 
     @property
     def background_queries(self) -> int:
-        """How many queries, the first ones, stand for the background."""
+        """The number of background queries, which come first."""
         return self.query_class.count(0) if self.has_background else 0
 
     @property
     def channel_class(self) -> tuple[int, ...]:
-        """The class of each channel of a dense map, without the last one of a pooled background."""
+        """The class of each channel of a dense map, without the last channel of a pooled background."""
         return (0, *self.query_class[self.background_queries :]) if self.pooled else self.query_class
 
     @property
     def channels(self) -> int:
-        """How many channels a dense map has."""
+        """The number of channels of a dense map."""
         return len(self.channel_class) + self.pooled
 
     def left_out(self, prompts: str | Sequence[str] | None) -> list[int]:
-        """Return the channels of the classes that a row excludes; the background is never excluded.
+        """Return the channels of the classes that a row does not list. The background is never excluded.
 
         Args:
-            prompts: names of classes, as a list, a JSON list or with commas between them. Without a name, all are
-                asked for.
+            prompts: names of classes: a list, a JSON list, or a text with commas. Without names, no class is excluded.
 
         Raises:
-            ValueError: a name that is no class.
+            ValueError: a name is not a class.
         """
-        names = self._asked(prompts)
+        names = self._prompted_names(prompts)
         if names is None:
             return []
         for name in names:
@@ -131,10 +136,10 @@ class Vocabulary:
         wanted = {self.names.index(name) for name in names} | ({0} if self.has_background else set())
         return [channel for channel, label in enumerate(self.channel_class) if label not in wanted]
 
-    def _asked(self, prompts: str | Sequence[str] | None) -> list[str] | None:
-        """Return the names in a row's prompts; None where there are none.
+    def _prompted_names(self, prompts: str | Sequence[str] | None) -> list[str] | None:
+        """Return the names in a row's prompts, or None where there are none.
 
-        A text is one name, a JSON list, or names with commas between them. Names may hold commas themselves.
+        A text is one name, a JSON list, or names separated by commas. Names may contain commas.
         """
         if isinstance(prompts, str) and prompts.lstrip().startswith("["):
             with contextlib.suppress(ValueError, RecursionError):
@@ -147,7 +152,7 @@ class Vocabulary:
         return [name for name in names if name] or None
 
     def _split(self, text: str) -> list[str]:
-        """Return the names between commas, the longest known name first where names hold commas."""
+        """Split a text at commas. Known names that contain commas are kept whole; the longest match wins."""
         parts, names = re.split("[,;\n]", text), list[str]()
         while parts:
             joined = (",".join(parts[:count]).strip() for count in range(len(parts), 1, -1))
@@ -163,5 +168,5 @@ class Vocabulary:
 
 
 def prompts_of(query: str, templates: Sequence[str]) -> list[str]:
-    """The query in every template's place."""
+    """Return the prompts of a query: every template, filled with the query."""
     return [template.format(query) for template in templates]

@@ -1,6 +1,6 @@
-"""Sliding windows as mmseg and SCLIP cut them.
+"""Sizes and positions of sliding windows, as in mmsegmentation and SCLIP.
 
-Source: SCLIP's `forward_slide` and mmcv's `rescale_size`.
+Source: `forward_slide` of wangf3014/SCLIP and `rescale_size` of mmcv.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ Array = np.ndarray[Any, Any]
 
 
 def resized_size(height: int, width: int, short_side: int | None, long_side: int, least: int = 1) -> tuple[int, int]:
-    """The size at which CLIP sees an image, keeping its proportions.
+    """Return the size to which an image is resized for CLIP, with the same aspect ratio.
 
     Args:
-        height, width: of the original, pixels.
-        short_side: target for the shorter side; None: as it is.
-        long_side: the longer side stays at or under it in any case; SCLIP's test pipelines say 2048.
-        least: no side becomes shorter; a patch, for an image narrower than one has none.
+        height, width: size of the original in pixels.
+        short_side: target length of the shorter side in pixels. None: the original length.
+        long_side: upper limit of the longer side in pixels; 2048 in SCLIP's configurations.
+        least: lower limit of both sides in pixels: the size of a patch, because a narrower image would have no patch.
 
     Returns:
         height, width in pixels.
@@ -30,7 +30,7 @@ def resized_size(height: int, width: int, short_side: int | None, long_side: int
 
 
 def window_boxes(height: int, width: int, window: int, stride: int) -> Array:
-    """Windows in row order; the last of a row or column is shifted back inside. A smaller image is one window.
+    """Return windows in raster order. The last of a row or column is shifted inside. A smaller image is one window.
 
     Returns:
         (N, 4) int64: y0, x0, y1, x1 in pixels.

@@ -1,4 +1,4 @@
-"""Batches that fit the memory of a device: halved when memory runs out, and never made larger again."""
+"""Batches that fit the memory of a device. They are halved when memory runs out, and never enlarged again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-COMPUTATION_ERRORS = (RuntimeError, ValueError, MemoryError)  # with OpenCV's, all that a computation raises itself
+# with OpenCV's error, all classes that a computation raises
+COMPUTATION_ERRORS = (RuntimeError, ValueError, MemoryError)
 
 
 class BatchSize:
     """The number of items that a model computes at once.
 
     Args:
-        items: the first size, at least 1.
-        name: what the items are, for the log: `points`, `windows`.
+        items: initial size, at least 1.
+        name: plural of the items for the log, such as `points` or `windows`.
     """
 
     def __init__(self, items: int, name: str = "items") -> None:
@@ -31,9 +32,9 @@ class BatchSize:
     def run(self, count: int, compute: Callable[[slice], T], charge: Callable[[Exception], T] | None = None) -> list[T]:
         """Compute `count` items in batches, in order.
 
-        A batch for which memory runs out is computed again in halves, and later batches keep the half. An item that
-        does not fit alone is tried once more after cached memory was released. With `charge`, a batch for which the
-        model raises is halved too, to find the item to blame.
+        When memory runs out, the batch is computed again in halves, and later batches keep the smaller size. An item
+        that does not fit alone is tried once more after cached memory is released. With `charge`, a batch for which the
+        model raises is halved too, to find the item that fails.
 
         Args:
             count: the number of items.
@@ -45,11 +46,11 @@ class BatchSize:
 
         Raises:
             DeviceLost: the GPU does not work in this process any more. No item is charged.
-            Exception: what `compute` raised for a single item, where `charge` is None.
+            Exception: the error of `compute` for a single item, where `charge` is None.
         """
         results: list[T] = []
         start, limit, released = 0, self.items, False
-        before, end = self.items, 0  # the size before memory ran out, and the end of the batch for which it did
+        before, end = self.items, 0  # size before memory ran out, and end of the batch that failed
         while start < count:
             batch = slice(start, min(start + limit, count))
             size = batch.stop - start
@@ -73,7 +74,7 @@ class BatchSize:
                     limit, released = self.items, size == 1
                     continue
                 if short:
-                    self.items = before  # the item fits at no size, which says nothing about the others
+                    self.items = before  # the item fits at no size, so other items may still fit at the old size
                 if charge is None:
                     raise failure
                 if size > 1:

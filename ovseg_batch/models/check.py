@@ -1,4 +1,4 @@
-"""Load a model, run it once, say what it is: what a person does before a night's run."""
+"""Load a model, run it once, and describe it: a check before a long run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
     """Load the model and run it on one grey image.
 
     Returns:
-        What a person wants to know of it, in order.
+        Name → value of each fact, in display order.
 
     Raises:
-        OvsegError: it does not load, or its output is not finite.
+        OvsegError: the model does not load, or its output is not finite.
     """
     target = resolve_device(device)
     kind = precision("auto", device, not spec.embedded)
@@ -44,7 +44,7 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
         output, _ = clip_or_sam.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
         facts["masks"] = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
     if not bool(torch.isfinite(output).all()):
-        raise OvsegError(f"The model {spec.name!r} gives numbers that are not finite; its weights are damaged.")
+        raise OvsegError(f"The model {spec.name!r} returns values that are not finite; its weights are damaged.")
     facts["runs on"] = f"{target} in {kind}, {time.monotonic() - started:.2f} s an image"
     facts["licence"] = spec.licence
     return facts

@@ -1,7 +1,7 @@
-"""CLIP's ViT with its last attention replaced: patch features that can be compared with words.
+"""Dense features of CLIP: a ViT whose last attention is replaced, so that patch features can be compared with words.
 
-Any `VisionTransformer` of open_clip with its standard blocks. Source of the procedure: SCLIP, whose own code these
-features are tested against.
+Supports every `VisionTransformer` of open_clip with standard blocks. Source: Wang et al., SCLIP, ECCV 2024. The
+features are tested against its code (wangf3014/SCLIP).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from ovseg_batch.models.text import encode_tokens
 from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_block
 from ovseg_batch.models.weights import load_weights, read_state_dict
 
-TEXT_BATCH = 256  # prompts at once
+TEXT_BATCH = 256  # prompts per batch
 
 
 class DenseClip:
-    """A CLIP model that answers for every patch.
+    """A CLIP model that computes a feature for every patch.
 
     Args:
         model: an open_clip model with a `VisionTransformer`.
         tokenize: texts → (N, context) token ids.
-        tokenizer_id: names the tokenizer in cache keys.
-        mean, std: of the three channels, for pixels in [0, 1].
-        device, precision: where and how it runs; features come back as float32.
+        tokenizer_id: name of the tokenizer in cache keys.
+        mean, std: mean and standard deviation of the three channels, for pixels in [0, 1].
+        device, precision: device and precision of the image tower. Returned features are float32.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class DenseClip:
 
     @classmethod
     def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str) -> DenseClip:
-        """Load weights strictly.
+        """Load a model. All weights must match.
 
         Raises:
-            OvsegError: weights that do not fit the architecture, or a file that cannot be trusted or read.
+            OvsegError: the weights do not fit the architecture, or the file cannot be trusted or read.
         """
         model, tokenize, tokenizer_id, preprocess = build(spec)
         clip = cls(model, tokenize, tokenizer_id, preprocess["mean"], preprocess["std"], device, precision)
@@ -87,31 +87,34 @@ class DenseClip:
         return clip
 
     def warm_up(self) -> None:
-        """Embed a grey image: a device that does not work must fail before a shard."""
+        """Embed a grey image, so that a faulty device fails before the first shard."""
         side = self.image_size
         grey = torch.full((1, side, side, 3), 127, dtype=torch.uint8, device=self._device)
         self.image_features(self.normalise(grey))
 
     @property
     def patch(self) -> int:
-        """Pixels a side."""
+        """The side of a patch in pixels."""
         return int(max(self.visual.patch_size))
 
     @property
     def image_size(self) -> int:
-        """Pixels a side that the model was trained at."""
+        """The side of the training images in pixels."""
         side: int = max(self.visual.image_size)
         return side
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:
-        """What is nought after `normalise`: RGB in [0, 255]."""
+        """The colour that `normalise` maps to 0: RGB in [0, 255]."""
         red, green, blue = (round(255 * float(part)) for part in self._mean.flatten())
         return red, green, blue
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """(P, D) float32 on the CPU, L2-normalised. Always in fp32, so that a cache serves every precision."""
+        """Return text features (P, D) float32 on the CPU, L2-normalised.
+
+        They are always computed in fp32, so that a cache serves every precision.
+        """
 
         def encode(batch: slice) -> Tensor:
             tokens = self._tokenize(prompts[batch]).to(self._device)
@@ -120,22 +123,22 @@ class DenseClip:
         return torch.cat(self._prompts.run(len(prompts), encode))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 RGB on the device → (B, 3, H, W) float32 as CLIP was trained on."""
+        """Normalise images (B, H, W, 3) uint8 RGB on the device to (B, 3, H, W) float32, as CLIP was trained."""
         return (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
 
     @torch.inference_mode()
     def forward_bare(self, images: Tensor) -> Tensor:
-        """CLIP's own image embedding (B, D) by open_clip's own forward."""
+        """Return CLIP's image embedding (B, D), computed by open_clip."""
         with autocast(self._device, self._precision):
             features: Tensor = self.model.encode_image(images)
         return features
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
-        """CLIP's own image embedding at any size, the position embedding resized.
+        """Return CLIP's image embedding at any image size. The position embedding is resized.
 
         Args:
-            images: (B, 3, H, W) as `normalise` gives them.
+            images: (B, 3, H, W) of `normalise`.
 
         Returns:
             (B, D) float32, L2-normalised.
@@ -151,24 +154,24 @@ class DenseClip:
 
     @torch.inference_mode()
     def patch_features(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> Tensor:
-        """Normalised patch features: the first half of `features_and_keys`."""
+        """Return the patch features of `features_and_keys`."""
         return self._features(images, self._run(images, variant, layers)[0])
 
     @torch.inference_mode()
     def features_and_keys(
         self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)
     ) -> tuple[Tensor, Tensor]:
-        """Normalised patch features, and the keys of the last tapped block.
+        """Return L2-normalised patch features, and the keys of the last tapped block.
 
         Args:
-            images: (B, 3, H, W) as `normalise` gives them; sides need not be multiples of the patch, the rest is cut.
-            variant: how each tapped block attends; the blocks below it run as trained.
-            layers: tapped blocks as fractions of the depth. Each goes through ln_post and the projection, is
-                L2-normalised, and they are averaged and normalised again (METHODS 1).
+            images: (B, 3, H, W) of `normalise`; sides that are not multiples of the patch are cropped.
+            variant: attention of the tapped blocks. Other blocks run as trained.
+            layers: tapped blocks as fractions of the depth, 1 for the last. The output of each goes through ln_post and
+                the projection and is L2-normalised. The mean of the outputs is normalised again.
 
         Returns:
-            features (B, H // patch, W // patch, D) float32; keys (B, patches, width) float32, through the block's
-            output projection, as MaskCLIP's code has them.
+            features (B, H // patch, W // patch, D) float32; keys (B, patches, width) float32 after the block's output
+            projection, as in MaskCLIP's code (chongzhou96/MaskCLIP).
         """
         taken, block, x = self._run(images, variant, layers)
         with autocast(self._device, self._precision):
@@ -177,13 +180,13 @@ class DenseClip:
 
     @torch.inference_mode()
     def region_features(self, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
-        """`regions.region_features` of one window: (gh, gw, D) float32."""
+        """Return `regions.region_features` of one window: (gh, gw, D) float32."""
         with autocast(self._device, self._precision):
             return region_features(self.visual, images, correlation, regions)
 
     @torch.inference_mode()
     def mask_features(self, tokens: MaskTokens, images: Tensor, touched: Tensor) -> Tensor:
-        """`MaskTokens.forward` at this model's precision: (B, M, D) float32."""
+        """Return `MaskTokens.forward` at this model's precision: (B, M, D) float32."""
         with autocast(self._device, self._precision):
             features: Tensor = tokens(images, touched)
         return features
@@ -196,11 +199,11 @@ class DenseClip:
 
     @torch.inference_mode()
     def tokens(self, images: Tensor, variant: Variant, layers: Sequence[float] = (1.0,)) -> list[Tensor]:
-        """(B, 1 + patches, D) of every tapped block after ln_post and projection, the class token first."""
+        """Return the projected tokens (B, 1 + patches, D) of every tapped block, the class token first."""
         return self._run(images, variant, layers)[0]
 
     def _run(self, images: Tensor, variant: Variant, layers: Sequence[float]) -> tuple[list[Tensor], Any, Tensor]:
-        """`tokens`, the last tapped block, and what came into it."""
+        """Return `tokens`, the last tapped block, and the input of that block."""
         blocks = self.visual.transformer.resblocks
         taps, fused = ({max(1, round(f * len(blocks))) for f in fractions} for fractions in (layers, variant.fused))
         taken: list[Tensor] = []
@@ -228,7 +231,7 @@ class DenseClip:
 
 
 def build(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
-    """open_clip's own model with its weights, the tokenizer and its name, and the preprocessing (`mean`, `std`).
+    """Return a model of open_clip with its weights, the tokenizer and its name, and the preprocessing (`mean`, `std`).
 
     Raises:
         OvsegError: as `DenseClip.load`.
@@ -242,7 +245,7 @@ def build(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor]
 def _variant_block(
     block: Any, x: Tensor, variant: Variant, prior: Tensor | None, below: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """One residual block with its attention replaced."""
+    """Compute one residual block with another attention."""
     q, k, v = query_key_value(block, x)
     attended = attend(q, k, v, variant, None if prior is None else prior.to(q.dtype), below)
     out: Tensor = block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
@@ -270,7 +273,8 @@ def _named(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor
 
 def _load_weights(model: Any, spec: zoo.ModelSpec) -> None:
     state = read_state_dict(spec.weights)
-    for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's, no parameters
+    # entries of OpenAI's files that are not parameters
+    for name in ("input_resolution", "context_length", "vocab_size"):
         state.pop(name, None)
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)

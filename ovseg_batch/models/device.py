@@ -1,6 +1,6 @@
-"""Where and in which precision the models run, and what makes them run fast there.
+"""Select and prepare the device and the precision of the models.
 
-No function here runs when the module is imported: a process that queries CUDA before it forks cannot use a GPU in its
+Importing this module runs no function, because a process that queries CUDA before it forks cannot use a GPU in its
 children.
 """
 
@@ -14,9 +14,10 @@ from torch import nn
 
 from ovseg_batch.errors import DeviceLost, OvsegError, UsageError
 from ovseg_batch.models.faults import first_line
+from ovseg_batch.units import counted
 
 HALF_SINCE = 8  # major compute capability from which GPUs multiply bf16 in hardware (Ampere)
-PROBE_SIDE = 64  # of the product that shows that a GPU computes
+PROBE_SIDE = 64  # side of the matrix product that tests a GPU
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MULTIPLIES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
@@ -25,22 +26,22 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device a config means. `auto` is the first GPU, or the CPU where there is none.
+    """Return the device of a setting. `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        UsageError: the device is not there. The CPU never replaces it silently.
+        UsageError: the device does not exist. The CPU never replaces it silently.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"run.device {device!r} is no device. Write auto, cpu, cuda or cuda:1.") from None
+        raise UsageError(f"run.device {device!r} is not a device. Write auto, cpu, cuda or cuda:1.") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise UsageError(
-            f"run.device {device!r} was asked for, and PyTorch sees {count} GPUs here. "
-            "Check `nvidia-smi` and that torch was installed with CUDA, or say run.device: cpu."
+            f"run.device {device!r} is set, but PyTorch finds {counted(count, 'GPU')} on this machine. "
+            "Check `nvidia-smi` and that torch was installed with CUDA, or set run.device: cpu."
         )
     if chosen.type not in ("cpu", "cuda"):
         raise UsageError(f"run.device {device!r} is not supported. Write auto, cpu, cuda or cuda:1.")
@@ -50,11 +51,11 @@ def resolve_device(device: str) -> torch.device:
 def half_precision() -> str:
     """Return `bf16` where every visible GPU multiplies it in hardware, otherwise `fp16`.
 
-    PyTorch emulates bf16 on older GPUs, which is slower than fp32. One answer serves all GPUs: workers on different
-    GPUs must give the same masks.
+    PyTorch emulates bf16 on older GPUs, which is slower than fp32. All GPUs use the same precision, because workers on
+    different GPUs must compute the same masks.
 
     Raises:
-        OvsegError: the driver does not answer.
+        OvsegError: CUDA does not start.
     """
     if torch.version.hip:
         return "bf16"
@@ -62,7 +63,7 @@ def half_precision() -> str:
         capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     except RuntimeError as error:
         raise OvsegError(
-            f"PyTorch sees a GPU, but CUDA does not start: {first_line(error)}. `ovseg-batch doctor` checks the GPUs; "
+            f"PyTorch finds a GPU, but CUDA does not start: {first_line(error)}. `ovseg-batch doctor` checks the GPUs; "
             "run.device: cpu computes without them."
         ) from None
     return "bf16" if all(major >= HALF_SINCE for major, _ in capabilities) else "fp16"
@@ -71,8 +72,8 @@ def half_precision() -> str:
 def prepare(device: str) -> None:
     """Prepare this process for computing on a device, and verify that the device computes.
 
-    On a GPU, fp32 means IEEE fp32: TF32 is off in matrix products and in convolutions. The stages take bf16 or fp16
-    where speed matters, and what they keep in fp32 (softmax, norms, resizing) needs its digits.
+    On a GPU, fp32 means IEEE fp32: TF32 is disabled in matrix products and convolutions. The stages use bf16 or fp16
+    where speed matters. Operations in fp32 (softmax, norms, resizing) need its full precision.
 
     Raises:
         DeviceLost: the GPU cannot be used.
@@ -94,14 +95,14 @@ def prepare(device: str) -> None:
 
 
 def autocast(device: torch.device, kind: str) -> torch.autocast:
-    """The context in which a model of that precision runs."""
+    """Return the autocast context of a precision."""
     return torch.autocast(device.type, dtype=DTYPES[kind], enabled=kind != "fp32")
 
 
 def lower(model: nn.Module, kind: str) -> None:
-    """Keep the weights of matrix products at the precision in which autocast multiplies, else cast at every call.
+    """Convert the weights of matrix products to the precision of autocast, to avoid a conversion at every call.
 
-    Everything else, norms above all, keeps fp32 weights.
+    All other weights, such as those of norms, stay in fp32.
     """
     for module in model.modules():
         if isinstance(module, MULTIPLIES):
@@ -109,10 +110,10 @@ def lower(model: nn.Module, kind: str) -> None:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that tensors on a CPU give back, until it ends.
+    """Keep freed memory of CPU tensors in this process until it ends.
 
-    glibc otherwise returns large blocks to the kernel and faults them in again, page by page, for the next tensor
-    (docs/performance.md has what that costs). Elsewhere than on glibc this does nothing.
+    By default, glibc returns large blocks to the kernel, and the next tensor causes a page fault for every page
+    (measured in docs/performance.md). Without glibc, this function does nothing.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

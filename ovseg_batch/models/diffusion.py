@@ -1,4 +1,4 @@
-"""An inpainting pipeline of diffusers as one call over a batch of squares."""
+"""Run an inpainting pipeline of diffusers on batches of square images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A square to be painted: `image` (S, S, 3) uint8, `mask` (S, S) bool, what to paint, and the seed of the noise."""
+    """A square to inpaint.
+
+    Attributes:
+        image: (S, S, 3) uint8.
+        mask: (S, S) bool, pixels to replace.
+        prompt, negative_prompt: texts that guide the model towards and away from a content.
+        seed: seed of the noise.
+    """
 
     image: Array
     mask: Array
@@ -32,13 +39,13 @@ class Request:
 
 
 def seed_of(key: str, seed: int, number: int) -> int:
-    """The seed of an image's `number`-th request: of its key and the run's seed, and of nothing else."""
+    """Return the seed of a request. It depends only on the image's key, the run's seed and the request's number."""
     digest = hashlib.blake2b(f"{seed}\0{number}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 class Inpainter:
-    """A loaded pipeline."""
+    """A loaded inpainting pipeline."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
@@ -48,16 +55,16 @@ class Inpainter:
     def load(
         cls, spec: PipelineSpec, device: torch.device, kind: str, offload: str = "none", slicing: bool = False
     ) -> Inpainter:
-        """Load the weights (safetensors alone, from this machine alone) in the precision `kind`.
+        """Load local safetensors weights in the precision `kind`. No network is used.
 
         Args:
-            offload: `none`; `model` or `sequential` keep on the GPU only what is computing, and need accelerate.
-            slicing: attention head by head, slower and in less memory.
+            offload: `none`; or `model` or `sequential`, which keep only active modules on the GPU and need accelerate.
+            slicing: compute attention head by head, which is slower and needs less memory.
 
         Raises:
             OvsegError: the folder cannot be loaded.
         """
-        # Imported here: diffusers queries CUDA when it is imported, after which a fork server is of no use to a GPU.
+        # Imported here: diffusers queries CUDA on import, after which forked processes could not use a GPU.
         import diffusers
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
@@ -69,7 +76,7 @@ class Inpainter:
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        auto = spec.kind not in ("FluxFillPipeline",)  # which the automatic class does not know
+        auto = spec.kind not in ("FluxFillPipeline",)  # the automatic class does not support it
         loader: Any = diffusers.AutoPipelineForInpainting if auto else diffusers.DiffusionPipeline
         options: dict[str, Any] = {"dtype": DTYPES[kind], "local_files_only": True, "use_safetensors": True}
         if _only_half(spec):
@@ -95,10 +102,13 @@ class Inpainter:
         """Paint a batch.
 
         Args:
-            requests: squares of one side, divisible by 8.
+            requests: squares of equal side, which is divisible by 8.
+            steps: number of denoising steps.
+            guidance: scale of classifier-free guidance.
+            strength: share of the noise that is added to the image, in (0, 1].
 
         Returns:
-            per request (S, S, 3) float32 in [0, 1]; None where a safety checker kept the picture back.
+            (S, S, 3) float32 in [0, 1] per request; None where a safety checker withheld the image.
         """
         side = requests[0].image.shape[0]
         images = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2).float() / 255
@@ -123,7 +133,7 @@ class Inpainter:
 
 
 def _only_half(spec: PipelineSpec) -> bool:
-    """Whether the folder holds no weights but those called `….fp16.safetensors`."""
+    """Return whether all weights in the folder are called `….fp16.safetensors`."""
     part = "unet" if (spec.folder / "unet").is_dir() else "transformer"
     files = list((spec.folder / part).glob("*.safetensors"))
     return bool(files) and all(".fp16." in file.name for file in files)

@@ -1,6 +1,6 @@
-"""What an error of PyTorch means: the GPU is lost to this process, or the model failed.
+"""Classify errors of PyTorch: either this process has lost the GPU, or the model failed.
 
-An error of PyTorch can only come from a process that has imported it, so nothing here imports it.
+This module does not import PyTorch, because only a process that has imported it can get its errors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def has_started() -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether the GPU does not work in this process any more.
+    """Return whether the GPU has become unusable for this process.
 
     After a device-side assert, an illegal access or a lost device, every later operation of the process fails too. The
-    error itself does not always show it: cuBLAS and cuDNN raise a plain RuntimeError. A synchronisation shows it.
+    error itself may not show it, because cuBLAS and cuDNN raise a plain RuntimeError. A synchronisation shows it.
     """
     if isinstance(error, DeviceLost):
         return True
@@ -35,7 +35,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Release what Python no longer reaches and what PyTorch caches on the GPU."""
+    """Release unreachable Python objects and the GPU memory that PyTorch caches."""
     gc.collect()
     if has_started():
         sys.modules["torch"].cuda.empty_cache()

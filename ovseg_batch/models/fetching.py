@@ -14,9 +14,9 @@ from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.models import hub, open_clip_tables, pipelines, presets, zoo
 from ovseg_batch.units import size
 
-Report = Callable[[str], None]  # takes one line for a person
+Report = Callable[[str], None]  # receives one line for the user
 Choose = Callable[[Sequence[str]], list[str]]  # the names in a repository → those that are needed
-VARIANTS = re.compile(r"\.(fp16|bf16|ema|non_ema)[.-]")  # further copies of weights, which are not loaded
+VARIANTS = re.compile(r"\.(fp16|bf16|ema|non_ema)[.-]")  # additional copies of weights, which are not loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Source:
 
 
 def fetch(model: str, report: Report) -> str:
-    """Download everything that a model needs. A model that is here is left as it is and uses no network.
+    """Download the files of a model. For a model that is on this machine, no network is used.
 
     Args:
         model: a preset; ARCHITECTURE:TAG or ARCHITECTURE of open_clip; `hf-hub:OWNER/NAME` for a CLIP of the hub; or
@@ -40,7 +40,7 @@ def fetch(model: str, report: Report) -> str:
 
     Raises:
         UsageError: an unknown name.
-        OvsegError: the hub cannot be reached or refuses, the disk is full, or a file has not its published hash.
+        OvsegError: the hub cannot be reached or refuses, the disk is full, or a file does not have its published hash.
     """
     if any(preset.embedded for preset in _presets(model)):
         return ""
@@ -81,7 +81,7 @@ def _presets(model: str) -> list[presets.Preset]:
 
 
 def _sources(model: str) -> list[Source]:
-    """Return what a CLIP or SAM2 needs, by its name alone. Raises UsageError."""
+    """Return the repositories and files that a CLIP or SAM2 model needs. Raises UsageError."""
     if model in presets.SAM:
         preset = presets.SAM[model]
         return [Source(preset.hub, _first_of([preset.file]))]
@@ -144,7 +144,7 @@ def _download(repository: str, files: Sequence[hub.HubFile], report: Report) -> 
 
 
 def _fetch_pipeline(model: str, report: Report) -> Path:
-    """Fetch the files that loading a pipeline reads. Pickled weights and half-precision copies are left out."""
+    """Fetch the files that loading a pipeline reads. Pickled weights and half-precision copies are skipped."""
     repository = pipelines.PIPELINES[model].hub if model in pipelines.PIPELINES else model
     files = hub.listing(repository)
     if pipelines.INDEX not in {file.name for file in files}:
@@ -163,7 +163,7 @@ def _fetch_pipeline(model: str, report: Report) -> Path:
 
 
 def _without_copies(files: Sequence[hub.HubFile]) -> list[hub.HubFile]:
-    """Return the files of a component that are read: those in half precision only where there are no others."""
+    """Return the files of a component that are loaded. Half-precision files count only where there are no others."""
     used = [file for file in files if any(fnmatch(file.name, pattern) for pattern in pipelines.USED)]
     plain = [file for file in used if not VARIANTS.search(file.name)]
     weights = ".safetensors"

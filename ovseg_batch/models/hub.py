@@ -1,9 +1,8 @@
-"""Downloads from the Hugging Face hub that resume and are checked.
+"""Resumable downloads from the Hugging Face hub, with verified hashes.
 
-A file is received next to the blobs of the hub's own cache, as `HASH.incomplete`. It becomes a blob once its hash is
-the published one. huggingface_hub then links it, so every library that uses the hub finds it, also offline.
-The content is not received by huggingface_hub's own download. That one deletes what an interrupted download left, and
-it compares no hash.
+A download is written as `HASH.incomplete` beside the blobs of the hub's cache. It is renamed to a blob once its hash
+matches the published one. huggingface_hub then links it, so every library that uses the hub finds it, also offline. The
+download function of huggingface_hub is not used, because it deletes interrupted downloads and compares no hashes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ovseg_batch.models.hub_cache import cached, repository_folder
 from ovseg_batch.units import size
 
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors of this machine's disk
-#: What to do about the errors of the hub. The first class that fits is taken.
+#: Messages for errors of the hub. The first matching class is used.
 EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
     (
         GatedRepoError,
@@ -61,7 +60,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository: its path there, and its bytes where the hub states them."""
+    """A file of a repository: its path, and its size in bytes if the hub states it."""
 
     name: str
     size: int | None
@@ -75,7 +74,7 @@ def listing(repository: str) -> list[HubFile]:
 
 
 def require_space(repository: str, files: Iterable[HubFile]) -> None:
-    """Raise OvsegError where the disk of the hub's cache has no space for what is missing of the files."""
+    """Raise OvsegError if the disk of the hub's cache has no space for the missing files."""
     cache = Path(constants.HF_HUB_CACHE).absolute()
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     begun = sum(file.stat().st_size for file in _blobs(repository).glob("*.incomplete"))
@@ -88,7 +87,7 @@ def require_space(repository: str, files: Iterable[HubFile]) -> None:
 
 
 def download(repository: str, name: str) -> Path:
-    """Download a file into the hub's cache, unless it is there with the published hash.
+    """Download a file into the hub's cache, unless the cache has it with the published hash.
 
     An interrupted download continues where it stopped. The hash is the hub's ETag: SHA-256 for large files, Git's
     SHA-1 for small ones. Mirrors may send another ETag; then only the size is compared.
@@ -113,11 +112,11 @@ def _blobs(repository: str) -> Path:
 
 
 def _receive(url: str, name: str, blob: Path, expected_size: int | None) -> None:
-    """Download a URL to a blob that is named by its hash, continuing what an earlier download left."""
+    """Download a URL to a blob that is named by its hash. An interrupted download continues."""
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f"{blob.name}.incomplete")
     with partial.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of two processes, one downloads
+        fcntl.flock(file, fcntl.LOCK_EX)  # only one process downloads a file
         if blob.is_file():
             partial.unlink(missing_ok=True)
             return
@@ -142,7 +141,7 @@ def _receive(url: str, name: str, blob: Path, expected_size: int | None) -> None
 
 
 def _has_hash(file: Path, published: str) -> bool:
-    """Return whether the file has a hash, as its name in the hub's cache. True where the name is no hash."""
+    """Return whether the file has the published hash. True where the blob's name is not a hash."""
     if not re.fullmatch(rf"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}", published):
         return True
     return file_digest(file, "sha1" if len(published) == GIT_SHA1 else "sha256") == published

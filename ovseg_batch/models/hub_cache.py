@@ -1,4 +1,4 @@
-"""The files of the Hugging Face hub that are on this machine."""
+"""Find files of the Hugging Face hub on this machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def repository_folder(repository: str) -> Path:
 
 
 def cached(repository: str, names: Iterable[str]) -> Path | None:
-    """Return the first of these files that is in the hub's cache, or None. Uses no network."""
+    """Return the first of the named files that is in the hub's cache, or None. Uses no network."""
     if not repository or not repository_folder(repository).is_dir():
         return None
-    from huggingface_hub import try_to_load_from_cache  # imports an HTTP library
+    from huggingface_hub import try_to_load_from_cache  # imported here: it imports an HTTP library
 
     for name in names:
         found = try_to_load_from_cache(repository, name)

@@ -1,7 +1,7 @@
-"""The features that FID is defined over: InceptionV3 as it was trained for TensorFlow in 2015.
+"""Features for the Fréchet inception distance: InceptionV3 as trained for TensorFlow in 2015.
 
-Its pooling differs from torchvision's in four kinds of block: averages count no padding, and the last one takes the
-maximum. Weights and features are those of mseitzer/pytorch-fid, whose file loads here as it is.
+Its pooling differs from torchvision's in four kinds of blocks: averages exclude the padding, and the last block uses
+the maximum. Weights and features equal those of mseitzer/pytorch-fid, whose file can be loaded unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ inception: Any = torchvision_inception  # untyped
 
 
 class _Pooled(nn.Module):
-    """A block whose pooling branch, the last, averages over what is in the picture."""
+    """A block whose pooling branch, the last one, averages without the padding."""
 
     branch_pool: nn.Module
 
@@ -60,13 +60,13 @@ class _LastE(_E):
 
 
 def inception_weights() -> Path | None:
-    """The weights, where this machine has them: in a checkpoint folder, or where pytorch-fid leaves them."""
+    """Return the weights file in a checkpoint folder or in pytorch-fid's cache, or None."""
     folders = [*checkpoint_folders(), Path(torch.hub.get_dir()) / "checkpoints"]
     return next((folder / WEIGHTS for folder in folders if (folder / WEIGHTS).is_file()), None)
 
 
 class Inception:
-    """The network up to its last pooling."""
+    """The network up to its last pooling layer."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         network = self.network()
@@ -76,7 +76,7 @@ class Inception:
 
     @staticmethod
     def network() -> Any:
-        """The network as its weights know it, untrained."""
+        """Return an untrained network with the layer names of the weights file."""
         blocks = [inception.BasicConv2d, _A, inception.InceptionB, _C, inception.InceptionD, _E, None]
         network = inception.Inception3(CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
         network.Mixed_7c = _LastE(2048)
@@ -84,7 +84,7 @@ class Inception:
 
     @torch.inference_mode()
     def features(self, images: Array) -> Array:
-        """(N, 2048) float32 of (N, H, W, 3) uint8 RGB."""
+        """Return the features (N, 2048) float32 of images (N, H, W, 3) uint8 RGB."""
         pictures = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
         resized = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False)
         features: Array = self._network(resized * 2 - 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Every named model: its size, its licence, and whether and where its files are on this machine."""
+"""List the named models: size, licence, and the location of their files on this machine."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ListedModel:
     Attributes:
         kind: `clip`, `sam` or `inpaint`.
         state: `embedded` in the package, `here` on this machine, or `missing`.
-        size: bytes of the files that are here, or of the download; None where they are not known before it is fetched.
-        gated: whether the hub sends it only to those who have accepted the licence there.
-        path: the weights file or the pipeline's folder; empty where it is missing.
+        size: bytes of the local files or of the download. None where unknown before the download.
+        gated: whether the hub requires that its licence is accepted there before a download.
+        path: the weights file or the pipeline's folder; empty if missing.
         hub: its repository on the Hugging Face hub; empty for embedded models.
     """
 
@@ -80,7 +80,7 @@ def _pipeline(name: str, preset: PipelinePreset) -> ListedModel:
 
 
 def table(listed: Sequence[ListedModel]) -> str:
-    """Return the models as lines for a person, with the folders that were searched at the end."""
+    """Return the models as a text table, followed by the folders that were searched."""
     rows = [("kind", "name", "state", "size", "licence", "where")]
     for one in listed:
         licence = f"{one.licence} (gated)" if one.gated else one.licence

@@ -1,4 +1,4 @@
-"""What a weights file is, by the names in it. Needs no torch, runs no pickle and reads no tensor."""
+"""Detect the layout of a weights file from its entry names, without torch, unpickling or reading tensors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-OPENAI_ENTRY = "input_resolution"  # only OpenAI's own state dicts have it
-LEGACY_HEAD = 1 << 20  # bytes at the start of a file of torch before 1.6; they hold all names
+OPENAI_ENTRY = "input_resolution"  # an entry that only OpenAI's state dicts have
+LEGACY_HEAD = 1 << 20  # bytes at the start of a file of torch before 1.6, which contain all names
 
 
 def is_torchscript(file: Path) -> bool:
-    """Return whether the file is a TorchScript archive, as OpenAI's originals are; tensors taken out of one are not."""
+    """Return whether the file is a TorchScript archive, as OpenAI's original files are."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -23,14 +23,14 @@ def is_torchscript(file: Path) -> bool:
 def is_openai_layout(file: Path) -> bool:
     """Return whether the file has the three extra entries of OpenAI's state dicts.
 
-    A TorchScript archive or a damaged file gives False: loading it reports what is wrong.
+    Returns False for a TorchScript archive or a damaged file. Loading reports the error.
     """
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "np") as opened:
                 return OPENAI_ENTRY in opened.keys()  # noqa: SIM118 - not a dict
         return not is_torchscript(file) and OPENAI_ENTRY.encode() in _pickle(file)
-    except Exception:  # a damaged file raises whatever its parser raises
+    except Exception:  # parsers raise many classes for damaged files
         return False
 
 

@@ -1,10 +1,10 @@
-"""SAM2's mask decoder for many prompts of one image, with less to multiply and less to carry about.
+"""SAM2's mask decoder for many prompts of one image, with parter operations and less memory traffic.
 
-A prompt is a handful of tokens, the image thousands. The package projects the whole image into keys, queries and values
-for every prompt; here the tokens are projected into the image's own features instead, which gives the same attention:
-with q = W a and k = V x, q · k = (Vᵀ W a) · x. Until the first layer has spoken, the image is the same for all prompts
-and is kept once. A transposed convolution whose stride is its size is a product for each place; what comes of a place
-stays together, and only the masks are laid out as pictures.
+A prompt has a few tokens, the image has thousands. The sam2 package projects the image to keys, queries and values for
+every prompt. This module projects the tokens into the image's features instead, which computes the same attention: with
+q = W a and k = V x, q · k = (Vᵀ W a) · x. Before the first layer, all prompts share one image. A transposed convolution
+whose stride equals its kernel size is one matrix product per place. Its outputs stay grouped by place, and only the
+final masks are rearranged to (height, width).
 
 Shapes: P prompts, T tokens, N = h · w places, C channels, H heads of d channels, M masks.
 """
@@ -17,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UPSCALED_BYTES = 8 << 20  # of the prompts that a CPU upscales at once: about what its caches hold
-PAIRS = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}  # two in the room of one
+UPSCALED_BYTES = 8 << 20  # bytes of the prompts that a CPU upscales at once, about the size of its caches
+# type that holds two values
+PAIRS = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}
 
 
 class MaskDecoder:
-    """The products of sam2's `MaskDecoder` for a model whose weights do not change any more.
+    """The matrix products of sam2's `MaskDecoder`, for a model with frozen weights.
 
     Args:
-        decoder: sam2's own, its weights in fp32; its other parts are used as they are.
-        dtype: that products are computed in.
+        decoder: sam2's mask decoder, with fp32 weights. Its other modules are used unchanged.
+        dtype: type in which products are computed.
     """
 
     def __init__(self, decoder: Any, dtype: torch.dtype) -> None:
@@ -44,12 +45,12 @@ class MaskDecoder:
         self._upscale = [_product_of(convolution, dtype) for convolution in (first, second)]
 
     def transform(self, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What `TwoWayTransformer` gives.
+        """Compute the same result as `TwoWayTransformer` of sam2.
 
         Args:
-            image: (1 or P, N, C); 1: the same for every prompt.
-            position: (1, N, C).
-            tokens: (P, T, C).
+            image: (1 or P, N, C) image features; 1 if equal for all prompts.
+            position: (1, N, C) position encoding.
+            tokens: (P, T, C) prompt tokens.
 
         Returns:
             tokens (P, T, C), image (P, N, C).
@@ -59,8 +60,8 @@ class MaskDecoder:
             if layer.skip_first_layer_pe:
                 queries = layer.self_attn(q=queries, k=queries, v=queries)
             else:
-                asking = queries + tokens
-                queries = queries + layer.self_attn(q=asking, k=asking, v=queries)
+                positioned = queries + tokens
+                queries = queries + layer.self_attn(q=positioned, k=positioned, v=queries)
             queries = layer.norm1(queries)
             placed = keys + position
             queries = layer.norm2(queries + to_image(queries + tokens, placed, keys))
@@ -70,13 +71,13 @@ class MaskDecoder:
         return self._decoder.transformer.norm_final_attn(queries), keys
 
     def draw(self, tokens: Tensor, image: Tensor, finer: Tensor, finest: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mask logits.
+        """Compute mask logits.
 
         Args:
-            tokens: (P, M, C), what the mask tokens have become.
-            image: (P, N, C), what the image has become.
-            finer, finest: the image's maps at twice and four times the places, of `laid_by_place`.
-            grid: (h, w).
+            tokens: (P, M, C) mask tokens after `transform`.
+            image: (P, N, C) image features after `transform`.
+            finer, finest: image features at 2 and 4 times the resolution, as `laid_by_place` returns them.
+            grid: (h, w) of the places.
 
         Returns:
             (P, M, 4 h, 4 w).
@@ -87,19 +88,19 @@ class MaskDecoder:
         weights = torch.stack([mlp(tokens[:, m]) for m, mlp in enumerate(mlps)], dim=1)
         step = len(image) if image.is_cuda else max(1, UPSCALED_BYTES // (finest.numel() * finest.element_size()))
         parts = []
-        for few, mixed in zip(torch.split(image, step), torch.split(weights, step), strict=True):
-            up = F.linear(few, first, first_bias).view(len(few), -1, *finer.shape[1:]) + finer  # (P, N, 4, C / 4)
+        for part, mixed in zip(torch.split(image, step), torch.split(weights, step), strict=True):
+            up = F.linear(part, first, first_bias).view(len(part), -1, *finer.shape[1:]) + finer  # (P, N, 4, C / 4)
             up = act(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-            up = F.linear(up, second, second_bias).view(len(few), -1, *finest.shape[1:])  # (P, N, 16, C / 8)
+            up = F.linear(up, second, second_bias).view(len(part), -1, *finest.shape[1:])  # (P, N, 16, C / 8)
             up = last(up + finest)
             parts.append(mixed @ up.flatten(1, 2).transpose(1, 2))  # (P, M, N · 16)
-        return _as_pictures(torch.cat(parts), grid)
+        return _as_masks(torch.cat(parts), grid)
 
 
 class _TokenToImage:
-    """Attention of the tokens to the image, equal to `attention(q=asking, k=placed, v=keys)`.
+    """Attention of the tokens to the image, equal to `attention(q=queries, k=placed, v=keys)`.
 
-    The keys' bias is the same for all places, and softmax does not see it.
+    The bias of the keys is constant over the places, so it cancels in the softmax.
     """
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
@@ -115,17 +116,22 @@ class _TokenToImage:
         self._into, self._into_bias = into.to(dtype), into_bias.to(dtype)  # (H · C, C)
         self._back, self._back_bias = back.to(dtype), back_bias.to(dtype)  # (C, H · C)
 
-    def __call__(self, asking: Tensor, placed: Tensor, keys: Tensor) -> Tensor:
-        """(P, T, C) from asking (P, T, C) and the image with and without its positions, (1 or P, N, C) both."""
-        count, tokens, channels = asking.shape
-        asked = F.linear(asking, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
-        weights = (placed.expand(count, -1, -1) @ asked.transpose(1, 2)).softmax(dim=1)  # (P, N, T · H)
-        seen = weights.transpose(1, 2).to(keys.dtype) @ keys.expand(count, -1, -1)
-        return F.linear(seen.reshape(count, tokens, -1), self._back, self._back_bias)
+    def __call__(self, queries: Tensor, placed: Tensor, keys: Tensor) -> Tensor:
+        """Return (P, T, C).
+
+        Args:
+            queries: (P, T, C) tokens with positions.
+            placed, keys: (1 or P, N, C) image features with and without positions.
+        """
+        count, tokens, channels = queries.shape
+        projected = F.linear(queries, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
+        weights = (placed.expand(count, -1, -1) @ projected.transpose(1, 2)).softmax(dim=1)  # (P, N, T · H)
+        attended = weights.transpose(1, 2).to(keys.dtype) @ keys.expand(count, -1, -1)
+        return F.linear(attended.reshape(count, tokens, -1), self._back, self._back_bias)
 
 
 class _ImageToToken:
-    """Attention of the image to the tokens, equal to `keys + attention(q=placed, k=asked, v=values)`."""
+    """Attention of the image to the tokens, equal to `keys + attention(q=placed, k=token_keys, v=values)`."""
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         self._heads = heads = attention.num_heads
@@ -137,27 +143,32 @@ class _ImageToToken:
         into = scale * torch.einsum("hdc,hde->hce", wq, wk).flatten(0, 1)
         into_bias = scale * torch.einsum("hdc,hd->hc", wq, bk).flatten()
         offset, offset_bias = scale * torch.einsum("hd,hdc->hc", bq, wk), scale * (bq * bk).sum(1)
-        told = torch.einsum("chd,hde->hce", wo, wv).flatten(0, 1)
-        own = attention.out_proj.bias.detach() / heads  # the weights of a head add up to one
-        told_bias = (torch.einsum("chd,hd->hc", wo, bv) + own).flatten()
+        output = torch.einsum("chd,hde->hce", wo, wv).flatten(0, 1)
+        shared_bias = attention.out_proj.bias.detach() / heads  # the attention weights of a head sum to one
+        output_bias = (torch.einsum("chd,hd->hc", wo, bv) + shared_bias).flatten()
         self._into, self._into_bias = into.to(dtype), into_bias.to(dtype)  # (H · C, C)
         self._offset, self._offset_bias = offset.to(dtype), offset_bias.to(dtype)  # (H, C)
-        self._told, self._told_bias = told.to(dtype), told_bias.to(dtype)  # (H · C, C)
+        self._output, self._output_bias = output.to(dtype), output_bias.to(dtype)  # (H · C, C)
 
-    def __call__(self, keys: Tensor, placed: Tensor, asked: Tensor, values: Tensor) -> Tensor:
-        """(P, N, C) from the image without and with its positions, (1 or P, N, C), and (P, T, C) of the tokens."""
-        count, tokens, channels = asked.shape
-        into = F.linear(asked, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
-        offset = F.linear(asked, self._offset, self._offset_bias).view(count, 1, -1)
-        likely = torch.baddbmm(offset, placed.expand(count, -1, -1), into.transpose(1, 2))
-        likely = likely.transpose(1, 2).contiguous()  # (P, T · H, N): along the places softmax is quick
-        weights = likely.view(count, tokens, -1).softmax(dim=1).view_as(likely)
-        told = F.linear(values, self._told, self._told_bias).view(count, -1, channels)
-        return torch.baddbmm(keys.expand(count, -1, -1), weights.to(told.dtype).transpose(1, 2), told)
+    def __call__(self, keys: Tensor, placed: Tensor, token_keys: Tensor, values: Tensor) -> Tensor:
+        """Return (P, N, C).
+
+        Args:
+            keys, placed: (1 or P, N, C) image features without and with positions.
+            token_keys, values: (P, T, C) tokens with and without positions.
+        """
+        count, tokens, channels = token_keys.shape
+        into = F.linear(token_keys, self._into, self._into_bias).view(count, -1, channels)  # (P, T · H, C)
+        offset = F.linear(token_keys, self._offset, self._offset_bias).view(count, 1, -1)
+        logits = torch.baddbmm(offset, placed.expand(count, -1, -1), into.transpose(1, 2))
+        logits = logits.transpose(1, 2).contiguous()  # (P, T · H, N); softmax is fast with contiguous places
+        weights = logits.view(count, tokens, -1).softmax(dim=1).view_as(logits)
+        output = F.linear(values, self._output, self._output_bias).view(count, -1, channels)
+        return torch.baddbmm(keys.expand(count, -1, -1), weights.to(output.dtype).transpose(1, 2), output)
 
 
 def laid_by_place(fine: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A finer map (1, C, k h, k w), k a power of two, as the upscaling gives it: (N, k², C)."""
+    """Rearrange a map (1, C, k h, k w), k a power of two, to the order of the upscaling: (N, k², C)."""
     x = fine[0].permute(1, 2, 0)  # (k h, k w, C)
     halvings = (x.shape[0] // grid[0]).bit_length() - 1
     twos = (2,) * halvings
@@ -166,21 +177,22 @@ def laid_by_place(fine: Tensor, grid: tuple[int, int]) -> Tensor:
     return x.permute(0, halvings + 1, *inner, x.dim() - 1).reshape(grid[0] * grid[1], -1, x.shape[-1])
 
 
-def _as_pictures(logits: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(P, M, N · 16), as `laid_by_place` orders them → (P, M, 4 h, 4 w)."""
-    pairs = logits.view(PAIRS[logits.dtype]).view(*logits.shape[:2], *grid, 2, 2, 2)  # two that stay side by side
+def _as_masks(logits: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rearrange (P, M, N · 16) in the order of `laid_by_place` to (P, M, 4 h, 4 w)."""
+    # pairs of values that stay adjacent
+    pairs = logits.view(PAIRS[logits.dtype]).view(*logits.shape[:2], *grid, 2, 2, 2)
     laid = pairs.permute(0, 1, 2, 4, 6, 3, 5).contiguous().view(logits.dtype)
     return laid.view(*logits.shape[:2], 4 * grid[0], 4 * grid[1])
 
 
 def _by_head(projection: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
-    """Weight (H, d, C) and bias (H, d)."""
+    """Return weight (H, d, C) and bias (H, d) of a projection."""
     weight, bias = projection.weight.detach(), projection.bias.detach()
     return weight.view(heads, -1, weight.shape[1]), bias.view(heads, -1)
 
 
 def _product_of(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight (4 C', C) and bias (4 C') of a transposed convolution of 2 × 2 with a stride of 2, the four row by row."""
+    """Return a 2 × 2 transposed convolution with stride 2 as a product: weight (4 C', C), bias (4 C')."""
     assert convolution.bias is not None
     weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)
     return weight.to(dtype).contiguous(), convolution.bias.detach().repeat(4).to(dtype)

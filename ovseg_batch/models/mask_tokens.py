@@ -1,9 +1,10 @@
-"""One class token for every mask, all masks of an image in one forward of CLIP.
+"""One class token per mask. All masks of an image use a single forward pass of CLIP.
 
-A copy of the class token joins the ViT for each mask. It attends to the class token and to the patches that its mask
-touches; nothing attends to it, so the image's own tokens are what they were. Sources: MaskCLIP of Ding et al., ICML
-2023; MasQCLIP, ICCV 2023, which gives these tokens query projections f_Q′ of their own, one a block, the only thing
-that is trained. Tested against both codes.
+A copy of the class token is added to the ViT for each mask. It attends to the class token and to the patches that its
+mask touches. No token attends to it, so the other tokens do not change. Sources: Ding et al., Open-Vocabulary Universal
+Image Segmentation with MaskCLIP, ICML 2023; Xu et al., MasQCLIP for Open-Vocabulary Universal Image Segmentation, ICCV
+2023. MasQCLIP trains separate query projections f_Q′ of these tokens, one per block. The results are tested against
+both codes.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from ovseg_batch.models.vit import attend_from, embed, run_block
 from ovseg_batch.models.weights import load_weights, read_state_dict
 
 PUBLISHED = re.compile(r"(?:.*\.)?visual\.transformer\.resblocks\.(\d+)\.attn\.new_q_proj\.(weight|bias)")
-POSITION = "mask_embeddings"  # what takes the class token's place in the position embedding
+POSITION = "mask_embeddings"  # replaces the class token in the position embedding
 
 
 class MaskTokens(nn.Module):
     """Mask class tokens on a frozen image tower.
 
     Args:
-        visual: an open_clip `VisionTransformer` whose class token speaks for the image (`pool_type: tok`).
-        tuned: f_Q′ of every block and the position embedding of the tokens start as copies of CLIP's own, and are
-            used instead of them; until they are trained or loaded nothing changes.
+        visual: an open_clip `VisionTransformer` whose class token represents the image (`pool_type: tok`).
+        tuned: use separate query projections f_Q′ and a separate position embedding of the mask tokens. They start as
+            copies of CLIP's, so results change only after training or loading.
 
     Raises:
-        OvsegError: the tower averages its patches, so its class token means nothing.
+        OvsegError: the tower averages its patches, so its class token is not trained.
     """
 
     def __init__(self, visual: Any, tuned: bool = False) -> None:
         super().__init__()
         if visual.pool_type != "tok":
             raise OvsegError(
-                "Mask tokens need a CLIP whose class token speaks for the image; this one averages its patches. "
-                "Of the embedded models clip.model: demo-token is one."
+                "Mask tokens need a CLIP whose class token represents the image; this one averages its patches. "
+                "Of the embedded models, set clip.model: demo-token."
             )
-        self._tower = (visual,)  # in a tuple: frozen, and no part of this module's parameters
+        self._tower = (visual,)  # in a tuple, so that its frozen parameters are not registered
         self.queries: nn.ModuleList | None = None
         if tuned:
             width = visual.ln_pre.normalized_shape[0]
@@ -54,11 +55,11 @@ class MaskTokens(nn.Module):
             self.mask_embeddings = nn.Parameter(visual.positional_embedding[0].detach().clone())
 
     def forward(self, images: Tensor, touched: Tensor) -> Tensor:
-        """The embedding of every mask.
+        """Compute the embedding of every mask.
 
         Args:
-            images: (B, 3, H, W) as CLIP takes them.
-            touched: (B, M, gh, gw) bool, the patches of each mask; `touched_patches`.
+            images: (B, 3, H, W), normalised for CLIP.
+            touched: (B, M, gh, gw) bool, the patches of each mask, from `touched_patches`.
 
         Returns:
             (B, M, D) float32, L2-normalised.
@@ -78,7 +79,7 @@ class MaskTokens(nn.Module):
         return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
 
     def published_state(self) -> dict[str, Tensor]:
-        """The tuned parameters under the names of MasQCLIP's own checkpoints."""
+        """Return the tuned parameters under the names of MasQCLIP's checkpoints."""
         assert self.queries is not None
         state = {f"masqclip.{POSITION}": self.mask_embeddings.detach().clone()}
         for index, query in enumerate(self.queries):
@@ -89,10 +90,10 @@ class MaskTokens(nn.Module):
 
 
 def load_tuned(visual: Any, file: str) -> MaskTokens:
-    """Mask tokens with the query projections of a file in the layout of MasQCLIP's checkpoints.
+    """Load mask tokens with the query projections of a file in the layout of MasQCLIP's checkpoints.
 
     Raises:
-        OvsegError: a file that cannot be trusted or read, without such projections, or of another CLIP.
+        OvsegError: the file cannot be trusted or read, has no such projections, or belongs to another CLIP.
     """
     tokens = MaskTokens(visual, tuned=True)
     state = _renamed(read_state_dict(file))
@@ -103,7 +104,7 @@ def load_tuned(visual: Any, file: str) -> MaskTokens:
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published names as this module's; everything else of a checkpoint is left out."""
+    """Rename published parameters to the names of this module. Other entries of a checkpoint are dropped."""
     renamed = {}
     for name, value in state.items():
         found = PUBLISHED.fullmatch(name)
@@ -115,5 +116,5 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def touched_patches(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patches that each mask touches with a pixel or more: (M, H, W) bool → (M, gh, gw) bool."""
+    """Return the patches that each mask touches with at least one pixel: (M, H, W) bool → (M, gh, gw) bool."""
     return F.adaptive_max_pool2d(masks[None].float(), grid)[0] > 0

@@ -1,4 +1,4 @@
-"""The error for weights that are not on this machine: all of them, their sizes, and the command that fetches them."""
+"""The error for missing weights. It lists all of them, their sizes, and the command that fetches them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Missing:
     """A model whose files are not on this machine.
 
     Attributes:
-        name: what `models fetch` takes.
-        what: what is missing, as `CLIP weights`.
-        size: bytes of the download, or None where they are not known before it is fetched.
+        name: argument of `models fetch`.
+        what: kind of the missing files, such as `CLIP weights`.
+        size: bytes of the download, or None where unknown before the download.
         licence: of the weights.
-        gated: whether the hub sends them only to those who have accepted the licence there.
-        alternative: the other way to provide them, as a clause after "or".
+        gated: whether the hub requires that its licence is accepted there before a download.
+        alternative: another way to provide the files, as a clause after "or".
     """
 
     name: str
@@ -30,14 +30,14 @@ class Missing:
     alternative: str = ""
 
     def details(self) -> str:
-        """Return what it is, its size and its licence."""
+        """Return the kind, the size and the licence."""
         download = "size unknown until fetched" if self.size is None else f"about {size(self.size)}"
         parts = (self.what, download, self.licence, "gated: needs a token of the hub" if self.gated else "")
         return ", ".join(part for part in parts if part)
 
 
 class MissingModels(OvsegError):
-    """Weights that are not on this machine. The message lists all of them and ends with the command."""
+    """Weights are not on this machine. The message lists all of them and ends with the command that fetches them."""
 
     def __init__(self, missing: Sequence[Missing]) -> None:
         super().__init__(missing)

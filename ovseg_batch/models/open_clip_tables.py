@@ -1,4 +1,4 @@
-"""Architectures and pretrained weights of open_clip. open_clip itself (and torch) is imported only for foreign tags."""
+"""Architectures and pretrained weights of open_clip. It is imported only for tags without a preset."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """Pretrained weights of open_clip: their hub repository, the names of the file there in the order they are tried,
-    and whether they need QuickGELU. None: open_clip does not say."""
+    """Pretrained weights of open_clip.
+
+    Attributes:
+        hub: repository on the Hugging Face hub.
+        files: possible names of the weights file, in the order in which they are tried.
+        quick_gelu: whether the weights need QuickGELU. None: open_clip does not state it.
+    """
 
     hub: str
     files: tuple[str, ...] = HUB_FILES
@@ -63,9 +68,9 @@ def architecture(name: str) -> dict[str, Any] | None:
 
 
 def pretrained(architecture: str, tag: str) -> Pretrained | None:
-    """Return the weights that a tag of an architecture means, or None where it is no tag.
+    """Return the weights of a tag of an architecture, or None if the architecture has no such tag.
 
-    The tags of our presets are in our own table. Only other tags need open_clip.
+    The tags of presets are in the table of this package. Only other tags need open_clip.
     """
     if not re.fullmatch(r"[\w-]+", tag) or not architecture:
         return None  # a path, or random:SEED
@@ -90,10 +95,10 @@ def tags(architecture: str) -> list[str]:
 
 
 def text_files(config: Mapping[str, Any]) -> list[TextFiles]:
-    """Return what the text tower of an architecture reads from the hub.
+    """Return the files that the text tower of an architecture reads from the hub.
 
-    Towers of CLIP's own kind use the tokenizer in the open_clip package. Others name a tokenizer, and some a tower, of
-    transformers. The weights of that tower are in the CLIP's own file.
+    CLIP's standard towers use the tokenizer in the open_clip package. Other towers name a tokenizer of transformers,
+    and some a model of transformers, whose weights are in the CLIP's file.
     """
     text = config.get("text_cfg", {})
     tower, tokenizer = text.get("hf_model_name"), text.get("hf_tokenizer_name")

@@ -1,4 +1,4 @@
-"""Names to folders of diffusers pipelines that inpaint. Nothing is downloaded here."""
+"""Resolve names to folders of diffusers inpainting pipelines. This module downloads nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.missing import Missing, MissingModels
 
 INDEX = "model_index.json"
-USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # what loading reads; pickled weights are never loaded
+USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # files that loading reads; pickled weights are never loaded
 FLUX_SIZE = 1024
 
 
@@ -30,13 +30,13 @@ FLUX, FLUX_FILL = Usual(50, 3.5), Usual(50, 30.0)  # guidance-distilled: no unco
 
 @dataclass(frozen=True, slots=True)
 class PipelinePreset:
-    """A pipeline with a name.
+    """A named pipeline.
 
     Attributes:
         hub: its repository on the Hugging Face hub; empty for the embedded one.
         licence: of the weights.
-        usual: how its makers use it.
-        removing: how it is used by `edit.mode: remove`, or None for `usual`.
+        usual: default parameters of its authors.
+        removing: parameters for `edit.mode: remove`. None: those of `usual`.
         gated: whether the hub sends it only to those who have accepted the licence there.
     """
 
@@ -63,10 +63,10 @@ class PipelineSpec:
     """A pipeline that can be loaded.
 
     Attributes:
-        kind: its class in diffusers.
-        size: side of the squares that it computes, in pixels.
-        usual: its defaults.
-        removing: its defaults under `edit.mode: remove`.
+        kind: class name in diffusers.
+        size: side of its squares in pixels.
+        usual: default parameters.
+        removing: default parameters for `edit.mode: remove`.
     """
 
     name: str
@@ -87,12 +87,12 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
     """Return the inpainting pipeline that a config names.
 
     Args:
-        model: a name of `PIPELINES`, a folder, or a hub id that has been fetched.
+        model: a name of `PIPELINES`, a folder, or a fetched hub id.
         embedded: the folder of `demo`, or None where the installation lacks it.
 
     Raises:
-        UsageError: no such pipeline, or one that is not for inpainting.
-        MissingModels: it is not on this machine, or only a part of it.
+        UsageError: there is no such pipeline, or it is not for inpainting.
+        MissingModels: the pipeline is not on this machine, or is incomplete.
     """
     preset = PIPELINES.get(model)
     folder = embedded if model == "demo" else _folder(model, preset)
@@ -127,12 +127,12 @@ def _folder(model: str, preset: PipelinePreset | None) -> Path:
 
 
 def parts(folder: Path) -> set[str]:
-    """Return the components of a pipeline by its index; each is a folder."""
+    """Return the components of a pipeline that its index names. Each is a folder."""
     return {name for name, value in _read(folder / INDEX).items() if isinstance(value, list) and all(value)}
 
 
 def incomplete(folder: Path) -> str:
-    """Return a component of a pipeline that lacks files, as `unet/*.safetensors`, or an empty string.
+    """Return the first component of a pipeline that lacks files, such as `unet/*.safetensors`, or an empty string.
 
     An interrupted download leaves such a folder.
     """
@@ -151,7 +151,7 @@ def incomplete(folder: Path) -> str:
 
 
 def _refuse_others(model: str, folder: Path, kind: str) -> None:
-    """Refuse what was not made to inpaint: a text-to-image UNet would run and ignore the image."""
+    """Raise UsageError for other pipelines. A text-to-image UNet would run and ignore the image."""
     unet = folder / "unet" / "config.json"
     channels = _read(unet).get("in_channels") if unet.is_file() else None
     if ("Inpaint" not in kind and "Fill" not in kind and kind != "FluxPipeline") or channels not in (None, 9):

@@ -1,6 +1,6 @@
-"""Device and precision of a run, found without PyTorch where this machine has no GPU.
+"""Determine the device and the precision of a run, without importing PyTorch on machines that have no GPU.
 
-PyTorch takes seconds to import. A plan needs to know only whether a GPU computes, and in which precision.
+Importing PyTorch takes seconds. A plan depends only on whether a GPU is used, and on the precision.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 DEVICES = Path("/dev")
-GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # of NVIDIA's driver, WSL and AMD's driver
+GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of NVIDIA's driver, WSL and AMD's driver
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def uses_gpu(device: str) -> bool:
-    """Return whether a device, as `resolve_device` takes it, is a GPU.
+    """Return whether the setting of a device means a GPU; see `resolve_device`.
 
     Raises:
         UsageError: the device is not available.
@@ -27,18 +27,18 @@ def uses_gpu(device: str) -> bool:
 
 
 def _gpu_possible() -> bool:
-    """Return whether this machine may have a GPU; only PyTorch knows whether it works."""
+    """Return whether this machine may have a GPU. Only PyTorch can tell whether it works."""
     return "torch" in sys.modules or any(any(DEVICES.glob(pattern)) for pattern in GPU_FILES)
 
 
 def precision(setting: str, device: str, large: bool = False) -> str:
-    """Return the precision that a setting means on a device.
+    """Return the precision of a setting on a device.
 
     Args:
         setting: `fp32`, `bf16`, `fp16` or `auto`. `auto` is `half_precision()` on a GPU and fp32 on a CPU, but bf16 for
             a large model on a CPU with AMX.
-        device: as `resolve_device` takes it.
-        large: whether the model is of full size.
+        device: setting of the device; see `resolve_device`.
+        large: whether the model has full size.
     """
     if setting != "auto":
         return setting

@@ -1,4 +1,4 @@
-"""The models with a name: what each is, where its weights are published, and under which licence."""
+"""The named models: architecture, publisher of the weights, and licence."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Literal
 
 Kind = Literal["clip", "sam"]
 
-LOGIT_SCALE = 100.0  # multiplies the similarities that CLIP is trained on; training clips it at this value
-FLOAT32 = 4  # bytes a parameter: the size of a file, but for its header, where only its parameters are known
+LOGIT_SCALE = 100.0  # factor of CLIP's similarities; training limits it to this value
+FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number of parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A CLIP or SAM2 model with a name.
+    """A named CLIP or SAM2 model.
 
     Attributes:
-        architecture: of open_clip or of the sam2 package; `demo/…` for the embedded models.
+        architecture: name in open_clip or config of the sam2 package; `demo/…` for embedded models.
         licence: of the weights.
         tag: open_clip's name of the weights.
         hub: repository on the Hugging Face hub that holds the weights.
-        file: name of the weights file; empty where open_clip's names are tried.
+        file: name of the weights file. Empty: the names of open_clip are tried.
         embedded: whether the file comes with the package.
-        logit_scale: multiplies the similarities of image and text.
-        size: bytes of the published file, or None where they are not known before it is fetched.
+        logit_scale: factor of the similarities of image and text.
+        size: bytes of the published file, or None where unknown before the download.
     """
 
     kind: Kind

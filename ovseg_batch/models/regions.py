@@ -1,9 +1,10 @@
-"""CorrCLIP's last block: a patch attends only inside its region, by how alike a second model finds the patches.
+"""CorrCLIP's last block: patches attend within their region, weighted by similarities of a second model's features.
 
-Three branches are summed before the projection: the last block's values, those of the mean of blocks below, and one
-class token for every region. Source: zdk258/CorrCLIP, `CorrCLIPv1/open_clip/transformer.py`, tested against it. Theirs
-takes the region with the smallest number for what is not segmented, even in a window that is segmented throughout;
-here it is region 0 and no other.
+Three branches are summed before the projection: the values of the last block, the values of the mean of earlier blocks,
+and one class token per region. Source: Zhang et al., CorrCLIP: Reconstructing Patch Correlations in CLIP for
+Open-Vocabulary Semantic Segmentation, ICCV 2025. The results are tested against its code, zdk258/CorrCLIP,
+`CorrCLIPv1/open_clip/transformer.py`. One difference: that code treats the region with the smallest number as
+unsegmented, even in a fully segmented window. Here, only region 0 is unsegmented.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from torch import Tensor
 
 from ovseg_batch.models.vit import attend_from, embed, run_block
 
-TEMPERATURE = 4.0  # multiplies the similarities before the softmax
-SAME_REGION = 0.2  # regions whose mean features are no further apart than this are one
+TEMPERATURE = 4.0  # factor of the similarities before the softmax
+SAME_REGION = 0.2  # regions are merged up to this distance of their mean features
 SPATIAL, SEMANTIC = 1.0, 0.5  # weights of the two branches beside the main one
-BLOCKS_BELOW = {12: 5, 24: 12, 32: 28}  # depth → how many blocks the spatial branch averages; else depth - 4
+BLOCKS_BELOW = {12: 5, 24: 12, 32: 28}  # depth → number of blocks that the spatial branch averages; otherwise depth - 4
 
 
 def region_features(visual: Any, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
-    """Patch features of one window, each patch informed by its region alone.
+    """Compute the patch features of one window. Each patch attends only to its region.
 
     Args:
         visual: an open_clip `VisionTransformer`.
-        images: (1, 3, h, w) as CLIP takes them.
-        correlation: (fh, fw, C) float32, L2-normalised features of a second model; their grid is the result's.
-        regions: (h, w) int64, the region of each pixel; 0 where there is none.
+        images: (1, 3, h, w), normalised for CLIP.
+        correlation: (fh, fw, C) float32, L2-normalised features of a second model. The result has their grid.
+        regions: (h, w) int64, region of each pixel; 0 for none.
 
     Returns:
         (fh, fw, D) float32, L2-normalised.
@@ -63,16 +64,16 @@ def region_features(visual: Any, images: Tensor, correlation: Tensor, regions: T
 
 
 def merge_regions(correlation: Tensor, regions: Tensor) -> Tensor:
-    """Give regions that look alike one number: DBSCAN with every point a core point, on mean features.
+    """Merge similar regions: DBSCAN on mean features, with every point as a core point.
 
-    Distances are taken from the greatest similarity of any pair, as published.
+    As published, distances are differences to the greatest similarity of any pair.
 
     Args:
         correlation: (fh, fw, C), L2-normalised.
-        regions: (fh, fw) int64, 0 where there is none.
+        regions: (fh, fw) int64, 0 for none.
 
     Returns:
-        (fh, fw) int64, 0 where there was none.
+        (fh, fw) int64, new region numbers, 0 for none.
     """
     numbers = [int(number) for number in torch.unique(regions) if number > 0]
     if len(numbers) < 2:
@@ -88,7 +89,7 @@ def merge_regions(correlation: Tensor, regions: Tensor) -> Tensor:
 
 
 def _linked(close: np.ndarray[Any, Any]) -> list[int]:
-    """Connected components, numbered from 1 in the order of their first member."""
+    """Return the connected components of a graph, numbered from 1 in the order of their first member."""
     group = [0] * len(close)
     for start in range(len(close)):
         if group[start]:
@@ -104,17 +105,21 @@ def _linked(close: np.ndarray[Any, Any]) -> list[int]:
 
 
 def _weights(features: Tensor, regions: Tensor) -> Tensor:
-    """(P, P) attention inside a region. A patch without a region attends to patches more similar than the mean."""
+    """Return the attention weights (P, P) within regions.
+
+    A patch without a region attends to patches of more than mean similarity.
+
+    """
     similarity = features @ features.T
     free = regions == 0
     together = (regions[:, None] == regions[None]) & ~free[:, None]
     together |= (free[:, None] | free[None]) & (similarity > similarity.mean())
-    together.fill_diagonal_(True)  # rounding must not leave a row empty
+    together.fill_diagonal_(True)  # rounding could otherwise leave a row empty
     return (similarity.masked_fill(~together, -torch.inf) * TEMPERATURE).softmax(dim=-1)
 
 
 def _from_values(block: Any, x: Tensor, weights: Tensor, token_grid: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
-    """The block's values at the features' grid, weighted: (P, W)."""
+    """Return the block's values at the grid of the features, weighted: (P, W)."""
     width = x.shape[-1]
     values = F.linear(block.ln_1(x), block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :])
     maps = values[:, 1:].transpose(1, 2).reshape(len(values), width, *token_grid)

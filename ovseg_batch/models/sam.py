@@ -1,8 +1,8 @@
-"""SAM2 for one image and many points, without the full-size float masks that its own predictor makes.
+"""SAM2 for one image and many prompts, without float masks at full size.
 
-The sam2 package's modules compute it, but for the products of the mask decoder (`mask_decoder.py`). What differs from
-`SAM2ImagePredictor` is that the mask logits stay at the decoder's resolution until somebody has chosen one, and that
-tensors lie in memory as the next product wants them (channels last). Tested equal to that predictor.
+The modules of the sam2 package compute everything except the products of the mask decoder (`mask_decoder.py`). Two
+things differ from `SAM2ImagePredictor`: mask logits stay at the decoder's resolution until a mask is selected, and
+tensors are channels last, as the next product needs them. The results are tested against that predictor.
 """
 
 from __future__ import annotations
@@ -28,16 +28,21 @@ from ovseg_batch.models.weights import load_weights, read_state_dict
 
 Array = np.ndarray[Any, Any]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as sam2.utils.transforms
-#: Prompts of a decoder call. On a CPU many at once are slower than few. On a GPU 64 prompts of SAM 2.1 large take about
-#: 1.3 GiB in bf16, so that they fit an 8 GB card beside the weights and the encoder; 256 would take 4.5 GiB.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as in sam2.utils.transforms
+#: Prompts per decoder call. On a CPU, small batches are faster. On a GPU, 64 prompts of SAM 2.1 large take about
+#: 1.3 GiB in bf16, which fits an 8 GB card beside the weights and the encoder; 256 would take 4.5 GiB.
 POINTS_CPU, POINTS_GPU = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What SAM2 knows of an image: the stride-16 features (1, C, h, w), the two finer maps, finest first, and the
-    image's (H, W) in pixels. They are channels last and of the type that the decoder computes in."""
+    """SAM2's features of an image, channels last, in the dtype of the decoder.
+
+    Attributes:
+        coarse: (1, C, h, w) features with stride 16.
+        fine: the two finer maps, finest first.
+        size: (H, W) of the image in pixels.
+    """
 
     coarse: Tensor
     fine: tuple[Tensor, ...]
@@ -48,9 +53,9 @@ class Sam:
     """A SAM2 model on a device.
 
     Args:
-        model: the sam2 package's own.
-        device, precision: where and how it runs.
-        points: prompts of a decoder call; None: `POINTS_CPU` or `POINTS_GPU`.
+        model: a model of the sam2 package.
+        device, precision: device and precision of the model.
+        points: prompts per decoder call. None: `POINTS_CPU` or `POINTS_GPU`.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str, points: int | None = None) -> None:
@@ -65,16 +70,17 @@ class Sam:
         self._position = _places(position).contiguous()
         encoder = self.model.image_encoder
         encoder.neck.position_encoding = _NoPosition()
-        encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)  # else made anew for every image
+        # otherwise computed again for every image
+        encoder.trunk._get_pos_embed = functools.cache(encoder.trunk._get_pos_embed)
 
     @classmethod
     def load(cls, spec: zoo.ModelSpec, device: torch.device, precision: str, points: int | None = None) -> Sam:
-        """Build by the sam2 package and load weights strictly: Meta's `{"model": …}` .pt files, or safetensors.
+        """Load a model. All weights must match. Formats: Meta's `{"model": …}` .pt files, or safetensors.
 
-        Args: as the class takes them.
+        Args: as for the class.
 
         Raises:
-            OvsegError: weights that do not fit the config, or a file that cannot be trusted or read.
+            OvsegError: the weights do not fit the config, or the file cannot be trusted or read.
         """
         sam = cls(load_own(spec), device, precision, points)
         if device.type == "cuda":
@@ -82,7 +88,7 @@ class Sam:
         return sam
 
     def warm_up(self) -> None:
-        """Compute the masks of one point in a grey image: a device that does not work must fail before a shard."""
+        """Compute the masks of one point in a grey image, so that a faulty device fails before the first shard."""
         [embedding] = self.embed([np.full((self.image_size, self.image_size, 3), 127, np.uint8)])
         self.predict(embedding, np.full((1, 2), self.image_size / 2, np.float32))
 
@@ -93,11 +99,11 @@ class Sam:
 
     @torch.inference_mode()
     def preprocess(self, image: Array) -> Tensor:
-        """(H, W, 3) uint8 RGB → (3, s, s) float32, resized on the device with antialiasing as torchvision does."""
+        """Resize (H, W, 3) uint8 RGB to (3, s, s) float32 on the device, with antialiasing as in torchvision."""
         pixels = torch.from_numpy(image).to(self._device)
         side = (self.image_size, self.image_size)
         channels = []
-        for channel in range(3):  # one at a time: as float32, the three of 100 megapixels would be 1.2 GB
+        for channel in range(3):  # one at a time: three float32 channels of 100 megapixels take 1.2 GB
             plane = pixels[None, None, :, :, channel].float().div_(255)
             plane = F.interpolate(plane, side, mode="bilinear", align_corners=False, antialias=True)
             channels.append(plane[0].sub_(MEAN[channel]).div_(STD[channel]))
@@ -105,7 +111,7 @@ class Sam:
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Array]) -> list[Embedding]:
-        """Run the image encoder once for all images (each (H, W, 3) uint8 RGB, of any size)."""
+        """Encode images (H, W, 3) uint8 RGB of any size in one batch."""
         coarse, fine = self.forward_bare(torch.stack([self.preprocess(image) for image in images]))
         coarse, *fine = (self._ready(part) for part in (coarse, *fine))
         return [
@@ -114,23 +120,23 @@ class Sam:
         ]
 
     def _ready(self, features: Tensor) -> Tensor:
-        """As the decoder takes them up."""
+        """Convert features to the layout and dtype of the decoder."""
         return features.to(self._device, DTYPES[self._precision], memory_format=torch.channels_last)
 
     @staticmethod
     def arrays_of(embedding: Embedding) -> dict[str, Array]:
-        """The embedding as it is kept: `coarse`, `fine0`, `fine1`, (C, h, w) fp16."""
+        """Return the arrays of an embedding to store: `coarse`, `fine0`, `fine1`, (C, h, w) fp16."""
         parts = {"coarse": embedding.coarse, **{f"fine{k}": part for k, part in enumerate(embedding.fine)}}
         return {name: part[0].half().cpu().numpy() for name, part in parts.items()}
 
     def embedding_of(self, arrays: Mapping[str, Array], size: tuple[int, int]) -> Embedding:
-        """What `arrays_of` has kept of an image of (H, W) pixels."""
+        """Return the embedding of stored arrays, for an image of (H, W) pixels."""
         coarse, *fine = (self._ready(torch.from_numpy(arrays[name])[None]) for name in ("coarse", "fine0", "fine1"))
         return Embedding(coarse, tuple(fine), size)
 
     @torch.inference_mode()
     def forward_bare(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The image encoder on (B, 3, s, s): stride-16 features and the two finer maps, finest first."""
+        """Run the image encoder on (B, 3, s, s). Return the features of stride 16, and two finer maps, finest first."""
         with autocast(self._device, self._precision):
             pyramid = self.model.forward_image(batch.contiguous(memory_format=torch.channels_last))["backbone_fpn"]
             coarse = pyramid[-1]
@@ -147,17 +153,17 @@ class Sam:
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the masks of P prompts, each a point and, where given, a box and a rough mask.
+        """Compute the masks of P prompts: points, optionally with boxes and mask logits.
 
         Args:
-            embedding: of the image.
+            embedding: embedding of the image.
             points: (P, 2) float x, y in pixels of the original image.
             boxes: (P, 4) float x0, y0, x1, y1 in the same pixels.
             masks: (P, s / 4, s / 4) float32 mask logits over the whole image.
-            multimask: three masks for each prompt, else one.
+            multimask: compute three masks per prompt, otherwise one.
 
         Returns:
-            mask logits (P, 3 or 1, s / 4, s / 4) float32, 0 is the edge; predicted IoU (P, 3 or 1) float32.
+            mask logits (P, 3 or 1, s / 4, s / 4) float32, positive inside; predicted IoU (P, 3 or 1) float32.
         """
         h, w = embedding.size
         scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
@@ -191,7 +197,7 @@ class Sam:
                 points=(coordinates, kinds.expand(count, -1)), boxes=None, masks=masks
             )
             if masks is None:
-                dense = dense[:1]  # the same for every prompt
+                dense = dense[:1]  # equal for all prompts
             own = [decoder.iou_token, decoder.mask_tokens]
             own = [decoder.obj_score_token, *own] if decoder.pred_obj_scores else own
             tokens = torch.cat([token.weight for token in own]).expand(count, -1, -1)
@@ -211,36 +217,36 @@ class Sam:
 
     @staticmethod
     def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(K, s, s) mask logits at the original (H, W), bilinear as the predictor does."""
+        """Resize mask logits (K, s, s) bilinearly to the original (H, W), as `SAM2ImagePredictor` does."""
         return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _places(features: Tensor) -> Tensor:
-    """(B, C, h, w) → (B, h · w, C), a view where they are channels last."""
+    """Reshape (B, C, h, w) to (B, h · w, C), without a copy if channels are last."""
     return features.flatten(2).transpose(1, 2)
 
 
 class _NoPosition(nn.Module):
-    """Replaces the neck's position encoding, which only the memory of videos uses."""
+    """Replaces the position encoding of the neck, which only video memory uses."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(1).expand(x.shape)
 
 
 def foreground(logits: Tensor) -> Tensor:
-    """Where mask logits are above 0, their edge: bool, same shape. NumPy compares in less than half of torch's time."""
+    """Return where mask logits are positive: bool, same shape. NumPy is more than twice as fast as torch here."""
     return torch.from_numpy(logits.numpy() > 0) if logits.device.type == "cpu" else logits > 0
 
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
-    """IoU of the mask cut a little above and a little below its edge: (…, h, w) → (…) float32 in [0, 1]."""
+    """Return the IoU of the masks at thresholds `offset` and -`offset`: (…, h, w) → (…) float32 in [0, 1]."""
     inner = (logits > offset).sum(dim=(-2, -1)).float()
     outer = (logits > -offset).sum(dim=(-2, -1)).float()
     return inner / outer.clamp(min=1)
 
 
 def load_own(spec: zoo.ModelSpec) -> nn.Module:
-    """The sam2 package's own model with its weights, on the CPU. Raises OvsegError as `Sam.load`."""
+    """Load a model of the sam2 package with its weights, on the CPU. Raises OvsegError as `Sam.load`."""
     if spec.weights.startswith(zoo.RANDOM):
         torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
         return build(spec.architecture)
@@ -250,12 +256,12 @@ def load_own(spec: zoo.ModelSpec) -> nn.Module:
 
 
 def build(config: str) -> nn.Module:
-    """A SAM2 without weights, from a config of the sam2 package or the embedded one."""
+    """Build a SAM2 without weights from a config of the sam2 package, or the embedded one."""
     if config != "demo/sam2.yaml":
         model: nn.Module = build_sam2(config, None, device="cpu")
         return model
     file = zoo.embedded_file(config)
-    GlobalHydra.instance().clear()  # Hydra knows one search path at a time
+    GlobalHydra.instance().clear()  # Hydra supports one search path at a time
     try:
         with initialize_config_dir(str(file.parent), version_base="1.2"):
             model = build_sam2(file.name, None, device="cpu")

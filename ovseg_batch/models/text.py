@@ -1,6 +1,6 @@
-"""CLIP's text tower without its padding.
+"""Run CLIP's text tower without padding.
 
-Attention is causal and the end token is pooled, so nothing behind the longest prompt of a batch has an effect.
+Attention is causal and the end token is pooled, so tokens after the longest prompt of a batch have no effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
         tokens: (P, context) token ids; the end token has the highest id of a prompt.
 
     Returns:
-        (P, D), not normalised. Towers that attend to their padding run at full length, by open_clip's own code.
+        (P, D), not normalised. Towers that attend to their padding run at full length in open_clip's code.
     """
     tower = _causal_tower(model)
     if tower is None:
@@ -41,7 +41,7 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _causal_tower(model: Any) -> Any | None:
-    """Return the part of the model that holds a causal text tower with the end token pooled, or None."""
+    """Return the module with a causal text tower that pools the end token, or None."""
     if isinstance(model, CLIP):
         return model if model.text_pool_type == "argmax" and model.attn_mask is not None else None
     tower = getattr(model, "text", None)

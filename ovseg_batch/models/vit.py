@@ -1,4 +1,4 @@
-"""The pieces of open_clip's `VisionTransformer` that dense maps, mask tokens and regions are put together from.
+"""Parts of open_clip's `VisionTransformer` that dense maps, mask tokens and regions use.
 
 Shapes: B images, N = 1 + patches tokens with the class token first, W the width of the transformer.
 """
@@ -17,7 +17,7 @@ QUICK = 1.702  # QuickGELU(x) = x · sigmoid(1.702 x) = SiLU(1.702 x) / 1.702
 
 
 def embed(visual: Any, images: Tensor) -> Tensor:
-    """What goes into the first block: (B, 3, h, w) → (B, N, W). Sides need not be multiples of the patch."""
+    """Return the input of the first block: (B, 3, h, w) → (B, N, W). Sides need not be multiples of the patch."""
     x = visual.conv1(images)
     grid = x.shape[-2:]
     x = x.flatten(2).transpose(1, 2)
@@ -28,7 +28,7 @@ def embed(visual: Any, images: Tensor) -> Tensor:
 
 
 def resized_position(position: Tensor, trained: tuple[int, int], grid: tuple[int, ...]) -> Tensor:
-    """Position embedding for another grid: bicubic by scale_factor (g + 0.1) / g0, as SCLIP (and DINO) do."""
+    """Resize a position embedding to another grid: bicubic with scale_factor (g + 0.1) / g0, as in SCLIP and DINO."""
     if tuple(trained) == grid:
         return position
     patches = position[1:].view(*trained, -1).permute(2, 0, 1)[None].float()
@@ -39,10 +39,10 @@ def resized_position(position: Tensor, trained: tuple[int, int], grid: tuple[int
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:
-    """One residual block as trained: what the block's own forward gives, (B, N, W).
+    """Compute one residual block as trained: (B, N, W) → (B, N, W), equal to the block's `forward`.
 
-    `nn.MultiheadAttention` hands its products tensors that do not lie together, which oneDNN copies, weights and all:
-    in bf16 on a CPU ten times the work.
+    `nn.MultiheadAttention` uses non-contiguous tensors, which oneDNN copies together with the weights. In bf16 on a
+    CPU, that takes ten times as long.
     """
     q, k, v = query_key_value(block, x)
     seen = F.scaled_dot_product_attention(q, k, v)
@@ -52,7 +52,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
 
 
 def fuse_quick_gelu(visual: Any) -> None:
-    """Replace QuickGELU by SiLU: one pass over memory instead of three. Its factor 1.702 moves into the weights."""
+    """Replace QuickGELU by SiLU, which needs one memory pass and not three. The factor 1.702 moves into the weights."""
     for block in visual.transformer.resblocks:
         mlp: Any = block.mlp
         if isinstance(mlp.gelu, QuickGELU):
@@ -64,7 +64,7 @@ def fuse_quick_gelu(visual: Any) -> None:
 
 
 def query_key_value(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of a block: (B, heads, N, d) each."""
+    """Return q, k and v of a block: (B, heads, N, d) each."""
     q, k, v = (
         _heads(part, block.attn.num_heads)
         for part in F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
@@ -75,17 +75,19 @@ def query_key_value(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def attend_from(
     block: Any, tokens: Tensor, x: Tensor, allowed: Tensor, query: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """One block for tokens that look at the image's and are not looked at: mask class tokens.
+    """Compute one block for mask class tokens, which attend to the image's tokens but not vice versa.
+
+    Source: Ding et al., Open-Vocabulary Universal Image Segmentation with MaskCLIP, ICML 2023.
 
     Args:
         block: a residual block.
         tokens: (B, M, W).
-        x: (B, N, W), what comes into the block.
-        allowed: (B, M, N) bool, which of the image's tokens each may attend to.
-        query: in place of the block's own query projection (MasQCLIP's f_Q′).
+        x: (B, N, W) input of the block for the image's tokens.
+        allowed: (B, M, N) bool, whether a mask token attends to an image token.
+        query: replaces the query projection of the block (MasQCLIP's f_Q′).
 
     Returns:
-        (B, M, W). Source: Ding et al., ICML 2023.
+        (B, M, W).
     """
     attn, width = block.attn, x.shape[-1]
     _, k, v = query_key_value(block, x)

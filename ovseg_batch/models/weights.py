@@ -1,4 +1,4 @@
-"""Read tensors from weight files without running code that a pickle may hold."""
+"""Read tensors from weight files without running code in pickles."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
     """Return the tensors of a weights file, on the CPU.
 
     Raises:
-        OvsegError: a TorchScript archive or pickled objects (which could run code), or a damaged file.
+        OvsegError: the file is a TorchScript archive, holds pickled objects (which could run code), or is damaged.
     """
     try:
         if file.endswith(".safetensors"):
             return dict(load_file(file))
         with Path(file).open("rb") as opened:
             if opened.read(1) not in PICKLE:
-                raise ValueError("it begins as no weights file does.")
+                raise ValueError("it does not begin like a weights file.")
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
         if "torchscript" in str(error).lower():
@@ -58,12 +58,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what
     """Copy the tensors of a weights file into a module.
 
     Args:
-        state: as `read_state_dict` returns it.
+        state: result of `read_state_dict`.
         file: the weights file, for the message.
-        what: what the module is, for the message.
+        what: description of the module, for the message.
 
     Raises:
-        OvsegError: names or shapes of the file's tensors are not those of the module.
+        OvsegError: the names or shapes of the tensors differ from those of the module.
     """
     own = module.state_dict()
     wrong = {

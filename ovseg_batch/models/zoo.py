@@ -1,4 +1,4 @@
-"""Names to weights: where the files of a model are, and their hashes. Nothing is downloaded here."""
+"""Resolve the names of models to their files and hashes. This module downloads nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ovseg_batch.models.layouts import is_openai_layout
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
 
-RANDOM = "random:"  # weights "random:SEED": full-size models for speed and loading tests
+RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-HUB, FOLDER = "hf-hub:", "local-dir:"  # before an architecture: a CLIP of the hub, or in a folder
+HUB, FOLDER = "hf-hub:", "local-dir:"  # prefixes of an architecture: a CLIP of the hub, or in a folder
 HUB_CONFIG = "open_clip_config.json"  # the architecture of such a CLIP
 UNKNOWN_LICENCE = "see the weights' own card"
 
@@ -33,10 +33,10 @@ class ModelSpec:
 
     Attributes:
         window: side of the images that the model was trained on, in pixels.
-        short_side: the shorter side to which an image is resized unless the config sets another, in pixels.
-        config_hash: hash of the architecture's own config file, where it has one.
-        patch: side of the square that becomes one feature, in pixels.
-        width: numbers of a feature.
+        short_side: default length in pixels of the shorter side of resized images.
+        config_hash: hash of the architecture's config file, if there is one.
+        patch: side of a patch in pixels.
+        width: length of a feature.
         logit_scale: multiplies the similarities of image and text.
     """
 
@@ -55,11 +55,11 @@ class ModelSpec:
 
     @property
     def embedded(self) -> bool:
-        """Return whether it is one of the small models that come with the package."""
+        """Return whether the model is part of the package."""
         return self.architecture.startswith("demo/")
 
     def identity(self) -> dict[str, str]:
-        """Return what a result depends on, for fingerprints."""
+        """Return the values that results depend on, for fingerprints."""
         return {"model": self.architecture, "weights": self.weights_hash(), "config": self.config_hash}
 
     def weights_hash(self) -> str:
@@ -70,7 +70,7 @@ class ModelSpec:
 
 
 def checkpoint_folders() -> list[Path]:
-    """Return the folders searched for weights: $OVSEG_CHECKPOINTS, then those of the package and of its checkout."""
+    """Return the folders that are searched for weights: $OVSEG_CHECKPOINTS, the package's, and its checkout's."""
     package = Path(__file__).resolve().parent.parent
     named = os.environ.get("OVSEG_CHECKPOINTS")
     return ([Path(named)] if named else []) + [package / "checkpoints", package.parent / "checkpoints"]
@@ -93,11 +93,11 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     Args:
         kind: `clip` or `sam`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package.
-        weights: a local file, an open_clip tag, or `random:SEED`; None takes the preset's own.
+        weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
-        UsageError: an unknown name, or an architecture without weights.
-        MissingModels: weights, or a tokenizer, that are not on this machine.
+        UsageError: the name is unknown, or no weights are given for an architecture.
+        MissingModels: weights or a tokenizer are not on this machine.
     """
     preset = presets.named(kind).get(model)
     architecture = preset.architecture if preset else model
@@ -188,7 +188,7 @@ def _foreign_folder(architecture: str) -> Path:
 
 
 def _locate_clip(model: str, architecture: str, weights: str) -> str:
-    """Return the weights file that a tag, a path or a prefixed architecture means."""
+    """Return the weights file of a tag, a path or a prefixed architecture."""
     if ":" in architecture:
         folder = _foreign_folder(architecture)
         files = sorted(f for f in folder.iterdir() if f.suffix in WEIGHT_SUFFIXES) if folder.is_dir() else []
@@ -213,7 +213,7 @@ def _locate_clip(model: str, architecture: str, weights: str) -> str:
 
 
 def _given(weights: str, architecture: str = "") -> str:
-    """Return a file that the settings name, or `random:SEED`. Raises UsageError with the nearest tag."""
+    """Return the weights file of a setting, or `random:SEED`. Raises UsageError, which names the nearest tag."""
     if weights.startswith(RANDOM):
         if not weights.removeprefix(RANDOM).isdecimal():
             raise UsageError(f"weights {weights!r}: write random:SEED with a whole number.")
@@ -239,8 +239,8 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
     """Raise MissingModels for one model.
 
     Args:
-        name: what `models fetch` takes.
-        file: the name that its weights have in a folder of one's own.
+        name: argument of `models fetch`.
+        file: name of the weights file in a checkpoint folder.
     """
     kind = {"clip": "CLIP weights", "sam": "SAM2 weights"}[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)
@@ -249,17 +249,17 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
 
 
 def _require_text_files(name: str, config: dict[str, Any]) -> None:
-    """Raise MissingModels where the hub's cache lacks what a text tower of transformers reads."""
+    """Raise MissingModels where the hub's cache lacks files that a text tower of transformers reads."""
     for files in open_clip_tables.text_files(config):
         if cached(files.repository, files.needed) is None:
             _missing(name, what=f"tokenizer of {files.repository}")
 
 
 def _gelu_of_file(file: str, own_config: bool) -> bool | None:
-    """Return whether weights without a tag need QuickGELU, or None where that is not known.
+    """Return whether weights without a tag need QuickGELU, or None if that is unknown.
 
-    The config beside the file decides, then the file's name and entries. Under `own_config` that config is the
-    architecture itself, and only the file is compared with it.
+    The config beside the file decides, then the file's name and entries. With `own_config`, the config is the
+    architecture, and only the file is checked.
     """
     if file.startswith(RANDOM):
         return None
@@ -273,19 +273,19 @@ def _gelu_of_file(file: str, own_config: bool) -> bool | None:
 
 
 def _refuse_wrong_gelu(architecture: str, quick: bool, needed: bool | None, weights: str) -> None:
-    """Raise UsageError for weights of the other activation: with it, every number is silently wrong.
+    """Raise UsageError if the weights were trained with the other activation, which would make all values wrong.
 
     OpenAI's, MetaCLIP's and DFN's weights need QuickGELU.
 
     Args:
         quick: whether the architecture has QuickGELU.
-        needed: whether the weights need it, or None where that is not known.
+        needed: whether the weights need it, or None if unknown.
     """
     if needed is not None and needed != quick:
         twin = f"{architecture}-quickgelu" if needed else architecture.removesuffix("-quickgelu")
         raise UsageError(
             f"The weights {weights} were trained with {'QuickGELU' if needed else 'GELU'}, and {architecture} has "
-            f"{'QuickGELU' if quick else 'GELU'}: every number would be wrong. Set clip.model: {twin}."
+            f"{'QuickGELU' if quick else 'GELU'}: every value would be wrong. Set clip.model: {twin}."
         )
 
 
@@ -296,13 +296,13 @@ def resolve_inpainting(model: str) -> pipelines.PipelineSpec:
 
 
 def known_labels(model: str) -> list[str] | None:
-    """Return the words an embedded CLIP was trained on, or None for a model that takes any."""
+    """Return the words that an embedded CLIP was trained on, or None for a model that accepts any word."""
     preset = presets.CLIP.get(model)
     return list(_demo_config(preset.architecture)["labels"]) if preset and preset.embedded else None
 
 
 def is_embedded(kind: Kind | Literal["inpaint"], model: str) -> bool:
-    """Return whether a name means one of the small models of the package."""
+    """Return whether a name means a model that is part of the package."""
     if kind == "inpaint":
         return model == "demo"
     preset = presets.named(kind).get(model)

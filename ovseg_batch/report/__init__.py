@@ -1,1 +1,1 @@
-"""A folder of plain files that shows how a run went: opened from the disk, with no server and no network."""
+"""The report of a run: a folder of static files that a browser opens from the disk, without server or network."""

@@ -1,4 +1,4 @@
-"""`ovseg-batch report`: the numbers of a run, charts, and a gallery that holds a hundred thousand images."""
+"""Build the report of a run: numbers, charts, and a gallery of up to a hundred thousand images."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 
 LIMIT = 10_000  # images in the gallery by default
-CHUNK = 5_000  # entries in a file of the index
-PAGE = 500  # images in a file of details
-LISTED = 2_000  # failures in the gallery
+CHUNK = 5_000  # entries per file of the index
+PAGE = 500  # images per file of details
+LISTED = 2_000  # most failures in the gallery
 IMAGE, LAYER, EDITED = 1, 2, 4
-MIN_PARALLEL = 500  # images; fewer are drawn without other processes
+MIN_PARALLEL = 500  # images; smaller galleries use one process
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Where the page is, and what is on it."""
+    """The path of the page, and the numbers of images."""
 
     page: Path
     shown: int
@@ -48,11 +48,11 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a process needs to know to make the small pictures and entries of a shard."""
+    """The parameters of a process that writes the thumbnails and entries of a shard."""
 
     workdir: Path
     output: Path
-    rows: dict[int, list[int]]  # shard → rows wanted
+    rows: dict[int, list[int]]  # shard → rows in the gallery
     failures: dict[int, tuple[str, str, str]]
     codes: tuple[str, ...]
     limits: Limits
@@ -65,16 +65,16 @@ def build_report(
     workers: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Reported:
-    """Write, or bring up to date, the report of what a run has committed so far.
+    """Write or update the report of the committed shards of a run.
 
     Args:
-        output: a folder that is empty, or holds a report.
+        output: an empty folder, or one that holds a report.
         limit: images in the gallery.
-        workers: processes; 0: none but this one; None: as many as there are cores, where it is worth it.
-        advance: called with the number of images that are finished.
+        workers: number of worker processes. 0: only this process. None: one per core for large galleries.
+        advance: called with the number of finished images.
 
     Raises:
-        UsageError: no run there, or the folder holds something else.
+        UsageError: there is no run, or the folder holds other files.
     """
     results = Results.open(workdir)
     known = _enter(output)
@@ -101,25 +101,25 @@ def build_report(
 
 
 def _enter(output: Path) -> dict[str, str]:
-    """See that the folder is free or holds a report; shard → state of what its small pictures were made of.
+    """Require an empty folder or one that holds a report. Return shard → digest of the data of its thumbnails.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds other files.
     """
     record = output / REPORT
     if not output.exists() or not any(output.iterdir()):
         return {}
     if not record.is_file():
-        raise UsageError(f"{output} holds something else than a report. Give another {spelled('-o', 'path')}.")
+        raise UsageError(f"{output} is not empty and holds no report. Give another {spelled('-o', 'path')}.")
     try:
         known: dict[str, str] = parse_json(record.read_bytes())["shards"]
-    except (ValueError, KeyError, TypeError):  # of an earlier version
+    except (ValueError, KeyError, TypeError):  # written by an earlier version
         return {}
     return known
 
 
 def _forget(output: Path, known: dict[str, str], results: Results, shards: Iterable[int]) -> None:
-    """Remove what killed reports have left, and small pictures of other masks, edits or images than there are now."""
+    """Remove files of killed reports, and outdated thumbnails."""
     run = results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
     now = {str(shard): f"{run[:16]}-{results.state_of(shard)}" for shard in shards}
     for kind in KINDS:
@@ -136,7 +136,7 @@ def _forget(output: Path, known: dict[str, str], results: Results, shards: Itera
 
 
 def _entries(job: Job, workers: int, advance: Callable[[int], object]) -> Iterator[tuple[list[Any], list[Any]]]:
-    """(entry, details) of every image wanted, in manifest order; their small pictures are made on the way."""
+    """Write the thumbnails of the gallery. Yield (entry, details) of its images, in manifest order."""
     if workers == 0:
         for shard, rows in job.rows.items():
             yield from _shard(job, shard)
@@ -172,7 +172,7 @@ def _shard(job: Job, shard: int) -> list[tuple[list[Any], list[Any]]]:
 
 
 def _edited_files(results: Results, shard: int) -> dict[int, Path]:
-    """The first file that the edit stage made of each image."""
+    """Return row → first output file of the edit stage."""
     store = results.edits
     if store is None or store.read_commit(shard) is None:
         return {}
@@ -183,7 +183,7 @@ def _edited_files(results: Results, shard: int) -> dict[int, Path]:
 def _entry(
     job: Job, results: Results, album: Album, row: ImageRow, image: FinishedImage | None, edited: Path | None
 ) -> tuple[list[Any], list[Any]]:
-    """Return the gallery's entry of an image, in the order that report.js reads, and the details of its view."""
+    """Return the gallery entry of an image, in the order that report.js reads, and its details."""
     if image is not None:
         row = image.row
     _, code, message = job.failures.get(row.row, ("", "", ""))
@@ -211,7 +211,7 @@ def _entry(
 
 
 def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]]) -> None:
-    """The index in files of `CHUNK` entries, and the details in files of `PAGE`."""
+    """Write the index in files of `CHUNK` entries, and the details in files of `PAGE` images."""
     index, details = list[Any](), list[Any]()
     count = 0
     for count, (entry, more) in enumerate(entries, start=1):
@@ -239,6 +239,6 @@ def _write_script(path: Path, text: str) -> None:
 
 
 def _json(value: Any) -> str:
-    """As a script can hold it, wherever it stands."""
+    """Return JSON that is safe in any part of a script."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,4 +1,4 @@
-"""Charts as SVG: bars and lines in the page's own colours, readable by a screen reader through their titles."""
+"""SVG charts with the colours of the page, and titles for screen readers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 220, 44, 34, 10
-LETTER, LONGEST = 6.4, 12  # pixels of a letter below a column, and letters of a name there
+LETTER, LONGEST = 6.4, 12  # width of a letter in pixels, and longest name below a column in letters
 
 
 def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
-    """A column a value, named below where there is room; `unit` is what the numbers count."""
+    """Return a bar chart with one column per value. Names are shown if there is room. `unit` is the unit."""
     most = max(values, default=0) or 1
     step = (WIDTH - LEFT) / max(len(values), 1)
     short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
@@ -32,7 +32,7 @@ def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
 
 
 def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: bool = False) -> str:
-    """A line through points with x in [0, 1]; y from 0 to the largest, or to 1 with the `diagonal` to compare with."""
+    """Return a line chart of points with x in [0, 1]. y ranges to the largest value, or to 1 with the `diagonal`."""
     most = 1.0 if diagonal else max((y for _, y in points), default=0) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The page itself: numbers, charts, failures, and the frame of the gallery."""
+"""Write the page of the report: numbers, charts, failures, and the container of the gallery."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from ovseg_batch.workdir.findings import Findings, edit_note, edit_warning, embe
 from ovseg_batch.workdir.progress import StageStatus, duration
 from ovseg_batch.workdir.results import Results
 
-BARS = 40  # labels in a chart
+BARS = 40  # most labels in a chart
 GALLERY_NOTE = (
-    "Of {:,} images {:,} are here: those that failed, the least certain, and an even choice of the others. "
+    "The gallery shows {1:,} of {0:,} images: failed images, the least certain ones, and an even sample of the others. "
     "`report --limit` shows more."
 )
 ASSETS = files("ovseg_batch.report") / "assets"
 
 
 def write_page(results: Results, output: Path, found: Gathered, layout: dict[str, int]) -> None:
-    """`index.html` and its assets.
+    """Write `index.html` and its assets.
 
     Args:
-        layout: `entries` in the gallery, `chunks` of its index, and images a `page` of details.
+        layout: `entries` in the gallery, `chunks` of its index, and images per `page` of details.
     """
     for name in ("report.css", "report.js"):
         write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
-    import jinja2  # slow to import, and `ovseg_batch.Run` does not need it
+    import jinja2  # imported here: its import is slow, and `ovseg_batch.Run` does not need it
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
 
 
 def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
-    """(name, value, what to know of it)."""
+    """Return (name, value, explanation) of each number."""
     rows, failed = results.manifest.rows, sum(found.codes.values())
     unsure = int(found.sure[: step_of(UNSURE)].sum())
     numbers = [
@@ -94,7 +94,7 @@ def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
 
 
 def _notes(results: Results, found: Gathered) -> list[str]:
-    """Return what a person should know of a finished run, a sentence each."""
+    """Return the notes on a finished run, one sentence each."""
     counted = {label: found.label_images[label] for label in results.labels}
     edits = (read_findings(results.workdir) or Findings(0)).edits
     edited = [note for note in (edit_note(edits), edit_warning(edits)) if note is not None]
@@ -119,7 +119,7 @@ def _settings(results: Results) -> str:
     try:
         return results.workdir.config.read_text(encoding="utf-8", errors="backslashreplace")
     except OSError:
-        return "config.yaml is not there any more"
+        return "config.yaml does not exist any more"
 
 
 def _failures(found: Gathered) -> list[dict[str, Any]]:
@@ -151,19 +151,19 @@ def _charts(results: Results, found: Gathered) -> list[dict[str, str]]:
 
 def _calibration_charts(name: str, calibration: CalibrationScore) -> dict[str, str]:
     points = [(sure, right) for sure, right, _ in calibration.precision_by_confidence()]
-    caption = f"How often a pixel is right, by its mask's confidence, against the truth of {name} (dashed: as it says)"
+    caption = f"Share of correct pixels by confidence of their mask, on {name} (dashed: perfect calibration)"
     drawn = {caption: charts.line(points, "confidence", "right", diagonal=True)}
     risk = calibration.risk_coverage()
     if len(risk):
         few = risk[np.linspace(0, len(risk) - 1, min(len(risk), 200)).astype(int)]
         share = f"{calibration.worst_share():.0%}"
-        caption = f"Wrong and missed segments an image, among the surest images. The unsurest tenth has {share} of all"
-        drawn[caption] = charts.line([(x, y) for x, y in few.tolist()], "share of the images kept", "errors an image")
+        caption = f"Wrong and missed segments per image, most certain images first. The least certain tenth has {share}"
+        drawn[caption] = charts.line([(x, y) for x, y in few.tolist()], "share of the images kept", "errors per image")
     return drawn
 
 
 def _evaluations(results: Results) -> list[tuple[str, CalibrationScore]]:
-    """What `eval` has counted of this run, if it has: the data set's name and its counts."""
+    """Return the data set's name and the counts of every evaluation of this run."""
     found = []
     for folder in sorted((results.masks.folder / "eval").glob("*/")):
         total: CalibrationScore | None = None

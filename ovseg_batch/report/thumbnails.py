@@ -1,4 +1,4 @@
-"""Small pictures for the gallery: the image, its masks as a transparent layer, and what became of it."""
+"""Thumbnails of the gallery: the image, its masks as a transparent layer, and the edited image."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ovseg_batch.types import FinishedImage, ImageRow
 
 Array = np.ndarray[Any, Any]
 
-KINDS = ("images", "masks", "edited")  # of small pictures, a folder each
-DATA = "data"  # folder of the gallery's data, which every report writes anew
-SIDE = 360  # pixels of the longer one
+KINDS = ("images", "masks", "edited")  # kinds of thumbnails, with a folder each
+DATA = "data"  # folder of the gallery's data, which every report rewrites
+SIDE = 360  # longer side in pixels
 QUALITY = 78
-#: failed images that are not opened again: they are not there, or what opening them does is known
+#: codes of failed images that are not opened again: they are missing, or opening them fails
 CLOSED = {FailureCode.MISSING, FailureCode.EMPTY, FailureCode.TOO_LARGE, FailureCode.OUT_OF_MEMORY, FailureCode.CRASHED}
 
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """Where small pictures lie: `<kind>/<thousand>/<row>.webp`."""
+    """The thumbnails, stored as `<kind>/<thousand>/<row>.webp`."""
 
     root: Path
 
@@ -39,7 +39,7 @@ class Album:
         return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}.webp"
 
     def add_image(self, row: ImageRow, limits: Limits) -> bool:
-        """Write the image itself; return whether it could be opened and is the one that stages have read."""
+        """Write the thumbnail of an image. Return whether the image can be opened and is unchanged since the run."""
         target = self.path("images", row.row)
         if not target.exists():
             try:
@@ -49,7 +49,7 @@ class Album:
         return True
 
     def add_layer(self, image: FinishedImage, labels: Sequence[str]) -> None:
-        """Write the masks of one image, each in its label's colour with a darker edge."""
+        """Write the masks of an image in their labels' colours with darker edges."""
         target = self.path("masks", image.row.row)
         if target.exists():
             return
@@ -70,7 +70,7 @@ class Album:
         self._write(target, layer)
 
     def add_edited(self, row: int, path: Path) -> bool:
-        """What the edit stage made, transparency and all; whether it could be opened."""
+        """Write the thumbnail of an edited image with its transparency. Return whether the file can be opened."""
         target = self.path("edited", row)
         if not target.exists():
             try:

@@ -1,4 +1,4 @@
-"""What there is to say of a run, added up shard by shard; and which images are worth showing."""
+"""Sum the statistics of a run shard by shard, and select the images of the gallery."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from ovseg_batch.workdir.results import Results, failed_rows
 
 Array = np.ndarray[Any, Any]
 
-MOST_UNSURE = 10  # images with more unsure masks are counted together
-AREA_BINS = 12  # of the logarithm of a mask's share of its image, each half as large as the next
+MOST_UNSURE = 10  # images with at least so many unsure masks share a bin
+AREA_BINS = 12  # logarithmic bins of a mask's share of its image; each is half of the next
 
 
 @dataclass
 class Gathered:
-    """Sums over everything a run has committed.
+    """Sums over the committed shards of a run.
 
-    `doubt` (rows,) float32 of every image, the order of review: NaN where it has not been done or failed. `sure` counts
-    masks by steps of confidence, `unsure` images by their unsure masks. `failures` are the first of each code, at most
-    `listed` in all; `codes` counts them all.
+    Attributes:
+        doubt: (rows,) float32, sum of 1 - confidence of each image's masks; NaN if it is unfinished or failed.
+        sure: numbers of masks per bin of confidence.
+        unsure: numbers of images per number of unsure masks.
+        failures: first failures of each code, a limited number in total.
+        codes: number of failures per code.
     """
 
     doubt: Array
@@ -45,12 +48,16 @@ class Gathered:
 
     @property
     def images(self) -> int:
-        """That have masks, or were found to have none."""
+        """The number of finished images, with or without masks."""
         return int((~np.isnan(self.doubt)).sum())
 
 
 def gather(results: Results, listed: int) -> Gathered:
-    """Go through the masks and failures once; of the images no more is held than 4 bytes each."""
+    """Read the masks and failures once. 4 bytes per image are held.
+
+    Args:
+        results: the run.
+        listed: most failures to list."""
     found = Gathered(
         np.full(results.manifest.span, np.nan, np.float32),
         [stage_status(store, results.manifest.shards) for store in results.stores],
@@ -83,10 +90,10 @@ def _count(found: Gathered, image: FinishedImage) -> None:
 
 
 def worth_showing(found: Gathered, limit: int) -> Array:
-    """Rows for the gallery, ascending: failures first of all, half of the others the least certain, half spread evenly.
+    """Return the rows of the gallery, ascending: failures, then half least certain images, half an even sample.
 
     Args:
-        limit: at most so many.
+        limit: most images in the gallery.
     """
     done = np.flatnonzero(~np.isnan(found.doubt))
     chosen = np.array(sorted(found.failures), np.int64)[:limit]

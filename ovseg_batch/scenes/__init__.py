@@ -1,7 +1,7 @@
-"""A toy world that renders itself: labelled scenes whose truth is known to the pixel.
+"""Render synthetic scenes with exact ground truth.
 
-Each scene has one to three regions of stuff and up to six things, with shadow, light, blur and noise, and is a function
-of its seed alone. Training, demonstration and held-out evaluation draw their seeds from ranges that never meet.
+Each scene has one to three regions of stuff and up to six things, with shadow, light, blur and noise. It depends only
+on its seed. Training, demonstration and held-out evaluation use disjoint ranges of seeds.
 """
 
 from ovseg_batch.scenes.captions import caption

@@ -1,4 +1,4 @@
-"""Sentences that name what a scene, or a rectangle of it, shows."""
+"""Captions of scenes and of rectangles in scenes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from ovseg_batch.scenes.render import CLASSES, STUFF, Scene
 
-LARGE = 64 * 48  # pixels; up to here a rectangle is small, and only what fills much of it is named
+LARGE = 64 * 48  # pixels; in rectangles up to this area, only classes that fill a large share are named
 
 
 def caption(scene: Scene, rng: np.random.Generator, box: tuple[int, int, int, int] | None = None) -> str:
-    """One sentence naming the classes inside `box` (y0, x0, y1, x1; None: the whole scene).
+    """Return a sentence that names the classes inside `box` (y0, x0, y1, x1; None: the whole scene).
 
-    A class is named when it covers at least 2 % of a large rectangle or 20 % of a small one.
+    A class is named if it covers at least 2 % of a large rectangle or 20 % of a small one.
     """
     y0, x0, y1, x1 = box or (0, 0, *scene.classes.shape)
     classes = scene.classes[y0:y1, x0:x1]
@@ -24,7 +24,7 @@ def caption(scene: Scene, rng: np.random.Generator, box: tuple[int, int, int, in
 
 
 def sentence(named: list[str], colours: dict[str, str], rng: np.random.Generator) -> str:
-    """A sentence that says these classes, things with their colour now and then."""
+    """Return a sentence with these classes. Things sometimes have their colour."""
     things = [n for n in named if n not in STUFF]
     stuff = [n for n in named if n in STUFF]
     phrases = [_article(f"{colours[n]} {n}" if n in colours and rng.random() < 0.4 else n) for n in things]

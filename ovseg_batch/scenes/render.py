@@ -1,4 +1,4 @@
-"""Puts textures and things together into a scene, with its class and instance maps."""
+"""Compose textures and things to a scene, with its class and instance maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAIN_SEEDS = range(0, 1_000_000_000)
 DEMO_SEEDS = range(1_000_000_000, 2_000_000_000)
 HELD_OUT_SEEDS = range(2_000_000_000, 3_000_000_000)
 
-HOMES = {
+NATURAL_STUFF = {
     "tree": "grass",
     "house": "grass",
     "car": "road",
@@ -36,14 +36,15 @@ HOMES = {
     "ball": "sand",
     "person": "road",
 }
-AT_HOME = 1 / 3  # the share of things put where they belong; more would let a model guess by place
-SHADOW = 0.38  # of the light that the darkest part of a shadow takes
-MIN_VISIBLE = 30  # pixels; a thing covered more than that is left out of the list
+# share of things on their natural stuff; a higher share would let a model infer classes from positions
+NATURAL_SHARE = 1 / 3
+SHADOW = 0.38  # share of the light that the darkest part of a shadow absorbs
+MIN_VISIBLE = 30  # pixels; things with a smaller visible area are not listed
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A thing as far as it can be seen. `instance` is its value in the instance map; bbox is x, y, w, h in pixels."""
+    """The visible part of a thing. `instance` is its value in the instance map; `bbox` is x, y, w, h in pixels."""
 
     instance: int
     name: str
@@ -54,7 +55,14 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`image` (H, W, 3) uint8 RGB; `classes` (H, W) uint8 into `CLASSES`; `instances` (H, W) uint8, 0 = stuff."""
+    """A rendered scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        classes: (H, W) uint8, indices into `CLASSES`.
+        instances: (H, W) uint8, 0 for stuff.
+        things: the visible things.
+    """
 
     seed: int
     image: Array
@@ -65,8 +73,12 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Cutout:
-    """What things contribute to a scene. `alpha` (H, W) float32: their share of each pixel; `colour` (H, W, 3) float32:
-    their light alone, on black, 0 to 255, without the grain."""
+    """The contribution of things to a scene.
+
+    Attributes:
+        alpha: (H, W) float32 in [0, 1], their share of each pixel.
+        colour: (H, W, 3) float32 in [0, 255], their colour on black, without grain.
+    """
 
     alpha: Array
     colour: Array
@@ -85,7 +97,7 @@ def render(seed: int, without: Collection[int] = ()) -> Scene:
 
     Args:
         seed: any non-negative integer.
-        without: leave out the things with these instance numbers, and nothing else changes.
+        without: instance numbers of things to omit. Everything else stays equal.
     """
     image, classes, placed = _prepare(seed)
     instances = np.zeros(classes.shape, np.uint8)
@@ -101,7 +113,7 @@ def render(seed: int, without: Collection[int] = ()) -> Scene:
 
 
 def cut_out(seed: int, numbers: Collection[int]) -> Cutout:
-    """The true alpha of some things of a scene, by instance number, soft at edges and under what lies over them."""
+    """Return the true alpha and colour of things of a scene, by instance number."""
     background, classes, placed = _prepare(seed)
     alpha, colour = np.zeros(classes.shape, np.float32), np.zeros_like(background)
     for number, thing in enumerate(placed, start=1):
@@ -123,7 +135,7 @@ def cut_out(seed: int, numbers: Collection[int]) -> Cutout:
 
 
 def _prepare(seed: int) -> tuple[Array, Array, list[_Placed]]:
-    """The stuff of a scene, (H, W, 3) float32 and (H, W) uint8, and its things in the order they are laid on."""
+    """Return the stuff of a scene, (H, W, 3) float32 and (H, W) uint8, and its things from back to front."""
     layout = np.random.default_rng([seed, 0])
     h, w = (int(v) for v in layout.integers(192, 257, 2))
     regions, names = _regions(h, w, layout)
@@ -137,7 +149,7 @@ def _prepare(seed: int) -> tuple[Array, Array, list[_Placed]]:
 
 
 def _regions(h: int, w: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
-    """Which region each pixel belongs to, split by wavy lines, and the stuff in each."""
+    """Return the region of each pixel, separated by wavy lines, and the stuff of each region."""
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.5, 0.3]))
     names = [STUFF[k] for k in rng.permutation(len(STUFF))[:count]]
     ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
@@ -150,7 +162,7 @@ def _regions(h: int, w: int, rng: np.random.Generator) -> tuple[Array, list[str]
     regions = np.zeros((h, w), np.int64)
     for cut in cuts:
         regions += across + wave > cut
-    if "sky" in names and rng.random() < 0.7:  # most skies are above
+    if "sky" in names and rng.random() < 0.7:  # the sky is mostly at the top
         names.insert(0, names.pop(names.index("sky")))
     return regions, names
 
@@ -166,8 +178,8 @@ def _place(seed: int, number: int, classes: Array, layout: np.random.Generator) 
     radius = float(np.exp(rng.uniform(np.log(15), np.log(42))))
     sprite = draw(name, radius, float(rng.uniform(-25, 25)), rng)
     x, y = int(rng.integers(w)), int(rng.integers(h))
-    home = np.argwhere(classes[::4, ::4] == STUFF.index(HOMES[name]))
-    if len(home) and rng.random() < AT_HOME:
+    home = np.argwhere(classes[::4, ::4] == STUFF.index(NATURAL_STUFF[name]))
+    if len(home) and rng.random() < NATURAL_SHARE:
         y, x = (int(v) * 4 for v in home[int(rng.integers(len(home)))])
     margin = int(radius * 0.6)
     x, y = int(np.clip(x, margin, w - margin)), int(np.clip(y, margin, h - margin))
@@ -176,7 +188,7 @@ def _place(seed: int, number: int, classes: Array, layout: np.random.Generator) 
 
 
 def _window(left: int, top: int, size: int, h: int, w: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of the image that a square covers, and the same part of the square."""
+    """Return the part of the image that a square covers, and the same part of the square."""
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + size, h), min(left + size, w)
     if y1 <= y0 or x1 <= x0:
         return (slice(0, 0), slice(0, 0)), (slice(0, 0), slice(0, 0))
@@ -184,7 +196,7 @@ def _window(left: int, top: int, size: int, h: int, w: int) -> tuple[tuple[slice
 
 
 def _masks_of(thing: _Placed, h: int, w: int) -> tuple[Array, Array]:
-    """How dark a thing's shadow is and how much it covers, (H, W) float32 each, in [0, 1]."""
+    """Return the darkness of a thing's shadow and its opacity, (H, W) float32 each, in [0, 1]."""
     alpha = thing.sprite.alpha
     size = alpha.shape[0]
     offset = max(1, size // 18)
@@ -204,7 +216,7 @@ def _paste(thing: _Placed, shadow: Array, opacity: Array, image: Array) -> None:
 
 
 def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Array, float]:
-    """What every pixel is multiplied by, (H, W, 1) and (3,) float32, and the sigma of the blur over all."""
+    """Return factors of the pixels, (H, W, 1) and (3,) float32, and the standard deviation of the blur."""
     h, w = shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
     ys, xs = np.mgrid[-0.5 : 0.5 : h * 1j, -0.5 : 0.5 : w * 1j].astype(np.float32)
@@ -214,7 +226,7 @@ def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Arr
 
 
 def _finish(image: Array, rng: np.random.Generator) -> Array:
-    """Light, hue, blur and grain over the whole scene."""
+    """Apply light, hue, blur and grain to the whole scene."""
     light, hue, sigma = _light(image.shape, rng)
     image = image * light * hue
     if sigma > 0.3:

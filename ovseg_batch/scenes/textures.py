@@ -1,6 +1,6 @@
-"""The stuff of the toy world: eight textures, drawn from noise.
+"""The stuff of the scenes: eight textures, drawn from noise.
 
-Every texture takes (height, width, rng) and gives (height, width, 3) float32 RGB in [0, 255].
+Every texture maps (height, width, rng) to (height, width, 3) float32 RGB in [0, 255].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Texture = Callable[[int, int, np.random.Generator], Array]
 
 
 def noise(h: int, w: int, cell: float, rng: np.random.Generator, stretch: tuple[float, float] = (1, 1)) -> Array:
-    """Smooth noise (h, w) in about [-1, 1] with blobs of `cell` pixels, stretched by (vertical, horizontal)."""
+    """Return smooth noise (h, w) in about [-1, 1] with blobs of `cell` pixels, stretched by (vertical, horizontal)."""
     gh = max(2, round(h / (cell * stretch[0])) + 2)
     gw = max(2, round(w / (cell * stretch[1])) + 2)
     grid = rng.uniform(-1, 1, (gh, gw)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The things of the toy world: twelve sprites drawn from parts, each with a common colour and some rarer ones."""
+"""The things of the scenes: twelve sprites, drawn from parts, each with a common colour and rarer ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
-CANVAS = 224  # pixels of the square a sprite is drawn on; it is scaled down from there
+CANVAS = 224  # side in pixels of the square on which a sprite is drawn before it is scaled down
 REACH = 1.12  # half the canvas in sprite units: shapes live in [-1, 1]
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing functions
 
@@ -21,7 +21,7 @@ WHITE: Colour = (246, 246, 242)
 
 
 class Pen:
-    """Draws filled shapes in sprite units, x right and y down, on an RGB canvas with its own opacity."""
+    """Draws filled shapes in sprite units, x right and y down, on an RGB canvas with opacity."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -72,7 +72,7 @@ class Sprite:
 
 
 def _pick(rng: np.random.Generator, palette: dict[str, Colour]) -> tuple[str, Colour]:
-    """The first colour half of the time, the others share the rest."""
+    """Return a random colour: the first with probability 1/2, otherwise one of the others."""
     names = list(palette)
     if len(names) == 1 or rng.random() < 0.5:
         return names[0], palette[names[0]]
@@ -350,11 +350,11 @@ def draw(name: str, radius: float, degrees: float, rng: np.random.Generator) -> 
     """Draw a thing so that sprite units of 1 are `radius` pixels, turned by `degrees`."""
     pen = Pen(rng)
     colour = THINGS[name](pen)
-    turn = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), degrees, 1 / 1.18)  # the corners stay on the canvas
+    turn = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), degrees, 1 / 1.18)  # keeps the corners on the canvas
     size = max(8, round(2 * radius * REACH * 1.18))
     rgb, alpha = (cv2.warpAffine(part, turn, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR) for part in (pen.rgb, pen.alpha))
     method = cv2.INTER_AREA if size < CANVAS else cv2.INTER_LINEAR
-    # Colour is scaled premultiplied, or the black around a sprite would bleed into its edge.
+    # Colours are premultiplied before scaling. Otherwise the black around a sprite would change its edge.
     weight = alpha.astype(np.float32) / 255
     small_weight = cv2.resize(weight, (size, size), interpolation=method)
     small = cv2.resize(rgb.astype(np.float32) * weight[..., None], (size, size), interpolation=method)

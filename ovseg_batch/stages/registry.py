@@ -19,7 +19,8 @@ from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
-#: a run computes stages that do not need each other in this order; `fused` takes the place of `dense` and `refine` under `dense.cache: none`
+#: A run computes stages that do not need each other in this order. Under `dense.cache: none`, `fused` takes the place of
+#: `dense` and `refine`.
 PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,

@@ -206,7 +206,7 @@ def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, file
         raise OvsegError(f"Stage {stage.name} gave arrays or files but declares none.")
     if files is not None:
         for name in result.files:
-            if not files.can_be(name):
+            if not files.accepts(name):
                 return failed(result, FailureCode.UNWRITABLE, f"no file can be called {name} here")
         for name, content in result.files.items():
             files.add(name, content)

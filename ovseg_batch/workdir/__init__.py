@@ -1,1 +1,1 @@
-"""What a workdir holds, and how far its run is."""
+"""The content of a workdir, and the progress of its run."""

@@ -1,4 +1,4 @@
-"""Files of committed shards, read only where their bytes are those that were committed."""
+"""Read files of committed shards after checking their bytes against the commit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ovseg_batch.workdir.store import StageStore, damage
 
 
 def checked(store: StageStore, shard: int, path: Path) -> Path:
-    """Return the path of a file of a shard, after its bytes have been compared with the shard's commit.
+    """Return the path of a file of a shard, after comparing its bytes with the shard's commit.
 
     Raises:
-        OvsegError: they are not what was committed.
+        OvsegError: the bytes differ from the commit.
     """
     name = path.relative_to(store.folder).as_posix()
     while True:
@@ -24,7 +24,7 @@ def checked(store: StageStore, shard: int, path: Path) -> Path:
         what = "" if record is None else damage(store.folder, record)
         if not what:
             return path
-        if store.read_sealed(shard) == commit:  # otherwise a run has replaced the file meanwhile
+        if store.read_sealed(shard) == commit:  # otherwise a run has replaced the file in the meantime
             raise OvsegError(
                 f"{path} is damaged: {what}. Run `ovseg-batch verify WORKDIR --repair`, then the run's own command, "
                 "which computes the shard again."
@@ -35,7 +35,7 @@ def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = No
     """Return the lines of a shard's table in row order, as `read_results` does.
 
     Raises:
-        OvsegError: as `checked`, or the table is none that the stage wrote.
+        OvsegError: as `checked`, or the stage did not write the table.
     """
     try:
         return read_results(checked(store, shard, store.data_path(shard, TABLE)), columns)
@@ -44,8 +44,8 @@ def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = No
 
 
 def foreign(store: StageStore, shard: int, reason: str) -> OvsegError:
-    """Return the error of a shard's table that the stage did not write; its commit can still hold the right hash."""
+    """Return the error for a table that the stage did not write, although its commit holds the right hash."""
     return OvsegError(
-        f"{store.data_path(shard, TABLE)} is none that this run has written: {reason}. "
+        f"{store.data_path(shard, TABLE)} was not written by this run: {reason}. "
         f"Delete the folder {store.folder}, and give the command of the run again."
     )

@@ -1,7 +1,7 @@
-"""Notes on a finished run: labels that are in no image or in nearly every one, and edits that changed nothing.
+"""Notes on a finished run: labels found in no image or in nearly every image, and edits without an effect.
 
-The counts come from the pass that writes the outputs, and the record that seals the outputs keeps them. Reading them
-takes one small file, whatever the number of images.
+The counts are computed while the outputs are written, and stored in the record of the outputs. Reading them takes one
+small file, independent of the number of images.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 from ovseg_batch.settings.edit_modes import EDIT_MODES, EditMode
 from ovseg_batch.workdir.store import Workdir
 
-LISTED = 10  # labels that a note names
-SHOWN = 60  # characters that a note shows of a label
-COMMON_IMAGES = 20  # fewer images say nothing about how common a label is
-COMMON_SHARE = 0.95  # of the images, from which a label is found in nearly every image
-MOSTLY = 0.5  # of the edited images: a larger share of unchanged ones is worth a warning
+LISTED = 10  # labels that a note names at most
+SHOWN = 60  # characters of a label that a note shows at most
+COMMON_IMAGES = 20  # the share of a label is not judged with fewer images
+COMMON_SHARE = 0.95  # share of the images from which a label counts as found in nearly every image
+MOSTLY = 0.5  # share of unchanged edited images above which there is a warning
 JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
 
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """How many images were edited, and on how many the edit has no effect.
+    """Numbers of edited images, and of images on which the edit has no effect.
 
     Attributes:
         mode: `edit.mode` of the run.
         images: images that have an edited file.
-        no_mask: edited images that have no mask of the chosen labels: copies, blank masks, or fillings alone.
-        whole_image: images that the kept masks, or the frame of a crop, cover completely.
-        skipped: images without a mask of the chosen labels that have no edited file (`edit.on_empty: skip`).
+        no_mask: edited images without a mask of the chosen labels: copies, blank masks, or only fillings.
+        whole_image: images that the masks, or the frame of a crop, cover completely.
+        skipped: images without a mask of the chosen labels and without an edited file (`edit.on_empty: skip`).
     """
 
     mode: str
@@ -56,8 +56,8 @@ class Findings:
 
     Attributes:
         images: finished images.
-        label_images: images that have a mask of each label. None: the record is older than these counts.
-        edits: None where nothing was edited, or where the record is older.
+        label_images: label → number of images with a mask of it. None: the record is older than these counts.
+        edits: None without edits, or for older records.
     """
 
     images: int
@@ -66,7 +66,7 @@ class Findings:
 
     @classmethod
     def from_record(cls, counts: Mapping[str, Any]) -> Findings:
-        """Return the findings among the counts of a sealed record. A missing count is None."""
+        """Return the findings in a sealed record. A missing count is None."""
         edits = counts.get("edits")
         return cls(counts["images"], counts.get("label_images"), None if edits is None else EditCounts(**edits))
 
@@ -76,7 +76,7 @@ class Findings:
 
 
 def read_findings(workdir: Workdir) -> Findings | None:
-    """Return the findings of the latest run of a workdir; None while its outputs are not written.
+    """Return the findings of the latest run of a workdir, or None while its outputs are not written.
 
     Raises:
         UsageError: there is no run in that folder.
@@ -88,7 +88,7 @@ def read_findings(workdir: Workdir) -> Findings | None:
 
 
 def embedded_note(settings: Sequence[str]) -> str | None:
-    """Return what masks of the package's own small models are worth; None where no setting names one."""
+    """Return a note on the validity of the package's small models, or None if no setting names one."""
     if not settings:
         return None
     return (
@@ -98,7 +98,7 @@ def embedded_note(settings: Sequence[str]) -> str | None:
 
 
 def found_note(label_images: Mapping[str, int] | None) -> str | None:
-    """Return how many images have a mask of each label, the most frequent labels first; None where none has."""
+    """Return a note on the number of images per label, the most frequent labels first, or None without masks."""
     found = sorted(((count, label) for label, count in (label_images or {}).items() if count), key=lambda x: -x[0])
     if not found:
         return None
@@ -108,12 +108,12 @@ def found_note(label_images: Mapping[str, int] | None) -> str | None:
 
 
 def label_notes(images: int, label_images: Mapping[str, int] | None, among: Collection[str] | None = None) -> list[str]:
-    """Return a sentence on the labels that no image has, and one on those that nearly every image has.
+    """Return a sentence on labels that no image has, and one on labels that nearly every image has.
 
     Args:
         images: finished images.
-        label_images: images that have a mask of each label. None: unknown, then there is no sentence.
-        among: labels to speak of. None: all.
+        label_images: label → number of images with a mask of it. None: unknown, which returns no sentence.
+        among: labels to report. None: all.
     """
     if not images or label_images is None:
         return []
@@ -133,7 +133,7 @@ def label_notes(images: int, label_images: Mapping[str, int] | None, among: Coll
 
 
 def edit_note(edits: EditCounts | None) -> str | None:
-    """Return on how many images the edit has no effect, and why; None where it has one on all."""
+    """Return a note on images without an effect of the edit, with the reasons, or None if there are none."""
     if edits is None:
         return None
     causes = (
@@ -152,7 +152,7 @@ def edit_note(edits: EditCounts | None) -> str | None:
 
 
 def edit_warning(edits: EditCounts | None) -> str | None:
-    """Return what to check where the edit has no effect on more than half of the images; else None."""
+    """Return a warning if the edit has no effect on more than half of the images, otherwise None."""
     if edits is None or edits.unchanged + edits.skipped <= MOSTLY * edits.total:
         return None
     no_mask = edits.no_mask + edits.skipped
@@ -180,7 +180,7 @@ def name_labels(labels: Sequence[str]) -> str:
 
 
 def printable(label: str) -> str:
-    """Return a label without characters that control a terminal or reorder text; a long one is cut."""
+    """Return a label without characters that control a terminal or reorder text. Long labels are cut."""
     cut = label if len(label) <= SHOWN else f"{label[: SHOWN - 1]}…"
     return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in cut)
 

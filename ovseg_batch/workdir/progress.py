@@ -1,4 +1,4 @@
-"""How far a run is, from what it has committed: right with no process running, and quick, for it imports no model."""
+"""The progress of a run, computed from its commits. No process of the run is needed, and no model is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovseg_batch.workdir.store import StageStore, Workdir
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """What the commits of one stage say."""
+    """The progress of one stage according to its commits."""
 
     name: str
     folder: str
@@ -31,7 +31,7 @@ class StageStatus:
 
 
 def stage_status(store: StageStore, shards: int) -> StageStatus:
-    """Add up the reliable commits among the first `shards` shards."""
+    """Sum the valid commits among the first `shards` shards."""
     commits = [commit for commit in store.commits() if commit.shard < shards]
     failed: Counter[str] = Counter()
     for commit in commits:
@@ -49,14 +49,14 @@ def stage_status(store: StageStore, shards: int) -> StageStatus:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Return a duration as text, such as `42 s`, `3 min 05 s` or `2 h 07 min`."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
 
 
 def pace(per_second: float) -> str:
-    """Return a speed with two digits that count: `12.3`, `0.41`, `0.037`."""
+    """Return a speed with at least two significant digits: `12.3`, `0.41`, `0.037`."""
     return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
 
 
@@ -73,9 +73,9 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def watch(workdir: Workdir, every: float) -> Iterator[dict[str, Any]]:
-    """The state now and again after so many seconds, until it is complete; speed and time left once they are known.
+    """Yield the state of a run every `every` seconds until the run is complete.
 
-    A stage that has moved since the first look also has `images_per_second` and `eta_seconds`.
+    A stage that has progressed since the first state also has `images_per_second` and `eta_seconds`.
 
     Raises:
         UsageError: there is no run in that folder.
@@ -96,12 +96,12 @@ def watch(workdir: Workdir, every: float) -> Iterator[dict[str, Any]]:
 
 
 def status(workdir: Workdir) -> dict[str, Any]:
-    """The state of the latest run of a workdir, right with no process running.
+    """Return the state of the latest run of a workdir. No process of the run is needed.
 
     Returns:
-        Among others: `embedded_models`, the settings that name a small model of the package; `label_images`, how many
-        images have a mask of each label; and `edits`, how many images were edited and how many of them show no change.
-        The last two are None while the run is not complete, and for outputs of older versions.
+        Among others: `embedded_models`, the settings that name a small model of the package; `label_images`, the number
+        of images with a mask of each label; and `edits`, the numbers of edited and of unchanged images. The last two
+        are None while the run is not complete, and for outputs of older versions.
 
     Raises:
         UsageError: there is no run in that folder.

@@ -1,4 +1,4 @@
-"""The rows of a run, shard by shard, as exports, reports and evaluation read them; no model is imported for it."""
+"""Read the results of a run shard by shard, for exports, reports and evaluation. No model is imported."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EDIT = "edit"
 
 
 def mask_stage(stages: Sequence[T], name: Callable[[T], str]) -> T:
-    """The one of a run's stages that drew the masks: the last, but for edits."""
+    """Return the stage of a run that computed the masks: the last one that is not the edit stage."""
     return next(stage for stage in reversed(stages) if name(stage) != EDIT)
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the latest run of a workdir has committed so far: finished or not.
+    """The committed results of the latest run of a workdir, which may be unfinished.
 
     Attributes:
-        labels: the classes in order, without the background.
-        stuff: those among them without single objects (`labels[].kind: stuff`).
-        has_background: whether what no mask covers was said to be background.
-        stores: the stages' folders, in order.
+        labels: classes in order, without the background.
+        stuff: those of them without single objects (`labels[].kind: stuff`).
+        has_background: whether pixels without a mask are background.
+        stores: folders of the stages, in order.
     """
 
     workdir: Workdir
@@ -45,7 +45,7 @@ class Results:
 
     @classmethod
     def open(cls, workdir: Workdir) -> Results:
-        """Raises UsageError where there is no run."""
+        """Open the latest run. Raises UsageError if there is none."""
         plan = workdir.read_plan()
         labels, stuff = tuple(plan["labels"]), tuple(plan["stuff"])
         return cls(workdir, labels, stuff, bool(plan.get("background")), tuple(workdir.stores()))
@@ -56,7 +56,7 @@ class Results:
 
     @property
     def masks(self) -> StageStore:
-        """The stage that drew the masks."""
+        """The stage that computed the masks."""
         return mask_stage(self.stores, lambda store: store.stage)
 
     @property
@@ -64,7 +64,7 @@ class Results:
         return self.stores[-1] if self.stores[-1].stage == EDIT else None
 
     def state_of(self, shard: int) -> str:
-        """A digest of a shard's images, and of what is committed of their masks and edits: others, another digest."""
+        """Return a digest of a shard's images and of their committed masks and edits."""
         digest = hashlib.blake2b(digest_size=16)
         for row in self.manifest.read_shard(shard):
             digest.update(repr((row.row, row.key, row.path, row.bytes, row.mtime_ns)).encode())
@@ -74,7 +74,7 @@ class Results:
         return digest.hexdigest()
 
     def shard(self, shard: int) -> Iterator[FinishedImage]:
-        """Yield the images of a committed shard that have masks, as `finished_images`."""
+        """Yield the finished images of a committed shard, as `finished_images` does."""
         yield from finished_images(self.manifest, self.masks, [shard], self.labels)
 
 
@@ -84,14 +84,14 @@ def finished_images(
     shards: Iterable[int] | None = None,
     labels: Collection[str] | None = None,
 ) -> Iterator[FinishedImage]:
-    """Yield every image that the mask stage has finished, in manifest order. A shard is read when its first is needed.
+    """Yield the images that the mask stage has finished, in manifest order. Shards are read one at a time.
 
     Args:
-        shards: those to read; None: all.
-        labels: those that masks may have; None: any.
+        shards: shards to read. None: all.
+        labels: allowed labels of masks. None: any.
 
     Raises:
-        OvsegError: the table of a shard is damaged or is none that the stage wrote.
+        OvsegError: the table of a shard is damaged, or the stage did not write it.
     """
     for shard in range(manifest.shards) if shards is None else shards:
         rows = {row.row: row for row in manifest.read_shard(shard)}
@@ -109,7 +109,7 @@ def finished_images(
 
 
 def _check_masks(image: FinishedImage, labels: Collection[str] | None) -> None:
-    """Raise ValueError or TypeError where the masks of an image cannot be its."""
+    """Raise ValueError or TypeError if a mask of an image is invalid."""
     number = image.row.row
     if min(image.size) < 1:
         raise ValueError(f"row {number} has {image.width} × {image.height} pixels")
@@ -123,7 +123,7 @@ def _check_masks(image: FinishedImage, labels: Collection[str] | None) -> None:
 
 
 def committed_content(stores: Iterable[StageStore]) -> str:
-    """Return a hash of all committed results, by which outputs are known to be made of these and of no earlier ones."""
+    """Return a hash of all committed results. Outputs with an equal hash are up to date."""
     digest = hashlib.blake2b(digest_size=16)
     for store in stores:
         for commit in store.commits():
@@ -134,10 +134,10 @@ def committed_content(stores: Iterable[StageStore]) -> str:
 def failed_rows(
     manifest: Manifest, stores: Sequence[StageStore], shards: Iterable[int] | None = None
 ) -> Iterator[tuple[int, str, str, str, str]]:
-    """(row, key, stage, code, message) of every failed image: its first failure, not those that this one causes.
+    """Yield (row, key, stage, code, message) of every failed image. Only its first failure is listed.
 
     Args:
-        shards: those to read; None: all.
+        shards: shards to read. None: all.
     """
     for shard in range(manifest.shards) if shards is None else shards:
         listed: set[int] = set()
@@ -152,7 +152,7 @@ def failed_rows(
 
 
 def changed_keys(workdir: Workdir) -> frozenset[str]:
-    """Return the keys of images whose file an earlier stage has read, and a later one could not or found changed."""
+    """Return the keys of images whose file a stage has read, but a later stage could not read or found changed."""
     stores = tuple(workdir.stores())
     rows = failed_rows(Manifest.open(workdir.manifest), stores)
     return frozenset(key for _, key, stage, code, _ in rows if stage != stores[0].stage and code in OF_THE_FILE)

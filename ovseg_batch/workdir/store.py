@@ -1,7 +1,7 @@
-"""The workdir: stage folders named by fingerprint, closed data files, and the commit records that make them count.
+"""The workdir: stage folders named by fingerprint, data files, and commit records.
 
-A shard exists when its commit record parses, names this fingerprint, and its files have the recorded sizes. The data
-files are made durable first and the record last, so whatever kills the process leaves either a whole shard or none.
+A shard exists if its commit record parses, names this fingerprint, and its files have the recorded sizes. The data
+files are made durable first, and the record last. A killed process therefore leaves a complete shard or none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FILES = "files"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in a workdir that is not as it was committed. `shard` is the one to redo, where there is one."""
+    """A file in a workdir that differs from its commit. `shard` is the shard to compute again, if any."""
 
     path: Path
     what: str
@@ -53,13 +53,13 @@ class Problem:
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """32 hex digits of BLAKE2b over the canonical JSON of everything that decides a stage's result."""
+    """Return the BLAKE2b hash (32 hex digits) of the canonical JSON of all inputs that decide a stage's result."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def damage(root: Path, file: FileRecord) -> str:
-    """Return how a file differs from its record; empty where it does not."""
+    """Return how a file differs from its record. Empty if it does not."""
     try:
         found = file_record(root / file.path, root)
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 class StageStore:
-    """One stage's folder: where its shards go and which of them are committed."""
+    """The folder of one stage, with its committed shards."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class StageStore:
         self._revisions = revisions or {}  # shard → revision of the manifest that its commit must carry
 
     def revision(self, shard: int) -> int:
-        """The manifest's revision in which the shard's rows last changed."""
+        """Return the revision of the manifest in which the shard's rows last changed."""
         return self._revisions.get(shard, 0)
 
     def data_path(self, shard: int, suffix: str) -> Path:
@@ -104,29 +104,29 @@ class StageStore:
 
     @property
     def files(self) -> Path:
-        """Where whole files lie that the stage gives, under names of their own."""
+        """The folder of the stage's output files."""
         return self.folder / FILES
 
     @property
     def parts(self) -> Path:
-        """Files that are being written and have no name yet."""
+        """The folder of unfinished output files."""
         return self.folder / "parts"
 
     def commit_path(self, shard: int) -> Path:
         return self.folder / "commits" / f"{shard // SHARDS_PER_FOLDER:03d}" / f"{shard:06d}.json"
 
     def create(self, inputs: Mapping[str, Any]) -> None:
-        """Make the folder and its `stage.json`, which says in clear what the fingerprint stands for."""
+        """Create the folder and its `stage.json`, which lists the inputs of the fingerprint."""
         path = self.folder / "stage.json"
         if not path.exists():
             description = {"version": FORMAT_VERSION, "stage": self.stage, "fingerprint": self.fingerprint}
             write_text(path, json.dumps({**description, "inputs": inputs}, indent=2, ensure_ascii=False) + "\n")
 
     def read_commit(self, shard: int, outdated: bool = False) -> Commit | None:
-        """Return the shard's commit, or None where there is none that can be relied on.
+        """Return the shard's commit, or None if there is no valid one.
 
         Args:
-            outdated: also return one that `is_current` refuses.
+            outdated: also return a commit that is not current.
         """
         commit = self.read_sealed(shard)
         if commit is None or (commit.fingerprint, commit.shard) != (self.fingerprint, shard):
@@ -140,7 +140,7 @@ class StageStore:
         return commit if sizes_match else None
 
     def is_current(self, commit: Commit) -> bool:
-        """Return whether a commit has the manifest's revision and was computed from today's upstream commits."""
+        """Return whether a commit has the manifest's revision and was computed from the present upstream commits."""
         if commit.revision != self.revision(commit.shard):
             return False
         upstream = self.upstream_commits(commit.shard)
@@ -149,13 +149,13 @@ class StageStore:
         )
 
     def upstream_commits(self, shard: int) -> dict[str, Commit] | None:
-        """Return stage → its commit of the shard, or None where one is missing."""
+        """Return upstream stage → commit of the shard, or None if one is missing."""
         found = {name: store.read_commit(shard) for name, store in self.upstream.items()}
         commits = {name: commit for name, commit in found.items() if commit is not None}
         return commits if len(commits) == len(found) else None
 
     def read_sealed(self, shard: int) -> Commit | None:
-        """Return the shard's commit if its record is whole, whatever it says; else None."""
+        """Return the shard's commit if its record is intact, without further checks, otherwise None."""
         try:
             commit = Commit.from_record(unseal(self.commit_path(shard).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
@@ -163,14 +163,14 @@ class StageStore:
         return commit if commit.version == FORMAT_VERSION else None
 
     def commits(self) -> Iterator[Commit]:
-        """Every reliable commit, in shard order."""
+        """Yield every valid commit, in shard order."""
         for shard in self._recorded_shards():
             commit = self.read_commit(shard)
             if commit is not None:
                 yield commit
 
     def missing(self, shards: int) -> list[int]:
-        """The shards of 0 … shards-1 that have no reliable commit yet."""
+        """Return the shards of 0 … shards-1 without a valid commit."""
         done = {commit.shard for commit in self.commits()}
         return [shard for shard in range(shards) if shard not in done]
 
@@ -178,10 +178,10 @@ class StageStore:
         write_bytes(self.commit_path(commit.shard), seal(commit.to_record()))
 
     def adopt(self, other: StageStore) -> int:
-        """Take over what another workdir has committed under this fingerprint and this one has not; how many shards.
+        """Link missing shards that another workdir has committed under this fingerprint. Return their number.
 
-        The files are hard links, or symbolic ones to where the file system has no others: neither takes room, and
-        replacing a shard replaces one's own link.
+        The files are hard links, or symbolic links where the file system has no hard links. Replacing a shard replaces
+        only the link in this workdir.
         """
         taken = 0
         for commit in other.commits():
@@ -201,20 +201,20 @@ class StageStore:
         return taken
 
     def remove_files(self, paths: Iterable[str]) -> None:
-        """Delete whole files, named as in a commit, that no commit speaks of any more."""
+        """Delete output files, named as in a commit, that no commit lists any more."""
         for path in paths:
             if path.startswith(f"{FILES}/"):
                 (self.folder / path).unlink(missing_ok=True)
 
     def uncommit(self, shard: int) -> None:
-        """Take the shard's commit away, before its files are replaced by others."""
+        """Delete the shard's commit, before its files are replaced."""
         path = self.commit_path(shard)
         if path.exists():
             path.unlink()
             fsync_folder(path.parent)
 
     def verify(self, shards: int) -> Iterator[Problem]:
-        """Read every committed file again; whatever is damaged, missing, or belongs to nobody."""
+        """Read every committed file. Yield files that are damaged, missing, or in no commit."""
         claimed: set[Path] = set()
         for shard in self._recorded_shards():
             path = self.commit_path(shard)
@@ -231,10 +231,10 @@ class StageStore:
                         yield Problem(self.folder / file.path, what, self, shard)
         for path in sorted((self.folder / "data").glob("*/*")):
             if path not in claimed and not path.name.startswith("."):
-                yield Problem(path, "no commit speaks of it")
+                yield Problem(path, "it is in no commit")
 
     def in_use(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Create and hold the folder, so that `gc` does not delete it."""
+        """Create and lock the folder, so that `gc` does not delete it."""
         return locks.shared(self.folder / LOCK, lambda: self.create(inputs))
 
     def _recorded_shards(self) -> Iterator[int]:
@@ -246,7 +246,7 @@ class StageStore:
 
 
 class Workdir:
-    """The folder a run leaves behind: results at its top, the machine's part under `stages/`."""
+    """The output folder of runs: outputs at its top, stage folders under `stages/`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -273,7 +273,7 @@ class Workdir:
 
     @property
     def plan(self) -> Path:
-        """Which stage folders the latest run uses, so that `status` needs no model and no config."""
+        """The file that names the stage folders of the latest run, so that `status` needs no model and no config."""
         return self.root / PLAN
 
     def owns(self, path: Path) -> bool:
@@ -287,7 +287,7 @@ class Workdir:
         return path.is_relative_to(root) and path != root and path.relative_to(root).parts[0] in written
 
     def create(self) -> None:
-        """Make the folder and see that it can be written, before any work is done for it."""
+        """Create the folder and check that it is writable, before any work starts."""
         try:
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
             write_text(self.root / "stages" / ".writable", "")
@@ -295,19 +295,19 @@ class Workdir:
         except OSError as error:
             raise OvsegError(
                 f"Cannot write to the workdir {self.root}: {error.strerror or error}. "
-                "What is committed stays. Correct the cause and "
+                "Committed shards are kept. Correct the cause and "
                 f"{spelled('give the same command again, or another -o', 'call it again, or with another workdir=')}."
             ) from None
 
     def remove_leftovers(self) -> int:
-        """Delete temporary files that no living process of this host owns; how many there were.
+        """Delete temporary files of processes that have ended. Return their number.
 
-        Called before a run: a killed one leaves them, and they would fill the disk one crash at a time.
+        This is called before a run, because killed runs leave such files, which would fill the disk over time.
         """
         pattern = f".*{TEMPORARY_SUFFIX}"
         found = [*temporaries_in(self.root), *temporaries_in(self.root / "stages")]
         for part in (self.root / "stages").glob("*/*"):
-            if part.name != FILES:  # millions may lie there, and none under a passing name
+            if part.name != FILES:  # may hold millions of files, none of them temporary
                 found += part.rglob(pattern) if part.is_dir() else [part] if fnmatch(part.name, pattern) else []
         return remove_leftovers(found)
 
@@ -321,7 +321,7 @@ class Workdir:
         return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint, revisions, upstream)
 
     def stores(self) -> list[StageStore]:
-        """The stages of the latest run, in order. Raises UsageError where there is none."""
+        """Return the stage folders of the latest run, in order. Raises UsageError if there is no run."""
         plan = self.read_plan()
         stores: dict[str, StageStore] = {}
         for entry in plan["stages"]:
@@ -331,26 +331,26 @@ class Workdir:
         return list(stores.values())
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Hold the files at the top of the workdir: settings, plan and outputs. One process at a time writes them."""
+        """Lock the files at the top of the workdir (settings, plan, outputs), which one process at a time writes."""
         return locks.exclusive(self.root / "stages" / LOCK)
 
     def made_of(self) -> list[str]:
-        """Return what the outputs of the latest run are made of: the fingerprints of its manifest and its stages."""
+        """Return the fingerprints of the manifest and of the stages that the outputs depend on."""
         plan = self.read_plan()
         return [plan["manifest"], *(stage["fingerprint"] for stage in plan["stages"])]
 
     def seal_outputs(self, paths: Iterable[Path], facts: Mapping[str, Any]) -> None:
-        """Remember what the files at the top are, so that `verify` can tell, and what a finished run says of itself."""
+        """Write the record of the outputs: hashes of the files for `verify`, and facts about the finished run."""
         files = [dataclasses.asdict(file_record(path, self.root)) for path in paths]
         record = {"version": FORMAT_VERSION, "files": files, **facts}
         write_bytes(self.root / "stages" / OUTPUTS, seal(record))
 
     def unseal_outputs(self) -> None:
-        """The files at the top are no longer what the commits say."""
+        """Delete the record of the outputs, because they no longer match the commits."""
         (self.root / "stages" / OUTPUTS).unlink(missing_ok=True)
 
     def sealed_outputs(self) -> dict[str, Any] | None:
-        """What `seal_outputs` has remembered, where the files are there at the size that they had."""
+        """Return the record of the outputs if the files have the recorded sizes, otherwise None."""
         try:
             record = unseal((self.root / "stages" / OUTPUTS).read_bytes())
             same = all((self.root / file["path"]).stat().st_size == file["bytes"] for file in record["files"])
@@ -359,7 +359,7 @@ class Workdir:
         return record if same else None
 
     def verify(self) -> list[Problem]:
-        """Everything of the latest run that is not as it was committed. Reads every byte; changes nothing."""
+        """Return all differences between the files of the latest run and their records. Reads all bytes."""
         shards = self.read_plan()["shards"]
         problems = [problem for store in self.stores() for problem in store.verify(shards)]
         path = self.root / "stages" / OUTPUTS
@@ -378,7 +378,7 @@ class Workdir:
         return problems
 
     def unused(self) -> list[Path]:
-        """Stage folders that the latest run does not refer to and no process is using."""
+        """Return stage folders that the latest run does not use and no process has locked."""
         named = {entry["folder"] for entry in self.read_plan()["stages"]}
         found = []
         for path in sorted((self.root / "stages").glob("*/stage.json")):
@@ -388,9 +388,9 @@ class Workdir:
         return found
 
     def remove(self, folder: Path) -> None:
-        """Delete a stage folder that no run uses; what a crash leaves of it is still named by `unused` the next time.
+        """Delete a stage folder that no run uses. After a crash, `unused` returns the remaining folder again.
 
-        Of a link to a folder elsewhere, which another workdir may share, only the link is deleted.
+        If the folder is a link, only the link is deleted, because another workdir may share the target.
         """
         if folder.is_symlink():
             folder.unlink()
@@ -399,7 +399,7 @@ class Workdir:
             if unused:
                 for part in sorted(folder.iterdir(), key=lambda path: (path.name == LOCK, path.name == "stage.json")):
                     delete(part)
-                with suppress(OSError):  # a run that begins has created its folder again
+                with suppress(OSError):  # a new run has created its folder again
                     folder.rmdir()
 
     def write_plan(self, record: Mapping[str, Any]) -> None:
@@ -407,7 +407,7 @@ class Workdir:
         write_text(self.plan, json.dumps({"version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> dict[str, Any]:
-        """Raises UsageError where there is no run."""
+        """Read the record of the latest run. Raises UsageError if there is none."""
         try:
             return PlanRecord.model_validate_json(self.plan.read_bytes()).model_dump()
         except FileNotFoundError:
