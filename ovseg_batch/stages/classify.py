@@ -1,4 +1,4 @@
-"""Classify: every proposal is held against every word, and the masks that speak for one are kept with their reasons.
+"""Classify: score every proposal for every word, and keep the masks of present classes with reasons.
 
 No picture is looked at: suppression, denoising, temperature, size penalty, thresholds, NMS and top-K work on what
 `embed` has kept.

@@ -67,9 +67,9 @@ def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig)
 
 
 def refuse_everything(region: Array) -> None:
-    """Raises RowError where a region leaves nothing of the picture to go by."""
+    """Raise RowError where a region covers the whole image, so that no context is left."""
     if region.all():
-        raise RowError(FailureCode.NO_EDIT, "the mask, widened, covers the whole image: nothing is left to go by")
+        raise RowError(FailureCode.NO_EDIT, "the dilated mask covers the whole image: no context is left")
 
 
 def _soft(picture: Picture, mask: Array, config: Config) -> tuple[Array, Array]:

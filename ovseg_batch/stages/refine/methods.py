@@ -122,7 +122,8 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
 def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
     """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
 
-    A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
+    A mask that repeats a better one of its class is dropped. Source: García García 2025, README of the code
+    "CLIP-Guided SAM2 Segmentation".
     """
 
     def select(predictions: _Predictions) -> list[_Selected]:
@@ -157,7 +158,8 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
 def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: float | str) -> Found:
     """Return the proposals in which enough pixels carry one class of the dense map.
 
-    Source: the pipeline's document; with `vote` 0 CorrCLIP's map correction; or by mean probability.
+    Source: García García 2025, README of the code "SCLIP-based Segmentation and Editing Pipeline". With `vote` 0,
+    CorrCLIP's map correction; with `soft`, the mean probability.
     """
     candidates, kept = [], []
     size = dense.labels.shape
