@@ -1,4 +1,4 @@
-"""Every key of the settings in words: type, default, meaning, and what reads it.
+"""Describe every key of the settings: type, default, meaning, and readers.
 
 `ovseg-batch settings` prints these lines, and `docs/settings.md` is made of them. All but the readers comes from the
 models of the settings.
@@ -123,9 +123,9 @@ READERS = {
     "run.gpus_per_worker": Readers("the engine ray"),
     "run.batch_size": Readers("dense, embed"),
     "run.point_chunk": Readers("propose, refine"),
-    "run.remote_private": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_tries": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_timeout": Readers("whatever reads images", "run.allow_remote", ("true",)),
+    "run.remote_private": Readers("stages that read images", "run.allow_remote", ("true",)),
+    "run.remote_tries": Readers("stages that read images", "run.allow_remote", ("true",)),
+    "run.remote_timeout": Readers("stages that read images", "run.allow_remote", ("true",)),
 }
 
 

@@ -20,7 +20,7 @@ class ManifestConfig(Section):
 
 
 class RunConfig(Section):
-    """How fast a run is, and what it may read. Of these only `precision` and the limits can change a result."""
+    """Speed and limits of a run. Only `precision` and the limits can change a result."""
 
     engine: Literal["local", "ray"] = "local"
     """Where the stages are computed: this machine, or a Ray cluster."""
@@ -39,7 +39,7 @@ class RunConfig(Section):
     point_chunk: Annotated[int, Field(ge=1)] | None = None
     """Prompts that SAM2 computes together. null: 8 on a CPU, 64 on a GPU."""
     stall_minutes: Annotated[float, Field(gt=0)] | None = None
-    """A worker that finishes no image for so long is killed and replaced. null: never."""
+    """Minutes without a finished image after which a worker is killed and replaced. null: never."""
     precision: Precision = "auto"
     """Precision of the models. `auto` is bf16 on a GPU (fp16 before Ampere) and fp32 on a CPU, but bf16 for full-size
     models on a CPU with AMX."""
@@ -62,4 +62,4 @@ class RunConfig(Section):
     max_failure_rate: Share = 1.0
     """Stop the run when a larger share of its images has failed."""
     metrics_file: PathText | None = None
-    """A file that is kept up to date for the textfile collector of Prometheus. null: none."""
+    """A file that is updated for the textfile collector of Prometheus. null: none."""

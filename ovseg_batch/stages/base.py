@@ -1,6 +1,6 @@
-"""What a stage is, and what it reads from the stages before it.
+"""The interface of stages, and access to the results of earlier stages.
 
-A stage turns the rows of a shard into one `RowResult` each. It knows no path, no commit and no other stage. It reads
+A stage computes one `RowResult` per row of a shard. It depends on no path, commit or other stage. It reads
 the results of earlier stages through `Upstream`. `stages.shard` writes what it returns.
 """
 
@@ -39,7 +39,7 @@ ANSWER_STAGES = {"dense": "refine", "proposals": "classify"}  # value of `method
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one worker of a stage needs. Without an `accelerator` it computes on the CPU and reserves no GPU."""
+    """The resources of a worker. Without an `accelerator`, it computes on the CPU and reserves no GPU."""
 
     accelerator: bool = True
 
@@ -66,11 +66,11 @@ class Upstream:
         return self._values[row].get("content")
 
     def array(self, row: int, name: str, shape: Shape) -> Array:
-        """Return an array of numbers that the stage has kept for the row.
+        """Return a numeric array that the stage has stored for the row.
 
         Args:
             name: of the array.
-            shape: that the array must have; None where any length of 1 or more will do.
+            shape: required shape. None: any length of at least 1.
 
         Raises:
             OvsegError: the shard holds no such array. Where hashes are forged, its bytes can still be those committed.
@@ -90,7 +90,7 @@ class Upstream:
         return array
 
     def arrays(self, row: int) -> dict[str, Array]:
-        """Return every array kept for the row, by name, as it is."""
+        """Return the arrays that are stored for the row, by name, without checks."""
         return self._arrays.read_all(row) if self._arrays is not None else {}
 
     def result(self, row: ImageRow) -> RowResult:
@@ -119,14 +119,14 @@ def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
 
 
 class StagePlan(Protocol):
-    """What a stage reads, keeps and depends on. It is made from the settings and imports no model library.
+    """The inputs, outputs and dependencies of a stage. It is built from the settings and imports no model library.
 
     Attributes:
         version: changes when the code changes what the stage computes.
         needs: names of the stages that it reads.
         columns: fields that it adds to the Parquet row. A stage that writes files names them in a column `files`.
         arrays: whether it writes an NPZ.
-        reads_images: whether it opens the images, or works on what earlier stages have kept.
+        reads_images: whether it opens the images. Otherwise it uses the results of earlier stages.
     """
 
     name: str
@@ -138,16 +138,16 @@ class StagePlan(Protocol):
     reads_images: bool
 
     def inputs(self) -> dict[str, Any]:
-        """Return all that decides the result but the manifest and upstream, as JSON-able values in clear."""
+        """Return all values that decide the result, except manifest and upstream, as JSON-able values."""
         ...
 
     def estimate_bytes(self, height: int, width: int) -> int | None:
-        """Return the bytes that the arrays of an image of that size take; None where its content decides."""
+        """Return the bytes of the arrays of an image of that size, or None if they depend on its content."""
         ...
 
 
 class DeclaredPlan(StagePlan, Protocol):
-    """A plan whose class declares what the settings mean for it, before words and models are resolved."""
+    """A plan whose class declares the effects of settings, before words and models are resolved."""
 
     def __init__(self, run: Resolved) -> None: ...
 
@@ -163,12 +163,12 @@ class DeclaredPlan(StagePlan, Protocol):
 
     @staticmethod
     def cost_of(config: Config) -> str:
-        """Describe what its models compute for an image; empty where that is little."""
+        """Describe the computations of its models per image. Empty if they are small."""
         ...
 
     @staticmethod
     def query_setting(config: Config) -> tuple[str, str] | None:
-        """Return the key and value with which a run keeps what a query for other words needs of this stage."""
+        """Return the key and value with which a run stores the results that queries need from this stage."""
         ...
 
 

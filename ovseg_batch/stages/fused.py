@@ -1,4 +1,4 @@
-"""Dense and refine in one pass, where what CLIP says is kept nowhere: for folders whose logits no disk would hold."""
+"""Dense and refine in one pass, without storing CLIP's logits, for runs whose logits would not fit on the disk."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FusedStage(FusedPlan):
 
 
 class _Passed(Upstream):
-    """What the stage before has said of some rows, as if it had been committed."""
+    """The results of the dense stage for some rows, in place of a committed shard."""
 
     def __init__(self, results: Sequence[RowResult]) -> None:
         self._said = {result.row: result for result in results}

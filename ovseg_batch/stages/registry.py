@@ -1,4 +1,6 @@
-"""The stages, and how settings become a plan of one. A new stage has a line here and one in `implementations`."""
+"""The table of stages, and the construction of plans from settings. A new stage has a line here and one in
+`implementations`.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def plans_of(config: Config) -> list[type[DeclaredPlan]]:
 
 @dataclass(frozen=True, slots=True)
 class DescribedPreset:
-    """A preset in words: what it does, its stages, what an image costs, what it is good at, and its source."""
+    """The description of a preset: purpose, stages, cost per image, strengths, and source."""
 
     name: str
     what: str
@@ -104,7 +106,7 @@ def competition(config: Config) -> Competition:
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
-    """The classes and queries the config asks for.
+    """Build the vocabulary of the settings.
 
     Raises:
         UsageError: no labels, or words the embedded model was never taught.
@@ -139,7 +141,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def make_plan(run: Resolved, name: str) -> DeclaredPlan:
-    """Return what a stage reads, keeps and depends on.
+    """Return the plan of a stage.
 
     Raises:
         UsageError: settings that name nothing that exists, or that do not go together.

@@ -1,4 +1,4 @@
-"""Edits that need no generator: one picture and a mask in, one picture out."""
+"""Edits without a generator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 def plain_edit(
     picture: Picture, counts: Sequence[bytes], config: Config, keeps: bool, background: Array | None
 ) -> tuple[Picture, bool]:
-    """Return what the settings' mode makes of a picture, and whether that is a change.
+    """Edit an image in the mode of the settings. Return it, and whether the edit has an effect.
 
     Args:
         counts: RLE of the masks of what stays when `keeps`, else of what goes.
@@ -110,7 +110,7 @@ def _crop(picture: Picture, mask: Array, config: Config) -> Picture:
 
 
 def _replaced(picture: Picture, region: Array, config: Config, background: Array | None) -> Picture:
-    """The region closed or filled, piece by piece; every other bit as it was."""
+    """Inpaint or fill the region, piece by piece. Other pixels stay bitwise equal."""
     edit = config.edit
     if edit.mode == "erase":
         refuse_everything(region)
@@ -130,7 +130,7 @@ def _replaced(picture: Picture, region: Array, config: Config, background: Array
 
 
 def _filling(pixels: Array, kept: Array, config: Config, background: Array | None) -> Array:
-    """What lies behind what is kept, of the picture's size."""
+    """Return the filling behind the kept pixels, in the size of the image."""
     fill = config.edit.fill
     above, below = (_rgb(colour) for colour in (fill.colour, fill.colour_below))
     if fill.kind == "colour":
@@ -151,7 +151,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
 
 def _pieces(region: Array) -> Iterator[Array]:
-    """The connected pieces of a region, each (H, W) bool."""
+    """Yield the connected pieces of a region, each (H, W) bool."""
     count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
     for number in range(1, count):
         yield labels == number

@@ -1,4 +1,4 @@
-"""What the edit stage reads, keeps and depends on."""
+"""The plan of the edit stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITHOUT_MASK = {"cutout": "skip", "crop": "skip", "fill": "fill"}  # mode that k
 
 @dataclass(frozen=True, slots=True)
 class InpaintParameters:
-    """How the generator paints: what the settings say, and what goes with the model where they say nothing."""
+    """The parameters of the generator: those of the settings, or defaults of the model."""
 
     size: int  # pixels a side of a square
     steps: int
@@ -100,7 +100,7 @@ class EditPlan:
         _check_edit(config)
 
     def _labels(self) -> frozenset[str]:
-        """The labels whose masks count. Raises UsageError for a name that is no label."""
+        """Return the labels whose masks count. Raises UsageError for an unknown label."""
         known = [label.name for label in self._config.labels]
         edit = self._config.edit
         for name in (*edit.keep, *edit.drop, *edit.prompts):
@@ -125,7 +125,7 @@ class EditPlan:
 
 
 def _check_edit(config: Config) -> None:
-    """Refuse settings that cannot be done on any image."""
+    """Raise UsageError for settings that cannot be applied to any image."""
     edit = config.edit
     if edit.mode == "cutout" and edit.format == "jpeg":
         raise UsageError("edit.mode: cutout makes transparency, which JPEG cannot hold. Set edit.format: png or webp.")
@@ -136,7 +136,7 @@ def _check_edit(config: Config) -> None:
 
 
 def needs_prompts(config: Config) -> bool:
-    """Whether the manifest must say what to paint, because the settings do not say it for every label."""
+    """Return whether the manifest must contain prompts, because the settings have no prompt for some labels."""
     edit = config.edit
     chosen = edit.drop or tuple(label.name for label in config.labels)
     said = bool(edit.prompt.strip()) or (not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen))
