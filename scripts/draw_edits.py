@@ -94,7 +94,7 @@ def presets(output: Path, pairs: int) -> None:
 
 
 def _showing(name: str) -> Iterator[int]:
-    """Held-out scenes of which at least 6 % (stuff: 25 %) are `name`, and in which something else is seen as well."""
+    """Held-out scenes with at least 6 % (stuff: 25 %) of `name`, and in which something else is seen as well."""
     number = scenes.CLASSES.index(name)
     least = 0.25 if name in scenes.STUFF else 0.06
     for seed in scenes.HELD_OUT_SEEDS[FIRST:]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Does any edit change a bit outside its masks? Photographs in every guise, with masks at random; ends with 1 if so.
+"""Does any edit change a bit outside its masks? Photographs in every variant, with masks at random; ends with 1 if so.
 
 scripts/edit_identity.py --images 100
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The edits held against rendered scenes, whose truth is known, as tables.
+"""Tables that compare edits with rendered scenes, whose truth is known.
 
     scripts/eval_edits.py alpha --images 500     # hard masks, soft alpha, clean colours
     scripts/eval_edits.py removal                # the generator against OpenCV's fill
-    scripts/eval_edits.py replacement            # is what was asked for named right?
+    scripts/eval_edits.py replacement            # does CLIP name the new content?
 
 Everything runs as a person would run it, from the images on; what was computed before in --root is not again.
 """
@@ -82,7 +82,7 @@ def alpha(at: tuple[Path, int], images: int) -> None:
 @click.option("--set", "overrides", multiple=True)
 @click.pass_obj
 def removal(at: tuple[Path, int], images: int, overrides: Sequence[str]) -> None:
-    """All things taken away, around them held against the scene rendered without them."""
+    """All things taken away, compared around them with the scene rendered without them."""
     bench = Bench(at[0], images, at[1])
     drop = {"edit.drop": list(THINGS)}
     lines = [("OpenCV's fill (`erase`)", bench.edit("erase", **drop))]

@@ -4,7 +4,7 @@
     scripts/tune_masq.py train --minutes 15     # writes checkpoints/demo/masq.safetensors; again, it goes on
     scripts/tune_masq.py compare                # mask AP on base and novel classes, zero-shot tokens against tuned
 
-Masks come from scenes: those of base classes with their names (the annotations that somebody has), and, by progressive
+Masks come from scenes: those of base classes with their names (the annotations that a user has), and, by progressive
 distillation, proposals that SAM2 rates well and that miss every base mask, as masks of something else: MasQCLIP's
 "background", a word of CLIP's own. Novel classes are never named. Source: Xu et al., ICCV 2023.
 """
@@ -50,7 +50,7 @@ MISSES = 0.1  # IoU with a base mask up to which a proposal misses it
 SCALE = 100.0  # CLIP's own
 BATCH = 8  # scenes
 OTHERS = 0.1  # weight of the masks of something else, as published
-SCENES, PROPOSED = 2000, 400  # training scenes, and how many of them are asked for proposals
+SCENES, PROPOSED = 2000, 400  # training scenes, and how many of them get proposals
 STEP = 1e-3
 
 

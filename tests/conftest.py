@@ -70,7 +70,7 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One picture in every guise."""
+    """One picture in every variant."""
     return write_variants(
         tmp_path_factory.mktemp("variants"), Image.fromarray(photographs.astronaut()).resize((320, 240))
     )

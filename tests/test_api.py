@@ -1,4 +1,4 @@
-"""Runs from Python, and what is told while a stage runs."""
+"""Runs from Python, and progress while a stage runs."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_the_command_lines_page_is_the_programs_help() -> None:
 
 
 def test_completion(tmp_path: Path) -> None:
-    """What the shell is told, for `ovseg-batch exp` and for `export out -f se`."""
+    """Completions of the shell, for `ovseg-batch exp` and for `export out -f se`."""
     program = Path(sys.executable).parent / "ovseg-batch"
     for words, wanted in (("ovseg-batch exp", "export"), ("ovseg-batch export out -f se", "semantic")):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Edits by a generator: what it is asked, by whom, and how its pictures are judged."""
+"""Edits by a generator: its requests, their order, and how its pictures are judged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Spy(Inpainter):
-    """A loaded pipeline that remembers what it was asked."""
+    """A loaded pipeline that records its requests."""
 
     requests: list[list[Request]]
 
@@ -97,7 +97,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_demo_pipeline_gives_the_same_bits_in_any_full_batch() -> None:
-    """A row's picture depends on its own seed, whoever its neighbours are; the pipeline as diffusers runs it."""
+    """A row's picture depends on its own seed, whatever its neighbours are; the pipeline as diffusers runs it."""
     loaded = Inpainter.load(resolve_inpainting("demo"), torch.device("cpu"), "fp32")
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for _ in range(3)]

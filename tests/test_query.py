@@ -1,4 +1,4 @@
-"""A finished run is asked for other words: the answer is that of a full run, no image is opened, nothing is copied."""
+"""A query of a finished run for other words: its result equals a full run, no image is opened, nothing is copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Ray on this machine: one node, and two of which one is killed."""
+"""A real Ray on this machine: one node, and two nodes with one killed."""
 
 from __future__ import annotations
 

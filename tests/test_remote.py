@@ -338,7 +338,7 @@ def test_a_bad_url_in_a_list_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what its JSON API is asked for, by a server that knows two objects; not an emulator of Google's."""
+    """Only what its JSON API is used, by a server that knows two objects; not an emulator of Google's."""
     objects = {"a/1.jpg": b"one", "a/b/2.jpg": b"22", "a/empty.jpg": b""}
 
     class Handler(BaseHTTPRequestHandler):

@@ -268,7 +268,7 @@ def test_a_report_is_brought_up_to_date(few_scenes: Path, tmp_path: Path, comman
     assert command("report", workdir, "-o", tmp_path / "report").returncode == 0
     second = (tmp_path / "report" / "index.html").read_text()
     assert "Complete" in second and "6<small>of 6 listed" in second and "never found: tree" in second
-    assert "by confidence of their mask, on scenes" in second and "The least certain tenth" in second
+    assert "by confidence of their mask, on scenes" in second and "The last tenth" in second
     assert len(list((tmp_path / "report" / "images").rglob("*.webp"))) == 6
 
 

@@ -1,4 +1,4 @@
-"""What a manifest, a name or a label from a stranger can reach: nothing but its own row."""
+"""What a manifest, a name or a label from a stranger can reach: only its own row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nothing_is_written_outside_of_the_workdir(few_scenes: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["../up.png", "/etc/up.png", "a/../../up.png", "a//b.png", "", ".", "a/", "a\0b.png"])
 def test_a_forged_manifest_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
-    """Our own manifests hold no such names; somebody else's file may say it is one of ours."""
+    """Our own manifests hold no such names; a foreign file may claim to be one."""
     with FileBatch(tmp_path / "stage" / "files", tmp_path / "stage" / "parts") as files:
         assert not files.accepts(name)
         assert files.accepts("a/b.png")

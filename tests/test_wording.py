@@ -18,8 +18,26 @@ PACKAGE = Path(ovseg_batch.__file__).parent
 COMMAND_LINE = ("cli", "doctor", "evaluate", "runs/demo.py", "wording.py")
 #: … and these messages: of the strings of `--set`, and of the folder of `eval --root`
 ALLOWED = {"--set ", " has no value. Write --set section.key=value.", "--root "}
-WHOLE_COMMAND = re.compile(r"`(ovseg-batch|eval|report|verify) [^`]*|python -c .*", re.S)  # for a shell, whoever calls
+WHOLE_COMMAND = re.compile(r"`(ovseg-batch|eval|report|verify) [^`]*|python -c .*", re.S)  # for a shell
 OTHERS = {"spelled", "run", "Popen"}  # calls that word a message, or run another program with its options
+#: Words of an earlier style, in place of the field's terms, and what to write. They have no other use in this project.
+DIALECT = {
+    r"claimants?": "refine methods",
+    r"crews?": "worker pool",
+    r"guises?": "variants",
+    r"\(holes\)|inpaint_holes": "inpainting examples",
+    r"opened\?|is_opened": "edit source",
+    r"banked|Namer": "memory bank, relabeller",
+    r"intake|_bury|_hear|_Home|_knock": "a verb such as read, skip, handle",
+    r"whoever|somebody|someone": "name the subject",
+    r"nothing but|none of (its|their) own|that (is|are) none": "say what it is",
+    r"of which (one|a|an|the|what|at|every|each)": "a sentence of its own",
+    r"what is left of|in the place of|so that it can be had": "a plain clause",
+    r"(goes|go|going) by|worth a (word|look)": "use, compare, report",
+    r"(is|are|was|were|been) (asked|told|heard|hears)": "compute, query, pass, receive",
+    r"held against|the night does not": "compare with; state what continues",
+    r"METHODS \d|clip-guided tool|pipeline's document": "author, title, year, section or equation",
+}
 OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z-]+|-[oc](?= |\.|$))|give (the same|its) command|`run` again")
 
 
@@ -85,6 +103,37 @@ def test_no_message_below_both_names_an_option_of_one() -> None:
         if OPTION.search(WHOLE_COMMAND.sub("", text)) and text not in ALLOWED
     }
     assert found == set()
+
+
+def dialect_in(text: str) -> list[str]:
+    """Return the words of the earlier style in a text."""
+    return [found[0] for word in DIALECT for found in re.finditer(rf"(?<!\w)(?:{word})(?!\w)", text, re.I)]
+
+
+def readable_files() -> list[Path]:
+    """Return the files that people read, except this one, which lists the words."""
+    root = PACKAGE.parent
+    code = [path for folder in (PACKAGE, root / "scripts", root / "tests") for path in folder.rglob("*.py")]
+    texts = [
+        root / "README.md",
+        root / "CONTRIBUTING.md",
+        *(root / "docs").rglob("*.md"),
+        *(root / "configs").glob("*.yaml"),
+    ]
+    return [path for path in (*code, *texts) if path.is_file() and path != Path(__file__).resolve()]
+
+
+@pytest.mark.parametrize(
+    "text", ["a mask is asked", "Whoever reads it", "of which one a commit must be", "_bury(task)"]
+)
+def test_words_of_the_earlier_style_are_recognised(text: str) -> None:
+    assert dialect_in(text) and not dialect_in("The mask and the prompt are computed for each word.")
+
+
+def test_no_file_uses_words_of_the_earlier_style() -> None:
+    files = readable_files()
+    assert len(files) > 300
+    assert {str(path): found for path in files if (found := dialect_in(path.read_text(encoding="utf-8")))} == {}
 
 
 def refused(call: object, *args: object, **kwargs: object) -> str:

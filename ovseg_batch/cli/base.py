@@ -120,10 +120,10 @@ def _output_closed() -> bool:
     """Return whether the reader of stdout has ended, as `head` does. If so, discard further output."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
-    if gone:
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
+    return closed
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:

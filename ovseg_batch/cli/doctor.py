@@ -14,6 +14,7 @@ from ovseg_batch.cli.options import SYNTAX, labels_option, set_option
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.settings.labels import read_labels
+from ovseg_batch.units import counted
 from ovseg_batch.workdir.progress import duration
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def _wrapped(text: str) -> list[str]:
 
 def _print_trial(trial: Trial) -> None:
     """Print the table of the stages, and the estimated time and size for the whole INPUT."""
-    click.echo(f"\n{trial.images} images on {trial.device}, after {trial.warm_up} images of warm-up:")
+    warm_up = counted(trial.warm_up, "image")
+    click.echo(f"\n{counted(trial.images, 'image')} on {trial.device}, after {warm_up} of warm-up:")
     gpu = any(stage.gpu_memory is not None for stage in trial.stages)
     click.echo(f"{'stage':10}{'ms/image':>10}{'memory':>12}{'GPU memory' if gpu else '':>12}{'written/image':>16}")
     for stage in trial.stages:
@@ -121,7 +123,7 @@ def _print_trial(trial: Trial) -> None:
     for failure in trial.failures:
         click.echo(f"failed: {failure.key}: {failure.stage}: {failure.code}: {failure.message}")
     click.echo(
-        f"{trial.listed} images: about {trial.images_per_second:.3g} images/s ({trial.workers}), "
+        f"{counted(trial.listed, 'image')}: about {trial.images_per_second:.3g} images/s ({trial.workers}), "
         f"{duration(trial.seconds)}, {_size(trial.bytes)}"
     )
 

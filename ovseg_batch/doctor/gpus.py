@@ -22,7 +22,7 @@ from ovseg_batch.engine.devices import VISIBLE_DEVICES
 from ovseg_batch.errors import UsageError
 from ovseg_batch.models.device import HALF_SINCE, resolve_device
 from ovseg_batch.settings import RunConfig
-from ovseg_batch.units import size
+from ovseg_batch.units import counted, size
 
 PROBE = Path(__file__).with_name("gpu_probe.py")
 PROBE_SECONDS = 120.0  # longest time of one probe; the first use of a GPU loads kernels
@@ -157,7 +157,7 @@ def _surroundings(gpus: Gpus) -> str:
         parts.append(" ".join(filter(None, ["Driver", driver.version, serves])) + ".")
     if driver.mig:
         parts.append(
-            f"MIG is on ({driver.instances} instances); PyTorch uses one instance in a process. "
+            f"MIG is on ({counted(driver.instances, 'instance')}); PyTorch uses one instance in a process. "
             f"Name the instances in {VISIBLE_DEVICES}."
         )
     if VISIBLE_DEVICES in os.environ:
@@ -168,11 +168,12 @@ def _surroundings(gpus: Gpus) -> str:
 def _why_none(gpus: Gpus) -> str:
     """Return why PyTorch finds fewer GPUs than nvidia-smi, and what to do."""
     if gpus.driver.count and not (gpus.seen.get("cuda") or gpus.seen.get("hip")):
-        return f"nvidia-smi lists {gpus.driver.count} GPUs, but this torch is for the CPU only: install a CUDA build."
+        listed = counted(gpus.driver.count, "GPU")
+        return f"nvidia-smi lists {listed}, but this torch is for the CPU only: install a CUDA build."
     if VISIBLE_DEVICES in os.environ and gpus.driver.count > gpus.seen.get("count", 0):
         return f"{VISIBLE_DEVICES}={os.environ[VISIBLE_DEVICES]!r} hides GPUs: change or unset it."
     if gpus.driver.count and gpus.seen.get("reason"):
-        return f"nvidia-smi lists {gpus.driver.count} GPUs, but PyTorch reports: {gpus.seen['reason']}"
+        return f"nvidia-smi lists {counted(gpus.driver.count, 'GPU')}, but PyTorch reports: {gpus.seen['reason']}"
     return ""
 
 

@@ -217,7 +217,7 @@ def _output_bytes(workdir: Workdir) -> int:
 def _judge(trial: Trial) -> Check:
     names = ", ".join(stage.name for stage in trial.stages)
     milliseconds = sum(stage.milliseconds for stage in trial.stages)
-    found = f"{trial.images} images through {names}: {milliseconds:.0f} ms per image on {trial.device}."
+    found = f"{counted(trial.images, 'image')} through {names}: {milliseconds:.0f} ms per image on {trial.device}."
     if not trial.failures:
         return ok("trial", found)
     keys = {failure.key for failure in trial.failures}

@@ -29,7 +29,7 @@ from ovseg_batch.types import Commit
 
 log = logging.getLogger(__name__)
 
-MAX_RESTARTS = 10  # actors or nodes that may die at one shard
+MAX_TASK_RETRIES = 10  # actors or nodes that may die at one shard
 CONNECT_SECONDS = 20  # longest wait for the head of a cluster
 NO_DEVICE_SECONDS = 30  # an actor without a usable GPU waits for this long before it takes a shard
 
@@ -150,7 +150,7 @@ def _pass(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         max_restarts=-1,
-        max_task_retries=MAX_RESTARTS,
+        max_task_retries=MAX_TASK_RETRIES,
     )
     left: list[int] = []
     commits = 0

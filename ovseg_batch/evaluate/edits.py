@@ -42,11 +42,11 @@ from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
-AROUND = 8  # pixels around an object in which its removal is evaluated
+REMOVAL_MARGIN = 8  # pixels around an object in which its removal is evaluated
 MARGIN = 0.15  # context around the box of a mask in crops for CLIP, as a share of the box
 MIN_CROP = 12  # pixels per side; smaller crops are not meaningful for CLIP
 BATCH = 64
-TAKEN = ("erase", "remove")
+REMOVING = ("erase", "remove")
 PAINTED = modes_that(lambda mode: mode.needs_prompt)
 TEMPLATE = "a photo of a {}."
 
@@ -124,9 +124,9 @@ def _measure(
         if made.ndim == 3:
             error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
             tally.values["composite"].append(error)
-    elif edit.mode in TAKEN and seed is not None and numbers:
+    elif edit.mode in REMOVING and seed is not None and numbers:
         scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
-        region = widened(np.isin(scene.instances, numbers), AROUND)
+        region = widened(np.isin(scene.instances, numbers), REMOVAL_MARGIN)
         for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
             tally.values[name].append(measure(made[..., :3], without.image, region))
         tally.before.append(_for_clip(without.image, region))

@@ -85,8 +85,8 @@ def confusion(prediction: Array, truth: Array, classes: int) -> Array:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
     counted = truth != IGNORE
-    said = np.where(prediction < 0, classes, prediction)[counted].astype(np.int64)
-    index = truth[counted].astype(np.int64) * (classes + 1) + said
+    predicted_class = np.where(prediction < 0, classes, prediction)[counted].astype(np.int64)
+    index = truth[counted].astype(np.int64) * (classes + 1) + predicted_class
     return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 

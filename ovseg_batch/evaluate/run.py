@@ -19,7 +19,7 @@ from ovseg_batch.workdir.results import Results, finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 SCORE_VERSION = 4  # increases when the counts change
-WORST = 12  # images of a sheet
+SHEET_IMAGES = 12  # images of a sheet
 
 
 def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None = None) -> Score:
@@ -59,7 +59,7 @@ def vocabulary_of(workdir: Workdir) -> str:
 
 def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manifest, store: StageStore) -> list[Case]:
     """Return the images with the lowest scores as rows of a sheet."""
-    worst, limits = score.worst(WORST), read_limits(RunConfig())
+    worst, limits = score.worst(SHEET_IMAGES), read_limits(RunConfig())
     found: dict[int, Case] = {}
     for shard in range(manifest.shards):
         rows = [row for row in manifest.read_shard(shard) if row.row in worst]

@@ -77,9 +77,9 @@ def _parts(
                 seen = kept.values(row.row)
                 resized = (seen["resized_height"], seen["resized_width"])
                 boxes = window_boxes(*resized, inputs["window"], inputs["stride"])
-                taken = [k for k in range(len(image.annotations)) if _drawn(row, k) < share]
+                chosen = [k for k in range(len(image.annotations)) if _drawn(row, k) < share]
                 windows = kept.array(row.row, "features", (len(boxes), None, None, width))
-                features = _of_image(windows, boxes, resized, image)[taken]
+                features = _of_image(windows, boxes, resized, image)[chosen]
                 features = features[np.linalg.norm(features, axis=1) > 0]
                 if len(features):
                     yield [row.key] * len(features), features

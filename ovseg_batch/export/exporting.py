@@ -246,11 +246,11 @@ def export(
     made = {commit.shard: job.made_of(results, commit) for commit in commits}
     shards, made_of = list(made), hashlib.blake2b("".join(made.values()).encode(), digest_size=16).hexdigest()
     splits = selection.splits(results.manifest)
-    known = _enter(job, fingerprint(state), splits, overwrite)
+    known = _check_destination(job, fingerprint(state), splits, overwrite)
     if known.get("made_of") == made_of:
         advance(sum(commit.rows for commit in commits))
         return Exported([path / name for name in known["paths"]], Tally(known["tally"]), len(shards), len(shards))
-    _forget(job, fingerprint(state), made, splits)
+    _remove_outdated(job, fingerprint(state), made, splits)
     tally, rows = Tally(), {commit.shard: commit.rows for commit in commits}
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(rows.values()) > MIN_PARALLEL else 0
@@ -260,11 +260,11 @@ def export(
     with failpoints.within("export"):
         paths = job.writer(results).finish(shards)
     if len(shards) == results.manifest.shards:
-        _leave(job, {**_record(fingerprint(state)), "made_of": made_of, "tally": tally}, paths)
+        _remove_intermediate(job, {**_record(fingerprint(state)), "made_of": made_of, "tally": tally}, paths)
     return Exported(paths, tally, len(shards), results.manifest.shards)
 
 
-def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict[str, Any]:
+def _check_destination(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict[str, Any]:
     """Require an empty destination, or one that holds this same export. Return the record of that export.
 
     Raises:
@@ -287,7 +287,7 @@ def _enter(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict
                 f"{job.path} is not empty and holds no export. Give another {spelled('-o', 'path')}, or delete it."
             )
         if not overwrite:
-            raise UsageError(f"{job.path} holds an export with other settings or of another run. {_otherwise()}")
+            raise UsageError(f"{job.path} holds an export with other settings or of another run. {_alternatives()}")
         if known.get("version") != VERSION:
             raise UsageError(
                 f"{job.path} holds an export of another version of ovseg-batch, which did not list its files. "
@@ -302,7 +302,7 @@ def _record(state: str) -> dict[str, Any]:
     return {"fingerprint": state, "version": VERSION}
 
 
-def _forget(job: Job, state: str, made: Mapping[int, str], splits: Sequence[str]) -> None:
+def _remove_outdated(job: Job, state: str, made: Mapping[int, str], splits: Sequence[str]) -> None:
     """Remove files of killed exports, and the files of shards that have changed.
 
     The record and the marks are removed first, so that no shard counts as done whose files are missing.
@@ -328,14 +328,14 @@ def _check_files(job: Job, splits: Sequence[str], overwrite: bool) -> None:
                 f"{path} is a folder; {job.format.name} is a file. Give {spelled('-o', 'path')} a file's name."
             )
         if path.exists() and not overwrite and not job.format.wrote(path):
-            raise UsageError(f"{path} exists and is not an earlier export as {job.format.name}. {_otherwise()}")
+            raise UsageError(f"{path} exists and is not an earlier export as {job.format.name}. {_alternatives()}")
 
 
-def _otherwise() -> str:
+def _alternatives() -> str:
     return f"Give another {spelled('-o', 'path')}, or {spelled('--overwrite', 'overwrite=True')}."
 
 
-def _leave(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
+def _remove_intermediate(job: Job, record: dict[str, Any], paths: Sequence[Path]) -> None:
     """Remove the marks and parts of a finished export. Folders keep a record of their content."""
     if job.format.is_folder:
         named = [path.relative_to(job.path).as_posix() for path in paths]
@@ -364,18 +364,18 @@ def _all_shards(job: Job, results: Results, shards: Sequence[int], workers: int)
             raise
 
 
-_at_work: tuple[Job, Results, Writer]
+_worker_state: tuple[Job, Results, Writer]
 
 
 def _open(job: Job) -> None:
     """Initialise a worker process."""
-    global _at_work
+    global _worker_state
     results = Results.open(Workdir(job.workdir))
-    _at_work = job, results, job.writer(results)
+    _worker_state = job, results, job.writer(results)
 
 
 def _do(shard: int) -> Tally:
-    job, results, writer = _at_work
+    job, results, writer = _worker_state
     return job.do(results, writer, shard)
 
 

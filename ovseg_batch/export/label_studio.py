@@ -86,7 +86,7 @@ class LabelStudioWriter:
         for split in plan.splits or ("",):
             tasks = self._in_order(shards, split)
             number = 0
-            while (batch := _take(tasks, TASKS_PER_FILE)) is not None:
+            while (batch := _next_lines(tasks, TASKS_PER_FILE)) is not None:
                 number += 1
                 paths.append(files.path(f"{of_split('tasks', split)}-{number:05d}.json"))
                 with atomic_path(paths[-1]) as temporary, create_text(temporary) as file:
@@ -114,10 +114,10 @@ class LabelStudioWriter:
                 yield file.readline().decode().removesuffix("\n")
 
 
-def _take(lines: Iterator[str], count: int) -> list[str] | None:
+def _next_lines(lines: Iterator[str], count: int) -> list[str] | None:
     """Return at most `count` next lines, or None at the end."""
-    taken = [line for _, line in zip(range(count), lines, strict=False)]
-    return taken or None
+    lines_read = [line for _, line in zip(range(count), lines, strict=False)]
+    return lines_read or None
 
 
 def label_config(labels: Sequence[str]) -> str:

@@ -92,10 +92,10 @@ def owner_is_gone(temporary: Path) -> bool:
 
 def remove_leftovers(temporaries: Iterable[Path]) -> int:
     """Delete the temporary files and folders whose process has ended. Return their number."""
-    gone = [path for path in temporaries if owner_is_gone(path)]
-    for path in gone:
+    abandoned = [path for path in temporaries if owner_is_gone(path)]
+    for path in abandoned:
         delete(path)
-    return len(gone)
+    return len(abandoned)
 
 
 def temporaries_in(folder: Path) -> Iterator[Path]:

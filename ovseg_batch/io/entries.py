@@ -102,7 +102,7 @@ class Counts:
 
 NOTES = {
     "missing": ("file is", "files are", "missing and will fail"),
-    "duplicates": ("image is", "images are", "listed more than once and taken once"),
+    "duplicates": ("image is", "images are", "listed more than once and used once"),
     "skipped": ("file is", "files are", "skipped: no suffix of an image"),
     "left_out": ("folder is", "folders are", "skipped: written by ovseg-batch"),
     "locked": ("folder is", "folders are", "skipped: unreadable"),

@@ -103,9 +103,9 @@ def compete(labels: Sequence[LabelWords]) -> Competition:
         related = {word for phrase in label.words for word in relations(phrase)} | _checked_allow(label, competing)
         if here := {word for word in competing if word in related or keys & _keys(word)} - required:
             left_out.setdefault(label.name, set()).update(here)
-    gone = set().union(*left_out.values())
+    removed = set().union(*left_out.values())
     return Competition(
-        words=tuple(word for word in competing if word not in gone),
+        words=tuple(word for word in competing if word not in removed),
         left_out={name: tuple(word for word in competing if word in here) for name, here in left_out.items()},
     )
 

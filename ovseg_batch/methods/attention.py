@@ -55,7 +55,7 @@ VARIANTS: dict[str, Variant] = {
     "maskclip-reduced": Variant((), "MaskCLIP as later papers compare with it", residual=False, mlp=False),
     "v2": Variant((), "control: MaskCLIP's attention, doubled", gain=2.0),
     "csa": Variant(("qq", "kk"), "SCLIP (Wang et al., ECCV 2024)"),
-    "csa-joint": Variant(("qq", "kk"), "thesis, eq. 3.2", joint=True),
+    "csa-joint": Variant(("qq", "kk"), "García García 2025, eq. 3.2", joint=True),
     "clearclip": Variant(("qq",), "ClearCLIP (Lan et al., ECCV 2024)", residual=False, mlp=False),
     "naclip": Variant(("kk",), "NACLIP (Hajimiri et al., WACV 2025)", residual=False, mlp=False, spread=5.0),
     "itaclip": Variant(("qq", "kk"), "ITACLIP (Aydın et al., CVPRW 2025)", mlp=False, fused=(7 / 12, 8 / 12, 10 / 12)),

@@ -86,21 +86,23 @@ class Vocabulary:
         Raises:
             UsageError: a label has the name of the background class.
         """
-        taken = {word.lower() for _, words, _ in labels for word in words}
-        behind = tuple(word for word in background if word.lower() not in taken)
-        if behind and (taken_name := next((name for name, _, _ in labels if name.casefold() == BACKGROUND), None)):
+        label_words = {word.lower() for _, words, _ in labels for word in words}
+        competing = tuple(word for word in background if word.lower() not in label_words)
+        if competing and (
+            clashing_name := next((name for name, _, _ in labels if name.casefold() == BACKGROUND), None)
+        ):
             raise UsageError(
-                f"labels: {taken_name!r} is the name of the class that the setting `background` makes. "
+                f"labels: {clashing_name!r} is the name of the class that the setting `background` makes. "
                 f"Give the label another name, or give {setting('background', 'none')}."
             )
-        classes = [(BACKGROUND, behind, 0.0), *labels] if behind else list(labels)
+        classes = [(BACKGROUND, competing, 0.0), *labels] if competing else list(labels)
         return cls(
             names=tuple(name for name, _, _ in classes),
             queries=tuple(word for _, words, _ in classes for word in words),
             query_class=tuple(index for index, (_, words, _) in enumerate(classes) for _ in words),
             thresholds=tuple(threshold for _, _, threshold in classes),
-            has_background=bool(behind),
-            pooled=pooled and bool(behind),
+            has_background=bool(competing),
+            pooled=pooled and bool(competing),
         )
 
     @property

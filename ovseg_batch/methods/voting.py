@@ -176,7 +176,7 @@ def distinct_by_class(masks: Tensor, labels: Tensor, rated: Tensor, same: float)
     Args:
         masks: (P, h, w) bool.
         labels: (P,) class of each.
-        rated: (P,) how good SAM2 says it is.
+        rated: (P,) score of each mask.
 
     Returns:
         Indices, best first.
@@ -260,7 +260,7 @@ def _paint(
 
 
 def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
-    """Drop segments that later masks have covered but for less than `min_area` pixels, and renumber the others."""
+    """Drop segments with fewer than `min_area` visible pixels, and renumber the others."""
     runs = row_runs(owner)
     area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
     kept = [segment for segment in segments if area[segment.index] >= min_area]
@@ -273,7 +273,7 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
 
 
 def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int, presence: Presence | None) -> None:
-    """Give unclaimed pixels to the instance of their class that they touch, or make them one of their own."""
+    """Assign free pixels to an adjacent instance of their class, or make them a new instance."""
     pieces = connected_components(np.where(owner == 0, dense, np.int16(UNLABELLED)))
     drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
     index_of = _touched(pieces, owner, drawn)

@@ -45,7 +45,7 @@ class BatchSize:
             One result per batch.
 
         Raises:
-            DeviceLost: the GPU does not work in this process any more. No item is charged.
+            DeviceLost: the GPU has become unusable for this process. No item fails.
             Exception: the error of `compute` for a single item, where `charge` is None.
         """
         results: list[T] = []

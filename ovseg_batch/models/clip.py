@@ -173,10 +173,10 @@ class DenseClip:
             features (B, H // patch, W // patch, D) float32; keys (B, patches, width) float32 after the block's output
             projection, as in MaskCLIP's code (chongzhou96/MaskCLIP).
         """
-        taken, block, x = self._run(images, variant, layers)
+        tapped_tokens, block, x = self._run(images, variant, layers)
         with autocast(self._device, self._precision):
             keys = block.attn.out_proj(query_key_value(block, x)[1].transpose(1, 2).flatten(2))
-        return self._features(images, taken), keys[:, 1:].float()
+        return self._features(images, tapped_tokens), keys[:, 1:].float()
 
     @torch.inference_mode()
     def region_features(self, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
@@ -191,9 +191,9 @@ class DenseClip:
             features: Tensor = tokens(images, touched)
         return features
 
-    def _features(self, images: Tensor, taken: Sequence[Tensor]) -> Tensor:
+    def _features(self, images: Tensor, tapped_tokens: Sequence[Tensor]) -> Tensor:
         grid = (images.shape[2] // self.visual.patch_size[0], images.shape[3] // self.visual.patch_size[1])
-        taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in taken]
+        taps = [F.normalize(tokens[:, 1:].float(), dim=-1) for tokens in tapped_tokens]
         mean = taps[0] if len(taps) == 1 else F.normalize(torch.stack(taps).mean(dim=0), dim=-1)
         return mean.view(len(mean), *grid, -1)
 
@@ -206,14 +206,14 @@ class DenseClip:
         """Return `tokens`, the last tapped block, and the input of that block."""
         blocks = self.visual.transformer.resblocks
         taps, fused = ({max(1, round(f * len(blocks))) for f in fractions} for fractions in (layers, variant.fused))
-        taken: list[Tensor] = []
+        tapped_tokens: list[Tensor] = []
         below: list[tuple[Tensor, Tensor]] = []
         with autocast(self._device, self._precision):
             x = embed(self.visual, images)
             prior = self._prior(images, variant)
             for depth, block in enumerate(blocks, start=1):
                 if depth in taps:
-                    taken.append(
+                    tapped_tokens.append(
                         self.visual.ln_post(_variant_block(block, x, variant, prior, below)) @ self.visual.proj
                     )
                 if depth == max(taps):
@@ -221,7 +221,7 @@ class DenseClip:
                 if depth in fused:
                     below.append(query_key_value(block, x)[:2])
                 x = run_block(block, x)
-        return taken, block, x
+        return tapped_tokens, block, x
 
     def _prior(self, images: Tensor, variant: Variant) -> Tensor | None:
         if not variant.spread:

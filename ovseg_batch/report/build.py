@@ -77,13 +77,13 @@ def build_report(
         UsageError: there is no run, or the folder holds other files.
     """
     results = Results.open(workdir)
-    known = _enter(output)
+    known = _check_destination(output)
     found = gather(results, min(LISTED, limit))
     wanted = worth_showing(found, limit)
     of_shard: dict[int, list[int]] = {}
     for row in wanted.tolist():
         of_shard.setdefault(results.manifest.shard_of(row), []).append(row)
-    _forget(output, known, results, of_shard)
+    _remove_outdated(output, known, results, of_shard)
     limits = RunConfig()
     job = Job(
         workdir.root,
@@ -100,7 +100,7 @@ def build_report(
     return Reported(output / REPORT_PAGE, len(wanted), found.images)
 
 
-def _enter(output: Path) -> dict[str, str]:
+def _check_destination(output: Path) -> dict[str, str]:
     """Require an empty folder or one that holds a report. Return shard → digest of the data of its thumbnails.
 
     Raises:
@@ -118,7 +118,7 @@ def _enter(output: Path) -> dict[str, str]:
     return known
 
 
-def _forget(output: Path, known: dict[str, str], results: Results, shards: Iterable[int]) -> None:
+def _remove_outdated(output: Path, known: dict[str, str], results: Results, shards: Iterable[int]) -> None:
     """Remove files of killed reports, and outdated thumbnails."""
     run = results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
     now = {str(shard): f"{run[:16]}-{results.state_of(shard)}" for shard in shards}
@@ -149,16 +149,16 @@ def _entries(job: Job, workers: int, advance: Callable[[int], object]) -> Iterat
             advance(len(rows))
 
 
-_at_work: Job
+_worker_state: Job
 
 
 def _open(job: Job) -> None:
-    global _at_work
-    _at_work = job
+    global _worker_state
+    _worker_state = job
 
 
 def _do(shard: int) -> list[tuple[list[Any], list[Any]]]:
-    return _shard(_at_work, shard)
+    return _shard(_worker_state, shard)
 
 
 def _shard(job: Job, shard: int) -> list[tuple[list[Any], list[Any]]]:

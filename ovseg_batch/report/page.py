@@ -157,7 +157,7 @@ def _calibration_charts(name: str, calibration: CalibrationScore) -> dict[str, s
     if len(risk):
         few = risk[np.linspace(0, len(risk) - 1, min(len(risk), 200)).astype(int)]
         share = f"{calibration.worst_share():.0%}"
-        caption = f"Wrong and missed segments per image, most certain images first. The least certain tenth has {share}"
+        caption = f"Wrong and missed segments per image, most certain images first. The last tenth has {share} of them"
         drawn[caption] = charts.line([(x, y) for x, y in few.tolist()], "share of the images kept", "errors per image")
     return drawn
 

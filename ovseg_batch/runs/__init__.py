@@ -1,1 +1,1 @@
-"""What a run is: its plan, its manifest, its stages one after the other, its outputs, and what it reports."""
+"""Runs: manifest, plan, stages, outputs and progress."""

@@ -1,4 +1,4 @@
-"""`ovseg-batch demo`: render scenes, run the whole job on them as anybody would, and compare with the truth."""
+"""The demo: render scenes, segment them, and evaluate the masks against the ground truth."""
 
 from __future__ import annotations
 

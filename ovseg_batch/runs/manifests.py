@@ -1,4 +1,4 @@
-"""What a run starts from: its inputs, its manifest, and the labels of the run before it in the same workdir.
+"""The inputs of a run: INPUT, manifest, and the labels of the previous run in the workdir.
 
 The manifest is the one that the workdir has, one that was made before, or one made of the inputs.
 """
@@ -91,7 +91,7 @@ def list_images(
 
 
 def check_remote(manifest: Manifest, allowed: bool) -> None:
-    """See that images behind URLs are meant to be fetched, and can be.
+    """Require that images behind URLs may be fetched and can be read.
 
     Raises:
         UsageError: they are not, or a package is not installed.
@@ -112,7 +112,7 @@ def existing_manifest(workdir: Workdir, inputs: Sequence[str], listing: Manifest
     """The workdir's manifest when it was made of these inputs, without the same files."""
     if not (workdir.manifest.exists() and workdir.plan.exists()):
         return None
-    with contextlib.suppress(OvsegError):  # a plan that cannot be read is written anew
+    with contextlib.suppress(OvsegError):  # a plan that cannot be read is written again
         plan = workdir.read_plan()
         if plan.get("inputs") == absolute(inputs) and plan.get("exclude", []) == list(listing.exclude):
             return workdir.manifest
@@ -132,7 +132,7 @@ def ready_made_manifest(inputs: Sequence[str]) -> Path | None:
 
 
 def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:
-    """List the inputs again and bring the workdir's manifest up to what they hold now."""
+    """List the inputs again, and update the manifest of the workdir."""
     with tempfile.TemporaryDirectory(prefix="ovseg-manifest-") as folder:
         fresh = ready_made_manifest(inputs)
         if fresh is None:
@@ -148,13 +148,13 @@ def update(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, rem
 
 
 def renew_changed(workdir: Workdir) -> None:
-    """Have every stage compute the images anew whose files have changed between two stages."""
+    """Mark images whose files have changed between two stages, so that every stage computes them again."""
     if changed := changed_keys(workdir):
         update_manifest(workdir.manifest, workdir.manifest, changed, workdir.unseal_outputs)
 
 
 def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:
-    """See that the workdir has the manifest of these inputs, and of no others."""
+    """Require that the workdir has the manifest of these inputs. Write it if there is none."""
     if existing_manifest(workdir, inputs, listing) is not None:
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
         log.info("(%s lists it, and takes up what is new, changed or gone)", spelled("--update", "update=True"))

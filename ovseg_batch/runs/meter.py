@@ -1,4 +1,4 @@
-"""How a stage is going while it runs: a bar for people, lines for log collectors, a file for Prometheus."""
+"""Report the progress of a stage: a progress bar, log lines, and a metrics file for Prometheus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("ovseg_batch")
 
 REFRESH_SECONDS = 1.0
 FIRST = b"# HELP ovseg_"  # bytes with which a metrics file begins
-LINE_SECONDS = 30.0  # between two lines where no bar is shown
+LINE_SECONDS = 30.0  # interval of lines without a bar
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}"
 
@@ -133,7 +133,7 @@ class Meter:
         )
 
     def follow(self, flight: InFlight) -> None:
-        """Take over how far a shard in flight is."""
+        """Update the progress of a shard in flight."""
         with self._lock:
             self._begin()
             self._flights[flight.shard] = flight

@@ -1,4 +1,4 @@
-"""The models that settings need: which they are, which are not on this machine, and fetching those."""
+"""Determine the models that settings need, and fetch missing ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NeededModel:
     weights: str | None = None
 
     def missing(self) -> tuple[Missing, ...]:
-        """Return what of it is not on this machine. Raises UsageError for a name that nothing has."""
+        """Return its missing files. Raises UsageError for an unknown name."""
         try:
             if self.kind == "inpaint":
                 zoo.resolve_inpainting(self.model)

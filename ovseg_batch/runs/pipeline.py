@@ -75,7 +75,7 @@ def run(
     part: tuple[int, int] = (0, 1),
     update: bool = False,
 ) -> Outcome:
-    """Do whatever of the job is not committed yet, then write the outputs at the top of the workdir.
+    """Compute the missing shards, then write the outputs at the top of the workdir.
 
     Args:
         inputs: folders, globs, lists: as `build_manifest` takes them.
@@ -85,7 +85,7 @@ def run(
 
     Raises:
         UsageError: settings or input that cannot mean anything; nothing has been written then.
-        OvsegError, OSError: the run cannot go on; what is committed stays, and the same command resumes.
+        OvsegError, OSError: the run cannot continue. Committed shards are kept, and the same command resumes.
         Interrupted: Ctrl-C or SIGTERM.
     """
     if update or manifests.existing_manifest(workdir, inputs, config.manifest) is None:
@@ -123,7 +123,7 @@ def _begin(
 
 
 def retry(workdir: Workdir, progress: bool | None = None) -> Outcome:
-    """Compute the failed images of a run again, and no others.
+    """Compute only the failed images of a run again.
 
     Raises:
         UsageError: no run there, or its weights or settings are not what they were.
@@ -152,7 +152,7 @@ def query(
     progress: bool | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Ask what a run has kept for other words; the answer is a workdir like any other. No image is opened.
+    """Compute masks of other labels from the stored results of a run, in a new workdir. No image is opened.
 
     Args:
         source: of a run whose stages have kept enough: `dense.cache: features`, proposals, `sam.cache: embeddings`.
@@ -247,7 +247,7 @@ def _announce(config: Config, workdir: Workdir) -> None:
 
 
 def cautions(config: Config) -> list[str]:
-    """What a person should know before these settings run all night."""
+    """Return warnings about the settings of a run."""
     notes = []
     if (note := embedded_note(embedded_models(config))) and not called_from_python():  # there it is a UserWarning
         notes.append(note)
@@ -286,7 +286,7 @@ def _devices(config: Config, accelerator: bool = True) -> list[str]:
 
 
 def _workers(config: Config) -> int:
-    """Return how many shards are computed at once; of a cluster, one if the settings do not say."""
+    """Return the number of shards that are computed at once; 1 on a cluster if the settings have no number."""
     return max(len(_devices(config)) if config.run.engine == "local" else config.run.workers or 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a run would be: its stages, their folders, what is missing of them, and the disk that they will take."""
+"""Plan a run: its stages, their folders, missing shards, and disk space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ovseg_batch.stages.registry import competition, make_plan, make_stage, make
 from ovseg_batch.workdir.findings import printable
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
-SAMPLE = 64  # images whose size stands for all
+SAMPLE = 64  # images whose sizes are used to estimate all
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class PlannedStage:
 
 
 def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
-    """Which stages this config means and what each has still to do. Loads no model and writes nothing."""
+    """Return the stages of a config with their missing shards. Loads no model and writes nothing."""
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
     resolved = resolve(config)
@@ -207,7 +207,7 @@ def _sizes(manifest: Manifest, limits: Limits) -> list[tuple[int, int]]:
 
 
 def settle(config: Config) -> Config:
-    """Check the settings before a folder of millions is listed for them, and replace `auto` by what it means here.
+    """Check the settings before images are listed, and replace `auto` by the value for this machine.
 
     A precision of `auto` becomes one precision for all GPUs: each worker sees its own GPU alone.
 
@@ -269,7 +269,7 @@ def competition_lines(config: Config, listed: bool) -> list[str]:
 
 
 def check_manifest(manifest: Manifest, config: Config) -> None:
-    """See that the list of images has what the settings need of it. Raises UsageError."""
+    """Require that the list of images has the columns that the settings need. Raises UsageError."""
     manifests.check_remote(manifest, config.run.allow_remote)
     if needs_prompts(config) and "edit_prompt" not in manifest.columns:
         raise UsageError(
@@ -279,7 +279,7 @@ def check_manifest(manifest: Manifest, config: Config) -> None:
 
 
 def embedded_models(config: Config) -> list[str]:
-    """Return the settings that name a small model of the package, which knows rendered scenes alone."""
+    """Return the settings that name a small model of the package, which was trained on rendered scenes only."""
     return [f"{needed.kind}.model" for needed in needed_models(config) if zoo.is_embedded(needed.kind, needed.model)]
 
 

@@ -178,9 +178,9 @@ def _place(seed: int, number: int, classes: Array, layout: np.random.Generator) 
     radius = float(np.exp(rng.uniform(np.log(15), np.log(42))))
     sprite = draw(name, radius, float(rng.uniform(-25, 25)), rng)
     x, y = int(rng.integers(w)), int(rng.integers(h))
-    home = np.argwhere(classes[::4, ::4] == STUFF.index(NATURAL_STUFF[name]))
-    if len(home) and rng.random() < NATURAL_SHARE:
-        y, x = (int(v) * 4 for v in home[int(rng.integers(len(home)))])
+    on_natural_stuff = np.argwhere(classes[::4, ::4] == STUFF.index(NATURAL_STUFF[name]))
+    if len(on_natural_stuff) and rng.random() < NATURAL_SHARE:
+        y, x = (int(v) * 4 for v in on_natural_stuff[int(rng.integers(len(on_natural_stuff)))])
     margin = int(radius * 0.6)
     x, y = int(np.clip(x, margin, w - margin)), int(np.clip(y, margin, h - margin))
     size = sprite.alpha.shape[0]

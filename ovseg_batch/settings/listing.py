@@ -1,4 +1,4 @@
-"""Every key of the settings in words: type, default, meaning, and what reads it.
+"""Describe every key of the settings: type, default, meaning, and readers.
 
 `ovseg-batch settings` prints these lines, and `docs/settings.md` is made of them. They come from the models of the
 settings and from the table of their readers.

@@ -10,7 +10,7 @@ from ovseg_batch.settings.section import Execution, PathText, Precision, Section
 
 
 class ClipConfig(Section):
-    """The CLIP that gives words and pixels their features."""
+    """The CLIP model for the features of words and pixels."""
 
     model: str = "openai-b16"
     """A name from `ovseg-batch models list`, or an architecture of open_clip."""
@@ -21,16 +21,16 @@ class ClipConfig(Section):
 
 
 class SamConfig(Section):
-    """The SAM2 that draws outlines."""
+    """The SAM2 model for outlines."""
 
     model: str = "sam2.1-large"
     """A name from `ovseg-batch models list`, or a Hydra config of sam2."""
     weights: PathText | None = None
-    """A .pt file as Meta ships it, or safetensors. null: the weights of the named model."""
+    """A .pt file as Meta publishes it, or safetensors. null: the weights of the named model."""
     precision: Precision | None = None
     """Precision of SAM2. null: `run.precision`."""
     cache: Literal["none", "embeddings"] = "none"
-    """What is kept of every image. `embeddings` lets a later `query` prompt SAM2 without reading the images."""
+    """Stored results of every image. With `embeddings`, a later `query` can prompt SAM2 without reading the images."""
 
 
 class InpaintExecution(Execution):
@@ -48,14 +48,14 @@ class InpaintConfig(InpaintExecution):
     model: str = "sd2-inpainting"
     """A name from `ovseg-batch models list`, a folder that diffusers saved, or a hub id that has been fetched."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Denoising steps. null: what the model's authors use."""
+    """Denoising steps. null: the value of the model's authors."""
     guidance: Annotated[float, Field(ge=0)] | None = None
-    """How closely the generator follows the prompt. null: what the model's authors use."""
+    """How closely the generator follows the prompt. null: the value of the model's authors."""
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the image's content that is replaced by noise at the start. null: 1, and 0.6 for `edit.mode: style`."""
     size: Annotated[int, Field(ge=64, multiple_of=8)] | None = None
     """Side in pixels of the square that the generator computes. null: the size that the model was trained at."""
     context: Annotated[float, Field(ge=0, le=4)] = 0.3
-    """What is visible around a mask's box, as a share of the box's longer side."""
+    """Visible context around a mask's box, as a share of the box's longer side."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Squares computed together. Above 1 the last bits of an image may depend on its neighbours in the batch."""

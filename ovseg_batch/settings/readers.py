@@ -123,9 +123,9 @@ READERS = {
     "run.gpus_per_worker": Readers("the engine ray"),
     "run.batch_size": Readers("dense, embed"),
     "run.point_chunk": Readers("propose, refine"),
-    "run.remote_private": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_tries": Readers("whatever reads images", "run.allow_remote", ("true",)),
-    "run.remote_timeout": Readers("whatever reads images", "run.allow_remote", ("true",)),
+    "run.remote_private": Readers("stages that read images", "run.allow_remote", ("true",)),
+    "run.remote_tries": Readers("stages that read images", "run.allow_remote", ("true",)),
+    "run.remote_timeout": Readers("stages that read images", "run.allow_remote", ("true",)),
 }
 
 

@@ -39,7 +39,7 @@ class RunExecution(Execution):
     point_chunk: Annotated[int, Field(ge=1)] | None = None
     """Prompts that SAM2 computes together. null: 8 on a CPU, 64 on a GPU."""
     stall_minutes: Annotated[float, Field(gt=0)] | None = None
-    """A worker that finishes no image for so long is killed and replaced. null: never."""
+    """Minutes without a finished image after which a worker is killed and replaced. null: never."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Threads that decode images, in every worker."""
     decode_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
@@ -55,7 +55,7 @@ class RunExecution(Execution):
     max_failure_rate: Share = 1.0
     """Stop the run when a larger share of its images has failed."""
     metrics_file: PathText | None = None
-    """A file that is kept up to date for the textfile collector of Prometheus. null: none."""
+    """A file that is updated for the textfile collector of Prometheus. null: none."""
 
 
 class RunConfig(RunExecution):

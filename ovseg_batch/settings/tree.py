@@ -82,9 +82,9 @@ class DenseConfig(Section):
     templates: str | tuple[str, ...] = "openai80"
     """Phrases around each word: a set by name, or a list of phrases with {} for the word."""
     prompt_denoising: Share = 0.0
-    """A class that nowhere in an image reaches this probability is ruled out. 0: none is."""
+    """Exclude classes that reach this probability in no pixel of an image. 0: exclude none."""
     key_smoothing: Share = 0.0
-    """Patches less certain than this take the scores of patches with similar keys. 0: none do."""
+    """Patches below this probability get the scores of patches with similar keys. 0: no patch."""
     definition_weight: Share = 0.2
     """Weight of a label's definition against its words."""
     logit_scale: Annotated[float, Field(gt=0)] = 40.0
@@ -94,7 +94,7 @@ class DenseConfig(Section):
     area_threshold: Share = 0.0
     """Classes with a smaller share of an image's labelled pixels are removed from its dense map."""
     cache: Literal["logits", "features", "none"] = "logits"
-    """What is kept of every image: scores of the words, features (for any later words), or nothing."""
+    """Stored results of every image: scores of the words, features (for any later words), or nothing."""
 
     @field_validator("layers")
     @classmethod
@@ -108,7 +108,7 @@ class ProposeConfig(Section):
     """SAM2's automatic masks."""
 
     points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
-    """SAM2 is prompted at a grid of so many points a side."""
+    """Points per side of the grid at which SAM2 is prompted."""
     predicted_iou: Share = 0.88
     """Masks that SAM2 rates lower are dropped."""
     stability: Share = 0.95
@@ -144,7 +144,7 @@ class ClassifyConfig(Section):
     size_penalty: bool = False
     """Lower the scores of masks that cover more than 15 % of the image."""
     top_k: Annotated[int, Field(ge=1)] | Literal["all", "adaptive"] = "all"
-    """Masks that are kept of a class: so many, all above the threshold, or a number inferred from the word."""
+    """Masks to keep per class: a number, all above the threshold, or a number inferred from the word."""
     threshold_large: Share = 0.15
     """Lowest probability of a large mask."""
     threshold_small: Share = 0.20
@@ -178,7 +178,7 @@ class PresenceConfig(Section):
 
 
 class RefineConfig(Section):
-    """The outlines of what the dense map shows."""
+    """The outlines of objects in the dense map."""
 
     method: Literal["prompted", "guided", "trident", "automatic", "none"] = "prompted"
     """How SAM2 draws the outlines (docs/methods.md). `none` keeps the dense map."""

@@ -1,4 +1,4 @@
-"""What a method answers about an image, and the annotations that are made of it.
+"""The answer of a method for one image, and its conversion to annotations.
 
 `annotate` is the only place that assigns pixels to masks.
 """
@@ -36,8 +36,8 @@ class DenseMap:
         confidence: (H, W) probability of the class.
         margin: (H, W) lead of that probability over the next.
         probabilities: a box (x0, y0, x1, y1) in pixels and a size (h, w) → (C, h, w) float32.
-        ignore: classes that get no mask.
-        presence: which pixels are sure of their class. None: every class counts as present.
+        ignore: classes without masks.
+        presence: sure pixels of each class. None: every class counts as present.
     """
 
     labels: Array
@@ -50,13 +50,13 @@ class DenseMap:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a method answers about one image.
+    """The answer of a method for one image.
 
     Attributes:
         size: (H, W) of the image.
-        candidates: masks that it proposes.
+        candidates: proposed masks.
         mask_of: index of a candidate → (H, W) bool.
-        dense: class of every pixel. None where the method classifies masks alone.
+        dense: class of every pixel. None: the method classifies only masks.
         with_sam: whether the run uses SAM2, whose predicted IoU the confidence then includes.
     """
 
@@ -69,12 +69,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """How pixels are assigned to masks.
+    """Parameters of the assignment of pixels to masks.
 
     Attributes:
         min_area: least pixels of a mask.
         dense_min_area: least pixels of a piece of the dense map outside of all masks. None: such pieces are dropped.
-        by_score: paint the mask with the highest score last, else the smallest.
+        by_score: paint the mask with the highest score last, otherwise the smallest.
         joined: make one mask for each class.
         paint: `exclusive`: a pixel has one owner at most. `overlapping`: each candidate keeps all of its pixels.
     """
@@ -92,10 +92,10 @@ def annotate(
     """Return the annotations of an image, without those of the background.
 
     Args:
-        answer: of the method.
+        answer: answer of the method.
         vocabulary: its classes.
         painting: how pixels are assigned.
-        relabel: changes the classes of segments before annotations are made of them.
+        relabel: changes the classes of segments before they become annotations.
     """
     dense = answer.dense
     overlapping = painting.paint == "overlapping"
@@ -144,7 +144,7 @@ def annotate(
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """The figures of a segment that become those of its annotation."""
+    """The measured values of a segment for its annotation."""
 
     score: float
     coverage: float | None
@@ -153,13 +153,13 @@ class _Measured:
 
 
 def _of_candidates(segments: Sequence[Segment]) -> list[_Measured]:
-    """Return the figures of segments that candidates alone have drawn."""
+    """Return the measured values of segments without a dense map."""
     drawn = [segment.candidate for segment in segments if segment.candidate is not None]
     return [_Measured(one.score, None, one.margin) for one in drawn]
 
 
 def _of_dense(owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
-    """Return the figures of segments from the pixels of the dense map below them.
+    """Return the measured values of segments from their pixels in the dense map.
 
     The score is the mean probability of the class over the pixels that carry it, times the predicted IoU.
     """

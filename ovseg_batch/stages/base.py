@@ -1,6 +1,6 @@
-"""What a stage is, and what it reads from the stages before it.
+"""The interface of stages, and access to the results of earlier stages.
 
-A stage turns the rows of a shard into one `RowResult` each. It knows no path, no commit and no other stage. It reads
+A stage computes one `RowResult` per row of a shard. It depends on no path, commit or other stage. It reads
 the results of earlier stages through `Upstream`. `stages.shard` writes what it returns.
 """
 
@@ -46,7 +46,7 @@ def answer_stage(config: Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one worker of a stage needs. Without an `accelerator` it computes on the CPU and reserves no GPU."""
+    """The resources of a worker. Without an `accelerator`, it computes on the CPU and reserves no GPU."""
 
     accelerator: bool = True
 
@@ -67,17 +67,17 @@ class Upstream(Protocol):
         ...
 
     def array(self, row: int, name: str, shape: Shape) -> Numbers:
-        """Return an array of numbers that the stage has kept for the row.
+        """Return a numeric array that the stage has stored for the row.
 
         Args:
             name: of the array.
-            shape: that the array must have; None where any length of 1 or more will do.
+            shape: required shape. None: any length of at least 1.
         """
         ...
 
 
 class StagePlan:
-    """What a stage reads, keeps and depends on. It is made from the settings and imports no model library.
+    """The inputs, outputs and dependencies of a stage. It is built from the settings and imports no model library.
 
     A stage overrides what differs from these defaults: those of a stage that reads no other, keeps a table alone, and
     opens no image.
@@ -87,7 +87,7 @@ class StagePlan:
         needs: names of the stages that it reads.
         columns: fields that it adds to the Parquet row. A stage that writes files names them in a column `files`.
         arrays: whether it writes an NPZ.
-        reads_images: whether it opens the images, or works on what earlier stages have kept.
+        reads_images: whether it opens the images. Otherwise it uses the results of earlier stages.
     """
 
     name: str
@@ -113,20 +113,20 @@ class StagePlan:
 
     @staticmethod
     def cost_of(config: Config) -> str:
-        """Describe what its models compute for an image; empty where that is little."""
+        """Describe the computations of its models per image. Empty if they are small."""
         return ""
 
     @staticmethod
     def query_setting(config: Config) -> tuple[str, str] | None:
-        """Return the key and value with which a run keeps what a query for other words needs of this stage."""
+        """Return the key and value with which a run stores the results that queries need from this stage."""
         return None
 
     def inputs(self) -> dict[str, Any]:
-        """Return all that decides the result but the manifest and upstream, as JSON-able values in clear."""
+        """Return all values that decide the result, except manifest and upstream, as JSON-able values."""
         raise NotImplementedError
 
     def estimate_bytes(self, height: int, width: int) -> int | None:
-        """Return the bytes that the arrays of an image of that size take; None where its content decides."""
+        """Return the bytes of the arrays of an image of that size, or None if they depend on its content."""
         return 0
 
 

@@ -1,7 +1,7 @@
-"""Classify: every proposal is held against every word, and the masks that speak for one are kept with their reasons.
+"""Classify: score every proposal for every word, and keep the masks of present classes with reasons.
 
-No picture is looked at: suppression, denoising, temperature, size penalty, thresholds, NMS and top-K work on what
-`embed` has kept.
+No image is read: suppression, denoising, temperature, size penalty, thresholds, NMS and top-K use the features that
+`embed` has stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 
 
 class ClassifyStage(ClassifyPlan, Stage):
-    """Chooses among the proposals by their similarity to the words."""
+    """Selects proposals by their similarity to the words."""
 
     def setup(self, device: str) -> None:
         clip = DenseClip.load(self._spec, resolve_device(device), "fp32")
@@ -74,7 +74,7 @@ class ClassifyStage(ClassifyPlan, Stage):
         return done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 
     def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Proposal], pixels: int) -> Array:
-        """How far each mask is believed to show each class: (M, C) in [0, 1]."""
+        """Return the score of each mask for each class: (M, C) in [0, 1]."""
         settings, vocabulary = self._settings, self._vocabulary
         weights = settings.weights if len(features) > 1 else (1.0,)
 

@@ -1,4 +1,4 @@
-"""Dense predict: CLIP with its last attention replaced gives every patch a score per query (SCLIP).
+"""Dense prediction: CLIP with its last attention replaced computes a score per patch and query (SCLIP).
 
 Windows of one size are batched across the images of a shard. What is kept, fp16 and per window, are cosine
 similarities, so that another softmax, other synonyms or thresholds re-run no encoder; or the patch features themselves,
@@ -42,12 +42,12 @@ from ovseg_batch.types import ImageRow, RowResult
 
 Array = np.ndarray[Any, Any]
 
-DRAFT = 2  # how much longer than what CLIP sees a JPEG's longer side stays when it is decoded smaller
+DRAFT = 2  # least ratio of a reduced JPEG's longer side to that of the resized image
 
 
 @dataclass(slots=True)
 class _Pending:
-    """An image whose windows are on their way through the model.
+    """An image whose windows are being computed.
 
     `correlation` and `regions` belong to each window where the attention is limited to regions.
     """
@@ -115,7 +115,7 @@ class DenseStage(DensePlan, Stage):
         yield from _finished(waiting, "features" if self._features else "logits")
 
     def _cut(self, row: ImageRow, image: Array, size: tuple[int, int]) -> _Pending:
-        """The windows of an image of (H, W) `size`, which may have been decoded smaller."""
+        """Cut the windows of an image of (H, W) `size`, which may have been decoded smaller."""
         resized = self._resized(*size)
         if resized != image.shape[:2]:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
@@ -124,7 +124,7 @@ class DenseStage(DensePlan, Stage):
         return _Pending(row, size, resized, boxes, windows, [None] * len(windows), [], [])
 
     def _add_regions(self, pending: _Pending, propose: Upstream) -> None:
-        """What the proposals of the image say of each window: SAM2's features at the patches, and the regions."""
+        """Add SAM2's features at the patches, and the regions of the proposals, to each window."""
         kept = propose.array(pending.row.row, "features", (None, None, None))
         features = torch.from_numpy(kept).float().to(self._device)
         features = features - features.mean(dim=(1, 2), keepdim=True)
@@ -146,7 +146,7 @@ class DenseStage(DensePlan, Stage):
 
     @torch.inference_mode()
     def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:
-        """What is kept of each window."""
+        """Compute the stored arrays of each window."""
         windows = np.stack([pending.windows[index] for pending, index in jobs])
         batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
         dense = self._settings
@@ -186,7 +186,7 @@ def cosines(features: Tensor, text: Tensor) -> Tensor:
 
 
 def _finished(waiting: list[_Pending], name: str) -> Iterator[RowResult]:
-    """Take finished images off the front of the line."""
+    """Yield the finished images at the front of the queue."""
     while waiting and waiting[0].done:
         pending = waiting.pop(0)
         errors = [part for part in pending.kept if isinstance(part, RowError)]

@@ -1,7 +1,7 @@
-"""Embed: what CLIP sees in every proposal, kept so that another vocabulary or another threshold asks no model again.
+"""Embed: compute and store CLIP's features of every proposal, so that other words and thresholds run no image model.
 
-Two scorers: crops, each mask's own picture through CLIP at several sizes; and mask tokens, all masks of an image in one
-forward.
+There are two scorers: crops of each mask at several sizes, and mask tokens, which process all masks of an image in one
+forward pass.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class EmbedStage(EmbedPlan, Stage):
         settings, patch = self._settings, self._clip.patch
         sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
         pictures: list[list[Array]] = [[] for _ in sides]
-        for mask in masks:  # a crop may be as large as the image: one at a time
+        for mask in masks:  # one at a time, because a crop may be as large as the image
             crop = isolated_crop(image, mask, self._clip.mean_colour, settings.outside)
             for side, of_side in zip(sides, pictures, strict=True):
                 of_side.append(resized_crop(crop, side))

@@ -1,4 +1,4 @@
-"""Dense and refine in one pass, which keeps no logits: for folders whose logits fit on no disk."""
+"""Dense and refine in one pass, without storing CLIP's logits, for runs whose logits would not fit on the disk."""
 
 from __future__ import annotations
 

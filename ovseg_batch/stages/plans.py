@@ -1,4 +1,4 @@
-"""What the stages that make masks read, keep and depend on. Planning a run needs this and no model library.
+"""The plans of the stages that compute masks. They import no model library.
 
 A stage is its plan and the code that computes it: `DenseStage(DensePlan)`.
 """
@@ -49,7 +49,7 @@ class EncodePlan(StagePlan):
 
 
 def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
-    """Return the shape (C, h, w) of each array that `encode` keeps of an image, by name."""
+    """Return name → shape (C, h, w) of the arrays that `encode` stores per image."""
     parts = {"coarse": (16, 1), "fine0": (4, 8), "fine1": (8, 4)}  # stride in pixels, divisor of the width
     return {
         name: (sam.width // divisor, sam.window // stride, sam.window // stride)
@@ -276,7 +276,7 @@ class ClassifyPlan(StagePlan):
 
 
 def _check_dense(dense: DenseConfig) -> None:
-    """Raise UsageError for settings that name nothing, or that do not go together."""
+    """Raise UsageError for unknown names, or for settings that exclude each other."""
     if dense.attention not in ATTENTIONS:
         raise UsageError(
             f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, ATTENTIONS)} "

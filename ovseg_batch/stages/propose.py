@@ -63,7 +63,7 @@ class ProposeStage(ProposePlan, Stage):
         points = point_grid(settings.points_per_side, embedding.size)
         found: list[Proposal] = []
         step = self._sam.points.items
-        for start in range(0, len(points), step):  # all masks of all points at once would fill the memory
+        for start in range(0, len(points), step):  # in parts, because the masks of all points would not fit into memory
             prompts = points[start : start + step]
             logits, rated = self._sam.predict(embedding, prompts)
             for p, m in (rated > settings.predicted_iou).nonzero().tolist():

@@ -1,4 +1,6 @@
-"""The stages, and how settings become a plan of one. A new stage has a line here and one in `implementations`."""
+"""The table of stages, and the construction of plans from settings. A new stage has a line here and one in
+`implementations`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
-#: A run computes stages that do not need each other in this order. Under `dense.cache: none`, `fused` takes the place of
-#: `dense` and `refine`.
+#: A run computes stages that do not need each other in this order. Under `dense.cache: none`, `fused` replaces `dense`
+#: and `refine`.
 PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
@@ -60,7 +62,7 @@ def plans_of(config: Config) -> list[type[StagePlan]]:
 
 @dataclass(frozen=True, slots=True)
 class DescribedPreset:
-    """A preset in words: what it does, its stages, what an image costs, what it is good at, and its source."""
+    """The description of a preset: purpose, stages, cost per image, strengths, and source."""
 
     name: str
     what: str
@@ -117,7 +119,7 @@ def _known_words(config: Config) -> list[str] | None:
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
-    """The classes and queries the config asks for.
+    """Build the vocabulary of the settings.
 
     Raises:
         UsageError: no labels, or words the embedded model was never taught.
@@ -152,7 +154,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def make_plan(run: Resolved, name: str) -> StagePlan:
-    """Return what a stage reads, keeps and depends on.
+    """Return the plan of a stage.
 
     Raises:
         UsageError: settings that name nothing that exists, or that do not go together.

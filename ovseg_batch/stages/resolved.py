@@ -1,4 +1,4 @@
-"""The settings of a run with what they name: words, and models as files on this machine."""
+"""The settings of a run with resolved names: words, and models as files on this machine."""
 
 from __future__ import annotations
 

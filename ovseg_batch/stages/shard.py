@@ -1,4 +1,4 @@
-"""How the results of a stage reach the disk, in the only order that is safe.
+"""Compute and commit shards. Data files are durable before the commit record exists.
 
 Data files are written beside their names, made durable and renamed; then the commit record is written.
 """
@@ -42,13 +42,14 @@ def run_shard(
     """Compute one shard and commit it. The only place where a commit record is written.
 
     Args:
-        charged: row → why: rows that kill the process and fail without being looked at.
-        retry: keep the committed rows that are well and compute the failed ones alone. A commit that is not current
-            is treated so too: its rows are kept where neither the manifest nor an upstream stage has changed them.
+        charged: row → cause. Rows that crash the process. They fail without being read.
+        retry: keep the finished rows of the commit and compute only failed rows. A commit that is not current is
+            treated in the same way: its rows are kept where neither the manifest nor an upstream stage has changed
+            them.
         progress: called with each result that the stage has computed.
 
     Raises:
-        OSError: the disk is full or gone; nothing of the shard is visible then.
+        OSError: the disk is full or not available. No file of the shard is visible.
         OvsegError: the stage broke its contract (a row answered twice, or not a row of this shard), or an upstream
             stage has lost its commit of the shard.
     """
@@ -201,7 +202,7 @@ def _write(
 
 
 def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, files: FileBatch | None) -> RowResult:
-    """Give a result's arrays and files to those who write them; the result, failed where its files cannot be named."""
+    """Pass the arrays and files of a result to their writers. Return the result, failed if a file name is invalid."""
     if (result.arrays and arrays is None) or (result.files and files is None):
         raise OvsegError(f"Stage {stage.name} gave arrays or files but declares none.")
     if files is not None:
@@ -217,7 +218,7 @@ def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, file
 
 
 def _checked(stage: Stage, rows: Sequence[ImageRow], results: Iterable[RowResult]) -> Iterator[RowResult]:
-    """Hold a stage to its contract: every row once, in manifest order, finite numbers only, none missing."""
+    """Check the results of a stage: every row once, in manifest order, with finite values only."""
     waiting = {row.row: row for row in rows}
     order = iter([row.row for row in rows])
     held: dict[int, RowResult] = {}

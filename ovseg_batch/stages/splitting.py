@@ -1,4 +1,4 @@
-"""Batches that shrink when memory runs out, and the charge for an item that cannot be computed even alone."""
+"""Compute items in batches. Items that fail alone become failed results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ R = TypeVar("R")
 def split_on_failure(
     compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], size: BatchSize | None = None
 ) -> list[R | RowError]:
-    """Compute items in batches, and charge those that cannot be computed even alone.
+    """Compute items in batches. An item that fails alone returns its error.
 
     Args:
         compute: returns one result per item.
         size: the batch size, which shrinks when memory runs out; None: all items at once.
 
     Returns:
-        One entry per item: its result, or the `RowError` to charge to its row.
+        One entry per item: its result, or the `RowError` of its row.
 
     Raises:
-        DeviceLost: the GPU does not work in this process any more. No item is charged.
+        DeviceLost: the GPU has become unusable for this process. No item fails.
     """
     size = size or BatchSize(max(len(items), 1))
     batches = size.run(len(items), lambda batch: [*compute(items[batch])], _charge)

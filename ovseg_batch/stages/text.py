@@ -1,4 +1,4 @@
-"""CLIP's features of the words of a run, one per query, from the cache where it has them."""
+"""CLIP's features of the words of a run, one per query, with a cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a run as CLIP encodes them: queries, templates, and definitions of labels."""
+"""The words of a run: queries, templates, and definitions of labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Words:
         return [self.definitions.get(self.vocabulary.names[k], "") for k in self.vocabulary.query_class]
 
     def inputs(self) -> dict[str, Any]:
-        """What decides the features, for fingerprints."""
+        """Return the values that decide the features, for fingerprints."""
         return {
             "templates": list(self.templates),
             "queries": list(self.vocabulary.queries),

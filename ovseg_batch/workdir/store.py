@@ -183,7 +183,7 @@ class StageStore:
         The files are hard links, or symbolic links where the file system has no hard links. Replacing a shard replaces
         only the link in this workdir.
         """
-        taken = 0
+        adopted = 0
         for commit in other.commits():
             if commit.fingerprint != self.fingerprint or self.read_commit(commit.shard) is not None:
                 continue
@@ -197,8 +197,8 @@ class StageStore:
             for folder in folders:
                 fsync_folder(folder)
             write_bytes(self.commit_path(commit.shard), other.commit_path(commit.shard).read_bytes())
-            taken += 1
-        return taken
+            adopted += 1
+        return adopted
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Delete output files, named as in a commit, that no commit lists any more."""

@@ -1,4 +1,4 @@
-"""What is asked of a finished run: other words, beside the run itself; and a memory bank, beside none."""
+"""Queries of a finished run: other words, beside the run itself; and a memory bank, beside none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ovseg_batch.workdir.store import Workdir
 
 OTHER_WORDS = "sand; snow; brick; wood; fish; flower; mushroom; balloon; sun; cat; ball; person; sky; grass"
 CACHES = ("dense.cache=features", "refine.method=automatic")
-BANKED = ("dense.cache=features", "sam.cache=embeddings")
+CACHES = ("dense.cache=features", "sam.cache=embeddings")
 
 
 @click.command()
@@ -42,7 +42,7 @@ def query(
         models = [f"{key}={value}" for key, value in model_flags(asked).items() if value is not None]
         settings += [part for one in models for part in ("--set", one)]
         words = asked["labels"] or "; ".join(scenes.CLASSES)
-        environment = {"OVSEG_CACHE": str(root / "cache")}  # so that no word has been heard before
+        environment = {"OVSEG_CACHE": str(root / "cache")}  # so that no word is cached
         first, answer, anew = (Workdir(root / name) for name in ("first", "answer", "anew"))
 
         def run(workdir: Workdir, labels: str) -> float:
@@ -83,7 +83,7 @@ def _tell(name: str, workdir: Workdir, seconds: float, asked: Workdir | None = N
 @click.option("--set", "overrides", multiple=True)
 def bank(first: int, counts: str, overrides: tuple[str, ...]) -> None:
     """mIoU of two folders without a bank, with their own, and with the other's; and what that costs."""
-    settings = [part for one in (*BANKED, *overrides) for part in ("--set", one)]
+    settings = [part for one in (*CACHES, *overrides) for part in ("--set", one)]
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         sizes = [int(count) for count in counts.split(",")]

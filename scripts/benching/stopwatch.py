@@ -1,7 +1,7 @@
 """Where a stage's time goes: functions of the package are timed while it runs, each without those that it calls.
 
 What runs in the calling thread adds up to the whole; what runs in other threads (decoding) is counted apart, for it
-costs time only where somebody waits for it.
+costs time only where a caller waits for it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     *(("export", name) for name in WRITERS),
 )
 SUFFIXES = {"coco": ".json", "coco-polygon": ".json", "cvat": ".xml", "csv": ".csv"}  # of exports that are one file
-CLEARED = "manifest.parquet"  # the list of images, of which a run cannot know what it was
+CLEARED = "manifest.parquet"  # the list of images, which a run cannot restore
 
 
 class Workdirs:

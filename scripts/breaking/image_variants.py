@@ -1,4 +1,4 @@
-"""Pictures in every guise that files can have, given masks, and what the edit stage makes of them."""
+"""Pictures in every variant that files can have, given masks, and what the edit stage makes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the inpainting pipeline's UNet is asked, drawn from the pool of scenes.
+"""Requests to the inpainting pipeline's UNet, drawn from the pool of scenes.
 
 Three things, each under words that say so. What was behind a thing, or behind all of them: the scene is rendered again
 without, and the pixels outside the mask stay those with the things' shadows. A thing, upright and as large as the mask
@@ -80,7 +80,7 @@ def _render(path: Path, pool: Pool, without: Sequence[Collection[int]]) -> None:
 
 
 class Examples:
-    """Draws what the UNet is asked."""
+    """Draws requests to the UNet."""
 
     def __init__(self, pool: Pool, behind: Behind, chosen: range) -> None:
         self._pool, self._behind = pool, behind

@@ -1,1 +1,1 @@
-"""Edit: what a run makes of its images and masks."""
+"""Edit images by their masks."""

@@ -1,4 +1,4 @@
-"""Edits that need no generator: one picture and a mask in, one picture out."""
+"""Edits without a generator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 def plain_edit(
     picture: Picture, counts: Sequence[bytes], edit: EditConfig, context: float, keeps: bool, background: Array | None
 ) -> tuple[Picture, bool]:
-    """Return a picture after the edit, and whether the edit has changed it.
+    """Edit an image in the mode of the settings. Return it, and whether the edit has an effect.
 
     Args:
         counts: RLE of the masks of what stays when `keeps`, else of what goes.
@@ -69,9 +69,9 @@ def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig)
 
 
 def refuse_everything(region: Array) -> None:
-    """Raise RowError where a region covers the whole picture."""
+    """Raise RowError where a region covers the whole image, so that no context is left."""
     if region.all():
-        raise RowError(FailureCode.NO_EDIT, "the mask, widened, covers the whole image: nothing is left to go by")
+        raise RowError(FailureCode.NO_EDIT, "the dilated mask covers the whole image: no context is left")
 
 
 def _soft(picture: Picture, mask: Array, settings: AlphaConfig) -> tuple[Array, Array]:
@@ -110,7 +110,7 @@ def _crop(picture: Picture, mask: Array, crop: CropConfig) -> Picture:
 
 
 def _replaced(picture: Picture, region: Array, edit: EditConfig, context: float, background: Array | None) -> Picture:
-    """Return the picture with its region closed or filled, piece by piece. No other pixel changes."""
+    """Inpaint or fill the region, piece by piece. Other pixels stay bitwise equal."""
     if edit.mode == "erase":
         refuse_everything(region)
     pixels = picture.pixels.copy()
@@ -129,7 +129,7 @@ def _replaced(picture: Picture, region: Array, edit: EditConfig, context: float,
 
 
 def _filling(pixels: Array, kept: Array, fill: FillConfig, background: Array | None) -> Array:
-    """Return what is behind the kept pixels, at the picture's size."""
+    """Return the filling behind the kept pixels, in the size of the image."""
     above, below = (_rgb(colour) for colour in (fill.colour, fill.colour_below))
     if fill.kind == "colour":
         return fills.plain(pixels.shape, above, pixels.dtype)
@@ -149,7 +149,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
 
 def _pieces(region: Array) -> Iterator[Array]:
-    """The connected pieces of a region, each (H, W) bool."""
+    """Yield the connected pieces of a region, each (H, W) bool."""
     count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
     for number in range(1, count):
         yield labels == number

@@ -1,4 +1,4 @@
-"""What the edit stage reads, keeps and depends on."""
+"""The plan of the edit stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ovseg_batch.stages.resolved import Resolved
 
 @dataclass(frozen=True, slots=True)
 class InpaintParameters:
-    """How the generator paints: what the settings say, and what goes with the model where they say nothing."""
+    """The parameters of the generator: those of the settings, or defaults of the model."""
 
     size: int  # pixels a side of a square
     steps: int
@@ -129,7 +129,7 @@ def _check_edit(edit: EditConfig, mode: EditMode) -> None:
 
 
 def needs_prompts(config: Config) -> bool:
-    """Whether the manifest must say what to paint, because the settings do not say it for every label."""
+    """Return whether the manifest must contain prompts, because the settings have no prompt for some labels."""
     edit = config.edit
     chosen = edit.drop or tuple(label.name for label in config.labels)
     each = not edit.keep and all(edit.prompts.get(name, "").strip() for name in chosen)

@@ -174,7 +174,7 @@ class EditStage(EditPlan, Stage):
 
 @contextlib.contextmanager
 def costing_a_row() -> Iterator[None]:
-    """Turn any error of editing into a RowError. No disk is written here."""
+    """Convert any error of an edit into a RowError. No file is written here."""
     try:
         yield
     except (OvsegError, RowError):

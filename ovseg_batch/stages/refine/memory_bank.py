@@ -22,7 +22,7 @@ from ovseg_batch.settings import RefineConfig
 
 Array = np.ndarray[Any, Any]
 
-EXTRA_NEIGHBOURS = 32  # retrieved beyond those wanted, because regions of the image itself are dropped
+EXTRA_NEIGHBOURS = 32  # additional neighbours to retrieve, because regions of the same image are dropped
 DECIDES = ("clip", "attention", "layers", "window", "stride", "short_side", "long_side")
 
 
@@ -42,7 +42,7 @@ class Relabeller:
         dense_inputs: what decides the dense stage's result.
 
     Raises:
-        UsageError: no bank there, or one of other features.
+        UsageError: there is no bank, or it holds other features.
         OvsegError: FAISS is not installed.
     """
 
@@ -82,10 +82,10 @@ class Relabeller:
     def __call__(
         self, key: str, features: Array, boxes: Array, size: tuple[int, int], owner: Array, segments: Sequence[Segment]
     ) -> dict[int, tuple[int, float, float]]:
-        """The class of every segment, its score and by how much it leads, by the segment's index.
+        """Return segment index → class, score, and lead over the second class.
 
         Args:
-            key: of the image, whose own regions are excluded.
+            key: key of the image, whose regions are excluded.
             features: (N, gh, gw, D) of its windows.
             boxes: (N, 4) of the windows.
             size: (h, w) at which they were cut.

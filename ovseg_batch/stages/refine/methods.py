@@ -1,4 +1,4 @@
-"""The refine methods: masks of SAM2 for pieces of the dense map, or of proposals that were made before.
+"""The refine methods: masks of SAM2 for components of the dense map, or from proposals.
 
 Each returns mask candidates. Their masks stay at SAM2's own resolution until one is needed at full size.
 """
@@ -35,11 +35,11 @@ from ovseg_batch.types import Proposal
 
 Array = np.ndarray[Any, Any]
 
-#: a box (x0, y0, x1, y1) in pixels → what SAM2 knows of that part of the image
+#: a box (x0, y0, x1, y1) in pixels → SAM2's embedding of that part of the image
 See = Callable[[Box], Embedding]
 
-ROUGH_GAIN = 0.005  # Trident: what a class's probabilities are multiplied by to become a mask prompt
-ROUGH_FLOOR = 0.1  # Trident: probabilities under it are left out of the mask prompt
+ROUGH_GAIN = 0.005  # Trident: factor of class probabilities in mask prompts
+ROUGH_FLOOR = 0.1  # Trident: lower probabilities are excluded from mask prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[Po
 
 
 def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
-    """One point in every connected component of the dense map; of SAM2's three masks the one the map agrees with best.
+    """Prompt one point per connected component, and keep the mask of three that agrees best with the dense map.
 
-    Source: thesis 3.1.6.
+    Source: García García 2025, section 3.1.6.
     """
 
     vote = Vote.from_setting(settings.vote)
@@ -122,9 +122,10 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
 
 
 def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
-    """One point in every component of what the dense map is sure of; of three masks the one SAM2 rates best.
+    """Prompt one point per component of high confidence, and keep the mask with the highest predicted IoU of three.
 
-    A mask that repeats a better one of its class is dropped. Source: the clip-guided tool.
+    A mask that repeats a better one of its class is dropped. Source: García García 2025, README of the code
+    "CLIP-Guided SAM2 Segmentation".
     """
 
     def select(predictions: _Predictions) -> list[_Selected]:
@@ -140,9 +141,10 @@ def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], s
 
 
 def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
-    """Box, surest point and rough mask of every component together; one mask each.
+    """Prompt the box, the most confident point and a rough mask of every component, for one mask each.
 
-    What SAM2 rates no better than `predicted_iou` is left to the dense map. Source: Trident, `sam_refinement`.
+    Masks with a predicted IoU of at most `predicted_iou` are dropped. Source: Shi et al., Harnessing Vision Foundation
+    Models for High-Performance, Training-Free Open Vocabulary Segmentation (Trident), 2024; code: `sam_refinement`.
     """
 
     def select(predictions: _Predictions) -> list[_Selected]:
@@ -159,8 +161,8 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
 def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
     """Return the proposals in which enough pixels carry one class of the dense map, under the class of most pixels.
 
-    A vote by mean probability takes the class of the highest one. Source: the pipeline's document; without a least
-    share, the map correction of CorrCLIP (Zhang et al., 2024).
+    Source: García García 2025, README of the code "SCLIP-based Segmentation and Editing Pipeline". Without a least
+    share, CorrCLIP's map correction; by `mean`, the class of the highest mean probability.
     """
     candidates, kept = [], []
     size = dense.labels.shape
@@ -236,7 +238,7 @@ def _found(
     predictions: Iterator[_Predictions],
     select: Callable[[_Predictions], list[_Selected]],
 ) -> Found:
-    """The candidates of every view, their masks kept at SAM2's resolution."""
+    """Return the candidates of all views. Masks are stored at SAM2's resolution."""
     candidates: list[MaskCandidate] = []
     kept: list[tuple[Tensor, View]] = []
     for one in predictions:
@@ -280,7 +282,7 @@ def _present(predictions: _Predictions, selected: list[_Selected], presence: Pre
 
 
 def sampled(values: Array, h: int, w: int) -> Array:
-    """A map sampled at the centres of an (h, w) grid over the whole image."""
+    """Sample a map at the cell centres of an (h, w) grid over the whole image."""
     ys = ((np.arange(h) + 0.5) * values.shape[0] / h).astype(np.int64)
     xs = ((np.arange(w) + 0.5) * values.shape[1] / w).astype(np.int64)
     return values[np.ix_(ys, xs)]

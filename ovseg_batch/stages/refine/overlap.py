@@ -1,4 +1,4 @@
-"""What the CPU does for one image while the accelerator is at another."""
+"""Overlap CPU work for one image with accelerator work for another image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Before = TypeVar("Before")
 During = TypeVar("During")
 After = TypeVar("After")
 
-AHEAD = 2  # images on each side of the one that the accelerator is at
-MOST_PIXELS = 50_000_000  # of images under way at once; a larger one is alone
+AHEAD = 2  # images before and after the one on the accelerator
+MOST_PIXELS = 50_000_000  # pixels of concurrent images; a larger image is processed alone
 
 
 def in_three_steps(
@@ -24,12 +24,12 @@ def in_three_steps(
     pixels: Callable[[Item], int],
     overlapping: bool,
 ) -> Iterator[After]:
-    """Take every item through three steps, in order.
+    """Process every item in three steps, and yield the results in order.
 
     Args:
-        before, after: what is done in threads of their own.
-        during: what is done in the calling thread.
-        pixels: of an item; they bound what is held.
+        before, after: steps that run in separate threads.
+        during: step that runs in the calling thread.
+        pixels: returns the pixels of an item, which bound the memory.
         overlapping: False: one item after the other, one step after the other, no threads. So it is on a CPU, where
             the model would lose what the threads gain.
     """

@@ -1,4 +1,4 @@
-"""What the refine stage reads, keeps and depends on, alone or computed together with the dense stage."""
+"""The plans of the refine stage, alone or fused with the dense stage."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _refine_needs(config: Config) -> tuple[str, ...]:
 
 
 def _check_refine(config: Config) -> None:
-    """Raise UsageError for settings that name nothing, or that do not go together."""
+    """Raise UsageError for unknown names, or for settings that exclude each other."""
     if config.refine.bank and config.dense.cache != "features":
         raise UsageError("refine.bank compares features: it needs dense.cache: features.")
     if config.refine.bank and not Path(config.refine.bank).is_file():

@@ -1,4 +1,4 @@
-"""SAM2 refine: points from the dense map prompt SAM2, a vote keeps the masks that agree, one map comes out.
+"""Refine: points from the dense map prompt SAM2, and a vote keeps the masks that agree with the map.
 
 One image embedding an image, prompts in chunks, the best of three masks chosen at low resolution; a mask is made at
 full size only to be painted, one at a time, and each instance is run-length encoded once at the original size.
@@ -51,7 +51,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(slots=True)
 class _Underway:
-    """An image on its way through the stage, and what is known of it so far."""
+    """An image that is being processed, with its intermediate results."""
 
     row: ImageRow
     image: Array | None
@@ -98,7 +98,7 @@ class RefineStage(RefinePlan, Stage):
         yield from answers
 
         def step(work: Callable[[_Underway], object]) -> Callable[[_Underway], _Underway]:
-            """A step that charges what goes wrong to the row, and is left out where something has."""
+            """Return a step that converts errors into a failed row, and skips rows that have failed."""
 
             def do(one: _Underway) -> _Underway:
                 if one.error is not None:
@@ -135,7 +135,7 @@ class RefineStage(RefinePlan, Stage):
             yield one.result()
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
-        """The decoded images, or None for each where nothing will look at them."""
+        """Yield the decoded images, or None for each if no step needs pixels."""
         run = self._run
         if not self.reads_images:
             yield from ((row, None) for row in rows)
@@ -156,7 +156,7 @@ class RefineStage(RefinePlan, Stage):
 
     @torch.inference_mode()
     def _annotate(self, one: _Underway) -> None:
-        """Make annotations of the masks and the dense map."""
+        """Compute annotations from the masks and the dense map."""
         assert one.dense is not None
         settings, min_area = self._settings, self._min_area(one)
         kept = None if settings.fallback == "none" else min_area if settings.output == "instances" else 1
@@ -181,7 +181,7 @@ class RefineStage(RefinePlan, Stage):
     def _renamed(
         self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
     ) -> list[Segment]:
-        """The segments under the names that a memory bank gives them."""
+        """Return the segments with the classes of a memory bank."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
         boxes = window_boxes(*resized, self._window, self._stride)
@@ -214,7 +214,7 @@ class RefineStage(RefinePlan, Stage):
         return DenseMap(found.labels, found.confidence, found.lead, probabilities, ignore, presence)
 
     def _scores(self, upstream: Upstream, row: ImageRow, image: Array | None) -> Tensor | Stitched:
-        """Cosine similarities (Q, h, w) at the size CLIP saw, after whatever is done to them."""
+        """Return cosine similarities (Q, h, w) at the resized size, after post-processing."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
         boxes = window_boxes(*resized, self._window, self._stride)
@@ -240,7 +240,7 @@ class RefineStage(RefinePlan, Stage):
         return torch.cat([scores[:1], denoised[1:], scores[-1:]])
 
     def _kept_of(self, upstream: Upstream, row: int, boxes: Array) -> Array:
-        """Return what the dense stage has kept of the windows: cosine similarities, or features."""
+        """Return the stored arrays of the windows: cosine similarities, or features."""
         top, left, bottom, right = boxes[0].tolist()
         windows, height, width = len(boxes), (bottom - top) // self._patch, (right - left) // self._patch
         if self._clip_spec is None:
@@ -259,7 +259,7 @@ class RefineStage(RefinePlan, Stage):
         return pool_background(cosine, vocabulary.background_queries, self._dense.logit_scale)
 
     def _found(self, one: _Underway) -> Found:
-        """The masks that the method finds."""
+        """Compute the mask candidates of the refine method."""
         settings = self._settings
         assert one.dense is not None
         if settings.method == "automatic":
@@ -274,7 +274,7 @@ class RefineStage(RefinePlan, Stage):
     def _embedding(
         self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box
     ) -> Embedding:
-        """What SAM2 knows of a part of an image, computed or, of the whole of it, kept."""
+        """Return SAM2's embedding of a part of an image: computed, or stored if the part is the whole image."""
         if not self._kept:
             assert image is not None
             x0, y0, x1, y1 = box
