@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,6 @@ from skimage import data as photographs
 from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
-
-# PyTorch reads it when it is first imported, also in the processes that tests start. Two test processes with a thread
-# for each core compete for the cores: a run of six scenes then takes four times as much CPU time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LABELS = ", ".join(scenes.CLASSES)
 THINGS = ", ".join(scenes.THING_NAMES)

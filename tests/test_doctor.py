@@ -39,6 +39,7 @@ def test_this_machine_with_the_embedded_models(tmp_path: Path, command: Command)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow("a trial measures what a run will cost, and leaves nothing behind")
 def test_a_trial_measures_every_stage_and_leaves_nothing(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     before = everything(few_scenes)
     arguments = (few_scenes / "images", "--labels", LABELS, "-o", tmp_path / "run", "--images", 3)
@@ -114,6 +115,7 @@ def test_a_preset_that_is_not_there(command: Command) -> None:
     assert done.returncode == 2 and "Did you mean 'prompted'?" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow("a trial measures what a run will cost, and leaves nothing behind")
 def test_sigterm_during_the_trial_leaves_nothing(few_scenes: Path, tmp_path: Path) -> None:
     arguments = ["doctor", few_scenes / "images", "--labels", LABELS, "-o", tmp_path / "run", *THREADS]
     process = subprocess.Popen(
@@ -194,6 +196,7 @@ def test_no_gpu_that_computes(tmp_path: Path) -> None:
     assert failures(checks) == {"device", "gpu 0"} and "none of its GPUs works" in checks["device"]["found"]
 
 
+@pytest.mark.slow("a trial measures what a run will cost, and leaves nothing behind")
 def test_a_trial_on_a_gpu(few_scenes: Path, tmp_path: Path) -> None:
     """It runs on the GPU that the settings name, and measures its memory."""
     arguments = (str(few_scenes / "images"), "--labels", LABELS, "--images", "1", "--set", "refine.max_points=2")

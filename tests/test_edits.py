@@ -45,6 +45,7 @@ def test_no_two_images_have_one_output() -> None:
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow("an edit changes no pixel outside its mask")
 @pytest.mark.parametrize(("mode", "overrides"), IN_PLACE, ids=lambda value: value if isinstance(value, str) else None)
 def test_not_a_bit_changes_outside(mode: str, overrides: tuple[str, ...], zoo: dict[str, Path]) -> None:
     """Turned by EXIF, CMYK, grey, palette, transparent, 16 bits: outside the widened masks all is as it was."""
@@ -337,6 +338,7 @@ def cut_out(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command:
     return workdir
 
 
+@pytest.mark.slow("one worker or many, and any size of a shard, give the same bytes")
 def test_the_same_files_whatever_the_shard(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     for name, edit in (("cutout", ("--edit", "cutout", "--keep", THINGS)), ("remove", REMOVE)):
         runs = []
@@ -448,6 +450,7 @@ def test_labels_are_taken_apart_at_commas(command: Command, few_scenes: Path, tm
     assert "'dogg' is not among the labels" in done.stderr
 
 
+@pytest.mark.slow("no two images share an edited file")
 @pytest.mark.parametrize("shard_rows", [1, 2, 64])
 def test_rows_that_share_a_picture_have_edited_files_of_their_own(
     shard_rows: int, few_scenes: Path, tmp_path: Path, command: Command

@@ -60,6 +60,7 @@ def evaluated(name: str, tmp_path: Path, command: Command, *manifest_options: st
     return tmp_path / "run"
 
 
+@pytest.mark.slow("every data set is read in its published layout")
 @pytest.mark.parametrize("name", layouts.MAKERS)
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # pycocotools has one of numpy's
 def test_a_copy_of_its_layout_evaluates_without_a_warning(name: str, tmp_path: Path, command: Command) -> None:

@@ -40,6 +40,7 @@ def test_an_error_of_writing_names_the_folder_also_from_another_process(table: b
     assert pickle.loads(pickle.dumps(raised.value)).filename == "/dev"
 
 
+@pytest.mark.slow("a full disk stops a command cleanly and is named")
 def test_a_run_names_the_full_folder_of_its_workdir(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     with disk_of(100, tmp_path) as small:
         done = command(*run_arguments(few_scenes / "images", small.path / "run"))
@@ -68,6 +69,7 @@ def test_an_output_names_its_full_folder(
         assert done.returncode == 1 and f"No space left on device ({small.path}" in last
 
 
+@pytest.mark.slow("a full disk stops a command cleanly and is named")
 def test_a_text_cache_without_room_is_named_and_costs_no_run(
     few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:

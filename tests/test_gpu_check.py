@@ -35,6 +35,7 @@ def gpu_check(*options: object, **environment: str) -> tuple[int, list[str]]:
     return ended.returncode, ended.stdout.splitlines()
 
 
+@pytest.mark.slow("a GPU is checked against the CPU before it is trusted")
 def test_every_section_passes_on_an_emulated_gpu_and_recommends_settings(tmp_path: Path) -> None:
     code, lines = gpu_check("--json", tmp_path / "checks.json", "--out", tmp_path / "out")
     assert lines[-1].startswith("OK; recommended: "), "\n".join(lines)

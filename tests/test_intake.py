@@ -73,6 +73,7 @@ def test_exports_and_reports_in_an_input_are_left_out(finished: Path, photos: Pa
     assert build_manifest([str(photos / "yolo")], photos.parent / "m.parquet", 2).rows == 6
 
 
+@pytest.mark.slow("what a run writes is never its input")
 @pytest.mark.parametrize(
     ("place", "message"),
     [

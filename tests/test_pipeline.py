@@ -136,6 +136,7 @@ def test_masks_mean_something(finished: Path, few_scenes: Path, command: Command
     assert found["pixel accuracy"] > 0.8
 
 
+@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
 @pytest.mark.parametrize(
     ("failpoint", "redone"),
     [
@@ -166,6 +167,7 @@ def test_what_a_killed_run_does_again_is_logged(
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
 def test_killed_from_outside(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     """A real kill -9 while it works, at whatever moment that is."""
     arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
@@ -183,6 +185,7 @@ def test_killed_from_outside(finished: Path, few_scenes: Path, tmp_path: Path, c
     assert data_files(tmp_path / "run") == data_files(finished)
 
 
+@pytest.mark.slow("the first Ctrl-C or SIGTERM finishes the shard, and the run ends with exit code 130")
 def test_interrupted_finishes_its_shard_and_says_130(
     few_scenes: Path, tmp_path: Path, finished: Path, command: Command
 ) -> None:
@@ -207,6 +210,7 @@ def test_interrupted_finishes_its_shard_and_says_130(
     assert data_files(tmp_path / "run") == data_files(finished)
 
 
+@pytest.mark.slow("the first Ctrl-C or SIGTERM finishes the shard, and the run ends with exit code 130")
 def test_a_second_interrupt_stops_at_once(
     few_scenes: Path, tmp_path: Path, finished: Path, command: Command, start: Callable[..., Running]
 ) -> None:
@@ -267,6 +271,7 @@ def test_dry_run_writes_nothing(copy: Path, few_scenes: Path, command: Command) 
     assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.slow("one worker or many, and any size of a shard, give the same bytes")
 def test_two_workers_give_the_same_files(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--workers", "2"))
     assert done.returncode == 0, done.stderr
@@ -396,6 +401,7 @@ def test_synonyms_background_and_semantic_output(few_scenes: Path, tmp_path: Pat
     assert pairs and len(pairs) == len(set(pairs))
 
 
+@pytest.mark.slow("every method gives masks that agree with the ground truth")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -41,6 +41,7 @@ def images(few_scenes: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(few_scenes / "images", tmp_path / "images"))
 
 
+@pytest.mark.slow("a query gives the masks of a full run")
 @pytest.mark.parametrize("keeping", KEEPING)
 def test_the_answer_is_that_of_a_full_run(images: Path, tmp_path: Path, keeping: str, command: Command) -> None:
     asked, answer, full = (tmp_path / name for name in ("asked", "answer", "full"))

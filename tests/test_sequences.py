@@ -20,6 +20,8 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
 
+pytestmark = pytest.mark.slow("any sequence of commands loses no image and mixes no two configurations")
+
 X = ("--labels", "sky; tree; grass")
 Y = ("--labels", "house; balloon; road")
 FEW = ("--set", "manifest.shard_rows=2", "--workers", "0")

@@ -26,6 +26,7 @@ def failures(workdir: Path) -> list[tuple[str, str, str]]:
         return [(line["row"], line["stage"], line["code"]) for line in csv.DictReader(file)]
 
 
+@pytest.mark.slow("a worker that dies costs at most one image, and no result")
 def test_an_image_that_kills_its_decoder_costs_one_row(
     finished: Path, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_script_may_start_a_run_outside_of_any_guard(few_scenes: Path, tmp_pat
     assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
 
 
+@pytest.mark.slow("a worker that dies costs at most one image, and no result")
 def test_a_worker_that_dies_by_chance_costs_nothing(
     finished: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running], command: Command
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_worker_that_dies_by_chance_costs_nothing(
     assert data_files(workdir) == data_files(finished)
 
 
+@pytest.mark.slow("a worker that dies costs at most one image, and no result")
 def test_a_shard_that_kills_workers_without_one_image_to_blame_ends_the_run(
     few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -110,6 +113,7 @@ def broken(few_scenes: Path, tmp_path: Path, command: Command) -> tuple[Path, Pa
     return images, tmp_path / "run"
 
 
+@pytest.mark.slow("failed images are retried alone")
 def test_retry_computes_the_failed_images_and_no_others(
     broken: tuple[Path, Path], few_scenes: Path, finished: Path, command: Command
 ) -> None:
@@ -128,6 +132,7 @@ def test_retry_computes_the_failed_images_and_no_others(
     assert command("verify", workdir).returncode == 0
 
 
+@pytest.mark.slow("failed images are retried alone")
 def test_a_retry_killed_anywhere_loses_nothing(
     broken: tuple[Path, Path], few_scenes: Path, command: Command, start: Callable[..., Running]
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_retry_killed_anywhere_loses_nothing(
     assert failures(workdir) == []
 
 
+@pytest.mark.slow("one worker or many, and any size of a shard, give the same bytes")
 def test_parts_of_a_run_add_up_to_the_whole(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     arguments = run_arguments(few_scenes / "images", tmp_path / "run")
     first = command(*arguments, "--shards", "0/2")
@@ -157,6 +163,7 @@ def test_a_part_that_is_none_is_a_usage_error(text: str, few_scenes: Path, tmp_p
     assert "I/N" in done.stderr
 
 
+@pytest.mark.slow("one worker or many, and any size of a shard, give the same bytes")
 def test_two_runs_at_once_on_one_workdir(
     finished: Path, few_scenes: Path, tmp_path: Path, start: Callable[..., Running]
 ) -> None:
