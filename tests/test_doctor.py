@@ -151,7 +151,7 @@ def test_words_that_are_no_device(device: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_no_gpu(tmp_path: Path, command: Command) -> None:
     required, _ = report(command, "--set", "run.device=cuda", "-o", tmp_path, code=1)
-    assert failures(required) == {"device"} and "PyTorch sees 0 GPUs" in required["device"]["found"]
+    assert failures(required) == {"device"} and "PyTorch finds 0 GPUs" in required["device"]["found"]
     left_open, _ = report(command, "-o", tmp_path, code=0)
     assert left_open["device"]["status"] == "warning" and "uses the CPU" in left_open["device"]["found"]
 

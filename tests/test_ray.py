@@ -95,7 +95,7 @@ def test_an_error_on_a_node_is_told_as_it_is(few_scenes: Path, tmp_path: Path, s
     arguments = run_arguments(few_scenes / "images", tmp_path / "run", *RAY)
     ended = start(*arguments, OVSEG_FAILPOINTS=traps).wait()
     assert ended.code == 1
-    assert "No space left on device" in ended.stderr and "run again" in ended.stderr
+    assert "No space left on device" in ended.stderr and "Run the same command again" in ended.stderr
 
 
 def test_a_cluster_that_is_not_there(few_scenes: Path, tmp_path: Path, start: Callable[..., Running]) -> None:
