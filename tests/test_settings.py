@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LABELS, Command
 from PIL import Image
 from pydantic import BaseModel
 from write_settings_docs import PAGE, page
@@ -22,6 +21,7 @@ from ovseg_batch.config import load_config
 from ovseg_batch.settings import Config, EditConfig, RefineConfig
 from ovseg_batch.settings.listing import READERS, choices, readers, section_meanings, setting_lines
 from ovseg_batch.settings.section import Section
+from tests.conftest import LABELS, Command
 
 KEYS = {line.key: line for line in setting_lines()}
 

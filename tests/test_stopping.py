@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from breaking.job import with_embedded_models
-from conftest import Command, data_files, run_arguments
+
+from tests.conftest import Command, data_files, run_arguments
+from tests.harness.job import with_embedded_models
 
 SECONDS = 300  # after which a wait is a hang
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, run_arguments
 from PIL import Image
 
 from ovseg_batch import failpoints
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.updating import update_manifest
+from tests.conftest import Command, run_arguments
 
 QUICK = ("--set", "refine.method=none", "--workers", "0")
 

@@ -1,4 +1,7 @@
-"""Random sequences of commands on one workdir, with what must hold after each of them.
+"""Run random sequences of commands on one workdir, and check after each that nothing is lost and nothing is mixed.
+
+python -m tests.harness sequences --seeds 100 --steps 20
+python -m tests.harness sequences --seeds 1 --first 17      # one of them again
 
 A machine of Hypothesis draws images that come, change, break and go, runs with several configurations, kills,
 interruptions, two commands at once, and every command that reads or cleans. Results are compared with those that an
@@ -18,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import click
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
@@ -30,10 +34,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from breaking.job import SEEDS, Ended, Running, leftovers, start_command, torn
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.failpoints import SHARD_POINTS
 from ovseg_batch.io.manifest import Manifest
+from tests.harness.job import SEEDS, Ended, Running, leftovers, start_command, torn
 
 LABELS = {"x": "sky; tree; grass", "y": "house; balloon; road", "cut": "sky; tree; grass"}
 EDITS = {"cut": ("--edit", "cutout", "--drop", "sky")}
@@ -352,3 +356,18 @@ def run_sequence(scenes: Scenes, seed: int, steps: int, counts: Counter[str]) ->
         suppress_health_check=[*HealthCheck],
     )
     run_state_machine_as_test(seeded(seed)(machine(scenes, counts)), settings=chosen)
+
+
+@click.command()
+@click.option("--seeds", default=100, show_default=True, help="Number of sequences. Each has its own seed.")
+@click.option("--first", default=0, show_default=True, help="The first seed.")
+@click.option("--steps", default=20, show_default=True, help="Steps of a sequence, at most.")
+def main(seeds: int, first: int, steps: int) -> None:
+    """Run random sequences of commands on one workdir. The first that breaks a promise ends the command."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="ovseg-sequences-") as folder:
+        scenes = Scenes(Path(folder))
+        for seed in range(first, first + seeds):
+            run_sequence(scenes, seed, steps, counts)
+            done = ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items()) if kind != "steps")
+            click.echo(f"seed {seed}: {counts['steps']} steps so far ({done})")

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from breaking.fuzzing import Input, Violation
-from breaking.job import SEEDS, Ended, leftovers, start_command, start_function
-from breaking.mutations import mutate_bytes, mutate_json, to_json
-from breaking.sequences import Masks, read_failures, read_masks
 from ovseg_batch import Run
 from ovseg_batch.errors import OvsegError, RowError
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.io.manifest import Manifest
+from tests.harness.fuzzing import Input, Violation
+from tests.harness.job import SEEDS, Ended, leftovers, start_command, start_function
+from tests.harness.mutations import mutate_bytes, mutate_json, to_json
+from tests.harness.sequences import Masks, read_failures, read_masks
 
 LABELS = "sky; tree; grass; house"
 OTHER_LABELS = "sky; water; balloon"

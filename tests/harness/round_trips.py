@@ -1,10 +1,9 @@
-#!/usr/bin/env python
-"""Masks into every format, and back out by the library that people read it with, each in an environment of its own.
+"""Export masks into every format, and read them back with the libraries that use it, each in its own environment.
 
-scripts/round_trips.py                    # all consumers; environments are made in .consumers/
-scripts/round_trips.py --only datumaro
+python -m tests.harness round-trips                    # all consumers; environments are made in .consumers/
+python -m tests.harness round-trips --only datumaro
 
-The masks are of a run over rendered scenes with one mask a label, so that many have several parts or holes.
+The masks come from a run over rendered scenes with one mask a label, so that many have several parts or holes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 
-READERS = Path(__file__).parent / "consuming"
+READERS = Path(__file__).parent / "consumers"
 CONSUMERS = {
     "pycocotools": ["pycocotools==2.0.11", "pillow"],
     "torchvision": ["torchvision", "pycocotools"],
@@ -45,11 +44,17 @@ SUFFIXES = {"cvat": ".xml", "csv": ".csv"}
 
 
 @click.command()
-@click.option("--images", default=50, show_default=True)
-@click.option("--only", type=click.Choice(list(CONSUMERS)), help="One consumer.")
-@click.option("--environments", type=click.Path(path_type=Path), default=Path(".consumers"), show_default=True)
+@click.option("--images", default=50, show_default=True, help="Number of scenes.")
+@click.option("--only", type=click.Choice(list(CONSUMERS)), help="One consumer alone.")
+@click.option(
+    "--environments",
+    type=click.Path(path_type=Path),
+    default=Path(".consumers"),
+    show_default=True,
+    help="Folder for the environments of the consumers.",
+)
 def main(images: int, only: str | None, environments: Path) -> None:
-    """Run, export, read back, compare."""
+    """Export masks into every format, read them back with the libraries that use it, and compare."""
     with tempfile.TemporaryDirectory(prefix="ovseg-round-trips-") as folder:
         root = Path(folder)
         write_scenes(root, scenes.HELD_OUT_SEEDS[FIRST : FIRST + images], jpeg_every=0)
@@ -96,12 +101,8 @@ def _read_back(name: str, environment: Path, root: Path) -> bool:
     if done.returncode:
         click.echo(f"{name}: failed\n{done.stderr[-3000:]}")
         return False
-    told = json.loads(done.stdout.splitlines()[-1])
-    for format, figures in told["results"].items():
+    answer = json.loads(done.stdout.splitlines()[-1])
+    for format, figures in answer["results"].items():
         shown = "  ".join(f"{key} {value:.6g}" for key, value in figures.items())
-        click.echo(f"{name:13} {told['version']:9} {format:27} {shown}")
+        click.echo(f"{name:13} {answer['version']:9} {format:27} {shown}")
     return True
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,11 @@
-#!/usr/bin/env python
-"""Run the job on a Ray cluster whose nodes, and whose driver, are killed at random; compare with one and two workers.
+"""Run a job on a Ray cluster, kill its nodes and its driver at random, and compare with one and two local workers.
 
-scripts/chaos.py --kills 6
-scripts/chaos.py --kills 6 --seed 7
+python -m tests.harness chaos --kills 6
+python -m tests.harness chaos --kills 6 --seed 7
 
-The cluster is real and on this machine: a head that computes nothing, and two nodes of one CPU. Every few seconds a
-node is killed with all that runs on it and another one joins, or the driver is killed and the command given again. It
-prints what was done when, and whether every data file and output is the same bytes.
+The cluster is real and on this machine: a head that computes nothing, and two nodes of one CPU each. Every few seconds
+a node is killed with all its processes and another one joins, or the driver is killed and started again. The output
+lists every kill, and whether the bytes of all data files and outputs are equal.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import time
 from pathlib import Path
 
 import click
-from breaking.job import Job, contents, leftovers
 from ray.cluster_utils import Cluster
 
 from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.store import Workdir
+from tests.harness.job import Job, contents, leftovers
 
 IMAGES = 24
 PAUSE = (8.0, 25.0)  # seconds between kills
@@ -34,7 +33,7 @@ def results(workdir: Path) -> dict[str, str]:
 
 
 class Chaos:
-    """A cluster that is not left in peace."""
+    """A cluster whose nodes and driver are killed at random."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
@@ -44,10 +43,10 @@ class Chaos:
         self._cluster.wait_for_nodes()
 
     def run(self, job: Job, workdir: Path, kills: int) -> None:
-        """Give the command until it has finished, killing as often as asked on the way."""
+        """Start the command again until it finishes, with so many kills on the way."""
         while True:
             running = job.start(workdir, "--engine", "ray", "--workers", "2", RAY_ADDRESS=self._cluster.address)
-            self._say("the command is given")
+            self._print("the command is given")
             while running.process.is_alive() and kills:
                 running.process.join(self._draw.uniform(*PAUSE))
                 if not running.process.is_alive():
@@ -55,12 +54,12 @@ class Chaos:
                 kills -= 1
                 if self._draw.random() < 0.3:
                     running.process.kill()
-                    self._say(f"driver killed ({_done(workdir)})")
+                    self._print(f"driver killed ({_done(workdir)})")
                 else:
                     self._replace_node(workdir)
             ended = running.wait()
             if ended.code == 0:
-                self._say(f"finished ({_done(workdir)})")
+                self._print(f"finished ({_done(workdir)})")
                 return
             if ended.code > 0:
                 raise click.ClickException(f"ended with {ended.code}:\n{ended.stderr}")
@@ -68,10 +67,10 @@ class Chaos:
     def _replace_node(self, workdir: Path) -> None:
         number = self._draw.randrange(len(self._nodes))
         self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
-        self._say(f"node {number + 1} killed, another joins ({_done(workdir)})")
+        self._print(f"node {number + 1} killed, another joins ({_done(workdir)})")
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         click.echo(f"{time.monotonic() - self._started:6.1f} s  {text}")
 
     def end(self) -> None:
@@ -86,10 +85,10 @@ def _done(workdir: Path) -> str:
 
 
 @click.command()
-@click.option("--kills", default=6, show_default=True)
+@click.option("--kills", default=6, show_default=True, help="Number of kills.")
 @click.option("--seed", type=int, help="Default: drawn from the clock, and printed.")
 def main(kills: int, seed: int | None) -> None:
-    """Run, kill, compare."""
+    """Kill nodes and the driver of a Ray cluster during a run, and compare with local workers."""
     seed = int(time.time()) if seed is None else seed
     click.echo(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="ovseg-chaos-", ignore_cleanup_errors=True) as temporary:
@@ -113,7 +112,3 @@ def main(kills: int, seed: int | None) -> None:
             click.echo(f"{name:12} {len(files)} files, {same} of {len(wanted)} the same bytes")
         click.echo(f"drafts left: {len(leftovers(root / 'ray'))}")
         sys.exit(any(files != wanted for files in found.values()))
-
-
-if __name__ == "__main__":
-    main()

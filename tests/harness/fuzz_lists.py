@@ -16,8 +16,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from breaking.fuzzing import Input, Violation
-from breaking.list_files import DRAWS, IMAGES, SHARD_ROWS, good_manifest, png
 from ovseg_batch import datasets
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.errors import OvsegError
@@ -30,6 +28,8 @@ from ovseg_batch.settings.labels import format_labels, read_labels
 from ovseg_batch.settings.running import ManifestConfig
 from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.workdir.store import Workdir
+from tests.harness.fuzzing import Input, Violation
+from tests.harness.list_files import DRAWS, IMAGES, SHARD_ROWS, good_manifest, png
 
 LONGEST_MESSAGE = 4000  # characters
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")

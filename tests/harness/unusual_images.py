@@ -1,4 +1,4 @@
-"""Poison images, and odd ones that are well: what each is, and what a run must say of it."""
+"""Damaged and unusual image files, and the result that a run must have for each."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw
 
 WIDTH, HEIGHT = 96, 64
-MAX_PIXELS = 100_000_000  # what the zoo's run allows
+MAX_PIXELS = 100_000_000  # that the run allows
 TRANSPOSED = {"5", "6", "7", "8"}  # EXIF orientations that swap width and height
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Animal:
-    """A file of the zoo: how it comes into a folder, and what a run must make of it.
+class UnusualImage:
+    """An image file and the result that a run must have for it.
 
-    `code` is the failure it must get, empty where it is well; then `size` is its (width, height), upright, and its
-    top left corner must be red, its bottom right blue.
+    Attributes:
+        name: of the file.
+        put: writes the file to a path.
+        code: the failure that it must get, empty where the image is valid.
+        size: (width, height) of a valid image, upright. Its top left corner is red, its bottom right corner blue.
     """
 
     name: str
@@ -60,7 +63,7 @@ def _bytes(content: bytes) -> Callable[[Path], None]:
     return put
 
 
-def _well() -> list[Animal]:
+def _well() -> list[UnusualImage]:
     """Images that must come out right."""
     jpeg, png = _saved("JPEG", quality=95), _saved("PNG")
     grey = picture().convert("L")
@@ -106,20 +109,20 @@ def _well() -> list[Animal]:
         "broken-exif.jpg": _saved("JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage"),
         "garbage-behind.jpg": jpeg + b"\0" * 1000,
     }
-    animals = [Animal(name, _bytes(content)) for name, content in contents.items()]
-    animals.append(Animal("one-pixel.png", _bytes(_saved("PNG", picture(1, 1))), size=(1, 1)))
-    animals.append(Animal("hundred-megapixels.png", _huge, size=(10_000, 10_000)))
-    animals.append(Animal("needle.png", _bytes(_saved("PNG", picture(1, 20_000))), size=(1, 20_000)))
-    animals += [_rotated(orientation) for orientation in "12345678"]
-    animals.append(Animal("link.png", lambda path: path.symlink_to("plain.png")))
-    return animals
+    images = [UnusualImage(name, _bytes(content)) for name, content in contents.items()]
+    images.append(UnusualImage("one-pixel.png", _bytes(_saved("PNG", picture(1, 1))), size=(1, 1)))
+    images.append(UnusualImage("hundred-megapixels.png", _huge, size=(10_000, 10_000)))
+    images.append(UnusualImage("needle.png", _bytes(_saved("PNG", picture(1, 20_000))), size=(1, 20_000)))
+    images += [_rotated(orientation) for orientation in "12345678"]
+    images.append(UnusualImage("link.png", lambda path: path.symlink_to("plain.png")))
+    return images
 
 
 def _huge(path: Path) -> None:
     picture(10_000, 10_000).save(path, compress_level=1)
 
 
-def _rotated(orientation: str) -> Animal:
+def _rotated(orientation: str) -> UnusualImage:
     """A photograph as a camera held that way stores it, which is upright once its EXIF is obeyed."""
     undo = {
         "2": Image.Transpose.FLIP_LEFT_RIGHT,
@@ -133,10 +136,10 @@ def _rotated(orientation: str) -> Animal:
     stored = picture().transpose(undo[orientation]) if orientation in undo else picture()
     exif = Image.Exif()
     exif[0x0112] = int(orientation)
-    return Animal(f"exif-{orientation}.jpg", _bytes(_saved("JPEG", stored, quality=95, exif=exif)))
+    return UnusualImage(f"exif-{orientation}.jpg", _bytes(_saved("JPEG", stored, quality=95, exif=exif)))
 
 
-def _ill() -> list[Animal]:
+def _ill() -> list[UnusualImage]:
     """Files that must fail, each with its code."""
     jpeg, png = _saved("JPEG"), _saved("PNG")
     archive = io.BytesIO()
@@ -163,12 +166,12 @@ def _ill() -> list[Animal]:
         "bomb.png": (_bomb(60_000, 60_000), "too_large"),
         "float.tif": (_saved("TIFF", Image.fromarray(np.ones((8, 8), np.float32))), "bad_image"),
     }
-    animals = [Animal(name, _bytes(content), code) for name, (content, code) in contents.items()]
-    animals.append(Animal("dangling.png", lambda path: path.symlink_to("nowhere.png"), "missing"))
-    animals.append(Animal("loop.png", lambda path: path.symlink_to("loop.png"), "unreadable"))
+    images = [UnusualImage(name, _bytes(content), code) for name, (content, code) in contents.items()]
+    images.append(UnusualImage("dangling.png", lambda path: path.symlink_to("nowhere.png"), "missing"))
+    images.append(UnusualImage("loop.png", lambda path: path.symlink_to("loop.png"), "unreadable"))
     if not _reads_everything():
-        animals.append(Animal("forbidden.png", _forbidden, "unreadable"))
-    return animals
+        images.append(UnusualImage("forbidden.png", _forbidden, "unreadable"))
+    return images
 
 
 def _reads_everything() -> bool:
@@ -194,18 +197,18 @@ def _bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def animals() -> list[Animal]:
-    """The whole zoo, in the order in which a run lists it."""
-    return sorted([*_well(), *_ill()], key=lambda animal: os.fsencode(animal.name))
+def unusual_images() -> list[UnusualImage]:
+    """Return all of them, in the order in which a run lists them."""
+    return sorted([*_well(), *_ill()], key=lambda image: os.fsencode(image.name))
 
 
-def fill(folder: Path) -> list[Animal]:
-    """Put every animal into a folder."""
+def fill(folder: Path) -> list[UnusualImage]:
+    """Write every image into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    everyone = animals()
-    for animal in everyone:
-        animal.put(folder / animal.name)
-    return everyone
+    images = unusual_images()
+    for image in images:
+        image.put(folder / image.name)
+    return images
 
 
 def upright(pixels: Array) -> bool:

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
-"""Give seeded mutations of images, lists and workdirs to the product, and count what it accepts, refuses and violates.
+"""Give seeded mutations of images, lists and workdirs to the program, and count what it accepts, refuses and violates.
 
-scripts/fuzz.py                        # 5 minutes, all families
-scripts/fuzz.py --minutes 60 --seed 1000000 --only images
-scripts/fuzz.py --one lists:17         # one case again
+python -m tests.harness fuzz                        # 5 minutes, all families
+python -m tests.harness fuzz --minutes 60 --seed 1000000 --only images
+python -m tests.harness fuzz --one lists:17         # one case again
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from breaking import fuzz_images
-from breaking.fuzz_images import Images
-from breaking.fuzz_lists import Lists
-from breaking.fuzz_workdirs import Workdirs
-from breaking.fuzzing import MEBIBYTE, Outcome, Tally, measured, save, table, watched
+
+from tests.harness import fuzz_images
+from tests.harness.fuzz_images import Images
+from tests.harness.fuzz_lists import Lists
+from tests.harness.fuzz_workdirs import Workdirs
+from tests.harness.fuzzing import MEBIBYTE, Outcome, Tally, measured, save, table, watched
 
 SHARES = {"images": 0.35, "lists": 0.25, "workdirs": 0.4}  # of the time
 SECONDS = 60.0  # that one case of images and lists may take
@@ -55,7 +55,7 @@ def cases(family: str, seeds: Iterator[int], until: float, root: Path) -> Iterat
     help="Folder for the inputs of violations.",
 )
 def main(minutes: float, seed: int, only: str | None, one: str | None, keep: Path) -> None:
-    """Run the cases and print a table. The exit code is 1 where a promise was violated."""
+    """Read seeded mutations of images, lists and workdirs, and print a table of what held."""
     families = [only] if only else [*SHARES]
     if one is not None:
         family, _, text = one.partition(":")
@@ -82,7 +82,3 @@ def main(minutes: float, seed: int, only: str | None, one: str | None, keep: Pat
             click.echo(f"{family}: {tally.cases:,} cases from seed {seed}", err=True)
     click.echo(table(tallies))
     sys.exit(any(tally.violations for tally in tallies))
-
-
-if __name__ == "__main__":
-    main()

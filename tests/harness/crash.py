@@ -1,11 +1,10 @@
-#!/usr/bin/env python
-"""Kill the real command at random moments, resume it, and compare with a run that nobody disturbed, byte for byte.
+"""Kill the real command at random moments, resume it, and compare with an undisturbed run, byte for byte.
 
-scripts/crash_loop.py --kills 200
-scripts/crash_loop.py --kills 200 --seed 7     # the same moments again, as far as the machine allows
+python -m tests.harness crash --kills 200
+python -m tests.harness crash --kills 200 --seed 7     # the same moments again, as far as the machine allows
 
-A round draws a shard size, a number of workers and a list of stages, kills that job up to four times, lets it finish,
-and compares. The first difference ends the loop, keeps the folders, and says where they are.
+A round draws a shard size, a number of workers and a list of stages. It kills that job up to four times, lets it
+finish, and compares. The first difference ends the loop. The folders are then kept, and their path is printed.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 
 import click
-from breaking.job import Job, Running, contents, difference
 
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import stage_names
 from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.store import Workdir
+from tests.harness.job import Job, Running, contents, difference
 
 IMAGES = 6
 MAX_DELAY = 0.3  # seconds
@@ -101,10 +100,10 @@ def _moment(workdir: Path) -> str:
 
 
 @click.command()
-@click.option("--kills", default=20, show_default=True)
+@click.option("--kills", default=20, show_default=True, help="Number of kills.")
 @click.option("--seed", type=int, help="Default: drawn from the clock, and printed.")
 def main(kills: int, seed: int | None) -> None:
-    """Kill, resume, compare."""
+    """Kill a run at random moments, resume it, and compare its files with those of an undisturbed run."""
     seed = int(time.time()) if seed is None else seed
     root = Path(tempfile.mkdtemp(prefix="ovseg-crash-"))
     loop = Loop(root, seed)
@@ -119,7 +118,3 @@ def main(kills: int, seed: int | None) -> None:
     click.echo(f"{loop.kills} kills in {loop.rounds} rounds, no difference from the undisturbed runs")
     for moment, count in sorted(loop.moments.items()):
         click.echo(f"  {count:4} {moment}")
-
-
-if __name__ == "__main__":
-    main()

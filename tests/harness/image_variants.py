@@ -1,4 +1,4 @@
-"""Pictures in every guise that files can have, given masks, and what the edit stage makes of them."""
+"""Pictures in every variant of image file, with known masks, and the results of the edit stage for them."""
 
 from __future__ import annotations
 

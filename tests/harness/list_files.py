@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from breaking.mutations import VALUES, mutate_bytes, mutate_json, mutate_text, to_json
 from ovseg_batch.io.manifest import build_manifest
+from tests.harness.mutations import VALUES, mutate_bytes, mutate_json, mutate_text, to_json
 
 Draw = Callable[[Random], tuple[bytes, str, str]]
 

@@ -1,12 +1,11 @@
-#!/usr/bin/env python
-"""Let the n-th write, fsync and rename of a run fail, for n = 1, 2, … until none is left to fail; then break the disk.
+"""Let the n-th write, fsync and rename of a run fail, for n = 1, 2, … until the run has no more of them.
 
-scripts/fault_sweep.py               # ENOSPC, then EIO
-scripts/fault_sweep.py --every 7     # every seventh n
+python -m tests.harness faults               # ENOSPC, then EIO
+python -m tests.harness faults --every 7     # every seventh n
 
-Each time: the run ends non-zero with one plain sentence, nothing torn is visible, and the same command finishes with
-an undisturbed run's bytes once the disk is well again. At the end the same is done for real: with a limit on the size
-of a file, on a full disk, and on one that turns read-only while the run goes on.
+Each time the run must end non-zero with one plain sentence and leave no torn file visible. The same command must then
+finish with the bytes of an undisturbed run. At the end the faults are real: a limit on the size of a file, a full disk,
+and a disk that turns read-only during the run.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 import click
-from breaking.disk import CannotMount, small_disk
-from breaking.job import Ended, Job, contents, difference, leftovers, torn
+
+from tests.harness.disk import CannotMount, small_disk
+from tests.harness.job import Ended, Job, contents, difference, leftovers, torn
 
 POINTS = ("write", "fsync", "rename", "renamed")
 ERRORS = ("ENOSPC", "EIO")
@@ -83,9 +83,9 @@ REAL = {"a limit on file size": try_file_limit, "a full disk": try_full_disk, "a
 
 
 @click.command()
-@click.option("--every", default=1, show_default=True)
+@click.option("--every", default=1, show_default=True, help="Step between two values of n.")
 def main(every: int) -> None:
-    """Sweep, and count."""
+    """Let each write, fsync and rename of a run fail in turn, then fill the disk and make it read-only."""
     root = Path(tempfile.mkdtemp(prefix="ovseg-faults-"))
     job = Job(root, images=2, shard_rows=1)
     job.run(root / "undisturbed", *HERE)
@@ -117,7 +117,3 @@ def main(every: int) -> None:
         click.echo("\n".join([f"{name}: {line}" for line in wrong]) or f"{name}: well")
     shutil.rmtree(root)
     sys.exit(failed)
-
-
-if __name__ == "__main__":
-    main()

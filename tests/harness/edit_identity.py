@@ -1,7 +1,6 @@
-#!/usr/bin/env python
-"""Does any edit change a bit outside its masks? Photographs in every guise, with masks at random; ends with 1 if so.
+"""Check that no edit changes a bit outside its masks: random masks over photographs in every variant of file.
 
-scripts/edit_identity.py --images 100
+python -m tests.harness edit-identity --images 100     # the exit code is 1 when a bit differs
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 import click
 import numpy as np
 import skimage.data
-from breaking.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_variants
 from PIL import Image
 
 from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.settings import Config
+from tests.harness.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings, write_variants
 
 Array = np.ndarray[Any, Any]
 
@@ -91,10 +90,10 @@ CHECKS = {"cutout": cut_out, "crop": cropped, "mask": masked}
 
 
 @click.command()
-@click.option("--images", default=100, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--images", default=100, show_default=True, help="Number of image files.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the masks.")
 def main(images: int, seed: int) -> None:
-    """Run every mode over every picture."""
+    """Apply every edit to many kinds of image files, and compare the pixels outside the masks."""
     rng = np.random.default_rng(seed)
     wrong = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -124,7 +123,3 @@ def main(images: int, seed: int) -> None:
                 f"not; {outside / 1e6:.0f} megapixels compared"
             )
     sys.exit(wrong > 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from breaking.job import PRELOADED
+from tests.harness.job import PRELOADED
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # sets the peak of the resident memory to the present size (proc(5))

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
-"""Kill a run at every failpoint of every scope, resume it, compare: a table with every cell run.
+"""Kill a run at every failpoint of every scope, resume it, and compare with an undisturbed run.
 
-scripts/crash_matrix.py
+python -m tests.harness crash-matrix
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 import click
-from breaking.job import Job, contents, difference
 
 from ovseg_batch.failpoints import EXPORT_POINTS, FILE_POINTS, SHARD_POINTS
 from ovseg_batch.settings import Config, EditConfig
 from ovseg_batch.stages.registry import stage_names
+from tests.harness.job import Job, contents, difference
 
 HERE = ("--workers", "0")  # one process, so that the first write is the first of the run
 SECOND = {"write": 6, "fsync": 5, "rename": 5, "renamed": 5, "row": 4, "data": 2, "commit": 2, "committed": 2}
@@ -43,7 +42,7 @@ def try_cell(job: Job, workdir: Path, cell: tuple[str, str, int], wanted: dict[s
 
 @click.command()
 def main() -> None:
-    """Run every cell and print the table."""
+    """Kill a run at every failpoint of every scope, resume it, compare, and print a table."""
     root = Path(tempfile.mkdtemp(prefix="ovseg-matrix-"))
     job = Job(root)
     job.run(root / "undisturbed", *HERE)
@@ -61,7 +60,3 @@ def main() -> None:
         click.echo(f"| {point} | " + " | ".join(results.get((scope, point), "") for scope in scopes) + " |")
     shutil.rmtree(root)
     sys.exit("differs" in results.values())
-
-
-if __name__ == "__main__":
-    main()

@@ -15,14 +15,14 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
-from breaking.fuzzing import Input, Violation
-from breaking.image_variants import grey_files, png_file, scene_files
-from breaking.mutations import mutate_bytes
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.images import decode, open_image, reduce, upright_size
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import HOLDS_16_BITS, LONGEST_SIDE, Encoding, Format, Picture, encode_picture, read_picture
 from ovseg_batch.stages.edit.source import fitting
+from tests.harness.fuzzing import Input, Violation
+from tests.harness.image_variants import grey_files, png_file, scene_files
+from tests.harness.mutations import mutate_bytes
 
 Array = np.ndarray[Any, Any]
 
