@@ -141,7 +141,7 @@ def test_the_demo_script_ends_with_a_report(tmp_path: Path) -> None:
 
 
 def test_the_command_lines_page_is_the_programs_help() -> None:
-    assert PAGE.read_text() == pages(), "scripts/write_cli_docs.py brings it up to date"
+    assert PAGE.read_text() == pages(), "scripts/docs/write_cli_docs.py brings it up to date"
 
 
 def test_completion(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ablating.open_world import RULES, OpenWorld, auc
+from ablations.open_world import RULES, OpenWorld, auc
 from PIL import Image
 
 from ovseg_batch import scenes

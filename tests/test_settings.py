@@ -117,7 +117,7 @@ def test_each_edit_reads_what_its_line_says(
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == page(), "scripts/write_settings_docs.py brings it up to date"
+    assert PAGE.read_text() == page(), "scripts/docs/write_settings_docs.py brings it up to date"
 
 
 def test_the_command_finds_keys_and_meanings(command: Command) -> None:

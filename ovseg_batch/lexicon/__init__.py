@@ -5,9 +5,9 @@ the wrong one; with the lexicon's words beside them, those pixels go to "sky" or
 where it would take pixels from a label itself: if it is the same as one of the label's words, a broader or narrower
 term, or a part or the whole of it.
 
-The relations come from WordNet 3.0 (LICENSE.wordnet); scripts/build_lexicon.py writes them to words.txt and describes
-them. Sections of words.txt begin with `= title`: the competing words, the irregular plurals, and then, under what every
-competing word is to them, the nouns.
+The relations come from WordNet 3.0 (LICENSE.wordnet); scripts/docs/build_lexicon.py writes them to words.txt and
+describes them. Sections of words.txt begin with `= title`: the competing words, the irregular plurals, and then, under
+what every competing word is to them, the nouns.
 
 A phrase that WordNet does not have stands for its head noun: "man in a red hat" for "man".
 """

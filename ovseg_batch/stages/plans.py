@@ -250,7 +250,7 @@ class EmbedPlan:
         self._config, self._spec = run.config, run.clip
         tuned = run.config.classify.tuned
         if tuned and not Path(tuned).is_file():
-            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
+            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/training/tune_masq.py makes one.")
 
     def inputs(self) -> dict[str, Any]:
         settings, run = self._config.classify, self._config.run

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What confidence is worth on held-out scenes: the figures of docs/confidence.md, and docs/confidence.svg.
 
-scripts/draw_confidence.py                    # 500 scenes
-scripts/draw_confidence.py --images 300 --first 3000 --no-draw
+draw_confidence.py                    # 500 scenes
+draw_confidence.py --images 300 --first 3000 --no-draw
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
-TARGET = Path(__file__).parent.parent / "docs" / "confidence.svg"
+TARGET = Path(__file__).parents[2] / "docs" / "confidence.svg"
 STYLE = """
 text { font: 11px system-ui, sans-serif; fill: #57606a; }
 .tick, .axis { text-anchor: middle; } .value { text-anchor: end; }

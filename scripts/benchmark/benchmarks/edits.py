@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benching.measure import measured, measured_process, run_all, seconds_of
+from benchmarks.measure import measured, measured_process, run_all, seconds_of
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local

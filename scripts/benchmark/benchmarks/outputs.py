@@ -15,8 +15,8 @@ import click
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from benching.edits import GivenMasks
-from benching.measure import measured
+from benchmarks.edits import GivenMasks
+from benchmarks.measure import measured
 from ovseg_batch import scenes
 from ovseg_batch.engine import local
 from ovseg_batch.engine.job import StageJob

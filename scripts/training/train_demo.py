@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Train the embedded models on rendered scenes: the same command resumes, and `--minutes` is the whole budget.
 
-    scripts/train_demo.py clip-image --minutes 40     # images and captions only
-    scripts/train_demo.py clip-region --minutes 12    # goes on from clip-image, with captions of sub-rectangles
-    scripts/train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token speaks for the image
-    scripts/train_demo.py sam --minutes 40
-    scripts/train_demo.py inpaint-vae --minutes 20    # the inpainting pipeline's autoencoder
-    scripts/train_demo.py inpaint --minutes 60        # its UNet and text model
+    train_demo.py clip-image --minutes 40     # images and captions only
+    train_demo.py clip-region --minutes 12    # goes on from clip-image, with captions of sub-rectangles
+    train_demo.py clip-token --minutes 30     # from there on, a CLIP whose class token speaks for the image
+    train_demo.py sam --minutes 40
+    train_demo.py inpaint-vae --minutes 20    # the inpainting pipeline's autoencoder
+    train_demo.py inpaint --minutes 60        # its UNet and text model
 
 Each leaves fp16 safetensors in checkpoints/demo/ and its state in --state, and uses --threads cores.
 """
@@ -25,11 +25,11 @@ if os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
 import click
 import cv2
 import torch
-from training import clip
-from training.pool import open_pool
+from demo_models import clip
+from demo_models.pool import open_pool
 
 MODELS = ["pool", "clip-image", "clip-region", "clip-token", "sam", "inpaint-vae", "inpaint"]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @click.command()
@@ -46,15 +46,15 @@ def main(model: str, minutes: float, state: Path, out: Path, scenes: int, thread
     cv2.setNumThreads(threads)
     pool = open_pool(state, scenes)
     if model == "sam":
-        from training import sam
+        from demo_models import sam
 
         sam.Trainer(pool, out, state, minutes, seed, peak).train()
     elif model == "inpaint-vae":
-        from training import autoencoder
+        from demo_models import autoencoder
 
         autoencoder.Trainer(pool, state, minutes, seed).train()
     elif model == "inpaint":
-        from training import inpaint
+        from demo_models import inpaint
 
         inpaint.Trainer(pool, out, state, minutes, seed).train()
     elif model != "pool":

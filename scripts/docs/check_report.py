@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The report of a run of thousands of scenes in a real Chromium: used as a person would, and drawn for the docs.
 
-scripts/check_report.py                          # 2,000 scenes; about ten minutes on two cores
-scripts/check_report.py --images 50 --folder /tmp/report-check
+check_report.py                          # 2,000 scenes; about ten minutes on two cores
+check_report.py --images 50 --folder /tmp/report-check
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ovseg_batch.report.build import build_report
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 FIRST = 20_000  # of the held-out scenes
 ATTACK = "<script>alert(1)</script>"
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env python
 """How fast, how much memory. Every figure is a ratio of two things measured side by side in one run.
 
-scripts/bench.py speed                    # the stages against the bare forwards of the same batches
-scripts/bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
-scripts/bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
-scripts/bench.py kernels                  # the models' forwards, their libraries' and ours
-scripts/bench.py query                    # another question to a finished run, beside the run
-scripts/bench.py words                    # three labels and the words that compete, beside four plain labels
-scripts/bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
-scripts/bench.py memory                   # peak memory of 2,000 images against 200
-scripts/bench.py manifest                 # a million rows: written, planned, asked about
-scripts/bench.py restart                  # a finished run of a million rows, started again
-scripts/bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
-scripts/bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
-scripts/bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
-scripts/bench.py exports                  # a million masks into other formats: time and peak memory
-scripts/bench.py report                   # a report of 100,000 images: until a browser shows it
-scripts/bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
+bench.py speed                    # the stages against the bare forwards of the same batches
+bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-tiny --sam-weights random:0
+bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
+bench.py kernels                  # the models' forwards, their libraries' and ours
+bench.py query                    # another question to a finished run, beside the run
+bench.py words                    # three labels and the words that compete, beside four plain labels
+bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
+bench.py memory                   # peak memory of 2,000 images against 200
+bench.py manifest                 # a million rows: written, planned, asked about
+bench.py restart                  # a finished run of a million rows, started again
+bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
+bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
+bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
+bench.py exports                  # a million masks into other formats: time and peak memory
+bench.py report                   # a report of 100,000 images: until a browser shows it
+bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
-from benching.asking import bank, query
-from benching.edits import GivenMasks, edit_memory, edits, generator, run_edits
-from benching.kernels import kernels, run_kernels
-from benching.measure import measured, measured_process
-from benching.outputs import exports, report
-from benching.speed import COMMANDS as SPEED
-from benching.words import words
+from benchmarks.edits import GivenMasks, edit_memory, edits, generator, run_edits
+from benchmarks.kernels import kernels, run_kernels
+from benchmarks.measure import measured, measured_process
+from benchmarks.outputs import exports, report
+from benchmarks.queries import bank, query
+from benchmarks.speed import COMMANDS as SPEED
+from benchmarks.words import words
 
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config

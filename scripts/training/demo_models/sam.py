@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from demo_models.clock import Clock
+from demo_models.pool import Pool
 from ovseg_batch import scenes
-from training.clock import Clock
-from training.pool import Pool
 
 Array = np.ndarray[Any, Any]
 

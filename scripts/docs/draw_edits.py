@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw what the edit stage makes of rendered scenes, with the embedded models.
 
-scripts/draw_edits.py modes docs/edits.png       # a line a scene: the scene, and what each mode makes of it
-scripts/draw_edits.py presets docs/presets.png   # a line a preset: before and after, twice
+draw_edits.py modes docs/edits.png       # a line a scene: the scene, and what each mode makes of it
+draw_edits.py presets docs/presets.png   # a line a preset: before and after, twice
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import click
 import cv2
 import numpy as np
-from eval_edits import FIRST, THINGS, next_kind
 from PIL import Image
 
 from ovseg_batch import scenes
@@ -29,6 +28,9 @@ Array = np.ndarray[Any, Any]
 
 EMBEDDED = {"clip.model": "demo", "sam.model": "demo", "inpaint.model": "demo"}
 GAP, SIDE = 6, 192  # pixels
+FIRST = 7000  # of the held-out scenes
+THINGS = scenes.THING_NAMES
+NEXT = {name: f"a photo of a {following}" for name, following in zip(THINGS, (*THINGS[1:], THINGS[0]), strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def modes(output: Path, rows: int) -> None:
         {"edit.mode": "fill", "edit.fill.kind": "blur", **keep},
         {"edit.mode": "erase", **drop},
         {"edit.mode": "remove", **drop},
-        {"edit.mode": "replace", **next_kind(), **drop},
+        {"edit.mode": "replace", "edit.prompts": NEXT, "edit.shape": "box", **drop},
     ]
     few = (seed for seed in scenes.HELD_OUT_SEEDS[FIRST:] if 2 <= len(scenes.render(seed).things) <= 4)
     seeds = [seed for seed, _ in zip(few, range(rows), strict=False)]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Does training on our masks work? A small network learns from pseudo-labels, and from the truth of the same scenes.
 
-scripts/student.py                      # 2,000 scenes, three students, 200 held-out scenes; about an hour on two cores
-scripts/student.py --images 200 --minutes 1 --of unfiltered
+student.py                      # 2,000 scenes, three students, 200 held-out scenes; about an hour on two cores
+student.py --images 200 --minutes 1 --of unfiltered
 
 The students are alike and train for the same number of steps: on the truth, on every mask, and on masks that are sure
 enough. `--keep` and `--ignore-below` are what `export -f semantic` takes. Scenes and pseudo-labels stay in .student/.

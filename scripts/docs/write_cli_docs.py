@@ -11,13 +11,13 @@ import click
 from ovseg_batch.cli import main as program
 from ovseg_batch.export import FORMATS
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 NAME = "ovseg-batch"
 WIDTH = 100
 
 INTRODUCTION = f"""# Command line
 
-What `{NAME} COMMAND --help` says; this page is written by `scripts/write_cli_docs.py`.
+What `{NAME} COMMAND --help` says; this page is written by `scripts/docs/write_cli_docs.py`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 all done, 1 error, 2 usage, 3 finished with failed
 images, 130 interrupted (the first Ctrl-C finishes the shards in flight).

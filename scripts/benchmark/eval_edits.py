@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """The edits held against rendered scenes, whose truth is known, as tables.
 
-    scripts/eval_edits.py alpha --images 500     # hard masks, soft alpha, clean colours
-    scripts/eval_edits.py removal                # the generator against OpenCV's fill
-    scripts/eval_edits.py replacement            # is what was asked for named right?
+    eval_edits.py alpha --images 500     # hard masks, soft alpha, clean colours
+    eval_edits.py removal                # the generator against OpenCV's fill
+    eval_edits.py replacement            # is what was asked for named right?
 
 Everything runs as a person would run it, from the images on; what was computed before in --root is not again.
 """
@@ -23,7 +23,7 @@ from ovseg_batch.evaluate.scenes import read_seeds, write_scenes
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIRST = 7000  # of the held-out scenes; settings were tried on those from 3,000 on
 THINGS = scenes.THING_NAMES
 

@@ -16,9 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from demo_models.pool import Pool
 from ovseg_batch import scenes
 from ovseg_batch.scenes.things import Sprite, draw
-from training.pool import Pool
 
 Array = np.ndarray[Any, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import torch
 
-from benching.measure import measured
-from benching.speed import chosen_folder, machine, model_flags, shared_options
+from benchmarks.measure import measured
+from benchmarks.speed import chosen_folder, machine, model_flags, shared_options
 from ovseg_batch import datasets, scenes
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes

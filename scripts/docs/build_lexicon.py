@@ -32,7 +32,7 @@ from pathlib import Path
 
 import click
 
-DATA = Path(__file__).parent.parent / "ovseg_batch" / "lexicon" / "words.txt"
+DATA = Path(__file__).parents[2] / "ovseg_batch" / "lexicon" / "words.txt"
 WORDNET = Path("/usr/share/wordnet")
 
 # One word a line, with the senses that it covers as lemma.number; without any, its first sense.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Tune MasQCLIP's query projections f_Q′ on masks of base classes, CLIP frozen, and hold them against the untuned.
 
-    scripts/tune_masq.py train --minutes 15     # writes checkpoints/demo/masq.safetensors; again, it goes on
-    scripts/tune_masq.py compare                # mask AP on base and novel classes, zero-shot tokens against tuned
+    tune_masq.py train --minutes 15     # writes checkpoints/demo/masq.safetensors; again, it goes on
+    tune_masq.py compare                # mask AP on base and novel classes, zero-shot tokens against tuned
 
 Masks come from scenes: those of base classes with their names (the annotations that somebody has), and, by progressive
 distillation, proposals that SAM2 rates well and that miss every base mask, as masks of something else: MasQCLIP's
@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from demo_models.clock import Clock
 from safetensors.torch import save_file
 from torch import Tensor
-from training.clock import Clock
 
 from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
@@ -42,7 +42,7 @@ from ovseg_batch.workdir.store import Workdir
 
 Array = np.ndarray[Any, Any]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOVEL = ("boat", "flower", "sun", "person")  # never named while tuning
 BASE = tuple(name for name in scenes.CLASSES if name not in NOVEL)
 OBJECT_SCORE = 0.8  # proposals that SAM2 rates higher are annotations too, if they miss every base mask
@@ -177,7 +177,7 @@ def sample(clip: DenseClip, scene: scenes.Scene, extra: list[Array]) -> Sample:
 @click.option("--images", default=200, show_default=True, help="Held-out scenes.")
 @click.option("--first", default=0, show_default=True)
 @click.option("--tuned", type=click.Path(path_type=Path), default=ROOT / "checkpoints" / "demo" / "masq.safetensors")
-@click.option("--root", type=click.Path(path_type=Path), default=ROOT / ".ablations", help="As of scripts/ablate.py.")
+@click.option("--root", type=click.Path(path_type=Path), default=ROOT / ".ablations", help="The folder of ablate.py.")
 def compare(images: int, first: int, tuned: Path, root: Path) -> None:
     """Mask AP of things, base and novel apart, all of them in the vocabulary."""
     root = root / f"{first}-{images}"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ovseg_batch.settings.listing import SettingLine, section_meanings, setting_lines
 
-PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 INTRODUCTION = """# Settings
 
 Every key of `--set`, of a config file, and of `settings={…}` in Python. `ovseg-batch settings WORD` prints the keys
-whose name or meaning contains a word; `--json` is for programs. `scripts/write_settings_docs.py` writes this page.
+whose name or meaning contains a word; `--json` is for programs. `scripts/docs/write_settings_docs.py` writes this page.
 
 ```
 ovseg-batch settings threshold

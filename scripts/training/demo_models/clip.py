@@ -25,12 +25,12 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from demo_models.clock import Clock
+from demo_models.pool import Pool
+from demo_models.text import CONTEXT, write_tokenizer
 from ovseg_batch import scenes
 from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.scenes.captions import sentence
-from training.clock import Clock
-from training.pool import Pool
-from training.text import CONTEXT, write_tokenizer
 
 Array = np.ndarray[Any, Any]
 

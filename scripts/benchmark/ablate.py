@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The tables of docs/ablations.md: every preset, and what the thesis varied, on held-out scenes.
 
-    scripts/ablate.py                        # all of it into docs/ablations.md; again, it goes on where it was
-    scripts/ablate.py -t presets -t votes    # some of the tables, on the terminal
+    ablate.py                        # all of it into docs/ablations.md; again, it goes on where it was
+    ablate.py -t presets -t votes    # some of the tables, on the terminal
 
 One manifest, one workdir: what two rows share is computed once. Models are the embedded ones, so what holds here is
 shown to hold for the toy world and no further.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ablating import open_world
+from ablations import open_world
 
 from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config, presets
@@ -32,7 +32,7 @@ from ovseg_batch.settings import REGION_LIMITED, Config
 from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.workdir.store import Workdir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("mIoU", "boundary F1", "mask AP", "images/s", "SAM2 prompts", "CLIP forwards")
 
 # What presets for photographs say that the embedded models cannot do: their own weights, SAM2's thresholds, words the
@@ -320,11 +320,12 @@ def verdict(claim: Claim, found: Mapping[str, Mapping[str, float]]) -> str:
 def page(parts: Iterable[str], images: int) -> str:
     return f"""# Ablations
 
-Made by `scripts/ablate.py` on {time.strftime("%Y-%m-%d")}: {images} held-out rendered scenes, the embedded models,
-two CPU cores. Nothing was chosen on these scenes. mIoU over 20 classes, boundary F1 and COCO's mask AP (the twelve
-things) as `ovseg-batch eval` computes them; images/s over the stages' own time, models loaded; prompts to SAM2 and
-pictures through CLIP are means an image. What a toy world shows about real weights on photographs is little: read
-signs, not sizes. images/s are of whatever else the machine had to do at the time: only rows of one quiet run compare.
+Made by `scripts/benchmark/ablate.py` on {time.strftime("%Y-%m-%d")}: {images} held-out rendered scenes, the
+embedded models, two CPU cores. Nothing was chosen on these scenes. mIoU over 20 classes, boundary F1 and COCO's mask
+AP (the twelve things) as `ovseg-batch eval` computes them; images/s over the stages' own time, models loaded; prompts
+to SAM2 and pictures through CLIP are means an image. What a toy world shows about real weights on photographs is
+little: read signs, not sizes. images/s are of whatever else the machine had to do at the time: only rows of one quiet
+run compare.
 
 "Claim" lines hold the thesis, or the source named, against the row.
 

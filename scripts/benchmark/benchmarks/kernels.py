@@ -12,8 +12,8 @@ import click
 import numpy as np
 import torch
 
-from benching.measure import seconds_of
-from benching.speed import machine
+from benchmarks.measure import seconds_of
+from benchmarks.speed import machine
 from ovseg_batch.models import clip, sam, zoo
 from ovseg_batch.models.device import autocast, keep_memory, resolve_device
 

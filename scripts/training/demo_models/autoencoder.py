@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.clock import Clock
-from training.inpaint_examples import SIDE
-from training.pool import Pool
+from demo_models.clock import Clock
+from demo_models.inpaint_examples import SIDE
+from demo_models.pool import Pool
 
 Array = np.ndarray[Any, Any]
 

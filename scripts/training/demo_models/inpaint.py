@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.autoencoder import as_tensor, certain, make_vae
-from training.clock import Clock
-from training.inpaint_examples import BEHIND, SIDE, Example, Examples, open_behind
-from training.pool import Pool
+from demo_models.autoencoder import as_tensor, certain, make_vae
+from demo_models.clock import Clock
+from demo_models.inpaint_examples import BEHIND, SIDE, Example, Examples, open_behind
+from demo_models.pool import Pool
 
 library: Any = diffusers  # typed in parts only
 

@@ -14,8 +14,8 @@ import cv2
 import torch
 from PIL import Image
 
-from benching.measure import run_all, seconds_of
-from benching.speed import chosen_folder, machine, model_flags, shared_options
+from benchmarks.measure import run_all, seconds_of
+from benchmarks.speed import chosen_folder, machine, model_flags, shared_options
 from ovseg_batch.config import load_config
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest, build_manifest

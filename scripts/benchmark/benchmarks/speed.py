@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from benching.measure import high_water, run_all, seconds_of
-from benching.reference import run_reference
-from benching.stopwatch import MODELS, Stopwatch
+from benchmarks.measure import high_water, run_all, seconds_of
+from benchmarks.reference import run_reference
+from benchmarks.stopwatch import MODELS, Stopwatch
 from ovseg_batch import scenes
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.evaluate.scenes import write_scenes
@@ -237,7 +237,7 @@ def _flat(features: tuple[torch.Tensor, list[torch.Tensor]]) -> list[torch.Tenso
 @shared_options
 @click.option("--automatic", default=0, show_default=True, help="Images of the automatic form too; it takes minutes.")
 def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, **asked: Any) -> None:
-    """End to end beside a script that does the same an image at a time (see benching/reference.py)."""
+    """End to end beside a script that does the same an image at a time (see reference.py)."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folder = chosen_folder(asked, root)
