@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.image_variants import write_variants
-from breaking.job import Running, start_command, with_embedded_models
 from click.testing import CliRunner
 from PIL import Image
 from skimage import data as photographs
@@ -18,6 +16,8 @@ from skimage import data as photographs
 from ovseg_batch import scenes
 from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
+from tests.harness.image_variants import write_variants
+from tests.harness.job import Running, start_command, with_embedded_models
 
 LABELS = ", ".join(scenes.CLASSES)
 THINGS = ", ".join(scenes.THING_NAMES)
@@ -65,7 +65,7 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One picture in every variant."""
+    """One picture in every variant of image file."""
     return write_variants(
         tmp_path_factory.mktemp("variants"), Image.fromarray(photographs.astronaut()).resize((320, 240))
     )

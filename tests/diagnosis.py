@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import Command
-
 from ovseg_batch.doctor.records import Check
+from tests.conftest import Command
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

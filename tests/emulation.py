@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = (ROOT / "tests" / "emulated_gpu", ROOT / "tests", ROOT / "scripts")
+PATHS = (ROOT / "tests" / "emulated_gpu", ROOT, ROOT / "scripts" / "benchmark")
 SIDE = 128  # pixels; the embedded models' own size
 
 

@@ -18,7 +18,6 @@ import pandas
 import pytest
 import torch
 import yaml
-from conftest import LABELS, Command, run_arguments
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -30,6 +29,7 @@ from ovseg_batch.types import Commit
 from ovseg_batch.workdir import progress
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import LABELS, Command, run_arguments
 
 NAMES = LABELS.split(", ")
 QUICK = {"manifest.shard_rows": 3, "refine.method": "none", "run.workers": 0}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from breaking.disk import CannotMount
-from breaking.job import Job, contents
-from crash_loop import Loop
-from crash_matrix import CELLS, try_cell
-from fault_sweep import ERRORS, HERE, POINTS, REAL, try_fault
 
 from ovseg_batch.failpoints import EXPORT_POINTS, FILE_POINTS, SHARD_POINTS
+from tests.harness.crash import Loop
+from tests.harness.crash_matrix import CELLS, try_cell
+from tests.harness.disk import CannotMount
+from tests.harness.faults import ERRORS, HERE, POINTS, REAL, try_fault
+from tests.harness.job import Job, contents
 
 SEED = 3
 
@@ -59,7 +59,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
 def test_the_disk_fails_early_and_late(
     job: Job, wanted: dict[str, str], tmp_path: Path, point: str, error: str
 ) -> None:
-    """Every n is run by scripts/fault_sweep.py."""
+    """`python -m tests.harness faults` runs every n."""
     assert try_fault(job, tmp_path / "early", f"{point}:3={error}", wanted) == []
     assert try_fault(job, tmp_path / "late", f"{point}:24={error}", wanted) == []
 

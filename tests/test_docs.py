@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import full_size
-import layouts
 import pytest
-from fake_hub import FakeHub
 from write_cli_docs import PAGE, pages
 
 from ovseg_batch import datasets, scenes
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.evaluate.scenes import write_scenes
+from tests import full_size, layouts
+from tests.fake_hub import FakeHub
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/**/*.md")])
@@ -162,7 +161,7 @@ def test_the_demo_script_ends_with_a_report(tmp_path: Path) -> None:
 
 
 def test_the_command_lines_page_is_the_programs_help() -> None:
-    assert PAGE.read_text() == pages(), "scripts/write_cli_docs.py brings it up to date"
+    assert PAGE.read_text() == pages(), "scripts/docs/write_cli_docs.py brings it up to date"
 
 
 def test_completion(tmp_path: Path) -> None:

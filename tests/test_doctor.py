@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from breaking.job import with_embedded_models
-from conftest import LABELS, Command
-from diagnosis import ROOT, THREADS, everything, failures, report
 
 from ovseg_batch.doctor import gpus
 from ovseg_batch.doctor.sample import spread, write_sample
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.units import size
+from tests.conftest import LABELS, Command
+from tests.diagnosis import ROOT, THREADS, everything, failures, report
+from tests.harness.job import with_embedded_models
 
 # ---- the whole command
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from breaking.disk import CannotMount, SmallDisk, small_disk
-from conftest import Command
-from diagnosis import failures, report
 from packaging.requirements import Requirement
 
 from ovseg_batch.doctor import disk, machine, packages
 from ovseg_batch.settings import RunConfig
+from tests.conftest import Command
+from tests.diagnosis import failures, report
+from tests.harness.disk import CannotMount, SmallDisk, small_disk
 
 
 @pytest.fixture

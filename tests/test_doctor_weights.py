@@ -10,12 +10,12 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
-from conftest import LABELS, Command
-from diagnosis import CHECKPOINTS, failures, one, report
 
 from ovseg_batch.config import load_config
 from ovseg_batch.doctor import weights
 from ovseg_batch.io.hashing import file_digest
+from tests.conftest import LABELS, Command
+from tests.diagnosis import CHECKPOINTS, failures, one, report
 
 
 @pytest.fixture

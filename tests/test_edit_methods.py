@@ -7,7 +7,6 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from breaking.image_variants import disc
 from skimage import data as photographs
 
 from ovseg_batch import scenes
@@ -17,6 +16,7 @@ from ovseg_batch.methods.blending import blend, feathered, frame_around, seamles
 from ovseg_batch.methods.crops import isolated_crop
 from ovseg_batch.methods.fills import blurred, closed, covering
 from ovseg_batch.methods.matting import soften
+from tests.harness.image_variants import disc
 
 # --- alpha -----------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from breaking.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
-from conftest import REMOVE, THINGS, Command, run_arguments
 from PIL import Image
 from skimage import data as photographs
 
@@ -24,6 +22,8 @@ from ovseg_batch.methods.blending import widened
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.registry import resolve
 from ovseg_batch.workdir.findings import EditCounts, edit_note, edit_warning
+from tests.conftest import REMOVE, THINGS, Command, run_arguments
+from tests.harness.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
 
 Array = np.ndarray[Any, Any]
 

@@ -24,8 +24,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-TESTS = Path(__file__).resolve().parent
-PATH = os.pathsep.join((str(TESTS / "emulated_gpu"), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])))
+ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join((str(ROOT / "tests" / "emulated_gpu"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))
 ASSERT = "device-side assert triggered"
 
 

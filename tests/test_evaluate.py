@@ -7,11 +7,8 @@ import io
 import json
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
-from breaking.image_variants import annotation
-from conftest import Command
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,6 +20,9 @@ from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import Workdir
+from tests import layouts
+from tests.conftest import Command
+from tests.harness.image_variants import annotation
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
 SIZES = {"voc21": 20, "voc20": 20, "coco-stuff": 171, "coco-object": 80, "ade20k": 150, "context": 59, "context60": 59}

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.image_variants import annotation
-from conftest import Command
-from exported import write
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
@@ -27,6 +24,9 @@ from ovseg_batch.io.marks import MANIFEST
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command
+from tests.exported import write
+from tests.harness.image_variants import annotation
 
 SEEN = set("bmp dng jpeg jpg mpo png tif tiff webp heic heif avif jp2".split())  # Ultralytics 8.4's
 LONG, WIDE = "M" * 251, "長" * 83 + "ab"

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command
-from exported import FILES, tree, write
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
@@ -23,6 +21,8 @@ from ovseg_batch.io.bank_file import FORMAT
 from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.report.build import build_report
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command
+from tests.exported import FILES, tree, write
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png", "e.png")
 SPLITS = ("train", "val", "test", "train", "val")

@@ -11,10 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from breaking.image_variants import annotation
-from breaking.job import Running
-from conftest import Command, run_arguments
-from exported import FILES, Array, read_coco, tree, write
 from PIL import Image
 
 from ovseg_batch.errors import OvsegError, UsageError
@@ -29,6 +25,10 @@ from ovseg_batch.export.yolo import READER
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, run_arguments
+from tests.exported import FILES, Array, read_coco, tree, write
+from tests.harness.image_variants import annotation
+from tests.harness.job import Running
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import LABELS, Command, run_arguments
-from exported import Array, Masks, read_coco, same, write
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -32,6 +30,8 @@ from ovseg_batch.io import rle
 from ovseg_batch.methods.polygons import centre_ring, edge_rings
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import LABELS, Command, run_arguments
+from tests.exported import Array, Masks, read_coco, same, write
 
 NAMES = LABELS.split(", ")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from fake_hub import COMMIT, FakeHub, etag
 from safetensors.torch import save
 
 from ovseg_batch.models import presets
 from ovseg_batch.models.zoo import checkpoint_folders
+from tests.fake_hub import COMMIT, FakeHub, etag
 
 CLIP, SAM = presets.CLIP["openai-b16"].hub, presets.SAM["sam2.1-large"].hub
 WEIGHTS = "open_clip_model.safetensors"

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command
-from test_manifest import rows
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import COLUMNS, FORMAT, Manifest, build_manifest
 from ovseg_batch.io.manifest_check import check_rows
 from ovseg_batch.io.updating import update_manifest
+from tests.conftest import Command
+from tests.test_manifest import rows
 
 
 @pytest.mark.parametrize(

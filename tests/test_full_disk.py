@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from breaking.disk import CannotMount, SmallDisk, small_disk
-from conftest import Command, run_arguments
 
 from ovseg_batch.io.atomic import create
+from tests.conftest import Command, run_arguments
+from tests.harness.disk import CannotMount, SmallDisk, small_disk
 
 FULL = Path("/dev/full")
 

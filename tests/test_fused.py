@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LABELS, Command
 
 from ovseg_batch.stages import fused
+from tests.conftest import LABELS, Command
 
 SETTINGS = {
     "prompted": (),

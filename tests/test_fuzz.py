@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from breaking import fuzz_images, fuzz_lists
-from breaking.fuzz_images import Images
-from breaking.fuzz_lists import Lists
-from breaking.fuzz_workdirs import Workdirs
-from breaking.fuzzing import MEBIBYTE, Input, Tally, Target, measured, save, table, watched
+
+from tests.harness import fuzz_images, fuzz_lists
+from tests.harness.fuzz_images import Images
+from tests.harness.fuzz_lists import Lists
+from tests.harness.fuzz_workdirs import Workdirs
+from tests.harness.fuzzing import MEBIBYTE, Input, Tally, Target, measured, save, table, watched
 
 MEMORY = 1 << 30
 FEW = 64  # cases

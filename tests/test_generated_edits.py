@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from breaking.image_variants import GivenMasks, disc, edited, settings
-from conftest import REMOVE, THINGS, Command, run_arguments
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate import edits as judged
@@ -25,6 +23,8 @@ from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import REMOVE, THINGS, Command, run_arguments
+from tests.harness.image_variants import GivenMasks, disc, edited, settings
 
 Array = np.ndarray[Any, Any]
 

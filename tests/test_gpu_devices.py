@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulation import emulated_environment
 
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local, ray
@@ -20,6 +19,7 @@ from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.settings import Config
 from ovseg_batch.workdir.store import Workdir
+from tests.emulation import emulated_environment
 
 SETTLED = """
 from ovseg_batch.config import load_config

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.job import with_embedded_models
-from conftest import LABELS, REMOVE, Done
-from emulation import emulated_environment, write_crops
 from PIL import Image
 from ray.cluster_utils import Cluster
+
+from tests.conftest import LABELS, REMOVE, Done
+from tests.emulation import emulated_environment, write_crops
+from tests.harness.job import with_embedded_models
 
 pytestmark = pytest.mark.slow("a GPU that fails costs seconds and charges no image")
 

@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import pytest
 from ablate import EMBEDDED
-from breaking.job import with_embedded_models
 from click.testing import CliRunner
-from conftest import LABELS, THINGS, Command, Done
-from emulation import ROOT, emulated_environment, write_crops
 from PIL import Image
 from pycocotools import mask as coco
 from ray.cluster_utils import Cluster
 
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
+from tests.conftest import LABELS, THINGS, Command, Done
+from tests.emulation import ROOT, emulated_environment, write_crops
+from tests.harness.job import with_embedded_models
 
 pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
 from PIL import Image
 
 from ovseg_batch import scenes
@@ -18,6 +17,7 @@ from ovseg_batch.io.images import open_image, read_image, upright_size
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import build_manifest
 from ovseg_batch.io.pictures import read_picture
+from tests.conftest import Command
 
 LIMITS = Limits(10_000_000, 10_000_000)
 TURNED = 6  # EXIF's orientation of a phone that is held upright

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from breaking.fuzz_images import pool
 from PIL import Image, PngImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
@@ -26,6 +25,7 @@ from ovseg_batch.io.images import open_image, read_image, upright_size
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import read_picture
 from ovseg_batch.types import ImageRow
+from tests.harness.fuzz_images import pool
 
 LIMITS = Limits(10**6, 10**7)
 SAVING: dict[str, dict[str, object]] = {"png": {}, "jpeg": {"quality": 95}, "webp": {"lossless": True}}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LABELS, Command, run_arguments
 
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
@@ -18,6 +17,7 @@ from ovseg_batch.report.build import build_report
 from ovseg_batch.runs.manifests import check_inputs
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import LABELS, Command, run_arguments
 
 EDIT = ("--edit", "mask", "--keep", "sky")
 

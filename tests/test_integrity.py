@@ -16,8 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, data_files, run_arguments
-from test_store import ROWS, Echo
 
 from ovseg_batch import Run
 from ovseg_batch.errors import OvsegError
@@ -28,6 +26,8 @@ from ovseg_batch.stages.base import ARRAYS
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.workdir.store import LOCK, StageStore, Workdir, fingerprint
+from tests.conftest import Command, data_files, run_arguments
+from tests.test_store import ROWS, Echo
 
 SHARDS = 3
 

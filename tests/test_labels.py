@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Command
 
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
 from ovseg_batch.settings.labels import format_labels, read_labels, split_names
+from tests.conftest import Command
 
 
 def names(*texts: str) -> list[str]:

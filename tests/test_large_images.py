@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, Command
 from PIL import Image
 
 from ovseg_batch import Run, scenes
+from tests.conftest import LABELS, Command
 
 SIDE = 192  # of a scene in the mosaic
 ACROSS = 5

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_manifest import rows
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
+from tests.test_manifest import rows
 
 
 @pytest.mark.parametrize(

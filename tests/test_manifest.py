@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.entries import plain
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.types import ImageRow
+from tests.conftest import Command
 
 LIMITS = Limits(10_000, 10_000)
 

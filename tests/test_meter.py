@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from breaking.job import with_embedded_models
-from conftest import Command, run_arguments
 
 from ovseg_batch.cli.base import set_up_logging
 from ovseg_batch.config import load_config
@@ -27,6 +25,8 @@ from ovseg_batch.runs.meter import LINE_SECONDS, Meter
 from ovseg_batch.types import Commit
 from ovseg_batch.workdir.progress import pace
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, run_arguments
+from tests.harness.job import with_embedded_models
 
 
 def commit(shard: int, rows: int, failed: dict[str, int] | None = None) -> Commit:

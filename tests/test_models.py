@@ -15,7 +15,6 @@ import pytest
 import skimage
 import torch
 import torch.nn.functional as F
-from conftest import Command
 from safetensors.torch import save_file
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
@@ -35,6 +34,7 @@ from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam, build, stability
 from ovseg_batch.models.vit import fuse_quick_gelu, run_block
 from ovseg_batch.models.weights import read_state_dict
+from tests.conftest import Command
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from conftest import Command
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -21,6 +20,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.models import inventory, open_clip_tables, presets, zoo
 from ovseg_batch.models.missing import MissingModels
 from ovseg_batch.runs.needed_models import missing_models
+from tests.conftest import Command
 
 HEAVY = {"torch", "torchvision", "open_clip", "sam2", "timm", "diffusers", "transformers"}
 RESOLVE = """

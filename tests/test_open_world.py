@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ablating.open_world import RULES, OpenWorld, auc
-from conftest import Command
+from ablations.open_world import RULES, OpenWorld, auc
 from PIL import Image
-from test_presets import PHOTOGRAPHS
 
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config
@@ -27,6 +25,8 @@ from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition, make_vocabulary
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command
+from tests.test_presets import PHOTOGRAPHS
 
 RULE = "background and presence"
 FEW = ("balloon", "flower", "house")

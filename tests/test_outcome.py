@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from conftest import SMALL, Command, run_arguments
+from tests.conftest import SMALL, Command, run_arguments
 
 
 def test_the_result_and_the_plan_as_json(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:

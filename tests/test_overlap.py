@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Command, data_files, run_arguments
 
 from ovseg_batch.stages.refine import stage as refine
 from ovseg_batch.stages.refine.overlap import AHEAD, MOST_PIXELS, in_three_steps
+from tests.conftest import Command, data_files, run_arguments
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, SMALL, Command
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +16,7 @@ from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.edit.source import disjoint
 from ovseg_batch.types import Annotation
+from tests.conftest import LABELS, SMALL, Command
 
 SIZE = (20, 30)
 CAR, WHEEL, SKY = 0, 1, 2

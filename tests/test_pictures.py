@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking.image_variants import grey_files, png_file, scene_files, tiff_file
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.images import LONGEST, open_image, read_image, upright_size
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.pictures import Encoding, Format, Picture, encode_picture, left_out, read_picture
+from tests.harness.image_variants import grey_files, png_file, scene_files, tiff_file
 
 LIMITS = Limits(10**8, 10**8)
 

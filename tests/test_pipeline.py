@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from breaking.job import Running, with_embedded_models
-from conftest import Command, data_files, run_arguments
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from ovseg_batch.workdir.findings import label_notes, read_findings
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, data_files, run_arguments
+from tests.harness.job import Running, with_embedded_models
 
 
 def commit_times(workdir: Path, stage: str) -> dict[str, int]:

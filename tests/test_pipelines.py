@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from breaking.image_variants import disc
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -25,6 +24,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.models.diffusion import Inpainter, Request
 from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import checkpoint_folders
+from tests.harness.image_variants import disc
 
 library: Any = diffusers
 

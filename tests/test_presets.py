@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Command
 
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
+from tests.conftest import Command
 
 PHOTOGRAPHS = {"clip.weights": "random:0", "sam.weights": "random:0", "inpaint.model": "demo"}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, run_arguments
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
 from ovseg_batch import scenes
@@ -19,6 +18,7 @@ from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.registry import resolve
 from ovseg_batch.types import ImageRow, Proposal
+from tests.conftest import Command, run_arguments
 
 SETTINGS = {"points_per_side": 8, "predicted_iou": 0.6, "stability": 0.8, "nms": 0.7}
 

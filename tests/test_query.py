@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
 from pycocotools import mask as coco
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.bank_file import read_bank
 from ovseg_batch.methods.banking import mixed_scores, nearest_others, region_features
+from tests.conftest import Command
 
 FIRST, OTHER = "sky, grass, tree, house", "car; water: water, sand; snow; sky"
 SMALL = ("--set", "manifest.shard_rows=4", "--workers", "0")

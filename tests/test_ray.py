@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from breaking.job import Running
-from conftest import Command, data_files, run_arguments
 from ray.cluster_utils import Cluster
+
+from tests.conftest import Command, data_files, run_arguments
+from tests.harness.job import Running
 
 pytestmark = pytest.mark.slow("Ray gives the same bytes as one worker, also when a node is killed")
 

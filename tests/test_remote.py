@@ -18,7 +18,6 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from conftest import LABELS, Command, data_files
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
@@ -30,6 +29,7 @@ from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.remote import Remote, is_remote, listing, name_of, shown
 from ovseg_batch.types import ImageRow
+from tests.conftest import LABELS, Command, data_files
 
 LIMIT = 1 << 20
 HERE = Remote(tries=3, timeout=2.0, private=True)

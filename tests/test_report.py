@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, Command, run_arguments
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ovseg_batch.report.build import build_report
 from ovseg_batch.report.totals import Gathered, worth_showing
 from ovseg_batch.workdir import findings
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import LABELS, Command, run_arguments
 
 CHROMIUM = shutil.which("chromium")
 ATTACK = "<script>alert(1)</script>"

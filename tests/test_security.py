@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Command
 
 from ovseg_batch.io.atomic import FileBatch
+from tests.conftest import Command
 
 
 def everything(root: Path) -> dict[str, bytes | None]:

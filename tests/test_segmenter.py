@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS
 from PIL import Image
 
 import ovseg_batch
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.sam import Sam
+from tests.conftest import LABELS
 
 NAMES = LABELS.split(", ")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, run_arguments
 
 from ovseg_batch import scenes
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
@@ -21,6 +20,7 @@ from ovseg_batch.methods.selection import (
     size_penalty,
     suppressed,
 )
+from tests.conftest import Command, run_arguments
 
 PROPOSALS = (
     "--set=method=proposals",

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from breaking.job import Running
-from breaking.sequences import Scenes, run_sequence
-from conftest import Command
 
 from ovseg_batch import Run
 from ovseg_batch.errors import RowError
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command
+from tests.harness.job import Running
+from tests.harness.sequences import Scenes, run_sequence
 
 pytestmark = pytest.mark.slow("any sequence of commands loses no image and mixes no two configurations")
 
@@ -221,7 +221,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_sequences_of_commands_lose_and_mix_nothing(seed: int, pictures: Scenes) -> None:
-    """As `scripts/sequences.py`, which runs many more."""
+    """As `python -m tests.harness sequences`, which runs many more."""
     counts = Counter[str]()
     run_sequence(pictures, seed, 10, counts)
     assert counts["run"] and counts["steps"] > 5

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LABELS, Command
 from PIL import Image
 from pydantic import BaseModel
 from write_settings_docs import PAGE, page
@@ -23,6 +22,7 @@ from ovseg_batch.settings import Config, EditConfig, RefineConfig
 from ovseg_batch.settings.listing import choices, section_meanings, setting_lines
 from ovseg_batch.settings.readers import READERS, readers
 from ovseg_batch.settings.section import Section
+from tests.conftest import LABELS, Command
 
 KEYS = {line.key: line for line in setting_lines()}
 
@@ -118,7 +118,7 @@ def test_each_edit_reads_what_its_line_says(
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == page(), "scripts/write_settings_docs.py brings it up to date"
+    assert PAGE.read_text() == page(), "scripts/docs/write_settings_docs.py brings it up to date"
 
 
 def test_the_command_finds_keys_and_meanings(command: Command) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from breaking.job import with_embedded_models
-from conftest import Command, data_files, run_arguments
+
+from tests.conftest import Command, data_files, run_arguments
+from tests.harness.job import with_embedded_models
 
 pytestmark = pytest.mark.slow(
     "Ctrl-C ends with exit code 130 and without a traceback, and the resumed run has the same bytes"

@@ -9,13 +9,13 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Command
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.bank_file import FORMAT, read_bank, write_bank
 from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.text_cache import text_embeddings
 from ovseg_batch.models.text import encode_tokens
+from tests.conftest import Command
 
 TOWERS: list[dict[str, object]] = [{}, {"proj_bias": True}, {"no_causal_mask": True, "pool_type": "last"}]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_stage
-from breaking.job import start_function
-from conftest import LABELS, SMALL, Command, data_files
 from PIL import Image
 
 import ovseg_batch
 from ovseg_batch import scenes
+from tests import toy_stage
+from tests.conftest import LABELS, SMALL, Command, data_files
+from tests.harness.job import start_function
 
 DISCS = ("--set", "method=discs", "--workers", "0", *SMALL)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, run_arguments
 from PIL import Image
 
 from ovseg_batch import failpoints
@@ -18,6 +17,7 @@ from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, run_arguments
 
 QUICK = ("--set", "refine.method=none", "--workers", "0")
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import LABELS, Command
 
 import ovseg_batch
 from ovseg_batch.errors import FailureCode, OvsegError, RowError, UsageError
 from ovseg_batch.wording import for_python, setting, spelled
+from tests.conftest import LABELS, Command
 
 PACKAGE = Path(ovseg_batch.__file__).parent
 #: only the command line, or its own scripts, run these

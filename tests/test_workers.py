@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from breaking.job import Running
-from conftest import Command, data_files, run_arguments
 
 from ovseg_batch.config import load_config
 from ovseg_batch.runs.pipeline import cautions
+from tests.conftest import Command, data_files, run_arguments
+from tests.harness.job import Running
 
 
 def failures(workdir: Path) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""A folder of poison images, and of odd ones that are well: none stops the run, each gets its answer."""
+"""Damaged and unusual images: none stops the run, and each has its own result."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import json
 import shutil
 from pathlib import Path
 
-from breaking import zoo
-from conftest import Command, run_arguments
-from poison_zoo import answers, wrong
-
 from ovseg_batch.io.entries import plain
+from tests.conftest import Command, run_arguments
+from tests.harness.poison import answers, wrong
+from tests.harness.unusual_images import picture, unusual_images
 
 
-def test_every_animal_of_the_zoo_gets_its_answer(tmp_path: Path) -> None:
+def test_every_unusual_image_has_its_result(tmp_path: Path) -> None:
     code, found = answers(tmp_path)
     assert code == 3
-    everyone = zoo.animals()
+    everyone = unusual_images()
     assert len(everyone) >= 60
-    remarks = {animal.name: wrong(tmp_path, animal, found.get(animal.name)) for animal in everyone}
+    remarks = {image.name: wrong(tmp_path, image, found.get(image.name)) for image in everyone}
     assert {name: remark for name, remark in remarks.items() if remark} == {}
     coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
     sizes = {image["file_name"]: (image["width"], image["height"]) for image in coco["images"]}
-    assert sizes == {plain(animal.name): animal.size for animal in everyone if not animal.code}
+    assert sizes == {plain(image.name): image.size for image in everyone if not image.code}
 
 
 def test_files_that_vanish_or_change_while_the_run_goes_on(few_scenes: Path, tmp_path: Path, command: Command) -> None:
@@ -34,7 +33,7 @@ def test_files_that_vanish_or_change_while_the_run_goes_on(few_scenes: Path, tmp
     stopped = command(*arguments, OVSEG_FAILPOINTS="refine.row=ENOSPC")
     assert stopped.returncode == 1
     names[0].unlink()
-    zoo.picture(50, 40).save(names[2])
+    picture(50, 40).save(names[2])
     names[5].write_text("gone")
     done = command(*arguments)
     assert done.returncode == 3, done.stderr

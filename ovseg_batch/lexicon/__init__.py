@@ -5,9 +5,9 @@ assigned to a wrong label. With the lexicon's words, such pixels are assigned to
 excluded if it would take pixels from a label: if it equals one of the label's words, is a broader or narrower term, or
 is a part or the whole of it.
 
-The relations come from WordNet 3.0 (LICENSE.wordnet); scripts/build_lexicon.py writes them to words.txt and describes
-them. Sections of words.txt begin with `= title`. They are the competing words, the irregular plurals, and groups of
-nouns, whose titles are the relations of the competing words to the nouns.
+The relations come from WordNet 3.0 (LICENSE.wordnet); scripts/docs/build_lexicon.py writes them to words.txt and
+describes them. Sections of words.txt begin with `= title`. They are the competing words, the irregular plurals, and
+groups of nouns, whose titles are the relations of the competing words to the nouns.
 
 For a phrase that is not in WordNet, the head noun is used: "man" for "man in a red hat".
 """

@@ -83,7 +83,7 @@ def embedded_file(name: str) -> Path:
             return folder / name
     raise OvsegError(
         f"The embedded model's file {name} is not in {', '.join(map(str, checkpoint_folders()))}. "
-        "Install ovseg_batch again, or train it with scripts/train_demo.py."
+        "Install ovseg_batch again, or train it with scripts/training/train_demo.py."
     )
 
 

@@ -212,7 +212,7 @@ class EmbedPlan(StagePlan):
         self._spec, self._precision = run.clip, run.precision(run.clip)
         tuned = self._settings.tuned
         if tuned and not Path(tuned).is_file():
-            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/tune_masq.py makes one.")
+            raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/training/tune_masq.py makes one.")
 
     def inputs(self) -> dict[str, Any]:
         settings = self._settings

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from breaking.job import contents
 
 from gpu_checks.configurations import FULL_SAM, QUICK, RANDOM, full_size_config, preset_config
 from gpu_checks.pictures import write_pictures
@@ -39,6 +38,7 @@ from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.stages.base import Stage, Upstream
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.store import Workdir
+from tests.harness.job import contents
 
 Array = np.ndarray[Any, Any]
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breaking.job import contents, leftovers
-
 from gpu_checks.configurations import QUICK, preset_config
 from gpu_checks.records import Options, Report
 from ovseg_batch import scenes
@@ -22,6 +20,7 @@ from ovseg_batch.config import dump_config
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
+from tests.harness.job import contents, leftovers
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = scenes.HELD_OUT_SEEDS[8100:]

@@ -69,7 +69,7 @@ def read_source(
 
 
 def disjoint(annotations: list[Annotation], height: int, width: int) -> list[Annotation]:
-    """Return masks of which each pixel belongs to one: that of the highest score. A generator changes it once then."""
+    """Return masks without common pixels: the mask of the highest score keeps a pixel. A generator changes it once."""
     if sum(one.area for one in annotations) == rle.area_of_union([one.rle for one in annotations], height, width):
         return annotations
     owner = np.zeros((height, width), np.int32)

@@ -1,1 +1,0 @@
-"""Tables of scripts/ablate.py that do not come from one run a row."""

@@ -1,1 +1,0 @@
-"""What scripts/bench.py measures with, and its larger parts."""

@@ -1,0 +1,1 @@
+"""Tables of ablate.py that do not come from one run a row."""
