@@ -76,4 +76,4 @@ def test_a_text_cache_without_room_is_named_and_costs_no_run(
     with disk_of(40, tmp_path) as small:
         done = command(*run_arguments(few_scenes / "images", tmp_path / "run"), OVSEG_CACHE=str(small.path))
         assert done.returncode == 0, done.stderr
-        assert f"cannot write the text cache in {small.path}" in done.stderr and "No space left" in done.stderr
+        assert f"cannot write the text cache {small.path}" in done.stderr and "No space left" in done.stderr

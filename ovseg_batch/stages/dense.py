@@ -71,7 +71,7 @@ class DenseStage(DensePlan, Stage):
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, self._precision)
+        self._clip = DenseClip.load(self._spec, self._device, self._precision())
         self._batch = BatchSize(self._run.batch_size, "windows")
         self._variant = VARIANTS.get(self._settings.attention)
         if not self._features:

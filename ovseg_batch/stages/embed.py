@@ -39,7 +39,7 @@ class EmbedStage(EmbedPlan, Stage):
     def setup(self, device: str) -> None:
         settings = self._settings
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, self._precision)
+        self._clip = DenseClip.load(self._spec, self._device, self._precision())
         self._batch = BatchSize(self._run.batch_size, "crops")
         self._masks = BatchSize(MASKS, "mask tokens")
         self._tokens: MaskTokens | None = None

@@ -23,7 +23,7 @@ class EncodeStage(EncodePlan, Stage):
     """Embeds every image with SAM2."""
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), self._precision)
+        self._sam = Sam.load(self._spec, resolve_device(device), self._precision())
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._run

@@ -42,7 +42,7 @@ class EncodePlan(StagePlan):
         self._run, self._spec, self._precision = run.config.run, run.sam, run.precision(run.sam)
 
     def inputs(self) -> dict[str, Any]:
-        return {"sam": self._spec.identity(), "precision": self._precision, **self._run.limits()}
+        return {"sam": self._spec.identity(), "precision": self._precision(), **self._run.limits()}
 
     def estimate_bytes(self, height: int, width: int) -> int:
         return 2 * sum(map(math.prod, embedding_shapes(self._spec).values()))
@@ -92,7 +92,7 @@ class ProposePlan(StagePlan):
     def inputs(self) -> dict[str, Any]:
         return {
             "sam": self._spec.identity(),
-            "precision": self._precision,
+            "precision": self._precision(),
             "propose": self._settings.model_dump(mode="json"),
             "features": self.arrays,
             **self._run.limits(),
@@ -154,7 +154,7 @@ class DensePlan(StagePlan):
         dense = self._settings
         return {
             "clip": self._spec.identity(),
-            "precision": self._precision,
+            "precision": self._precision(),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
@@ -220,7 +220,7 @@ class EmbedPlan(StagePlan):
         tokens = {"tuned": settings.tuned and file_hash(settings.tuned)}
         return {
             "clip": self._spec.identity(),
-            "precision": self._precision,
+            "precision": self._precision(),
             "scorer": settings.scorer,
             **(crops if settings.scorer == "crops" else tokens),
             **self._run.limits(),

@@ -40,7 +40,7 @@ class ProposeStage(ProposePlan, Stage):
     """Prompts SAM2 at a grid of points."""
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), self._precision, self._run.point_chunk)
+        self._sam = Sam.load(self._spec, resolve_device(device), self._precision(), self._run.point_chunk)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.models import zoo
@@ -24,10 +25,10 @@ class Resolved:
     config: Config
     words: Words
 
-    def precision(self, spec: ModelSpec) -> str:
-        """Return the precision in which a model runs."""
+    def precision(self, spec: ModelSpec) -> Callable[[], str]:
+        """Return a function that returns the precision of a model. It raises UsageError without the run's device."""
         own = self.config.clip.precision if spec.kind == "clip" else self.config.sam.precision
-        return precision(own or self.config.run.precision, self.config.run.device, not spec.embedded)
+        return partial(precision, own or self.config.run.precision, self.config.run.device, not spec.embedded)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -87,7 +87,6 @@ class EditPlan(StagePlan):
         self.resources = Resources(accelerator=mode.generated)
         self._spec = run.inpaint if mode.generated else None
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
-        self._precision = precision(config.run.precision, config.run.device) if mode.generated else ""
         self._chosen = self._labels([label.name for label in config.labels])
         self._keeps = bool(edit.keep) or (not edit.drop and mode.keeps)
         self._on_empty: str = edit.on_empty
@@ -113,7 +112,7 @@ class EditPlan(StagePlan):
         if self._spec is not None and self._parameters is not None:
             inputs["inpaint"] |= {"batch_size": inpaint.batch_size, **asdict(self._parameters)}
             inputs["pipeline"] = self._spec.identity()
-            inputs["precision"] = self._precision
+            inputs["precision"] = precision(self._run.precision, self._run.device)
         return inputs
 
 

@@ -62,7 +62,8 @@ class RefinePlan(StagePlan):
         self.needs = self.needs_of(config)
         self._kept = "encode" in self.needs
         self._spec = run.sam if config.refine.method in PROMPTING else None
-        self._precision = "" if self._spec is None else run.precision(self._spec)
+        if self._spec is not None:
+            self._precision = run.precision(self._spec)
         self.reads_images = (self._spec is not None and not self._kept) or config.refine.pamr > 0
         # The margin is at CLIP's own logit scale; at that of the cosines it is this.
         self._margin = config.presence.margin / run.clip.logit_scale if self._vocabulary.pooled else 0.0
@@ -87,7 +88,7 @@ class RefinePlan(StagePlan):
         }
         if self._spec is not None:
             inputs["sam"] = self._spec.identity()
-            inputs["precision"] = self._precision
+            inputs["precision"] = self._precision()
         if self._settings.bank:
             inputs["refine"] = {**self._read, "bank": file_hash(self._settings.bank)}
         if self._clip_spec is not None:

@@ -85,7 +85,7 @@ class RefineStage(RefinePlan, Stage):
         self._sam: Sam | None = None
         self._relabeller: Relabeller | None = None
         if self._spec is not None:
-            self._sam = Sam.load(self._spec, self._device, self._precision, self._run.point_chunk)
+            self._sam = Sam.load(self._spec, self._device, self._precision(), self._run.point_chunk)
         if self._clip_spec is not None:
             clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = word_features(self._words, clip, self._clip_spec).to(self._device)

@@ -143,7 +143,7 @@ def _stage(
     parts: dict[str, float] = dict(watch.spent.most_common())
     parts["rest"] = whole - sum(parts.values())
     return {
-        "precision": stage._precision,
+        "precision": stage._precision(),
         "seconds": min(ours[1:]),
         "floor": min(theirs[1:]),
         "ratio": min(theirs[1:]) / min(ours[1:]),
