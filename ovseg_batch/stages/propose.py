@@ -21,13 +21,11 @@ from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
-from ovseg_batch.stages.plans import ProposePlan
+from ovseg_batch.stages.plans import FEATURE_SIDE, ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
 
 Array = np.ndarray[Any, Any]
-
-FEATURE_SIDE = 32
 
 
 @dataclass(frozen=True, slots=True)

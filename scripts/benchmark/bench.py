@@ -9,7 +9,7 @@ bench.py query                    # another question to a finished run, beside t
 bench.py words                    # three labels and the words that compete, beside four plain labels
 bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 bench.py memory                   # peak memory of 2,000 images against 200
-bench.py manifest                 # a million rows: written, planned, asked about
+bench.py manifest                 # write, plan and read the status of a million rows
 bench.py restart                  # a finished run of a million rows, started again
 bench.py edits                    # cutting out against bare Pillow decoding and encoding the same files
 bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
