@@ -103,13 +103,18 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
-def _preset_or_file(file: Path) -> Path:
-    """Return the file, or the preset of that name if the file does not exist."""
+def _preset_or_file(name: Path, folder: Path = Path()) -> Path:
+    """Return the file in the folder or in the working folder; if there is none, the preset of that name.
+
+    Raises:
+        UsageError: no file can have the name.
+    """
     try:
-        usable_path(str(file))
+        candidates = [Path(usable_path(str(file))) for file in (folder / name, name)]
     except ValueError as error:
-        raise UsageError(f"The config file {file} {error}.") from None
-    return file if file.is_file() else presets().get(str(file), file)
+        raise UsageError(f"The config file {name} {error}.") from None
+    found = next((file for file in candidates if file.is_file()), None)
+    return found or presets().get(str(name), name)
 
 
 def _read_settings(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -129,8 +134,7 @@ def _read_settings(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, 
         return tree
     if not isinstance(base, str):
         raise UsageError(f"{file}: '{EXTENDS}' names one preset or file, not {base!r}.")
-    beside = file.parent / base
-    below = beside if beside.is_file() else _preset_or_file(Path(base))
+    below = _preset_or_file(Path(base), file.parent)
     chain = (*extended_by, file)
     if below.resolve() in {one.resolve() for one in chain}:
         raise UsageError(f"{file}: {EXTENDS}: {base} leads back to a file that extends it. Remove one of the two.")

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from ovseg_batch.config import dump_config, load_config
-from ovseg_batch.errors import UsageError
+from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.models import zoo
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.errors import dotted_keys
 
@@ -218,6 +220,7 @@ def test_a_file_builds_on_a_preset_or_on_another_file(tmp_path: Path):
         ("extends: gided", "no config file gided.*Did you mean 'guided'"),
         ("extends: [demo, guided]", "names one preset or file"),
         ("extends: job.yaml", "leads back to a file that extends it"),
+        (f"extends: {'a' * 300}", "cannot be a path: it has [0-9]+ characters"),
     ],
 )
 def test_what_cannot_be_extended_is_an_error(written: str, message: str, tmp_path: Path):
@@ -225,6 +228,27 @@ def test_what_cannot_be_extended_is_an_error(written: str, message: str, tmp_pat
     file.write_text(written)
     with pytest.raises(UsageError, match=message):
         load_config(file, environment={})
+
+
+@pytest.mark.parametrize("name", ["a" * 300, f"local-dir:{'a' * 300}", f"hf-hub:a/{'a' * 300}", "d/" * 2500, "a\0b"])
+@pytest.mark.parametrize("key", ["clip.model", "sam.model", "inpaint.model"])
+def test_a_model_that_cannot_be_a_file_is_refused(key: str, name: str) -> None:
+    resolve_model: dict[str, Callable[[Config], object]] = {
+        "clip.model": lambda config: zoo.resolve("clip", config.clip.model),
+        "sam.model": lambda config: zoo.resolve("sam", config.sam.model),
+        "inpaint.model": lambda config: zoo.resolve_inpainting(config.inpaint.model),
+    }
+    with pytest.raises(OvsegError):
+        resolve_model[key](load_config(flags={key: name}, environment={}))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "d/" * 2500, "a\0b"])
+@pytest.mark.parametrize(
+    "key", ["classify.tuned", "refine.bank", "clip.weights", "sam.weights", "edit.fill.image", "run.metrics_file"]
+)
+def test_a_path_that_no_file_can_have_is_refused(key: str, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key}: cannot be a path"):
+        load_config(flags={key: name}, environment={})
 
 
 def test_the_default_is_prompted_with_models_for_photographs():

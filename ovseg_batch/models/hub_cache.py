@@ -15,7 +15,10 @@ def repository_folder(repository: str) -> Path:
 
 def cached(repository: str, names: Iterable[str]) -> Path | None:
     """Return the first of the named files that is in the hub's cache, or None. Uses no network."""
-    if not repository or not repository_folder(repository).is_dir():
+    try:
+        if not repository or not repository_folder(repository).is_dir():
+            return None
+    except OSError:  # the name is longer than a file name can be
         return None
     from huggingface_hub import try_to_load_from_cache  # imported here: it imports an HTTP library
 

@@ -12,7 +12,7 @@ from ovseg_batch.settings.section import Execution, PathText, Precision, Section
 class ClipConfig(Section):
     """The CLIP model for the features of words and pixels."""
 
-    model: str = "openai-b16"
+    model: PathText = "openai-b16"
     """A name from `ovseg-batch models list`, or an architecture of open_clip."""
     weights: PathText | None = None
     """A file, a pretrained tag of open_clip, or a hub id. null: the weights of the named model."""
@@ -23,7 +23,7 @@ class ClipConfig(Section):
 class SamConfig(Section):
     """The SAM2 model for outlines."""
 
-    model: str = "sam2.1-large"
+    model: PathText = "sam2.1-large"
     """A name from `ovseg-batch models list`, or a Hydra config of sam2."""
     weights: PathText | None = None
     """A .pt file as Meta publishes it, or safetensors. null: the weights of the named model."""
@@ -45,7 +45,7 @@ class InpaintExecution(Execution):
 class InpaintConfig(InpaintExecution):
     """The generator of `edit.mode: remove`, `replace` and `style`: a pipeline of diffusers."""
 
-    model: str = "sd2-inpainting"
+    model: PathText = "sd2-inpainting"
     """A name from `ovseg-batch models list`, a folder that diffusers saved, or a hub id that has been fetched."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps. null: the value of the model's authors."""

@@ -122,7 +122,7 @@ class ClassifyConfig(Section):
 
     scorer: Literal["crops", "mask-tokens"] = "crops"
     """How CLIP sees a mask: as crops of the image, or as a class token that attends to the mask's patches."""
-    tuned: str | None = None
+    tuned: PathText | None = None
     """A file of query projections in the layout of MasQCLIP's checkpoints. null: CLIP's own."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0, 1.5, 16 / 7)
     """Sizes of the crops, as multiples of the model's image size."""
@@ -209,7 +209,7 @@ class RefineConfig(Section):
     """IoU from which two masks of a class show the same object. The lower rated one is dropped."""
     max_points: Annotated[int, Field(ge=1)] = 256
     """Most prompts of an image. The largest components come first."""
-    bank: str | None = None
+    bank: PathText | None = None
     """A memory bank that `ovseg-batch bank build` wrote. It relabels every mask by similar regions. null: none."""
     bank_neighbours: Annotated[int, Field(ge=1, le=1000)] = 5
     """Similar regions that decide together."""
