@@ -333,7 +333,7 @@ def _check_budget(stage: str, rows: int, failed: Counter[str], budget: float) ->
     if bad > budget * rows:
         raise OvsegError(
             f"{stage}: {bad} of {rows} images failed ({dict(failed)}), more than run.max_failure_rate: {budget}. "
-            "What is committed stays. failures.csv lists them. Correct the cause, and run again."
+            "Committed shards are kept. failures.csv lists them. Correct the cause, and run again."
         )
 
 
@@ -346,7 +346,7 @@ def _finish(
     if workdir.made_of() != identity:
         raise OvsegError(
             f"Another run with other settings or images has begun in {workdir.root} meanwhile, so this one writes no "
-            "outputs there. What is committed stays. Give the same command again to have its outputs at the top, or "
+            "outputs there. Committed shards are kept. Give the same command again to have its outputs at the top, or "
             "use one workdir for each."
         )
     if unfinished := [state for state in states if not state.complete]:

@@ -1,8 +1,8 @@
 """Dense prediction: CLIP with its last attention replaced computes a score per patch and query (SCLIP).
 
-Windows of one size are batched across the images of a shard. What is kept, fp16 and per window, are cosine
-similarities, so that another softmax, other synonyms or thresholds re-run no encoder; or the patch features themselves,
-of which any later vocabulary can be asked.
+Windows of one size are batched across the images of a shard. The stage keeps cosine similarities in fp16 per window, so
+that another softmax, other synonyms or thresholds run no encoder again. Or it keeps the patch features themselves, and
+any later vocabulary needs no encoder.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ def run_shard(
     store: StageStore,
     shard: int,
     rows: Sequence[ImageRow],
-    charged: Mapping[int, str] | None = None,
+    crashing: Mapping[int, str] | None = None,
     retry: bool = False,
     progress: Progress = lambda result: None,
 ) -> Commit:
     """Compute one shard and commit it. The only place where a commit record is written.
 
     Args:
-        charged: row → cause. Rows that crash the process. They fail without being read.
+        crashing: row → cause of the rows that crash the process. They fail without being read.
         retry: keep the finished rows of the commit and compute only failed rows. A commit that is not current is
             treated in the same way: its rows are kept where neither the manifest nor an upstream stage has changed
             them.
@@ -58,7 +58,7 @@ def run_shard(
     if above is None:
         raise OvsegError(
             f"{store.stage}: an earlier stage has no commit of shard {shard} any more. Another command has removed it. "
-            "What is committed stays. Run the same command again."
+            "Committed shards are kept. Run the same command again."
         )
     previous = store.read_commit(shard, outdated=True)
     keep = previous is not None and previous.follows(above) and (retry or not store.is_current(previous))
@@ -68,7 +68,7 @@ def run_shard(
         kept = stack.enter_context(CommittedShard(store, shard)) if keep else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
         refused = {
-            row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (charged or {}).get(row.row))
+            row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (crashing or {}).get(row.row))
         }
         results = _checked(stage, rows, _results(stage, rows, upstream, refused, kept, same, progress))
         tally, files = _write(stage, store, shard, results)

@@ -268,8 +268,8 @@ class RefineStage(RefinePlan, Stage):
         if self._sam is None:
             return NOTHING
         see = functools.partial(self._embedding, self._sam, one.row.row, one.image, one.upstream)
-        ask = {"guided": guided, "trident": trident}.get(settings.method, prompted)
-        return ask(self._sam, see, one.dense, one.points, settings)
+        candidates = {"guided": guided, "trident": trident}.get(settings.method, prompted)
+        return candidates(self._sam, see, one.dense, one.points, settings)
 
     def _embedding(
         self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box
