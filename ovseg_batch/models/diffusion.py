@@ -14,8 +14,7 @@ import torch
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models.pipelines import PipelineSpec
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Mask, Pixels
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,8 +30,8 @@ class Request:
         seed: seed of the noise.
     """
 
-    image: Array
-    mask: Array
+    image: Pixels
+    mask: Mask
     prompt: str
     negative_prompt: str
     seed: int
@@ -98,7 +97,7 @@ class Inpainter:
             pipeline.to(device)
         return cls(pipeline)
 
-    def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Array | None]:
+    def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Floats | None]:
         """Paint a batch.
 
         Args:
