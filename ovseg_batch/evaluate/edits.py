@@ -116,20 +116,9 @@ def _measure(
         made = np.asarray(opened)
     numbers = [] if seed is None else [t.instance for t in scenes.render(seed).things if t.name in chosen]
     if edit.mode in ("cutout", "mask") and seed is not None and edit.keep and chosen <= set(scenes.THING_NAMES):
-        truth = scenes.cut_out(seed, numbers)
-        alpha = (made if made.ndim == 2 else made[..., 3]) / 255
-        for name, value in alpha_errors(alpha, truth.alpha).items():
-            tally.values[name].append(value)
-        if made.ndim == 3:
-            error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
-            tally.values["composite"].append(error)
+        _measure_alpha(made, scenes.cut_out(seed, numbers), tally)
     elif edit.mode in REMOVING and seed is not None and numbers:
-        scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
-        region = widened(np.isin(scene.instances, numbers), REMOVAL_MARGIN)
-        for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
-            tally.values[name].append(measure(made[..., :3], without.image, region))
-        tally.before.append(_for_clip(without.image, region))
-        tally.after.append(_for_clip(made[..., :3], region))
+        _measure_removal(made[..., :3], seed, numbers, tally)
     elif edit.mode in PAINTED:
         original = read_image(image.row.path, read_limits(RunConfig()))
         boxes = [
@@ -143,6 +132,26 @@ def _measure(
             tally.before.append(_for_clip(original, region))
             tally.after.append(_for_clip(made[..., :3], region))
             tally.prompts.append(prompt)
+
+
+def _measure_alpha(made: Pixels, truth: scenes.Cutout, tally: _Tally) -> None:
+    """Measure a mask (H, W), or a cut-out (H, W, 4), against the true one."""
+    alpha = (made if made.ndim == 2 else made[..., 3]) / 255
+    for name, value in alpha_errors(alpha, truth.alpha).items():
+        tally.values[name].append(value)
+    if made.ndim == 3:
+        error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
+        tally.values["composite"].append(error)
+
+
+def _measure_removal(made: Pixels, seed: int, numbers: list[int], tally: _Tally) -> None:
+    """Measure an image (H, W, 3) from which the things of a scene with these numbers were removed."""
+    scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
+    region = widened(np.isin(scene.instances, numbers), REMOVAL_MARGIN)
+    for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
+        tally.values[name].append(measure(made, without.image, region))
+    tally.before.append(_for_clip(without.image, region))
+    tally.after.append(_for_clip(made, region))
 
 
 def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Mask:

@@ -47,8 +47,7 @@ class InstanceScore:
             truth: objects of the ground truth.
         """
         identity = {name: k for k, name in enumerate(self._categories, start=1)}
-        height, width = size
-        shape = [height, width]
+        shape = list(size)
         objects = [
             {
                 "id": k,
@@ -72,19 +71,13 @@ class InstanceScore:
         ]
         if not objects and not results:
             return
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth_index = COCO()
-            truth_index.dataset = {
-                "info": {},
-                "images": [{"id": row, "height": height, "width": width}],
-                "categories": [{"id": k, "name": name} for name, k in identity.items()],
-                "annotations": objects,
-            }
-            truth_index.createIndex()
-            found_index = truth_index.loadRes(results) if results else COCO()
-            evaluation = COCOeval(truth_index, found_index, "segm")
-            evaluation.evaluate()
-        self._parts.append(_entries([entry for entry in evaluation.evalImgs if entry is not None]))
+        dataset = {
+            "info": {},
+            "images": [{"id": row, "height": size[0], "width": size[1]}],
+            "categories": [{"id": k, "name": name} for name, k in identity.items()],
+            "annotations": objects,
+        }
+        self._parts.append(_entries(_evaluated(dataset, results)))
 
     def arrays(self) -> dict[str, AnyArray]:
         if not self._parts:
@@ -153,6 +146,18 @@ class InstanceScore:
             "mask F1": 2 * precision * recall / max(precision + recall, 1e-12),
         }
         return found | {f"retrieval@{k}": count / max(queries, 1) for k, count in hits.items()}
+
+
+def _evaluated(dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what COCOeval finds for each class and size class of a data set in COCO's format."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dataset
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        evaluation = COCOeval(truth, found, "segm")
+        evaluation.evaluate()
+    return [entry for entry in evaluation.evalImgs if entry is not None]
 
 
 def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, AnyArray]:

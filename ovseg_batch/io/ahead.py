@@ -119,8 +119,13 @@ def work_ahead(
 
     if any(is_remote(row.path) for row in rows):
         threads = max(threads, NETWORK_THREADS)
+    yield from _in_order(rows, do, threads, budget)
+
+
+def _in_order(rows: Sequence[ImageRow], do: Callable[[int, ImageRow], T], threads: int, budget: _Budget) -> Iterator[T]:
+    """Call `do` in threads for the index of every row and the row, and yield the results in order."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[int, Future[tuple[ImageRow, T | RowError]]]] = deque()
+    waiting: deque[tuple[int, Future[T]]] = deque()
     todo = enumerate(rows)
     try:
         while True:

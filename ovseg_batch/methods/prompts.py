@@ -67,17 +67,21 @@ def component_points(
         left, top, right, bottom = found.boxes[k].tolist()
         part = slice(top, bottom), slice(left, right)
         inside = found.numbers[part] == k
-        if point == "peak":
-            x, y = _peak(inside)
-        elif point == "surest" and confidence is not None:
-            x, y = _surest(inside, confidence[part])
-        else:
-            x, y = _nearest_to_centre(inside)
+        x, y = _point(inside, point, None if confidence is None else confidence[part])
         x, y = x + left, y + top
         chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
             chosen.append(PointPrompt(label, float(x), float(y), area, (left, top, right, bottom)))
     return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
+
+
+def _point(inside: Mask, point: str, confidence: Numbers | None) -> tuple[int, int]:
+    """Return x, y of the point of a component in its box, as `component_points` names it."""
+    if point == "peak":
+        return _peak(inside)
+    if point == "surest" and confidence is not None:
+        return _surest(inside, confidence)
+    return _nearest_to_centre(inside)
 
 
 def _peak(inside: Mask) -> tuple[int, int]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -96,19 +96,8 @@ def annotate(
         painting: how pixels are assigned.
         relabel: changes the classes of segments before they become annotations.
     """
-    dense = answer.dense
     overlapping = painting.paint == "overlapping"
-    labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
-    owner, segments = assemble(
-        labels,
-        answer.candidates,
-        answer.mask_of,
-        painting.min_area,
-        painting.dense_min_area,
-        painting.by_score,
-        None if dense is None else dense.presence,
-        covered=overlapping,
-    )
+    owner, segments = _painted(answer, painting)
     if relabel is not None:
         segments = relabel(owner, segments)
     if painting.joined:
@@ -118,12 +107,7 @@ def annotate(
     outlines = rle.encode_regions(owner)
     if overlapping:
         outlines = {one.index: _whole(one, outlines.get(one.index), answer) for one in segments}
-    if dense is None:
-        measured = _of_candidates(segments)
-    elif overlapping:
-        measured = [_of_whole(one, outlines[one.index], answer.size, dense) for one in segments]
-    else:
-        measured = _of_dense(owner, segments, dense)
+    measured = _measure(owner, segments, outlines, answer, overlapping)
     return [
         make_annotation(
             outlines[segment.index],
@@ -141,6 +125,22 @@ def annotate(
     ]
 
 
+def _painted(answer: Answer, painting: Painting) -> tuple[SegmentMap, list[Segment]]:
+    """Return the segment of each pixel, and the segments, as `assemble` does."""
+    dense = answer.dense
+    labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
+    return assemble(
+        labels,
+        answer.candidates,
+        answer.mask_of,
+        painting.min_area,
+        painting.dense_min_area,
+        painting.by_score,
+        None if dense is None else dense.presence,
+        covered=painting.paint == "overlapping",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """The measured values of a segment for its annotation."""
@@ -149,6 +149,17 @@ class _Measured:
     coverage: float | None
     margin: float
     clear: float = 1.0
+
+
+def _measure(
+    owner: SegmentMap, segments: Sequence[Segment], outlines: Mapping[int, bytes], answer: Answer, overlapping: bool
+) -> list[_Measured]:
+    """Return the measured values of segments, from all of their pixels (`outlines`) where masks may overlap."""
+    if answer.dense is None:
+        return _of_candidates(segments)
+    if overlapping:
+        return [_of_whole(one, outlines[one.index], answer.size, answer.dense) for one in segments]
+    return _of_dense(owner, segments, answer.dense)
 
 
 def _of_candidates(segments: Sequence[Segment]) -> list[_Measured]:
