@@ -47,13 +47,7 @@ def load_config(
         UsageError: a file cannot be read, a key is unknown, or a value is out of range.
     """
     tree = _read_settings(_preset_or_file(Path(file))) if file else {}
-    for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
-            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            if len(path) == 1 and path[0] not in Config.model_fields:
-                log.warning("warning: %s", _no_setting(name, path[0]))
-            else:
-                _assign(tree, path, _scalar(text), f"${name}")
+    _add_environment(tree, os.environ if environment is None else environment)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -62,6 +56,26 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(tree, key.split("."), value, key)
+    _read_labels(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(explain(error, tree, Config)) from None
+
+
+def _add_environment(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """Write the settings of environment variables into the tree."""
+    for name, text in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
+            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            if len(path) == 1 and path[0] not in Config.model_fields:
+                log.warning("warning: %s", _no_setting(name, path[0]))
+            else:
+                _assign(tree, path, _scalar(text), f"${name}")
+
+
+def _read_labels(tree: dict[str, Any]) -> None:
+    """Replace labels that are a text, and a data set in their place, by the list of labels."""
     labels = tree.get("labels")
     if isinstance(labels, str):
         tree["labels"] = read_labels([labels])
@@ -69,10 +83,6 @@ def load_config(
         tree["labels"] = read_labels([str(label) for label in labels])
     if isinstance(tree.get("labels"), str):
         _of_dataset(tree, datasets.load(tree["labels"].removeprefix(datasets.PREFIX)))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UsageError(explain(error, tree, Config)) from None
 
 
 def _no_setting(variable: str, name: str) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage
+from ovseg_batch.types.arrays import ClassMap, Doubles, Pixels
 
 if TYPE_CHECKING:
     import pandas
     import supervision
 
-Array = np.ndarray[Any, Any]
 Colours = Mapping[str, tuple[int, int, int]]
 
 STRENGTH = 0.55  # share of a label's colour in the pixels of its masks
@@ -67,11 +68,11 @@ class Mask:
         return cls(label=one.category, size=size, **known)
 
     @property
-    def array(self) -> Array:
+    def array(self) -> NDArray[np.bool_]:
         """Return the mask, (H, W) bool. It is decoded at every access."""
         return rle.decode(self.rle, *self.size)
 
-    def polygons(self, tolerance: float = 0.0) -> list[Array]:
+    def polygons(self, tolerance: float = 0.0) -> list[Doubles]:
         """Return the outlines along pixel edges, for readers that fill polygons as pycocotools does.
 
         Args:
@@ -107,18 +108,18 @@ class SegmentedImage:
     unsure: int
     masks: tuple[Mask, ...]
     colours: Colours
-    _source: Callable[[], Array] = field(repr=False, compare=False)
+    _source: Callable[[], Pixels] = field(repr=False, compare=False)
 
     @classmethod
     def from_finished(
-        cls, name: str, path: str | None, image: FinishedImage, colours: Colours, source: Callable[[], Array]
+        cls, name: str, path: str | None, image: FinishedImage, colours: Colours, source: Callable[[], Pixels]
     ) -> SegmentedImage:
         """Return a finished image under a name. `source` returns its pixels."""
         masks = tuple(Mask.from_annotation(one, image.size) for one in image.annotations)
         sure = ImageConfidence.from_masks(mask.confidence for mask in masks)
         return cls(name, path, *image.size, sure.least, sure.unsure, masks, colours, source)
 
-    def read(self) -> Array:
+    def read(self) -> Pixels:
         """Return the image, upright: (H, W, 3) uint8 RGB. A file is read under the limits of its run.
 
         Raises:
@@ -126,7 +127,7 @@ class SegmentedImage:
         """
         return self._source()
 
-    def label_map(self, labels: Sequence[str]) -> Array:
+    def label_map(self, labels: Sequence[str]) -> ClassMap:
         """Return the class map (H, W) int16: indices into `labels`, -1 where none of them has a mask.
 
         Of masks that overlap, the one with the highest score has the pixel.

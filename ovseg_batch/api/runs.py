@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
 from ovseg_batch.api.calling import (
     Labels,
     Settings,
@@ -35,6 +33,7 @@ from ovseg_batch.io.records import parse_json
 from ovseg_batch.report.build import LIMIT, build_report
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.types import Commit, ImageRow
+from ovseg_batch.types.arrays import Pixels
 from ovseg_batch.units import counted
 from ovseg_batch.wording import for_python
 from ovseg_batch.workdir.findings import read_findings
@@ -43,8 +42,6 @@ from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
     import pandas
-
-Array = np.ndarray[Any, Any]
 
 
 class RunFiles:
@@ -57,7 +54,7 @@ class RunFiles:
     def _settings(self) -> RunConfig:
         return load_config(self._config, environment={}).run if self._config.is_file() else RunConfig()
 
-    def read(self, row: ImageRow) -> Array:
+    def read(self, row: ImageRow) -> Pixels:
         """Return the image, upright: (H, W, 3) uint8 RGB. Raises RowError."""
         from ovseg_batch.stages.base import read_limits
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from ovseg_batch.io.atomic import naming
 from ovseg_batch.io.images import decode
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.settings import Config
+from ovseg_batch.types.arrays import AnyArray, Pixels
 from ovseg_batch.wording import for_python
 from ovseg_batch.workdir.results import failed_rows, finished_images, mask_stage
 from ovseg_batch.workdir.store import StageStore
@@ -28,8 +29,7 @@ from ovseg_batch.workdir.store import StageStore
 if TYPE_CHECKING:
     from ovseg_batch.stages.base import Stage
 
-Array = np.ndarray[Any, Any]
-MemoryImage = Array | Image.Image
+MemoryImage = AnyArray | Image.Image
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Segmenter:
             raise UsageError(f"{str(images)!r} is a path. Segment files with ovseg_batch.run, or open them first.")
         return self._segment([_pixels(image, f"Image {k}") for k, image in enumerate(images)])
 
-    def _segment(self, images: Sequence[Array]) -> list[SegmentedImage]:
+    def _segment(self, images: Sequence[Pixels]) -> list[SegmentedImage]:
         if not images:
             return []
         with self._lock, tempfile.TemporaryDirectory(prefix="ovseg-") as folder, self._own_threads():
@@ -203,7 +203,7 @@ def segment(
     return Segmenter(labels, config=config, settings=settings)(images)
 
 
-def _pixels(image: MemoryImage, name: str) -> Array:
+def _pixels(image: MemoryImage, name: str) -> Pixels:
     """Convert an image in memory to (H, W, 3) uint8 RGB. Raises UsageError or OvsegError."""
     if isinstance(image, Image.Image):
         try:

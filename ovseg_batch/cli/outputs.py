@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,17 +114,7 @@ def export(
     if as_json:
         click.echo(json.dumps(_record(done), indent=2, ensure_ascii=False))
         return EXIT_OK
-    images, masks = counted(done.tally["images"], "image"), counted(done.tally["masks"], "mask")
-    click.echo(f"{images}, {masks}: {', '.join(map(str, done.paths[:3]))}")
-    if kind == "semantic":
-        _print_balance(done.tally)
-    found = read_findings(Workdir(workdir)) if done.complete else None
-    if found is not None:
-        for note in label_notes(found.images, found.label_images, selection.labels or None):
-            click.echo(f"in the run, {note}")
-    if not done.complete:
-        left = done.of_shards - done.shards
-        log.warning("The run is not finished: %d of %d shards are missing in the export.", left, done.of_shards)
+    _print_export(done, kind, Workdir(workdir), selection.labels)
     return EXIT_OK
 
 
@@ -158,6 +149,21 @@ def _record(done: Exported) -> dict[str, Any]:
         "shards": done.shards,
         "of_shards": done.of_shards,
     }
+
+
+def _print_export(done: Exported, kind: str, workdir: Workdir, labels: Sequence[str]) -> None:
+    """Print the numbers of an export, and what the run found of the exported labels (empty: all)."""
+    images, masks = counted(done.tally["images"], "image"), counted(done.tally["masks"], "mask")
+    click.echo(f"{images}, {masks}: {', '.join(map(str, done.paths[:3]))}")
+    if kind == "semantic":
+        _print_balance(done.tally)
+    found = read_findings(workdir) if done.complete else None
+    if found is not None:
+        for note in label_notes(found.images, found.label_images, labels or None):
+            click.echo(f"in the run, {note}")
+    if not done.complete:
+        left = done.of_shards - done.shards
+        log.warning("The run is not finished: %d of %d shards are missing in the export.", left, done.of_shards)
 
 
 def _print_balance(tally: Counter[str]) -> None:
@@ -219,14 +225,18 @@ def eval_run(
         named = {"dataset": dataset, "vocabulary": vocabulary, **found, "edits": edits, "classes": score.classes()}
         click.echo(json.dumps(_plain(named), indent=2))
         return
+    _print_figures(vocabulary, found, edits)
+    if by_class:
+        for name, values in score.classes().items():
+            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
+
+
+def _print_figures(vocabulary: str, found: Mapping[str, float], edits: Mapping[str, float]) -> None:
     click.echo(f"{'vocabulary':16} {vocabulary}")
     for name, value in found.items():
         click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
     for name, value in edits.items():
         click.echo(f"edits: {name:32} {value:.4g}")
-    if by_class:
-        for name, values in score.classes().items():
-            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:

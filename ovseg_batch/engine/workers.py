@@ -241,17 +241,30 @@ class WorkerPool:
                 self._leave_out(slot, cause)
             return
         slot.failures += lost
+        self._find_cause(slot, task, worker.row, cause, lost)
+        if slot.failures >= DEATHS:
+            for other in [task, *(other for other, _ in slot.crashed)]:
+                slot.retract_crashes(other)
+                other.deaths, other.searched, other.suspect = 0, False, None
+            self._leave_out(slot, cause)
+
+    def _find_cause(self, slot: _Slot, task: Task, row: int | None, cause: str, lost: bool) -> None:
+        """Attribute the death of a worker to the row that it was computing, to its shard or to the device.
+
+        Raises:
+            OvsegError: too many workers died in the shard, and neither a row nor the device is the cause.
+        """
         device = f" on {slot.device}" if is_gpu(slot.device) else ""
         where = f"{self._name}: a worker{device} died in shard {task.shard}"
-        if worker.row is not None and lost and worker.row != task.suspect:
-            task.suspect = worker.row
-            log.warning("%s at row %d (%s); the row is tried once more", where, worker.row, cause)
-        elif worker.row is not None:
-            task.crashed[worker.row] = f"the worker process died at this image: {cause}"
-            if lost and worker.row not in task.ever_crashed:
-                slot.crashed.append((task, worker.row))
-            task.ever_crashed.add(worker.row)
-            log.warning("%s at row %d (%s); the row fails as crashed", where, worker.row, cause)
+        if row is not None and lost and row != task.suspect:
+            task.suspect = row
+            log.warning("%s at row %d (%s); the row is tried once more", where, row, cause)
+        elif row is not None:
+            task.crashed[row] = f"the worker process died at this image: {cause}"
+            if lost and row not in task.ever_crashed:
+                slot.crashed.append((task, row))
+            task.ever_crashed.add(row)
+            log.warning("%s at row %d (%s); the row fails as crashed", where, row, cause)
         elif task.deaths < TRIES:
             task.deaths += 1
             log.warning("%s: %s; another takes over", where, cause)
@@ -263,11 +276,6 @@ class WorkerPool:
                 "Committed shards are kept. "
                 "Lower run.batch_size, run.decode_bytes or run.workers, then run the same command again."
             )
-        if slot.failures >= DEATHS:
-            for other in [task, *(other for other, _ in slot.crashed)]:
-                slot.retract_crashes(other)
-                other.deaths, other.searched, other.suspect = 0, False, None
-            self._leave_out(slot, cause)
 
     def _leave_out(self, slot: _Slot, cause: str) -> None:
         slot.fault = cause

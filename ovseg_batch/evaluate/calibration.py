@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ovseg_batch.methods.confidence import STEPS, step_of
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Doubles
 
 WORST = 0.1  # share of the images, the least certain first
 
@@ -24,7 +22,7 @@ class CalibrationScore:
 
     def __init__(self, classes: int) -> None:
         self._counts = np.zeros((classes, STEPS + 1, 2), np.int64)
-        self._images: list[Array] = []
+        self._images: list[Doubles] = []
 
     def add_mask(self, label: int, confidence: float, pixels: int, right: int) -> None:
         self._counts[label, step_of(confidence)] += pixels, right
@@ -33,15 +31,15 @@ class CalibrationScore:
         """Add an image with its `ImageConfidence.doubt`."""
         self._images.append(np.array([[row, doubt, errors]]))
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, AnyArray]:
         return {"confidence counts": self._counts, "doubt of images": self.images()}
 
-    def merge(self, arrays: Mapping[str, Array]) -> None:
+    def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         """Add the counts of another score of the same classes."""
         self._counts += arrays["confidence counts"]
         self._images.append(arrays["doubt of images"])
 
-    def images(self) -> Array:
+    def images(self) -> Doubles:
         return np.concatenate(self._images) if self._images else np.zeros((0, 3))
 
     def thresholds(self, names: Sequence[str], precision: float) -> dict[str, float]:
@@ -70,7 +68,7 @@ class CalibrationScore:
                 found.append((float((centres * part[:, 0]).sum() / pixels), right / pixels, pixels))
         return found
 
-    def risk_coverage(self) -> Array:
+    def risk_coverage(self) -> Doubles:
         """Return (N, 2): share of images kept, the most certain first, and mean errors per kept image."""
         ordered = self._surest_first()
         kept = np.arange(1, len(ordered) + 1)
@@ -82,8 +80,8 @@ class CalibrationScore:
         few = max(1, round(WORST * len(ordered)))
         return float(ordered[-few:].sum() / ordered.sum()) if ordered.sum() else float("nan")
 
-    def _surest_first(self) -> Array:
+    def _surest_first(self) -> Doubles:
         images = self.images()
         known = images[~np.isnan(images[:, 2])]
-        errors: Array = known[np.argsort(known[:, 1], kind="stable"), 2]
+        errors: Doubles = known[np.argsort(known[:, 1], kind="stable"), 2]
         return errors

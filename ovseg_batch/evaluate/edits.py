@@ -35,12 +35,11 @@ from ovseg_batch.settings.edit_modes import modes_that
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import FinishedImage
+from ovseg_batch.types.arrays import Floats, Mask, Pixels
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.results import EDIT, Results
 from ovseg_batch.workdir.store import Workdir
-
-Array = np.ndarray[Any, Any]
 
 REMOVAL_MARGIN = 8  # pixels around an object in which its removal is evaluated
 MARGIN = 0.15  # context around the box of a mask in crops for CLIP, as a share of the box
@@ -56,8 +55,8 @@ class _Tally:
     """The measured values by metric, and the crops for CLIP."""
 
     values: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    before: list[Array] = field(default_factory=list)
-    after: list[Array] = field(default_factory=list)
+    before: list[Pixels] = field(default_factory=list)
+    after: list[Pixels] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)  # labels before the edit
 
@@ -117,20 +116,9 @@ def _measure(
         made = np.asarray(opened)
     numbers = [] if seed is None else [t.instance for t in scenes.render(seed).things if t.name in chosen]
     if edit.mode in ("cutout", "mask") and seed is not None and edit.keep and chosen <= set(scenes.THING_NAMES):
-        truth = scenes.cut_out(seed, numbers)
-        alpha = (made if made.ndim == 2 else made[..., 3]) / 255
-        for name, value in alpha_errors(alpha, truth.alpha).items():
-            tally.values[name].append(value)
-        if made.ndim == 3:
-            error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
-            tally.values["composite"].append(error)
+        _measure_alpha(made, scenes.cut_out(seed, numbers), tally)
     elif edit.mode in REMOVING and seed is not None and numbers:
-        scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
-        region = widened(np.isin(scene.instances, numbers), REMOVAL_MARGIN)
-        for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
-            tally.values[name].append(measure(made[..., :3], without.image, region))
-        tally.before.append(_for_clip(without.image, region))
-        tally.after.append(_for_clip(made[..., :3], region))
+        _measure_removal(made[..., :3], seed, numbers, tally)
     elif edit.mode in PAINTED:
         original = read_image(image.row.path, read_limits(RunConfig()))
         boxes = [
@@ -146,7 +134,27 @@ def _measure(
             tally.prompts.append(prompt)
 
 
-def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
+def _measure_alpha(made: Pixels, truth: scenes.Cutout, tally: _Tally) -> None:
+    """Measure a mask (H, W), or a cut-out (H, W, 4), against the true one."""
+    alpha = (made if made.ndim == 2 else made[..., 3]) / 255
+    for name, value in alpha_errors(alpha, truth.alpha).items():
+        tally.values[name].append(value)
+    if made.ndim == 3:
+        error = composite_error(made[..., :3] / 255, alpha, truth.colour / 255, truth.alpha)
+        tally.values["composite"].append(error)
+
+
+def _measure_removal(made: Pixels, seed: int, numbers: list[int], tally: _Tally) -> None:
+    """Measure an image (H, W, 3) from which the things of a scene with these numbers were removed."""
+    scene, without = scenes.render(seed), scenes.render(seed, without=numbers)
+    region = widened(np.isin(scene.instances, numbers), REMOVAL_MARGIN)
+    for name, measure in (("PSNR", psnr), ("SSIM", ssim)):
+        tally.values[name].append(measure(made, without.image, region))
+    tally.before.append(_for_clip(without.image, region))
+    tally.after.append(_for_clip(made, region))
+
+
+def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Mask:
     x, y, w, h = bbox
     margin = MARGIN * max(w, h) + max(0.0, (MIN_CROP - max(w, h)) / 2)
     region = np.zeros(shape[:2], bool)
@@ -154,7 +162,7 @@ def _box(bbox: Sequence[float], shape: tuple[int, ...]) -> Array:
     return region
 
 
-def _for_clip(image: Array, region: Array) -> Array:
+def _for_clip(image: Pixels, region: Mask) -> Pixels:
     """Return the square around a region, resized for CLIP."""
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
     side = min(max(w, h, MIN_CROP), *image.shape[:2])
@@ -201,13 +209,15 @@ def _label_in(prompt: str, labels: Sequence[str]) -> str | None:
     return max(found, key=len) if found else None
 
 
-def _features(clip: DenseClip, pictures: Sequence[Array]) -> Array:
+def _features(clip: DenseClip, pictures: Sequence[Pixels]) -> Floats:
     side = clip.image_size
-    resized = [cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures]
+    resized = [
+        np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), np.uint8) for picture in pictures
+    ]
     device = next(clip.model.parameters()).device
     batches = (torch.from_numpy(batch).to(device) for batch in _batches(resized))
     return torch.cat([clip.image_features(clip.normalise(batch)).cpu() for batch in batches]).numpy()
 
 
-def _batches(pictures: Sequence[Array]) -> Iterator[Array]:
+def _batches(pictures: Sequence[Pixels]) -> Iterator[Pixels]:
     yield from (np.stack(pictures[k : k + BATCH]) for k in range(0, len(pictures), BATCH))

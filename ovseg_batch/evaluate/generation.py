@@ -6,14 +6,12 @@ such as CLIP's, the distance must be reported under another name.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Numbers
 
 
-def frechet_distance(real: Array, generated: Array) -> float:
+def frechet_distance(real: Numbers, generated: Numbers) -> float:
     """Return the Fréchet distance between Gaussians that are fitted to two sets of features.
 
     Args:
@@ -32,7 +30,7 @@ def frechet_distance(real: Array, generated: Array) -> float:
     return float(apart @ apart + np.trace(a) + np.trace(b) - 2 * cross)
 
 
-def clip_score(images: Array, words: Array) -> float:
+def clip_score(images: Numbers, words: Numbers) -> float:
     """Return the mean cosine similarity of images and their texts.
 
     Args:

@@ -19,8 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ovseg_batch.evaluate.truth import Instance
 from ovseg_batch.types import Annotation
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Doubles
 
 AREAS, HALF = 4, 0  # number of COCO's size classes, "all" first; index of IoU 0.5 in its thresholds
 RETRIEVED = (1, 5)  # values of K in retrieval@K
@@ -36,7 +35,7 @@ class InstanceScore:
 
     def __init__(self, categories: Sequence[str]) -> None:
         self._categories = list(categories)
-        self._parts: list[dict[str, Array]] = []
+        self._parts: list[dict[str, AnyArray]] = []
 
     def add(self, row: int, size: tuple[int, int], found: Sequence[Annotation], truth: Sequence[Instance]) -> None:
         """Add one image.
@@ -48,8 +47,7 @@ class InstanceScore:
             truth: objects of the ground truth.
         """
         identity = {name: k for k, name in enumerate(self._categories, start=1)}
-        height, width = size
-        shape = [height, width]
+        shape = list(size)
         objects = [
             {
                 "id": k,
@@ -73,27 +71,21 @@ class InstanceScore:
         ]
         if not objects and not results:
             return
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth_index = COCO()
-            truth_index.dataset = {
-                "info": {},
-                "images": [{"id": row, "height": height, "width": width}],
-                "categories": [{"id": k, "name": name} for name, k in identity.items()],
-                "annotations": objects,
-            }
-            truth_index.createIndex()
-            found_index = truth_index.loadRes(results) if results else COCO()
-            evaluation = COCOeval(truth_index, found_index, "segm")
-            evaluation.evaluate()
-        self._parts.append(_entries([entry for entry in evaluation.evalImgs if entry is not None]))
+        dataset = {
+            "info": {},
+            "images": [{"id": row, "height": size[0], "width": size[1]}],
+            "categories": [{"id": k, "name": name} for name, k in identity.items()],
+            "annotations": objects,
+        }
+        self._parts.append(_entries(_evaluated(dataset, results)))
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, AnyArray]:
         if not self._parts:
             return _entries([])
         names = self._parts[0]
         return {name: np.concatenate([part[name] for part in self._parts], axis=-1) for name in names}
 
-    def merge(self, arrays: Mapping[str, Array]) -> None:
+    def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         """Add what another score of the same classes has counted."""
         self._parts.append({name: arrays[name] for name in _entries([])})
 
@@ -116,7 +108,7 @@ class InstanceScore:
         precision = self._precision()
         return {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(self._categories)}
 
-    def _precision(self) -> Array:
+    def _precision(self) -> Doubles:
         """Return COCO's precision (10 IoU thresholds, 101 recalls, classes, 4 sizes), -1 without objects."""
         arrays = self.arrays()
         rows = sorted({int(row) for row in arrays["keys"][0]})
@@ -127,7 +119,7 @@ class InstanceScore:
             evaluation._paramsEval = evaluation.params
             evaluation.evalImgs = _as_evaluated(arrays, rows, len(self._categories))
             evaluation.accumulate()
-        precision: Array = evaluation.eval["precision"][..., -1]
+        precision: Doubles = evaluation.eval["precision"][..., -1]
         return precision
 
     def _at_half(self) -> dict[str, float]:
@@ -156,7 +148,19 @@ class InstanceScore:
         return found | {f"retrieval@{k}": count / max(queries, 1) for k, count in hits.items()}
 
 
-def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+def _evaluated(dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what COCOeval finds for each class and size class of a data set in COCO's format."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dataset
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        evaluation = COCOeval(truth, found, "segm")
+        evaluation.evaluate()
+    return [entry for entry in evaluation.evalImgs if entry is not None]
+
+
+def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, AnyArray]:
     """Convert the results of COCOeval to arrays. Parts are concatenated along the last axis."""
     sizes = COCOeval(iouType="segm").params.areaRng
     keys = [
@@ -174,7 +178,7 @@ def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     }
 
 
-def _split(arrays: Mapping[str, Array], size: int | None = 0) -> Any:
+def _split(arrays: Mapping[str, AnyArray], size: int | None = 0) -> Any:
     """Yield the entries of one size class or of all: row and class, size class, scores, matched, ignored, objects."""
     detection, thing = 0, 0
     for row, label, area, found, wanted in arrays["keys"].T.tolist():
@@ -185,7 +189,7 @@ def _split(arrays: Mapping[str, Array], size: int | None = 0) -> Any:
             yield (row, label), area, *parts, arrays["objects"][those]
 
 
-def _as_evaluated(arrays: Mapping[str, Array], rows: Sequence[int], classes: int) -> list[dict[str, Any] | None]:
+def _as_evaluated(arrays: Mapping[str, AnyArray], rows: Sequence[int], classes: int) -> list[dict[str, Any] | None]:
     """Return `COCOeval.evalImgs`, ordered by class, size class and image."""
     place = {row: k for k, row in enumerate(rows)}
     evaluated: list[dict[str, Any] | None] = [None] * (classes * AREAS * len(rows))
@@ -199,6 +203,6 @@ def _as_evaluated(arrays: Mapping[str, Array], rows: Sequence[int], classes: int
     return evaluated
 
 
-def _mean(values: Array) -> float:
+def _mean(values: Doubles) -> float:
     known = values[(values > -1) & ~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan

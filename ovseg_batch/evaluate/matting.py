@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Doubles, Mask, Numbers, Pixels
 
 GRADIENT_SIGMA = 1.4
 BACKGROUNDS = (0.0, 0.5, 1.0)
 SSIM_SIGMA, SSIM_RADIUS, K1, K2 = 1.5, 5, 0.01, 0.03
 
 
-def alpha_errors(alpha: Array, truth: Array) -> dict[str, float]:
+def alpha_errors(alpha: Numbers, truth: Numbers) -> dict[str, float]:
     """Compute the errors of Rhemann et al., A Perceptually Motivated Online Benchmark for Image Matting, CVPR 2009.
 
     Args:
@@ -33,7 +31,7 @@ def alpha_errors(alpha: Array, truth: Array) -> dict[str, float]:
     }
 
 
-def _slope(alpha: Array) -> Array:
+def _slope(alpha: Numbers) -> Doubles:
     radius = int(np.ceil(3 * GRADIENT_SIGMA))
     x = np.arange(-radius, radius + 1)
     gauss = np.exp(-(x**2) / (2 * GRADIENT_SIGMA**2)) / (GRADIENT_SIGMA * np.sqrt(2 * np.pi))
@@ -47,7 +45,7 @@ def _slope(alpha: Array) -> Array:
     return np.asarray(np.hypot(*parts))
 
 
-def composite_error(colours: Array, alpha: Array, true_light: Array, true_alpha: Array) -> float:
+def composite_error(colours: Numbers, alpha: Numbers, true_light: Numbers, true_alpha: Numbers) -> float:
     """Return the mean squared error × 1000 of a cut-out on black, grey and white, compared with the true one.
 
     Args:
@@ -60,21 +58,21 @@ def composite_error(colours: Array, alpha: Array, true_light: Array, true_alpha:
     return float(np.mean([((ours - theirs + gap * shade) ** 2).mean() for shade in BACKGROUNDS]) * 1000)
 
 
-def psnr(image: Array, truth: Array, where: Array | None = None) -> float:
+def psnr(image: Pixels, truth: Pixels, where: Mask | None = None) -> float:
     """Return the peak signal-to-noise ratio in dB of 8-bit images (H, W, 3), over the pixels of `where` (H, W)."""
     apart = image.astype(np.float64) - truth
     error = float(np.square(apart if where is None else apart[where]).mean())
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-def ssim(image: Array, truth: Array, where: Array | None = None) -> float:
+def ssim(image: Pixels, truth: Pixels, where: Mask | None = None) -> float:
     """Return the mean structural similarity of 8-bit images (H, W, 3), averaged over channels.
 
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004, with σ = 1.5.
     """
     x, y = image.astype(np.float64), truth.astype(np.float64)
 
-    def mean(values: Array) -> Array:
+    def mean(values: Doubles) -> Doubles:
         size = (2 * SSIM_RADIUS + 1,) * 2
         return np.asarray(cv2.GaussianBlur(values, size, SSIM_SIGMA, borderType=cv2.BORDER_REFLECT))
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Integers, Mask, Numbers, Pixels, Scalar
 
 IGNORE = 255
 TOLERANCE = 0.0075  # share of the image's diagonal
@@ -29,7 +29,7 @@ class SemanticScore:
         self._confusion = np.zeros((classes, classes + 1), np.int64)
         self._boundary = np.zeros(2)  # sum over images, number of images
 
-    def add(self, prediction: Array, truth: Array) -> None:
+    def add(self, prediction: Integers, truth: Integers) -> None:
         """Add one image.
 
         Args:
@@ -41,22 +41,22 @@ class SemanticScore:
         if not math.isnan(score):
             self._boundary += score, 1
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, AnyArray]:
         return {"confusion": self._confusion, "boundary": self._boundary}
 
-    def merge(self, arrays: Mapping[str, Array]) -> None:
+    def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         """Add what another score of the same classes has counted."""
         self._confusion += arrays["confusion"]
         self._boundary += arrays["boundary"]
 
-    def class_iou(self) -> Array:
+    def class_iou(self) -> Doubles:
         """Return the IoU of each class (C,), NaN for classes in neither the truth nor a prediction."""
         return class_iou(self._confusion)
 
-    def class_accuracy(self) -> Array:
+    def class_accuracy(self) -> Doubles:
         """Return the share of correct pixels of each class (C,), NaN without pixels."""
         total = self._confusion.sum(axis=1).astype(float)
-        share: Array = np.divide(np.diag(self._confusion), total, out=np.full(self._classes, np.nan), where=total > 0)
+        share: Doubles = np.divide(np.diag(self._confusion), total, out=np.full(self._classes, np.nan), where=total > 0)
         return share
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
@@ -76,7 +76,7 @@ class SemanticScore:
         return float(self._boundary[0] / self._boundary[1]) if self._boundary[1] else math.nan
 
 
-def confusion(prediction: Array, truth: Array, classes: int) -> Array:
+def confusion(prediction: Integers, truth: Integers, classes: int) -> Indices:
     """Return the confusion matrix (C, C + 1) int64: true × predicted class. The last column is unlabelled.
 
     Raises:
@@ -90,20 +90,20 @@ def confusion(prediction: Array, truth: Array, classes: int) -> Array:
     return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def class_iou(counts: Array) -> Array:
+def class_iou(counts: Indices) -> Doubles:
     """Return the IoU (C,) of a confusion matrix, NaN for classes in neither the truth nor a prediction."""
     hit = np.diag(counts).astype(float)
     union = counts.sum(axis=1) + counts[:, :-1].sum(axis=0) - hit
-    iou: Array = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    iou: Doubles = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
     return iou
 
 
-def _mean(values: Array) -> float:
+def _mean(values: Doubles) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
 
 
-def boundary_f1(prediction: Array, truth: Array) -> float:
+def boundary_f1(prediction: Integers, truth: Integers) -> float:
     """Return the mean F1 of predicted and true boundary pixels over the classes in the truth, in [0, 1].
 
     A boundary pixel is correct if the other map has one within 0.75 % of the image's diagonal (at least 1 pixel). Where
@@ -112,7 +112,7 @@ def boundary_f1(prediction: Array, truth: Array) -> float:
     boundary.
     """
     radius = max(1, math.ceil(TOLERANCE * math.hypot(*truth.shape)))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
     known = truth != IGNORE
     if not known.any():
         return math.nan
@@ -134,7 +134,7 @@ def boundary_f1(prediction: Array, truth: Array) -> float:
     return float(np.mean(scores)) if scores else math.nan
 
 
-def _nearest(mask: Array, values: Array) -> tuple[Array, Array]:
+def _nearest(mask: Mask, values: NDArray[Scalar]) -> tuple[Numbers, NDArray[Scalar]]:
     """Return every pixel's distance to the nearest pixel of a mask, and the value there."""
     if not mask.any():
         return np.full(mask.shape, np.inf), np.zeros_like(values)
@@ -143,16 +143,16 @@ def _nearest(mask: Array, values: Array) -> tuple[Array, Array]:
     )
     table = np.zeros(int(labels.max()) + 1, values.dtype)
     table[labels[mask]] = values[mask]
-    return distance, table[labels]
+    return np.asarray(distance, np.float32), table[labels]
 
 
-def _grown(mask: Array, disc: Array) -> Array:
-    grown: Array = np.asarray(cv2.dilate(mask.astype(np.uint8), disc)) > 0
+def _grown(mask: Mask, disc: Pixels) -> Mask:
+    grown: Mask = np.asarray(cv2.dilate(mask.astype(np.uint8), disc)) > 0
     return grown
 
 
-def _boundary(mask: Array) -> Array:
+def _boundary(mask: Mask) -> Mask:
     """Return the pixels of the mask with a neighbour outside of it. The border of the image does not count."""
     eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=1)
-    edge: Array = mask & (np.asarray(eroded) == 0)
+    edge: Mask = mask & (np.asarray(eroded) == 0)
     return edge

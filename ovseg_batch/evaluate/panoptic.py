@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Doubles, Integers
 
 
 class PanopticScore:
@@ -23,9 +22,9 @@ class PanopticScore:
 
     def add(
         self,
-        found: Array,
+        found: Integers,
         found_class: Sequence[int],
-        truth: Array,
+        truth: Integers,
         truth_class: Sequence[int],
         crowds: Sequence[int] = (),
     ) -> int:
@@ -62,14 +61,14 @@ class PanopticScore:
                 errors += 1
         return errors
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, AnyArray]:
         return {"panoptic": self._counts}
 
-    def merge(self, arrays: Mapping[str, Array]) -> None:
+    def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         """Add what another score of the same classes has counted."""
         self._counts += arrays["panoptic"]
 
-    def class_quality(self) -> Array:
+    def class_quality(self) -> Doubles:
         """Return PQ, SQ and RQ of each class (C, 3); NaN for classes without segments."""
         iou, hit, wrong, missed = self._counts.T
         total = hit + 0.5 * wrong + 0.5 * missed

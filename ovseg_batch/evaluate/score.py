@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage, painting_order
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, ClassMap, Pixels
 
 
 class Score:
@@ -74,14 +72,14 @@ class Score:
             self._calibration.add_image(image.row.row, sure.doubt, errors)
         self._images[image.row.row] = quality
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, AnyArray]:
         rows = np.array(list(self._images), np.int64)
         out = {"rows": rows, "quality": np.array(list(self._images.values()), float)}
         for part in self._parts():
             out |= part.arrays()
         return out
 
-    def merge(self, arrays: Mapping[str, Array]) -> None:
+    def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         self._images |= dict(zip(arrays["rows"].tolist(), arrays["quality"].tolist(), strict=True))
         for part in self._parts():
             part.merge(arrays)
@@ -159,7 +157,7 @@ class Score:
             groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
         return groups
 
-    def _add_masks(self, annotations: Sequence[Annotation], truth: Array) -> None:
+    def _add_masks(self, annotations: Sequence[Annotation], truth: Pixels) -> None:
         """Count the correct pixels of every mask, among pixels that the truth does not ignore."""
         assert self._calibration is not None
         for one in annotations:
@@ -202,7 +200,7 @@ class Score:
         return self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
 
 
-def paint(image: FinishedImage, dataset: Dataset) -> Array:
+def paint(image: FinishedImage, dataset: Dataset) -> ClassMap:
     """Return the class map (H, W) int16 of an image's masks: indices into `Dataset.scored`.
 
     Pixels without a mask are background if the data set counts it, otherwise -1. Other classes are ignored.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,8 +13,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.colours import palette
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Integers, Pixels
 
 HEIGHT = 224  # pixels of a row of pictures
 STRENGTH = 0.75  # opacity of class colours over the image
@@ -33,9 +31,9 @@ class Case:
         caption: text of the row.
     """
 
-    image: Array
-    truth: Array
-    found: Array
+    image: Pixels
+    truth: Integers
+    found: Integers
     caption: str
 
 
@@ -63,7 +61,7 @@ def is_sheet(file: Path) -> bool:
         return False
 
 
-def overlay(image: Array, classes: Array) -> Array:
+def overlay(image: Pixels, classes: Integers) -> AnyArray:
     """Draw the classes in colours over the faded image, with dark edges. Pixels without a class are grey.
 
     Args:
@@ -82,7 +80,7 @@ def overlay(image: Array, classes: Array) -> Array:
     return mixed.astype(np.uint8)
 
 
-def _row(case: Case) -> Array:
+def _row(case: Case) -> Pixels:
     shape = (max(1, round(case.image.shape[1] * HEIGHT / case.image.shape[0])), HEIGHT)
     pictures = [case.image, overlay(case.image, case.truth), overlay(case.image, case.found)]
     small = [cv2.resize(picture, shape, interpolation=cv2.INTER_AREA) for picture in pictures]

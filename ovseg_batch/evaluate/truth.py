@@ -19,9 +19,8 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.records import parse_json
+from ovseg_batch.types.arrays import AnyArray, Pixels
 from ovseg_batch.units import counted
-
-Array = np.ndarray[Any, Any]
 
 IGNORE = 255
 
@@ -54,7 +53,7 @@ class Truth:
         instances: the objects.
     """
 
-    classes: Array | None
+    classes: Pixels | None
     instances: list[Instance] | None
 
 
@@ -135,22 +134,22 @@ class TruthReader:
     def _some(self, path: str) -> bool:
         return next(iter(self._root.glob(path.format(stem="*", name="*"))), None) is not None
 
-    def _opened(self, path: str, name: str) -> Array:
+    def _opened(self, path: str, name: str) -> AnyArray:
         file = self._root / path.format(stem=Path(name).stem, name=name)
         if not file.is_file():
             raise UsageError(f"There is no truth {file} for the image {name}.")
         try:
             with Image.open(file) as opened:
-                values: Array = np.array(opened)
+                values: AnyArray = np.array(opened)
         except Exception as error:  # decoders raise many classes
             raise UsageError(f"The truth {file} cannot be read as an image: {error}.") from None
         if values.ndim != 2:
             raise UsageError(f"{file} is not a map of class indices: it has {values.shape[-1]} channels.")
         return values
 
-    def _class_map(self, name: str, maps: ClassMaps) -> Array:
+    def _class_map(self, name: str, maps: ClassMaps) -> Pixels:
         table = _lookup(len(self._dataset.scored), self._dataset.zero_is_ignored, maps.absent)
-        classes: Array = table[np.minimum(self._opened(maps.path, name), IGNORE)]
+        classes: Pixels = table[np.minimum(self._opened(maps.path, name), IGNORE)]
         return classes
 
     def _instances(self, name: str) -> list[Instance]:
@@ -170,7 +169,7 @@ class TruthReader:
                 found_here.append(Instance(self._dataset.scored[label], counts, float(mask.sum()), False))
         return found_here
 
-    def _drawn(self, name: str) -> Array:
+    def _drawn(self, name: str) -> Pixels:
         """Paint the class map of the instances, with smaller ones in front. Crowds are ignored."""
         height, width, _ = self._of_image(name)
         classes = np.zeros((height, width), np.uint8)
@@ -188,7 +187,7 @@ class TruthReader:
 
 
 @functools.lru_cache(maxsize=16)
-def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Array:
+def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Pixels:
     """Return the table from values of a published map to classes, 255 for ignored values."""
     table = np.full(256, IGNORE, np.uint8)
     values = [value for value in range(256) if value not in absent][int(zero_is_ignored) :][:classes]

@@ -20,11 +20,10 @@ from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.stages.refine.memory_bank import made_of
 from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import FinishedImage, ImageRow
+from ovseg_batch.types.arrays import Floats, Indices, Numbers
 from ovseg_batch.wording import setting
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import StageStore, Workdir
-
-Array = np.ndarray[Any, Any]
 
 
 def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
@@ -68,7 +67,7 @@ def _settings(dense: StageStore) -> dict[str, Any]:
 
 def _parts(
     results: Results, dense: StageStore, inputs: dict[str, Any], shards: list[int], share: float, width: int | None
-) -> Iterator[tuple[list[str], Array]]:
+) -> Iterator[tuple[list[str], Floats]]:
     """Yield (image key of each region, features (R, width)) of the sampled regions of every image."""
     for shard in shards:
         with CommittedShard(dense, shard) as kept:
@@ -85,11 +84,11 @@ def _parts(
                     yield [row.key] * len(features), features
 
 
-def _of_image(features: Array, boxes: Array, resized: tuple[int, int], image: FinishedImage) -> Array:
+def _of_image(features: Numbers, boxes: Indices, resized: tuple[int, int], image: FinishedImage) -> Floats:
     owner = np.zeros(image.size, np.int32)
     for number, one in enumerate(image.annotations, start=1):
         owner[rle.decode(one.rle, *image.size)] = number
-    small = cv2.resize(owner, resized[::-1], interpolation=cv2.INTER_NEAREST)
+    small = np.asarray(cv2.resize(owner, resized[::-1], interpolation=cv2.INTER_NEAREST), np.int32)
     return region_features(features, boxes, small, len(image.annotations))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -17,8 +16,7 @@ from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.entries import without_controls
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.types import Annotation
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Mask
 
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task><labels>'
 ATTRIBUTES = ("confidence", "score")
@@ -65,7 +63,7 @@ def _mask(one: Annotation, height: int, width: int) -> str:
     return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
 
 
-def row_counts(mask: Array) -> str:
+def row_counts(mask: Mask) -> str:
     """Return the run lengths of a mask (H, W) in raster order. The first run is outside the mask, and may be 0."""
     flat = mask.ravel()
     changes = np.flatnonzero(np.diff(flat)) + 1

@@ -251,17 +251,25 @@ def export(
         advance(sum(commit.rows for commit in commits))
         return Exported([path / name for name in known["paths"]], Tally(known["tally"]), len(shards), len(shards))
     _remove_outdated(job, fingerprint(state), made, splits)
-    tally, rows = Tally(), {commit.shard: commit.rows for commit in commits}
-    if workers is None:
-        workers = (os.cpu_count() or 1) if sum(rows.values()) > MIN_PARALLEL else 0
-    for shard, counted in _all_shards(job, results, shards, workers):
-        tally += counted
-        advance(rows[shard])
+    tally = _tallied(job, results, {commit.shard: commit.rows for commit in commits}, workers, advance)
     with failpoints.within("export"):
         paths = job.writer(results).finish(shards)
     if len(shards) == results.manifest.shards:
         _remove_intermediate(job, {**_record(fingerprint(state)), "made_of": made_of, "tally": tally}, paths)
     return Exported(paths, tally, len(shards), results.manifest.shards)
+
+
+def _tallied(
+    job: Job, results: Results, rows: Mapping[int, int], workers: int | None, advance: Callable[[int], object]
+) -> Tally:
+    """Export all shards, and return the sum of their numbers. `rows` are the manifest rows of each shard."""
+    tally = Tally()
+    if workers is None:
+        workers = (os.cpu_count() or 1) if sum(rows.values()) > MIN_PARALLEL else 0
+    for shard, counted in _all_shards(job, results, list(rows), workers):
+        tally += counted
+        advance(rows[shard])
+    return tally
 
 
 def _check_destination(job: Job, state: str, splits: Sequence[str], overwrite: bool) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.entries import without_controls
 from ovseg_batch.io.remote import is_remote
 from ovseg_batch.methods.colours import hex_palette
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Mask
 
 FROM_NAME, TO_NAME = "masks", "image"
 TASKS_PER_FILE = 500  # Label Studio loads a whole file into memory
@@ -137,7 +136,7 @@ def label_config(labels: Sequence[str]) -> str:
     )
 
 
-def brush_counts(mask: Array) -> bytes:
+def brush_counts(mask: Mask) -> bytes:
     """Encode a mask (H, W) bool in Label Studio's brush format: run lengths of RGBA bytes, packed into bits.
 
     The format is rle-pack of thi.ng/umbrella. Header: 32 bits for the number of values, 5 bits for the bits per value

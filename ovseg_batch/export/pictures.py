@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ovseg_batch.export.coco import dumps, write_list
@@ -19,15 +20,14 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name
 from ovseg_batch.types import Annotation, painting_order
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels, Mask, Pixels
 
 IGNORE = 255
 MANY = 254  # most classes (with the background) that fit into 8 bits beside `IGNORE`
 IGNORE_16 = 65535
 
 
-def class_map(image: ChosenImage, plan: Plan) -> Array:
+def class_map(image: ChosenImage, plan: Plan) -> DeepPixels:
     """Return the pixels of a semantic PNG: (H, W) uint8, or uint16 for more than 254 classes.
 
     With a background, 0 is the background and classes start at 1. Otherwise, classes start at 0, and pixels without a
@@ -52,7 +52,7 @@ def _is_sure(annotation: Annotation, plan: Plan) -> bool:
     return bool(annotation.confidence >= options.thresholds.get(annotation.category, options.ignore_below))
 
 
-def png(pixels: Array, palette: Sequence[int] | None = None) -> bytes:
+def png(pixels: DeepPixels, palette: Sequence[int] | None = None) -> bytes:
     """Encode a map as PNG. With `palette` (r, g, b, r, g, b, …) and 8 bits, pixels are indices into it."""
     picture, file = Image.fromarray(pixels), io.BytesIO()
     if palette is not None and pixels.dtype == np.uint8:
@@ -127,7 +127,7 @@ class PanopticWriter:
         lines.write(self._plan.parts, shard)
         return tally
 
-    def _segments(self, image: ChosenImage) -> tuple[Array, list[dict[str, Any]]]:
+    def _segments(self, image: ChosenImage) -> tuple[NDArray[np.uint32], list[dict[str, Any]]]:
         """Return the segment of each pixel (H, W) uint32 (0: none), and an entry per segment."""
         owner = np.zeros((image.height, image.width), np.uint32)
         entries: list[dict[str, Any]] = []
@@ -195,12 +195,12 @@ class MasksWriter:
         return [self._plan.path]
 
 
-def _id_colours(segments: Array) -> Array:
+def _id_colours(segments: NDArray[np.uint32]) -> Pixels:
     """Encode ids (H, W) as colours of panoptic PNGs: (H, W, 3) uint8."""
     return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
 
 
-def _box(mask: Array) -> list[int]:
+def _box(mask: Mask) -> list[int]:
     """Return the box (x, y, width, height) of a mask; zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):

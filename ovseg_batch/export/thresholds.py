@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,8 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.confidence import STEPS, step_of
+from ovseg_batch.types.arrays import Doubles
 from ovseg_batch.workdir.results import Results
-
-Array = np.ndarray[Any, Any]
 
 
 def keep_share(results: Results, share: float) -> dict[str, float]:
@@ -36,7 +34,7 @@ def keep_share(results: Results, share: float) -> dict[str, float]:
     return {label: _highest(counts, share) for label, counts in pixels.items() if counts.any()}
 
 
-def _highest(counts: Array, share: float) -> float:
+def _highest(counts: Doubles, share: float) -> float:
     above = np.cumsum(counts[::-1])[::-1]  # pixels that remain if a bin is the threshold
     return float(np.flatnonzero(above >= share * above[0] - 1e-9)[-1]) / STEPS
 

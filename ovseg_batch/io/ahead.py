@@ -10,9 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 
 from ovseg_batch import failpoints
@@ -21,8 +20,7 @@ from ovseg_batch.io.images import decode, identified, open_content, read_content
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.types import ImageRow
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Pixels
 
 T = TypeVar("T")
 
@@ -68,7 +66,7 @@ class _Budget:
 
 def decode_ahead(
     rows: Sequence[ImageRow], threads: int, max_bytes: int, limits: Limits
-) -> Iterator[tuple[ImageRow, Array | RowError]]:
+) -> Iterator[tuple[ImageRow, Pixels | RowError]]:
     """Decode the images of rows in threads and yield them in order.
 
     Args: as `work_ahead`.
@@ -121,8 +119,13 @@ def work_ahead(
 
     if any(is_remote(row.path) for row in rows):
         threads = max(threads, NETWORK_THREADS)
+    yield from _in_order(rows, do, threads, budget)
+
+
+def _in_order(rows: Sequence[ImageRow], do: Callable[[int, ImageRow], T], threads: int, budget: _Budget) -> Iterator[T]:
+    """Call `do` in threads for the index of every row and the row, and yield the results in order."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[int, Future[tuple[ImageRow, T | RowError]]]] = deque()
+    waiting: deque[tuple[int, Future[T]]] = deque()
     todo = enumerate(rows)
     try:
         while True:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.hashing import ContentDigest, key_hash
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats
 
 FORMAT, DIGEST = b"ovseg_batch.bank", b"ovseg_batch.digest"  # in the file's metadata
 
@@ -33,12 +33,12 @@ class Bank:
         made_of: models and settings of the features. Only features with equal `made_of` can be compared.
     """
 
-    features: Array
-    images: Array
+    features: Floats
+    images: NDArray[np.uint64]
     made_of: dict[str, Any]
 
 
-def write_bank(path: Path, width: int, parts: Iterable[tuple[list[str], Array]], made_of: dict[str, Any]) -> int:
+def write_bank(path: Path, width: int, parts: Iterable[tuple[list[str], Floats]], made_of: dict[str, Any]) -> int:
     """Stream regions into a memory bank and return their number. The file appears when it is complete.
 
     Args:

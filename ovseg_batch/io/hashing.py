@@ -7,12 +7,13 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ovseg_batch import units
 from ovseg_batch.io.user_cache import KnownHash
+from ovseg_batch.types.arrays import AnyArray
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class ContentDigest:
     def __init__(self) -> None:
         self._names, self._numbers = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
 
-    def add(self, names: Iterable[str], numbers: np.ndarray[Any, Any]) -> None:
+    def add(self, names: Iterable[str], numbers: AnyArray) -> None:
         for name in names:
             self._names.update(f"{name}\0".encode("utf-8", "surrogatepass"))
         self._numbers.update(np.ascontiguousarray(numbers).tobytes())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ovseg_batch.errors import CHANGED, FailureCode, RowError, is_out_of_memory
@@ -24,11 +25,10 @@ from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.remote import Remote, is_remote, shown
 from ovseg_batch.types import ImageRow
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Pixels, Scalar
 
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
-TURNS: dict[int, Callable[[Array], Array]] = {
+TURNS: dict[int, Callable[[AnyArray], AnyArray]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -60,7 +60,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def read_image(path: str | Path, limits: Limits) -> Array:
+def read_image(path: str | Path, limits: Limits) -> Pixels:
     """Decode one image file.
 
     The first frame of an animation and the first page that is not a thumbnail are read. EXIF rotation is applied,
@@ -76,7 +76,7 @@ def read_image(path: str | Path, limits: Limits) -> Array:
         return decode(image, path)
 
 
-def read_row(row: ImageRow, limits: Limits) -> Array:
+def read_row(row: ImageRow, limits: Limits) -> Pixels:
     """Decode the image of a row as `read_image` does, after checking that its file is unchanged.
 
     Raises:
@@ -246,7 +246,7 @@ def _unknown(path: str, content: bytes) -> RowError:
     return RowError(FailureCode.NOT_AN_IMAGE, f"{path} is in no image format that can be read{heif.hint(content)}")
 
 
-def decode(image: Image.Image, path: str | Path) -> Array:
+def decode(image: Image.Image, path: str | Path) -> Pixels:
     """Decode an opened image to upright (H, W, 3) uint8 RGB. Raises RowError."""
     with decoding(path):
         # Pillow reduces the transparent colour to 8 bits
@@ -264,7 +264,7 @@ def is_deep(image: Image.Image) -> bool:
     return hasattr(image, CONTENT)
 
 
-def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None]:
+def read_deep(image: Image.Image, path: str | Path) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None]:
     """Decode an opened image for which `is_deep` holds.
 
     Returns:
@@ -282,7 +282,7 @@ def read_deep(image: Image.Image, path: str | Path) -> tuple[Array, Array | None
     return upright(pixels, orientation), None if alpha is None else upright(alpha, orientation)
 
 
-def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
+def _deep_png(image: Image.Image, content: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None]:
     image.load()  # raises where the file is damaged; OpenCV would return a part of the pixels
     if image.mode == "I;16":  # the only mode in which Pillow keeps 16 bits
         grey, key = np.asarray(image), image.info.get("transparency")
@@ -292,7 +292,8 @@ def _deep_png(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if whole is None or whole.dtype != np.uint16 or whole.ndim != 3:
         raise ValueError("its 16 bits a channel cannot be read")
-    return whole[..., 2::-1], whole[..., 3] if whole.shape[2] == 4 else None
+    deep = np.asarray(whole, np.uint16)
+    return deep[..., 2::-1], deep[..., 3] if deep.shape[2] == 4 else None
 
 
 def _pixel_chunks(content: bytes) -> bytes:
@@ -338,7 +339,7 @@ def _bad(path: str | Path, error: Exception) -> RowError:
     return RowError(FailureCode.TRUNCATED if torn else FailureCode.BAD_IMAGE, text)
 
 
-def upright(pixels: Array, orientation: int) -> Array:
+def upright(pixels: NDArray[Scalar], orientation: int) -> NDArray[Scalar]:
     """Return a copy of decoded pixels (H, W, …), turned by the orientation of EXIF."""
     turn = TURNS.get(orientation)
     return np.array(pixels if turn is None else turn(pixels), order="C")  # Pillow's buffer is read-only
@@ -390,6 +391,6 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Array:
+def _on_white(image: Image.Image) -> Pixels:
     """Blend an RGBA image with white. Return (H, W, 3) uint8."""
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))

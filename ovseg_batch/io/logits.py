@@ -9,14 +9,12 @@ import math
 import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
 from ovseg_batch.io.atomic import create
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray
 
 NPY_VERSION = (1, 0)
 
@@ -28,7 +26,7 @@ class ArrayWriter:
         self._file = create(path)
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
-    def write(self, row: int, name: str, array: Array) -> None:
+    def write(self, row: int, name: str, array: AnyArray) -> None:
         with self._zip.open(zipfile.ZipInfo(f"{row}/{name}.npy"), "w", force_zip64=True) as member:
             npy.write_array(member, np.ascontiguousarray(array), NPY_VERSION, allow_pickle=False)
 
@@ -43,7 +41,7 @@ class ArrayReader:
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
 
-    def read(self, row: int, name: str) -> Array:
+    def read(self, row: int, name: str) -> AnyArray:
         """Return the array stored for `row` under `name`.
 
         Raises:
@@ -63,7 +61,7 @@ class ArrayReader:
             file.seek(0)
             return npy.read_array(file, allow_pickle=False)
 
-    def read_all(self, row: int) -> dict[str, Array]:
+    def read_all(self, row: int) -> dict[str, AnyArray]:
         """Return the arrays that are stored for `row`, by name."""
         members = [name for name in self._zip.namelist() if name.startswith(f"{row}/")]
         names = [member.partition("/")[2].removesuffix(".npy") for member in members]

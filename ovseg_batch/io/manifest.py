@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ovseg_batch import failpoints
@@ -37,7 +38,7 @@ from ovseg_batch.io.row_groups import read_group, table_of
 from ovseg_batch.io.sources import open_source
 from ovseg_batch.types import ImageRow
 
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Hashes = NDArray[np.uint64]
 
 FORMAT = b"ovseg_batch.manifest"
 FORMAT_VERSION = 1

@@ -20,8 +20,7 @@ from ovseg_batch.io.hashing import key_hash
 from ovseg_batch.io.images import ORIENTATION, decode, decoding, is_deep, orientation_of, read_deep, upright
 from ovseg_batch.io.sources import IMAGE_SUFFIXES
 from ovseg_batch.types import ImageRow
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels
 
 Format = Literal["png", "webp", "jpeg", "tiff"]
 SUFFIXES: dict[Format, tuple[str, ...]] = {
@@ -49,8 +48,8 @@ class Picture:
         icc, exif: metadata blocks as files hold them; empty if absent.
     """
 
-    pixels: Array
-    alpha: Array | None = None
+    pixels: DeepPixels
+    alpha: DeepPixels | None = None
     icc: bytes = b""
     exif: bytes = b""
 
@@ -192,7 +191,7 @@ def _encoded(picture: Picture, encoding: Encoding, blocks: dict[str, bytes]) -> 
     return file.getvalue()
 
 
-def _deep_png(pixels: Array, encoding: Encoding, blocks: dict[str, bytes]) -> bytes:
+def _deep_png(pixels: DeepPixels, encoding: Encoding, blocks: dict[str, bytes]) -> bytes:
     import cv2
 
     if pixels.ndim == 3:
@@ -214,7 +213,7 @@ def _deep_png(pixels: Array, encoding: Encoding, blocks: dict[str, bytes]) -> by
     return bytes(content)
 
 
-def _with_alpha(pixels: Array, alpha: Array) -> Array:
+def _with_alpha(pixels: DeepPixels, alpha: DeepPixels) -> DeepPixels:
     whole = np.empty((*alpha.shape, 4), pixels.dtype)
     whole[..., :3], whole[..., 3] = pixels, alpha
     return whole

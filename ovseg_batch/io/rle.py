@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Doubles, Integers, Mask, Pixels
 
 OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
 
 
-def encode(mask: Array) -> bytes:
+def encode(mask: Mask | Pixels) -> bytes:
     """Return the compressed counts of a mask (H, W) bool or uint8. A Fortran-contiguous mask is not copied."""
     counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     return counts
 
 
-def encode_regions(regions: Array) -> dict[int, bytes]:
+def encode_regions(regions: Integers) -> dict[int, bytes]:
     """Return number → compressed counts for a map (H, W) of non-negative integers. 0 is background."""
     import cv2  # imported here: it needs 40 MB, and many commands only read masks
 
@@ -39,9 +39,9 @@ def encode_regions(regions: Array) -> dict[int, bytes]:
     return found
 
 
-def decode(counts: bytes | str, height: int, width: int) -> Array:
+def decode(counts: bytes | str, height: int, width: int) -> Mask:
     """Decode counts to a mask (height, width) bool."""
-    mask: Array = coco.decode({"size": [height, width], "counts": counts})
+    mask: Pixels = coco.decode({"size": [height, width], "counts": counts})
     return mask.astype(bool)
 
 
@@ -52,7 +52,7 @@ def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:
     return bytes(coco.merge([{"size": [height, width], "counts": one} for one in counts])["counts"])
 
 
-def union(counts: Sequence[bytes], height: int, width: int) -> Array:
+def union(counts: Sequence[bytes], height: int, width: int) -> Mask:
     """Return the union (height, width) bool of masks. It is empty if there are no masks."""
     return decode(merged(counts, height, width), height, width)
 
@@ -73,7 +73,7 @@ def area(counts: bytes | str, height: int, width: int) -> int:
     return int(coco.area({"size": [height, width], "counts": counts}))
 
 
-def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Array, Array]:
+def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Doubles, Doubles]:
     """Return the pairwise IoU, and the share of mask i that lies in mask j: (M, M) float64 each, in [0, 1]."""
     masks = [{"size": [height, width], "counts": one} for one in counts]
     if not masks:

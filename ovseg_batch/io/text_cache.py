@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 
 from ovseg_batch.io.atomic import atomic_path, create
 from ovseg_batch.io.hashing import ContentDigest
+from ovseg_batch.types.arrays import Floats
 
-Array = np.ndarray[Any, Any]
-Encode = Callable[[list[str]], Array]
+Encode = Callable[[list[str]], Floats]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ PROGRESS_SECONDS = 15.0  # interval of progress messages
 
 def text_embeddings(
     queries: Sequence[str], templates: Sequence[str], encode: Encode, fingerprint: str, folder: Path
-) -> dict[str, Array]:
+) -> dict[str, Floats]:
     """Return the embeddings of every query in every template. Missing ones are computed and cached.
 
     Args:
@@ -63,7 +62,7 @@ def text_embeddings(
     return {query: fresh[query] if query in fresh else known[query] for query in wanted}
 
 
-def _read(path: Path, templates: int) -> dict[str, Array]:
+def _read(path: Path, templates: int) -> dict[str, Floats]:
     """Read the cache. If it is damaged, log a warning and return nothing."""
     try:
         with pq.ParquetFile(path) as file:
@@ -80,13 +79,13 @@ def _read(path: Path, templates: int) -> dict[str, Array]:
     return {labels[i]: matrix[i : i + templates] for i in range(0, len(labels), templates)}
 
 
-def _digest(labels: Sequence[str], matrix: Array) -> ContentDigest:
+def _digest(labels: Sequence[str], matrix: Floats) -> ContentDigest:
     digest = ContentDigest()
     digest.add(labels, matrix)
     return digest
 
 
-def _write(path: Path, embeddings: dict[str, Array], templates: Sequence[str]) -> None:
+def _write(path: Path, embeddings: dict[str, Floats], templates: Sequence[str]) -> None:
     lines = [
         {"label": label, "prompt": template.format(label), "template": template, "embedding": vector.tolist()}
         for label, vectors in embeddings.items()

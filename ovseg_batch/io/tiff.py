@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ovseg_batch.errors import FailureCode, RowError
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels
 
 NEW_SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
@@ -124,7 +124,7 @@ def _is_reduced(image: Image.Image) -> bool:
     return bool(tags.get(NEW_SUBFILE_TYPE, 0) & 1) or tags.get(OLD_SUBFILE_TYPE) == 2
 
 
-def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
+def read_deep(image: Image.Image, content: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None]:
     """Decode an opened TIFF for which `is_deep` holds, without applying its orientation.
 
     Returns:
@@ -133,7 +133,7 @@ def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
     tags = _tags(image)
     whole = _samples(tags, content, "<" if content[:2] == b"II" else ">")
     colours = 3 if tags.get(PHOTOMETRIC, 0) == RGB else 1
-    pixels: Array = whole[..., 0] if colours == 1 else whole[..., :3]
+    pixels: NDArray[np.uint16] = whole[..., 0] if colours == 1 else whole[..., :3]
     if tags.get(PHOTOMETRIC, 0) == WHITE_IS_ZERO:
         pixels = np.iinfo(np.uint16).max - pixels
     kinds = tags.get(EXTRA_SAMPLES, ())
@@ -144,7 +144,7 @@ def read_deep(image: Image.Image, content: bytes) -> tuple[Array, Array | None]:
     return (_straight(pixels, alpha) if kinds[at] == ASSOCIATED else pixels), alpha
 
 
-def _straight(pixels: Array, alpha: Array) -> Array:
+def _straight(pixels: NDArray[np.uint16], alpha: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Divide colours by alpha, to undo their multiplication."""
     top = np.iinfo(pixels.dtype).max
     share = np.maximum(alpha, 1).astype(np.float64) / top
@@ -152,7 +152,7 @@ def _straight(pixels: Array, alpha: Array) -> Array:
     return np.rint(np.minimum(found, top)).astype(pixels.dtype)
 
 
-def _samples(tags: Mapping[int, Any], content: bytes, order: str) -> Array:
+def _samples(tags: Mapping[int, Any], content: bytes, order: str) -> NDArray[np.uint16]:
     """Return all samples (H, W, samples) uint16."""
     width, height, count = tags[WIDTH], tags[HEIGHT], tags.get(SAMPLES, 1)
     tiled = TILE_OFFSETS in tags
@@ -214,7 +214,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
     return opened.tag_v2 if image.format == "TIFF" else {}
 
 
-def encode_tiff(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes) -> bytes:
+def encode_tiff(pixels: DeepPixels, alpha: bool, level: int, icc: bytes, exif: bytes) -> bytes:
     """Encode a TIFF with deflate, a colour profile, and the tags and directories of an EXIF block.
 
     Args:
@@ -229,7 +229,7 @@ def encode_tiff(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes)
         return _encoded(pixels, alpha, level, icc, b"")
 
 
-def _encoded(pixels: Array, alpha: bool, level: int, icc: bytes, exif: bytes) -> bytes:
+def _encoded(pixels: DeepPixels, alpha: bool, level: int, icc: bytes, exif: bytes) -> bytes:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     height, width = pixels.shape[:2]

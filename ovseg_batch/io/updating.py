@@ -55,21 +55,13 @@ def update_manifest(
         UsageError: the lists have other columns.
     """
     old, new = Manifest.open(ours), Manifest.open(fresh)
-    was, now = ([name for name in one.columns if name not in ADDED] for one in (old, new))
-    if was != now:
-        raise UsageError(
-            f"The list has other columns than that of the workdir ({', '.join(now)}; there it was "
-            f"{', '.join(was)}). Choose another workdir with {spelled('-o', 'workdir=')}."
-        )
+    _check_columns(old, new)
     found = _Fresh(new)
     changes, revisions, revision = Changes(), dict(old.revisions), old.revision + 1
     temporary = temporary_path(ours)
     try:
         with pq.ParquetFile(ours) as file:
-            schema = file.schema_arrow.remove_metadata()
-            for name, kind in ((SHARED, pa.bool_()), (REVISION, pa.int32())):
-                if name not in schema.names and name in (*new.columns, REVISION):
-                    schema = schema.append(pa.field(name, kind))
+            schema = _schema(file.schema_arrow, new.columns)
             writer = ManifestWriter(temporary, schema, old.shard_rows)
             try:
                 for group in range(file.num_row_groups):
@@ -89,6 +81,25 @@ def update_manifest(
     finally:
         temporary.unlink(missing_ok=True)
     return changes
+
+
+def _check_columns(old: Manifest, new: Manifest) -> None:
+    """Raise UsageError where the list that a manifest was made of has other columns than before."""
+    was, now = ([name for name in one.columns if name not in ADDED] for one in (old, new))
+    if was != now:
+        raise UsageError(
+            f"The list has other columns than that of the workdir ({', '.join(now)}; there it was "
+            f"{', '.join(was)}). Choose another workdir with {spelled('-o', 'workdir=')}."
+        )
+
+
+def _schema(old: pa.Schema, columns: Collection[str]) -> pa.Schema:
+    """Return the schema of an updated manifest: the old one, with the columns that updates and new images need."""
+    schema = old.remove_metadata()
+    for name, kind in ((SHARED, pa.bool_()), (REVISION, pa.int32())):
+        if name not in schema.names and name in (*columns, REVISION):
+            schema = schema.append(pa.field(name, kind))
+    return schema
 
 
 def _keep(

@@ -7,15 +7,15 @@ another data set. Here, CLIP features are keys and values, and the bank may hold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Indices, Integers, Numbers
 
 
-def region_features(features: Array, boxes: Array, owner: Array, count: int) -> Array:
+def region_features(features: Numbers, boxes: Indices, owner: Integers, count: int) -> Floats:
     """Return the mean patch feature of every region. Patches are weighted by the share that the region covers.
 
     Args:
@@ -35,11 +35,10 @@ def region_features(features: Array, boxes: Array, owner: Array, count: int) -> 
             weights = cv2.resize((part == region).astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
             sums[region - 1] += np.tensordot(weights, patches.astype(np.float32), axes=2)
     length = np.linalg.norm(sums, axis=1, keepdims=True)
-    normalised: Array = sums / np.where(length > 0, length, 1)
-    return normalised
+    return np.asarray(sums / np.where(length > 0, length, 1), np.float32)
 
 
-def nearest_others(found: Array, of_image: Array, image: int, wanted: int) -> Array:
+def nearest_others(found: Indices, of_image: NDArray[np.uint64], image: int, wanted: int) -> Indices:
     """Return the K nearest neighbours of each region that come from other images.
 
     Args:
@@ -59,7 +58,7 @@ def nearest_others(found: Array, of_image: Array, image: int, wanted: int) -> Ar
     return chosen
 
 
-def mixed_scores(own: Array, neighbours: Sequence[Array], weight: float) -> Array:
+def mixed_scores(own: Floats, neighbours: Sequence[Floats], weight: float) -> Floats:
     """Return the class scores (R, C) of regions, mixed with the mean scores of their neighbours.
 
     Args:

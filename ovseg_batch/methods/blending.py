@@ -5,15 +5,13 @@ equal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ovseg_batch.errors import FailureCode, RowError
-
-Array = np.ndarray[Any, Any]
-
+from ovseg_batch.types.arrays import DeepPixels, Floats, Mask, Numbers, Scalar
 
 FREE_SQUARE = 1 << 26  # pixels of a square that is always allowed
 STRETCH = 32  # a larger square may have at most this many times the pixels of the image
@@ -27,7 +25,7 @@ class Frame:
     top: int
     side: int
 
-    def cut(self, image: Array) -> Array:
+    def cut(self, image: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the square (side, side, …). Pixels outside the image are mirrored."""
         h, w = image.shape[:2]
         y0, x0, y1, x1 = self._clipped(h, w)
@@ -35,7 +33,7 @@ class Frame:
         missing = (y0 - self.top, self.top + self.side - y1, x0 - self.left, self.left + self.side - x1)
         return part if not any(missing) else np.pad(part, _pads(missing, image.ndim), mode="symmetric")
 
-    def put(self, image: Array, square: Array) -> None:
+    def put(self, image: NDArray[Scalar], square: NDArray[Scalar]) -> None:
         """Write the part of the square that lies in the image into the image."""
         y0, x0, y1, x1 = self._clipped(*image.shape[:2])
         image[y0:y1, x0:x1] = square[y0 - self.top : y1 - self.top, x0 - self.left : x1 - self.left]
@@ -49,7 +47,7 @@ def _pads(missing: tuple[int, int, int, int], dimensions: int) -> list[tuple[int
     return pads + [(0, 0)] * (dimensions - 2)
 
 
-def frame_around(mask: Array, padding: float, least: int) -> Frame:
+def frame_around(mask: Mask, padding: float, least: int) -> Frame:
     """Return the square that is the context of an edit: the mask's box, padded by a share of its longer side.
 
     The square is shifted into the image if it fits. A square wider than the image extends beyond both edges equally.
@@ -89,7 +87,7 @@ def _placed(centre: float, side: int, length: int) -> int:
     return int(np.clip(round(centre - side / 2), 0, length - side))
 
 
-def widened(mask: Array, dilation: int) -> Array:
+def widened(mask: Mask, dilation: int) -> Mask:
     """Return a mask (h, w) bool, dilated by `dilation` pixels on every side."""
     if dilation <= 0:
         return mask
@@ -97,7 +95,7 @@ def widened(mask: Array, dilation: int) -> Array:
     return np.asarray(cv2.dilate(mask.astype(np.uint8), disc)).astype(bool)
 
 
-def feathered(region: Array, feather: float) -> Array:
+def feathered(region: Mask, feather: float) -> Floats:
     """Return the blending weight of the edit at each pixel: (h, w) float32, 0 outside the region, rising to 1 inside.
 
     Args:
@@ -114,7 +112,7 @@ def feathered(region: Array, feather: float) -> Array:
     return np.asarray(np.minimum(depth / np.float32(feather + 1), 1), np.float32)
 
 
-def seamless(image: Array, painted: Array, known: Array) -> Array:
+def seamless(image: DeepPixels, painted: Numbers, known: Mask) -> Numbers:
     """Return generated pixels with colours shifted to match the surrounding pixels.
 
     The difference between image and generated pixels is measured where the image is known, interpolated smoothly, and
@@ -132,7 +130,7 @@ def seamless(image: Array, painted: Array, known: Array) -> Array:
     return painted + _carried_on(differs, known.astype(np.float32))
 
 
-def _carried_on(values: Array, weight: Array) -> Array:
+def _carried_on(values: Numbers, weight: Numbers) -> Numbers:
     """Interpolate values (h, w, 3) from the pixels with weight (h, w) 1, by recursive averages at half the size."""
     h, w = weight.shape
     if weight.min() > 0:
@@ -145,7 +143,7 @@ def _carried_on(values: Array, weight: Array) -> Array:
     return np.asarray(np.where(weight[..., None] > 0, values, wide))
 
 
-def blend(image: Array, new: Array, weight: Array) -> Array:
+def blend(image: DeepPixels, new: DeepPixels | Numbers, weight: Numbers) -> DeepPixels:
     """Blend new pixels into an image. Pixels with weight 0 stay bitwise equal.
 
     Args:

@@ -7,15 +7,13 @@ the thresholds of probability and area. See docs/methods.md for `logit_scale`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Indices, Mask
 
 
 def vocabulary_probabilities(vocabulary: Vocabulary, logits: Tensor, logit_scale: float) -> Tensor:
@@ -80,7 +78,7 @@ def class_probabilities(
     return probabilities[:classes]
 
 
-def scarce_classes(counts: Array, area_threshold: float, has_background: bool) -> Array:
+def scarce_classes(counts: Indices, area_threshold: float, has_background: bool) -> Mask:
     """Return the classes that the area rule removes: (C,) bool.
 
     A class is removed if its share of the foreground pixels is at most the threshold (SCLIP, `area_thd`). The

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Pixels
 
 
-def palette(count: int) -> Array:
+def palette(count: int) -> Pixels:
     """Return colours (count, 3) uint8 RGB: golden-ratio steps around the hue circle, at three levels of saturation."""
     import cv2  # imported here: it needs 40 MB, and opening a run needs no colours
 
     steps = np.arange(count)
     hsv = np.stack([(steps * 179 * 0.618) % 180, 150 + 60 * (steps % 2), 235 - 60 * (steps % 3 == 2)], axis=1)
-    colours: Array = np.asarray(cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2RGB))[0]
+    colours: Pixels = np.asarray(cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2RGB))[0]
     return colours
 
 

@@ -6,15 +6,13 @@ The cost does not depend on the number of classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cc3d
 import numpy as np
 
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import ClassMap, Indices, Integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +26,13 @@ class Components:
         boxes: (N + 1, 4) x0, y0, x1, y1 in pixels.
     """
 
-    numbers: Array
-    labels: Array
-    areas: Array
-    boxes: Array
+    numbers: Integers
+    labels: ClassMap
+    areas: Indices
+    boxes: Indices
 
 
-def connected_components(label_map: Array) -> Components:
+def connected_components(label_map: Integers) -> Components:
     """Return the connected components of every class of an (H, W) int16 label map. `UNLABELLED` pixels have none."""
     numbers, count = cc3d.connected_components(label_map - UNLABELLED, connectivity=8, return_N=True)
     runs, (height, width) = row_runs(numbers), label_map.shape

@@ -5,19 +5,16 @@ Source: García García 2025, section 3.2.2.2: direct encoding of the isolated c
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 
 from ovseg_batch.methods.blending import check_square
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Mask, Pixels
 
 CONTEXT = 0.1  # padding around the box, as a share of its longer side
 
 
-def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: float) -> Array:
+def isolated_crop(image: Pixels, mask: Mask, fill: tuple[int, int, int], keep: float) -> Pixels:
     """Return the square around a mask. Pixels outside the mask are faded to one colour.
 
     Args:
@@ -49,8 +46,8 @@ def isolated_crop(image: Array, mask: Array, fill: tuple[int, int, int], keep: f
     return square
 
 
-def resized_crop(crop: Array, side: int) -> Array:
+def resized_crop(crop: Pixels, side: int) -> Pixels:
     """Resize a crop to (side, side, 3) uint8: area interpolation to shrink, cubic interpolation to enlarge."""
     shrinks = crop.shape[0] > side
-    out: Array = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return out
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(crop, (side, side), interpolation=how), np.uint8)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 
 from ovseg_batch.methods.blending import affordable
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, DeepPixels, Mask, Pixels
 
 Colour = tuple[int, int, int]
 # longest side in pixels for inpainting; larger images are inpainted at this size, and the fill is enlarged
@@ -17,19 +14,19 @@ LARGEST = 1024
 TELEA_RADIUS = 5
 
 
-def plain(shape: tuple[int, ...], colour: Colour, dtype: np.dtype[Any]) -> Array:
+def plain(shape: tuple[int, ...], colour: Colour, dtype: np.dtype[np.uint8 | np.uint16]) -> DeepPixels:
     """Return an image (h, w, 3) of one colour. `colour` has 8 bits a channel."""
     return np.broadcast_to(_deep(np.array(colour), dtype), (*shape[:2], 3))
 
 
-def gradient(shape: tuple[int, ...], above: Colour, below: Colour, dtype: np.dtype[Any]) -> Array:
+def gradient(shape: tuple[int, ...], above: Colour, below: Colour, dtype: np.dtype[np.uint8 | np.uint16]) -> DeepPixels:
     """Return a vertical gradient (h, w, 3) between two 8-bit colours."""
     share = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
     column = np.array(above, np.float32) * (1 - share) + np.array(below, np.float32) * share
     return np.broadcast_to(_deep(column, dtype), (*shape[:2], 3))
 
 
-def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
+def blurred(image: DeepPixels, sigma: float, only: Mask | None = None) -> DeepPixels:
     """Return the image with a Gaussian blur. With `only`, the blur averages these pixels only.
 
     A wide blur is computed at a smaller size, without a visible difference.
@@ -51,7 +48,7 @@ def blurred(image: Array, sigma: float, only: Array | None = None) -> Array:
     return np.rint(np.clip(large, 0, np.iinfo(image.dtype).max)).astype(image.dtype)
 
 
-def covering(picture: Array, height: int, width: int) -> Array:
+def covering(picture: Pixels, height: int, width: int) -> Pixels:
     """Return another image, resized to cover (height, width) and cropped to its centre."""
     h, w = picture.shape[:2]
     scale = max(height / h, width / w)
@@ -65,7 +62,7 @@ def covering(picture: Array, height: int, width: int) -> Array:
     return np.ascontiguousarray(large[top : top + height, left : left + width])
 
 
-def closed(image: Array, hole: Array) -> Array:
+def closed(image: DeepPixels, hole: Mask) -> DeepPixels:
     """Inpaint a region. Source: Telea, An Image Inpainting Technique Based on the Fast Marching Method, 2004 (OpenCV).
 
     Args:
@@ -77,16 +74,16 @@ def closed(image: Array, hole: Array) -> Array:
     size = max(1, round(w * scale)), max(1, round(h * scale))
     eight = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     small = cv2.resize(eight, size, interpolation=cv2.INTER_AREA) if scale < 1 else eight
-    mask: Array = hole.astype(np.uint8)
+    mask: Pixels = hole.astype(np.uint8)
     if scale < 1:  # a pixel that the hole touches becomes part of it
         touched = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-        mask = cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8))
+        mask = np.asarray(cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8)), np.uint8)
     filled = cv2.inpaint(small, mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
     large = cv2.resize(filled, (w, h), interpolation=cv2.INTER_CUBIC) if scale < 1 else filled
     return _deep(large, image.dtype)
 
 
-def _deep(values: Array, dtype: np.dtype[Any]) -> Array:
+def _deep(values: AnyArray, dtype: np.dtype[np.uint8 | np.uint16]) -> DeepPixels:
     """Convert 8-bit values to another dtype."""
     scale = np.iinfo(dtype).max // 255
     return np.rint(np.asarray(values, np.float32) * scale).astype(dtype)

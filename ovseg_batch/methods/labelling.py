@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from ovseg_batch.methods.class_scores import decide, scarce_classes, vocabulary_
 from ovseg_batch.methods.presence import CLEAR_MARGIN
 from ovseg_batch.methods.stitching import Stitched, bilinear_taps
 from ovseg_batch.methods.vocabulary import Vocabulary
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import ClassMap, Halves, Indices, Pixels
 
 BLOCK_ELEMENTS = 16_000_000  # float32 values per stitched block: 64 MB
 STRIP_ELEMENTS = 2_000_000  # float32 values per strip on a CPU; few enough to stay in the cache between passes
@@ -38,10 +37,10 @@ class LabelMap(NamedTuple):
             None without a margin.
     """
 
-    labels: Array
-    confidence: Array
-    lead: Array
-    sure: Array | None
+    labels: ClassMap
+    confidence: Halves
+    lead: Halves
+    sure: Pixels | None
 
 
 def label_map(
@@ -71,7 +70,7 @@ def label_map(
     sure = np.empty(size, np.uint8) if margin else None
     odds = [math.exp(-factor * margin * logit_scale) for factor in (1.0, CLEAR_MARGIN)]
 
-    def run(scarce: Tensor | None) -> Array:
+    def run(scarce: Tensor | None) -> Indices:
         counts = np.zeros(classes, np.int64)
         for top, strip in upsampled_strips(logits, size):
             probabilities = vocabulary_probabilities(vocabulary, strip, logit_scale)

@@ -15,12 +15,11 @@ outside the band are not changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels, Indices, Mask, Numbers, Pixels
 
 PRIOR = 10000.0  # λ, in squared steps of 1/255; the colours dominate the prior where |F - B| > 100
 REACH = 2  # radius of the local colour means, in bands
@@ -33,7 +32,7 @@ def band_width(height: int, width: int) -> int:
     return max(MIN_BAND, round(0.005 * max(height, width)))
 
 
-def soften(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
+def soften(image: DeepPixels, mask: Mask, band: int) -> tuple[DeepPixels, DeepPixels]:
     """Compute the alpha and the foreground colours of a mask.
 
     Args:
@@ -54,7 +53,7 @@ def soften(image: Array, mask: Array, band: int) -> tuple[Array, Array]:
     return alpha, colours
 
 
-def _tiles(mask: Array, band: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+def _tiles(mask: Mask, band: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
     """Yield the tiles near an edge. Each is a pair: the pixels of the tile within its context, and the context."""
     margin = (REACH + 1) * band + 1
     bits = mask.view(np.uint8)
@@ -75,12 +74,14 @@ def _tiles(mask: Array, band: int) -> Iterator[tuple[tuple[slice, slice], tuple[
                 yield (inside[0], inside[1]), (around[0], around[1])
 
 
-def _soften_tile(image: Array, mask: Array, band: int, core: tuple[slice, slice], alpha: Array, colours: Array) -> None:
+def _soften_tile(
+    image: DeepPixels, mask: Mask, band: int, core: tuple[slice, slice], alpha: DeepPixels, colours: DeepPixels
+) -> None:
     """Write alpha and colours of the band's pixels within `core`."""
     top = np.iinfo(image.dtype).max
     bits = np.ascontiguousarray(mask).view(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * band + 1, 2 * band + 1))
-    inside, touched = cv2.erode(bits, disc), cv2.dilate(bits, disc)
+    inside, touched = (np.asarray(grow(bits, disc), np.uint8) for grow in (cv2.erode, cv2.dilate))
     in_core = np.zeros_like(bits)
     in_core[core] = inside[core] != touched[core]
     where = np.nonzero(in_core)
@@ -102,7 +103,7 @@ def _soften_tile(image: Array, mask: Array, band: int, core: tuple[slice, slice]
     colours[where] = np.where(mixed, own, image[where])
 
 
-def _local_mean(image: Array, chosen: Array, radius: int, where: tuple[Array, ...]) -> tuple[Array, Array]:
+def _local_mean(image: DeepPixels, chosen: Pixels, radius: int, where: tuple[Indices, ...]) -> tuple[Numbers, Mask]:
     """Return the mean colour (n, 3) of the chosen pixels around n pixels, and whether there are any: (n,) bool."""
     side = (2 * radius + 1, 2 * radius + 1)
     shown = cv2.bitwise_and(image, image, mask=chosen)

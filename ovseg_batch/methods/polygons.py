@@ -7,18 +7,17 @@ and also paints the outline. They need an outline through the pixel centres.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Doubles, Integers, Mask
+
 PAIRS = 1_000_000  # largest number of corner pairs that are all compared
 
-Ring = Array  # (N, 2) x, y; the last corner connects to the first
+Ring = Doubles  # (N, 2) x, y; the last corner connects to the first
 
 
-def edge_rings(mask: Array, tolerance: float = 0.0) -> list[Ring]:
+def edge_rings(mask: Mask, tolerance: float = 0.0) -> list[Ring]:
     """Return outlines along pixel edges, for readers that fill as pycocotools does (even-odd, without the outline).
 
     Args:
@@ -36,7 +35,7 @@ def edge_rings(mask: Array, tolerance: float = 0.0) -> list[Ring]:
     _, labels = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
     groups: dict[int, tuple[list[Ring], list[Ring]]] = {}
     for loop, area in loops:
-        outlines, holes = groups.setdefault(_label_beside(loop, labels), ([], []))
+        outlines, holes = groups.setdefault(_label_beside(loop, np.asarray(labels, np.int32)), ([], []))
         (outlines if area > 0 else holes).append(_simplified(loop, tolerance))
     rings = []
     for outlines, holes in groups.values():
@@ -45,7 +44,7 @@ def edge_rings(mask: Array, tolerance: float = 0.0) -> list[Ring]:
     return [ring + np.array([left, top]) for ring in rings if len(ring) > 2]
 
 
-def centre_ring(mask: Array, tolerance: float = 0.0) -> Ring:
+def centre_ring(mask: Mask, tolerance: float = 0.0) -> Ring:
     """Return one outline through the centres of the border pixels, for readers that use OpenCV's `fillPoly`.
 
     Args:
@@ -65,14 +64,14 @@ def centre_ring(mask: Array, tolerance: float = 0.0) -> Ring:
     return ring
 
 
-def _cropped(mask: Array) -> tuple[int, int, Array]:
+def _cropped(mask: Mask) -> tuple[int, int, Mask]:
     """Return x and y of a mask's box, and the mask within it."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return left, top, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
 
 
-def _edge_loops(mask: Array) -> list[Ring]:
+def _edge_loops(mask: Mask) -> list[Ring]:
     """Return closed loops of corners. Outlines and holes turn in opposite directions.
 
     Every horizontal border segment has two corners. In a column of corners, sorted by y, consecutive pairs are joined
@@ -119,7 +118,7 @@ def _signed_area(loop: Ring) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
-def _label_beside(loop: Ring, labels: Array) -> int:
+def _label_beside(loop: Ring, labels: Integers) -> int:
     """Return the label of the connected part that a loop bounds: the pixel to the right of its first edge."""
     (x, y), (end, _) = loop[:2].astype(int)
     return int(labels[y, x] if end > x else labels[y - 1, end])

@@ -9,11 +9,10 @@ Approach to Edge Detection, 1986, section VIII. The margin is measured at CLIP's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import ClassMap, Mask
 
 # level of a pixel: its class exceeds the background by the margin, or by `CLEAR_MARGIN` times the margin
 SURE, CLEAR = 1, 2
@@ -32,13 +31,13 @@ class Presence:
         alone_area: least area in pixels of such a component.
     """
 
-    labels: Array
-    clear: Array
+    labels: ClassMap
+    clear: Mask
     share: float
     alone: float
     alone_area: int
 
-    def shows(self, classes: Array, mask: Array, label: int) -> bool:
+    def shows(self, classes: ClassMap, mask: Mask, label: int) -> bool:
         """Return whether enough pixels of a class in a mask are sure.
 
         Args:

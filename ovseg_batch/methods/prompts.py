@@ -6,14 +6,12 @@ Source: García García 2025, section 3.1.6.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 
 from ovseg_batch.methods.components import connected_components
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Integers, Mask, Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +33,12 @@ class PointPrompt:
 
 
 def component_points(
-    label_map: Array,
+    label_map: Integers,
     min_area: int,
     min_distance: float,
     point: str = "peak",
     ignore: tuple[int, ...] = (),
-    confidence: Array | None = None,
+    confidence: Numbers | None = None,
 ) -> list[PointPrompt]:
     """Return one point per 8-connected component of every class.
 
@@ -69,12 +67,7 @@ def component_points(
         left, top, right, bottom = found.boxes[k].tolist()
         part = slice(top, bottom), slice(left, right)
         inside = found.numbers[part] == k
-        if point == "peak":
-            x, y = _peak(inside)
-        elif point == "surest" and confidence is not None:
-            x, y = _surest(inside, confidence[part])
-        else:
-            x, y = _nearest_to_centre(inside)
+        x, y = _point(inside, point, None if confidence is None else confidence[part])
         x, y = x + left, y + top
         chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
@@ -82,19 +75,28 @@ def component_points(
     return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
 
 
-def _peak(inside: Array) -> tuple[int, int]:
+def _point(inside: Mask, point: str, confidence: Numbers | None) -> tuple[int, int]:
+    """Return x, y of the point of a component in its box, as `component_points` names it."""
+    if point == "peak":
+        return _peak(inside)
+    if point == "surest" and confidence is not None:
+        return _surest(inside, confidence)
+    return _nearest_to_centre(inside)
+
+
+def _peak(inside: Mask) -> tuple[int, int]:
     edged = cv2.copyMakeBorder(inside.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(edged, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])
     return x, y
 
 
-def _surest(inside: Array, confidence: Array) -> tuple[int, int]:
+def _surest(inside: Mask, confidence: Numbers) -> tuple[int, int]:
     y, x = divmod(int(np.where(inside, confidence, -np.inf).argmax()), inside.shape[1])
     return x, y
 
 
-def _nearest_to_centre(inside: Array) -> tuple[int, int]:
+def _nearest_to_centre(inside: Mask) -> tuple[int, int]:
     ys, xs = np.nonzero(inside)
     nearest = int(((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2).argmin())
     return int(xs[nearest]), int(ys[nearest])

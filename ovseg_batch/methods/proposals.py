@@ -6,18 +6,16 @@ Source: `SAM2AutomaticMaskGenerator` of facebookresearch/sam2; Kirillov et al., 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torchvision.ops import nms
 
 from ovseg_batch.types import Proposal
+from ovseg_batch.types.arrays import Floats, Mask, SegmentMap
 
-Array = np.ndarray[Any, Any]
 
-
-def point_grid(points_per_side: int, size: tuple[int, int]) -> Array:
+def point_grid(points_per_side: int, size: tuple[int, int]) -> Floats:
     """Return the cell centres of a regular grid over the image.
 
     Args:
@@ -45,7 +43,7 @@ def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposa
     return [proposals[k] for k in nms(boxes, rated, overlap).tolist()]
 
 
-def paint_regions(masks: Iterable[Array], size: tuple[int, int]) -> Array:
+def paint_regions(masks: Iterable[Mask], size: tuple[int, int]) -> SegmentMap:
     """Paint masks into a region map (H, W) int32, numbered from 1. Later masks cover earlier ones; 0 means no mask.
 
     Args:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, Doubles, Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +20,15 @@ class Runs:
         lengths: (R,) int64, pixels.
     """
 
-    starts: Array
-    lengths: Array
+    starts: Indices
+    lengths: Indices
 
-    def sums(self, values: Array) -> Array:
+    def sums(self, values: NDArray[np.number[Any] | np.bool_]) -> Doubles:
         """Return the sum of `values` (H, W) in each run: (R,) float64."""
         return np.add.reduceat(values.ravel(), self.starts, dtype=np.float64)
 
 
-def row_runs(*maps: Array) -> Runs:
+def row_runs(*maps: AnyArray) -> Runs:
     """Return the longest runs in which each of the maps (H, W) is constant."""
     begins = np.zeros(maps[0].shape, bool)
     begins[:, :1] = True

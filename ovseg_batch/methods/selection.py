@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Mask, Numbers
 
 PENALTY_FROM, PENALTY_SPAN, PENALTY = 0.15, 0.35, 0.85  # eq. 4.11
 INSIDE = 0.9  # least share of a mask within a larger one for it to count as its part
@@ -31,8 +30,8 @@ PARTS = frozenset(
 
 
 def suppressed(
-    likeness: Array, background: Array, confusers: Array, background_weight: float, confuser_weight: float
-) -> Array:
+    likeness: Numbers, background: Numbers, confusers: Numbers, background_weight: float, confuser_weight: float
+) -> Numbers:
     """Return similarities minus weighted similarities to background words and to the confusers of the class (eq. 3.8).
 
     Args:
@@ -44,11 +43,11 @@ def suppressed(
     Returns:
         (M, C).
     """
-    out: Array = likeness - background_weight * background[:, None] - confuser_weight * confusers
+    out: Numbers = likeness - background_weight * background[:, None] - confuser_weight * confusers
     return out
 
 
-def adaptive_floor(scores: Array, least: float) -> float:
+def adaptive_floor(scores: Numbers, least: float) -> float:
     """Return the score that a class's best mask must reach: the median of the best scores (eq. 4.9), at least `least`.
 
     Args:
@@ -58,14 +57,14 @@ def adaptive_floor(scores: Array, least: float) -> float:
     return float(max(np.median(scores.max(axis=0)), least)) if scores.size else least
 
 
-def size_penalty(share: Array) -> Array:
+def size_penalty(share: Numbers) -> Numbers:
     """Return the size penalty (eq. 4.11) of each share of the image: 1 up to 15 %, falling to 0.15 at 50 %."""
     over = np.clip((share - PENALTY_FROM) / PENALTY_SPAN, 0.0, 1.0)
-    factor: Array = 1.0 - PENALTY * over
+    factor: Numbers = 1.0 - PENALTY * over
     return factor
 
 
-def probabilities(scores: Array, kept: Array, scale: float) -> Array:
+def probabilities(scores: Numbers, kept: Mask, scale: float) -> Numbers:
     """Return the softmax of scale · score over the kept classes: (M, C), 0 for the others.
 
     Eq. 4.10 divides by a temperature of 100, but its published values follow from a factor of 100.
@@ -78,11 +77,11 @@ def probabilities(scores: Array, kept: Array, scale: float) -> Array:
     logits = np.where(kept[None], scores * scale, -np.inf)
     logits = logits - logits.max(axis=1, keepdims=True)
     weights = np.exp(logits)
-    out: Array = weights / weights.sum(axis=1, keepdims=True)
+    out: Numbers = weights / weights.sum(axis=1, keepdims=True)
     return out
 
 
-def distinct(rated: Array, overlap: Array, limit: float) -> list[int]:
+def distinct(rated: Numbers, overlap: Numbers, limit: float) -> list[int]:
     """Return the indices of masks after non-maximum suppression: best first, no IoU with a better one above `limit`.
 
     Args:
@@ -110,7 +109,7 @@ def choose_top(candidates: Sequence[int], count: int) -> Choice:
     return Choice(kept, f"best {len(kept)} of {len(candidates)}: K is {count}")
 
 
-def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Array, inside: Array) -> Choice:
+def choose_adaptively(words: Sequence[str], candidates: Sequence[int], rated: Numbers, inside: Numbers) -> Choice:
     """Return as many masks as the query suggests: the median of votes by noun, hierarchy and score gap.
 
     Args:
@@ -153,7 +152,7 @@ def _grammar(word: str, count: int) -> tuple[int, str]:
     return 1, f"'{word}' is singular"
 
 
-def _before_gap(rated: Array) -> int:
+def _before_gap(rated: Numbers) -> int:
     """Return the number of scores before the widest gap. Without a gap above `GAP` times the best score, return all."""
     falls = rated[:-1] - rated[1:]
     if not len(falls) or falls.max() <= GAP * rated[0]:

@@ -6,13 +6,12 @@ Source: `forward_slide` of wangf3014/SCLIP.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Stitched:
     """
 
     logits: Tensor
-    boxes: Array
+    boxes: Indices
     size: tuple[int, int]
 
     @property

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.methods.components import Components, connected_components
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import ClassMap, Mask, SegmentMap
 
 GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
@@ -194,15 +194,15 @@ def distinct_by_class(masks: Tensor, labels: Tensor, rated: Tensor, same: float)
 
 
 def assemble(
-    dense: Array,
+    dense: ClassMap,
     candidates: Sequence[MaskCandidate],
-    mask_of: Callable[[int], Array],
+    mask_of: Callable[[int], Mask],
     min_area: int,
     dense_min_area: int | None,
     by_score: bool = False,
     presence: Presence | None = None,
     covered: bool = False,
-) -> tuple[Array, list[Segment]]:
+) -> tuple[SegmentMap, list[Segment]]:
     """Paint the candidates over the dense map, so that every pixel has one owner at most.
 
     Args:
@@ -233,11 +233,11 @@ def assemble(
 
 
 def _paint(
-    owner: Array,
+    owner: SegmentMap,
     segments: list[Segment],
     index: int,
     candidate: MaskCandidate,
-    mask: Array,
+    mask: Mask,
     min_area: int,
     merge: bool,
 ) -> None:
@@ -259,7 +259,7 @@ def _paint(
     np.copyto(owner, len(segments), where=mask)
 
 
-def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> tuple[Array, list[Segment]]:
+def _without_remnants(owner: SegmentMap, segments: list[Segment], min_area: int) -> tuple[SegmentMap, list[Segment]]:
     """Drop segments with fewer than `min_area` visible pixels, and renumber the others."""
     runs = row_runs(owner)
     area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
@@ -272,7 +272,9 @@ def _without_remnants(owner: Array, segments: list[Segment], min_area: int) -> t
     return index_of[owner], [replace(segment, index=number) for number, segment in enumerate(kept, start=1)]
 
 
-def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: int, presence: Presence | None) -> None:
+def _keep_dense(
+    owner: SegmentMap, segments: list[Segment], dense: ClassMap, min_area: int, presence: Presence | None
+) -> None:
     """Assign free pixels to an adjacent instance of their class, or make them a new instance."""
     pieces = connected_components(np.where(owner == 0, dense, np.int16(UNLABELLED)))
     drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
@@ -291,7 +293,7 @@ def _keep_dense(owner: Array, segments: list[Segment], dense: Array, min_area: i
     owner += index_of[pieces.numbers]
 
 
-def _touched(pieces: Components, owner: Array, drawn: Array) -> Array:
+def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[np.int32]:
     """For each piece the segment of its class that most of the pixels around it belong to; 0 where none does.
 
     Args:

@@ -5,11 +5,9 @@ Source: `forward_slide` of wangf3014/SCLIP and `rescale_size` of mmcv.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Indices
 
 
 def resized_size(height: int, width: int, short_side: int | None, long_side: int, least: int = 1) -> tuple[int, int]:
@@ -29,7 +27,7 @@ def resized_size(height: int, width: int, short_side: int | None, long_side: int
     return max(least, int(height * scale + 0.5)), max(least, int(width * scale + 0.5))
 
 
-def window_boxes(height: int, width: int, window: int, stride: int) -> Array:
+def window_boxes(height: int, width: int, window: int, stride: int) -> Indices:
     """Return windows in raster order. The last of a row or column is shifted inside. A smaller image is one window.
 
     Returns:

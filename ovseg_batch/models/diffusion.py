@@ -14,8 +14,7 @@ import torch
 
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models.pipelines import PipelineSpec
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Mask, Pixels
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,8 +30,8 @@ class Request:
         seed: seed of the noise.
     """
 
-    image: Array
-    mask: Array
+    image: Pixels
+    mask: Mask
     prompt: str
     negative_prompt: str
     seed: int
@@ -90,15 +89,10 @@ class Inpainter:
         pipeline.set_progress_bar_config(disable=True)
         if slicing:
             pipeline.enable_attention_slicing()
-        if offload == "model":
-            pipeline.enable_model_cpu_offload(device=device)
-        elif offload == "sequential":
-            pipeline.enable_sequential_cpu_offload(device=device)
-        else:
-            pipeline.to(device)
+        _place(pipeline, device, offload)
         return cls(pipeline)
 
-    def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Array | None]:
+    def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Floats | None]:
         """Paint a batch.
 
         Args:
@@ -130,6 +124,16 @@ class Inpainter:
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
         pictures = [np.asarray(picture, np.float32) for picture in result.images]
         return [None if bad or not picture.any() else picture for bad, picture in zip(flagged, pictures, strict=True)]
+
+
+def _place(pipeline: Any, device: torch.device, offload: str) -> None:
+    """Move a pipeline to the device, or let it move its modules there while they are active."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
 
 
 def _only_half(spec: PipelineSpec) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torchvision.models import inception as torchvision_inception
 
 from ovseg_batch.models.weights import load_weights, read_state_dict
 from ovseg_batch.models.zoo import checkpoint_folders
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Pixels
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299  # pixels
@@ -83,9 +81,9 @@ class Inception:
         return network
 
     @torch.inference_mode()
-    def features(self, images: Array) -> Array:
+    def features(self, images: Pixels) -> Floats:
         """Return the features (N, 2048) float32 of images (N, H, W, 3) uint8 RGB."""
         pictures = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
         resized = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        features: Array = self._network(resized * 2 - 1).cpu().numpy()
+        features: Floats = self._network(resized * 2 - 1).cpu().numpy()
         return features

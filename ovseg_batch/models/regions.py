@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg_batch.models.vit import attend_from, embed, run_block
+from ovseg_batch.types.arrays import Mask
 
 TEMPERATURE = 4.0  # factor of the similarities before the softmax
 SAME_REGION = 0.2  # regions are merged up to this distance of their mean features
@@ -88,7 +89,7 @@ def merge_regions(correlation: Tensor, regions: Tensor) -> Tensor:
     return merged
 
 
-def _linked(close: np.ndarray[Any, Any]) -> list[int]:
+def _linked(close: Mask) -> list[int]:
     """Return the connected components of a graph, numbered from 1 in the order of their first member."""
     group = [0] * len(close)
     for start in range(len(close)):

@@ -25,8 +25,7 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import DTYPES, autocast, lower
 from ovseg_batch.models.mask_decoder import MaskDecoder, laid_by_place
 from ovseg_batch.models.weights import load_weights, read_state_dict
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Halves, Numbers, Pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as in sam2.utils.transforms
 #: Prompts per decoder call. On a CPU, small batches are faster. On a GPU, 64 prompts of SAM 2.1 large take about
@@ -98,7 +97,7 @@ class Sam:
         return side
 
     @torch.inference_mode()
-    def preprocess(self, image: Array) -> Tensor:
+    def preprocess(self, image: Pixels) -> Tensor:
         """Resize (H, W, 3) uint8 RGB to (3, s, s) float32 on the device, with antialiasing as in torchvision."""
         pixels = torch.from_numpy(image).to(self._device)
         side = (self.image_size, self.image_size)
@@ -110,7 +109,7 @@ class Sam:
         return torch.cat(channels)
 
     @torch.inference_mode()
-    def embed(self, images: Sequence[Array]) -> list[Embedding]:
+    def embed(self, images: Sequence[Pixels]) -> list[Embedding]:
         """Encode images (H, W, 3) uint8 RGB of any size in one batch."""
         coarse, fine = self.forward_bare(torch.stack([self.preprocess(image) for image in images]))
         coarse, *fine = (self._ready(part) for part in (coarse, *fine))
@@ -124,12 +123,12 @@ class Sam:
         return features.to(self._device, DTYPES[self._precision], memory_format=torch.channels_last)
 
     @staticmethod
-    def arrays_of(embedding: Embedding) -> dict[str, Array]:
+    def arrays_of(embedding: Embedding) -> dict[str, Halves]:
         """Return the arrays of an embedding to store: `coarse`, `fine0`, `fine1`, (C, h, w) fp16."""
         parts = {"coarse": embedding.coarse, **{f"fine{k}": part for k, part in enumerate(embedding.fine)}}
         return {name: part[0].half().cpu().numpy() for name, part in parts.items()}
 
-    def embedding_of(self, arrays: Mapping[str, Array], size: tuple[int, int]) -> Embedding:
+    def embedding_of(self, arrays: Mapping[str, Numbers], size: tuple[int, int]) -> Embedding:
         """Return the embedding of stored arrays, for an image of (H, W) pixels."""
         coarse, *fine = (self._ready(torch.from_numpy(arrays[name])[None]) for name in ("coarse", "fine0", "fine1"))
         return Embedding(coarse, tuple(fine), size)
@@ -148,8 +147,8 @@ class Sam:
     def predict(
         self,
         embedding: Embedding,
-        points: Array,
-        boxes: Array | None = None,
+        points: Numbers,
+        boxes: Numbers | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:

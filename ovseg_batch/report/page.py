@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -60,21 +61,26 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
         stages=[_stage(stage) for stage in found.stages],
         settings=_settings(results),
         charts=_charts(results, found),
-        labels=[
-            {
-                "name": name,
-                "colour": colours[k],
-                "masks": f"{found.label_masks[name]:,}",
-                "images": f"{found.label_images[name]:,}",
-                "share": f"{found.label_pixels[name] / max(found.pixels, 1):.2%}",
-            }
-            for k, name in enumerate(results.labels)
-        ],
+        labels=_labels(results.labels, colours, found),
         failures=_failures(found),
         edited=results.edits is not None,
         gallery_note=GALLERY_NOTE.format(found.images, layout["entries"]) if left_out > 0 else "",
     )
     write_text(output / REPORT_PAGE, page)
+
+
+def _labels(names: Sequence[str], colours: Sequence[str], found: Gathered) -> list[dict[str, str]]:
+    """Return the rows of the table of labels."""
+    return [
+        {
+            "name": name,
+            "colour": colour,
+            "masks": f"{found.label_masks[name]:,}",
+            "images": f"{found.label_images[name]:,}",
+            "share": f"{found.label_pixels[name] / max(found.pixels, 1):.2%}",
+        }
+        for name, colour in zip(names, colours, strict=True)
+    ]
 
 
 def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:

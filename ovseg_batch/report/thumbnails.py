@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +17,7 @@ from ovseg_batch.io.images import read_row
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.types import FinishedImage, ImageRow
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Pixels
 
 KINDS = ("images", "masks", "edited")  # kinds of thumbnails, with a folder each
 DATA = "data"  # folder of the gallery's data, which every report rewrites
@@ -81,7 +79,7 @@ class Album:
                 return False
         return True
 
-    def _write(self, path: Path, pixels: Array) -> None:
+    def _write(self, path: Path, pixels: Pixels) -> None:
         self._save(path, Image.fromarray(pixels))
 
     def _save(self, path: Path, picture: Image.Image) -> None:
@@ -89,10 +87,10 @@ class Album:
             picture.save(file, "WEBP", quality=QUALITY, method=2)
 
 
-def _small(image: Array) -> Array:
+def _small(image: Pixels) -> Pixels:
     height, width = image.shape[:2]
     scale = SIDE / max(height, width)
     if scale >= 1:
         return image
     shape = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(image, shape, interpolation=cv2.INTER_AREA), np.uint8)

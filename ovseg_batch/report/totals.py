@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ovseg_batch.methods.confidence import STEPS, ImageConfidence, step_of
 from ovseg_batch.types import FinishedImage
+from ovseg_batch.types.arrays import Floats, Indices
 from ovseg_batch.workdir.progress import StageStatus, stage_status
 from ovseg_batch.workdir.results import Results, failed_rows
-
-Array = np.ndarray[Any, Any]
 
 MOST_UNSURE = 10  # images with at least so many unsure masks share a bin
 AREA_BINS = 12  # logarithmic bins of a mask's share of its image; each is half of the next
@@ -32,7 +30,7 @@ class Gathered:
         codes: number of failures per code.
     """
 
-    doubt: Array
+    doubt: Floats
     stages: list[StageStatus]
     masks: int = 0
     empty: int = 0  # images without a mask
@@ -40,9 +38,9 @@ class Gathered:
     label_images: Counter[str] = field(default_factory=Counter)
     label_pixels: Counter[str] = field(default_factory=Counter)
     pixels: int = 0
-    areas: Array = field(default_factory=lambda: np.zeros(AREA_BINS, np.int64))
-    sure: Array = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))
-    unsure: Array = field(default_factory=lambda: np.zeros(MOST_UNSURE + 1, np.int64))
+    areas: Indices = field(default_factory=lambda: np.zeros(AREA_BINS, np.int64))
+    sure: Indices = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))
+    unsure: Indices = field(default_factory=lambda: np.zeros(MOST_UNSURE + 1, np.int64))
     codes: Counter[str] = field(default_factory=Counter)
     failures: dict[int, tuple[str, str, str]] = field(default_factory=dict)  # row → stage, code, message
 
@@ -89,7 +87,7 @@ def _count(found: Gathered, image: FinishedImage) -> None:
     found.label_images.update({one.category for one in masks})
 
 
-def worth_showing(found: Gathered, limit: int) -> Array:
+def worth_showing(found: Gathered, limit: int) -> Indices:
     """Return the rows of the gallery, ascending: failures, then half least certain images, half an even sample.
 
     Args:

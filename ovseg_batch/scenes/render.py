@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 
 from ovseg_batch.scenes.textures import TEXTURES, noise
 from ovseg_batch.scenes.things import THINGS, Sprite, draw
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Indices, Pixels
 
 STUFF = tuple(TEXTURES)
 THING_NAMES = tuple(THINGS)
@@ -65,9 +63,9 @@ class Scene:
     """
 
     seed: int
-    image: Array
-    classes: Array
-    instances: Array
+    image: Pixels
+    classes: Pixels
+    instances: Pixels
     things: tuple[Thing, ...]
 
 
@@ -80,8 +78,8 @@ class Cutout:
         colour: (H, W, 3) float32 in [0, 255], their colour on black, without grain.
     """
 
-    alpha: Array
-    colour: Array
+    alpha: Floats
+    colour: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +106,8 @@ def render(seed: int, without: Collection[int] = ()) -> Scene:
             covered = opacity > 0.5
             classes[covered] = CLASSES.index(thing.name)
             instances[covered] = number
-    image = _finish(image, np.random.default_rng([seed, 3]))
-    return Scene(seed, image, classes, instances, _visible(placed, instances))
+    pixels = _finish(image, np.random.default_rng([seed, 3]))
+    return Scene(seed, pixels, classes, instances, _visible(placed, instances))
 
 
 def cut_out(seed: int, numbers: Collection[int]) -> Cutout:
@@ -130,11 +128,11 @@ def cut_out(seed: int, numbers: Collection[int]) -> Cutout:
     light, hue, sigma = _light(classes.shape, rng)
     parts = [alpha, colour * light * hue]
     if sigma > 0.3:
-        parts = [cv2.GaussianBlur(part, (0, 0), sigma) for part in parts]
+        parts = [np.asarray(cv2.GaussianBlur(part, (0, 0), sigma), np.float32) for part in parts]
     return Cutout(*parts)
 
 
-def _prepare(seed: int) -> tuple[Array, Array, list[_Placed]]:
+def _prepare(seed: int) -> tuple[Floats, Pixels, list[_Placed]]:
     """Return the stuff of a scene, (H, W, 3) float32 and (H, W) uint8, and its things from back to front."""
     layout = np.random.default_rng([seed, 0])
     h, w = (int(v) for v in layout.integers(192, 257, 2))
@@ -148,7 +146,7 @@ def _prepare(seed: int) -> tuple[Array, Array, list[_Placed]]:
     return image, classes, [_place(seed, n, classes, layout) for n in range(1, _count(layout) + 1)]
 
 
-def _regions(h: int, w: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
+def _regions(h: int, w: int, rng: np.random.Generator) -> tuple[Indices, list[str]]:
     """Return the region of each pixel, separated by wavy lines, and the stuff of each region."""
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.5, 0.3]))
     names = [STUFF[k] for k in rng.permutation(len(STUFF))[:count]]
@@ -171,7 +169,7 @@ def _count(rng: np.random.Generator) -> int:
     return int(rng.choice(7, p=[0.08, 0.16, 0.2, 0.2, 0.16, 0.12, 0.08]))
 
 
-def _place(seed: int, number: int, classes: Array, layout: np.random.Generator) -> _Placed:
+def _place(seed: int, number: int, classes: Pixels, layout: np.random.Generator) -> _Placed:
     rng = np.random.default_rng([seed, 2, number])
     h, w = classes.shape
     name = THING_NAMES[int(rng.integers(len(THING_NAMES)))]
@@ -195,7 +193,7 @@ def _window(left: int, top: int, size: int, h: int, w: int) -> tuple[tuple[slice
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def _masks_of(thing: _Placed, h: int, w: int) -> tuple[Array, Array]:
+def _masks_of(thing: _Placed, h: int, w: int) -> tuple[Floats, Floats]:
     """Return the darkness of a thing's shadow and its opacity, (H, W) float32 each, in [0, 1]."""
     alpha = thing.sprite.alpha
     size = alpha.shape[0]
@@ -208,14 +206,14 @@ def _masks_of(thing: _Placed, h: int, w: int) -> tuple[Array, Array]:
     return shadow, opacity
 
 
-def _paste(thing: _Placed, shadow: Array, opacity: Array, image: Array) -> None:
+def _paste(thing: _Placed, shadow: Floats, opacity: Floats, image: Floats) -> None:
     image *= (1 - SHADOW * shadow)[..., None]
     on_image, on_sprite = _window(thing.left, thing.top, thing.sprite.alpha.shape[0], *opacity.shape)
     share = opacity[on_image][..., None]
     image[on_image] = image[on_image] * (1 - share) + thing.sprite.rgb[on_sprite] * share
 
 
-def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Array, float]:
+def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Floats, Floats, float]:
     """Return factors of the pixels, (H, W, 1) and (3,) float32, and the standard deviation of the blur."""
     h, w = shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
@@ -225,18 +223,18 @@ def _light(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Arr
     return light[..., None].astype(np.float32), hue, float(rng.uniform(0, 0.9))
 
 
-def _finish(image: Array, rng: np.random.Generator) -> Array:
+def _finish(image: Floats, rng: np.random.Generator) -> Pixels:
     """Apply light, hue, blur and grain to the whole scene."""
     light, hue, sigma = _light(image.shape, rng)
     image = image * light * hue
     if sigma > 0.3:
-        image = cv2.GaussianBlur(image, (0, 0), sigma)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
     image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 6))
-    pixels: Array = np.clip(image, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(image, 0, 255).astype(np.uint8)
     return pixels
 
 
-def _visible(placed: list[_Placed], instances: Array) -> tuple[Thing, ...]:
+def _visible(placed: list[_Placed], instances: Pixels) -> tuple[Thing, ...]:
     things = []
     for number, thing in enumerate(placed, start=1):
         mask = (instances == number).astype(np.uint8)

@@ -6,30 +6,29 @@ Every texture maps (height, width, rng) to (height, width, 3) float32 RGB in [0,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Texture = Callable[[int, int, np.random.Generator], Array]
+from ovseg_batch.types.arrays import Floats, Numbers
+
+Texture = Callable[[int, int, np.random.Generator], Floats]
 
 
-def noise(h: int, w: int, cell: float, rng: np.random.Generator, stretch: tuple[float, float] = (1, 1)) -> Array:
+def noise(h: int, w: int, cell: float, rng: np.random.Generator, stretch: tuple[float, float] = (1, 1)) -> Floats:
     """Return smooth noise (h, w) in about [-1, 1] with blobs of `cell` pixels, stretched by (vertical, horizontal)."""
     gh = max(2, round(h / (cell * stretch[0])) + 2)
     gw = max(2, round(w / (cell * stretch[1])) + 2)
     grid = rng.uniform(-1, 1, (gh, gw)).astype(np.float32)
-    return cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _shade(colour: tuple[float, float, float], value: Array, strength: float) -> Array:
+def _shade(colour: tuple[float, float, float], value: Floats, strength: float) -> Floats:
     return np.asarray(colour, np.float32) * (1 + strength * value[..., None])
 
 
-def _mix(low: Array, high: Array, share: Array) -> Array:
-    mixed: Array = low + (high - low) * share[..., None]
-    return mixed
+def _mix(low: Floats, high: Floats, share: Numbers) -> Floats:
+    return np.asarray(low + (high - low) * share[..., None], np.float32)
 
 
 def _jitter(colour: tuple[int, int, int], rng: np.random.Generator, by: float = 0.12) -> tuple[float, float, float]:
@@ -37,7 +36,7 @@ def _jitter(colour: tuple[int, int, int], rng: np.random.Generator, by: float = 
     return float(r), float(g), float(b)
 
 
-def sky(h: int, w: int, rng: np.random.Generator) -> Array:
+def sky(h: int, w: int, rng: np.random.Generator) -> Floats:
     top = np.asarray(_jitter((50, 115, 205), rng), np.float32)
     horizon = np.asarray(_jitter((165, 205, 240), rng, 0.06), np.float32)
     ramp = np.linspace(0, 1, h, dtype=np.float32)[:, None, None] ** rng.uniform(0.7, 1.5)
@@ -47,14 +46,14 @@ def sky(h: int, w: int, rng: np.random.Generator) -> Array:
     return _mix(blue, np.full((h, w, 3), 250, np.float32), share)
 
 
-def grass(h: int, w: int, rng: np.random.Generator) -> Array:
+def grass(h: int, w: int, rng: np.random.Generator) -> Floats:
     blades = noise(h, w, 2.2, rng, (6, 1)) + 0.6 * noise(h, w, 4, rng, (4, 1)) + 0.3 * noise(h, w, 30, rng)
     low = np.asarray(_jitter((40, 100, 22), rng), np.float32)
     high = np.asarray(_jitter((112, 178, 58), rng), np.float32)
     return _mix(low, high, np.clip(blades * 0.45 + 0.5, 0, 1))
 
 
-def water(h: int, w: int, rng: np.random.Generator) -> Array:
+def water(h: int, w: int, rng: np.random.Generator) -> Floats:
     ys = np.arange(h, dtype=np.float32)[:, None]
     period = rng.uniform(9, 18)
     bend = period * (0.9 * noise(h, w, 28, rng) + 0.5 * noise(h, w, 12, rng))
@@ -64,12 +63,12 @@ def water(h: int, w: int, rng: np.random.Generator) -> Array:
     return _mix(low, high, np.clip(wave * 0.5 + 0.5, 0, 1) ** 2.2)
 
 
-def sand(h: int, w: int, rng: np.random.Generator) -> Array:
+def sand(h: int, w: int, rng: np.random.Generator) -> Floats:
     grain = 0.5 * noise(h, w, 2, rng) + 0.45 * noise(h, w, 7, rng) + 0.3 * noise(h, w, 26, rng)
     return _shade(_jitter((208, 174, 112), rng, 0.08), grain, 0.17)
 
 
-def road(h: int, w: int, rng: np.random.Generator) -> Array:
+def road(h: int, w: int, rng: np.random.Generator) -> Floats:
     surface = _shade(_jitter((84, 82, 86), rng, 0.15), 0.7 * noise(h, w, 1.6, rng) + 0.4 * noise(h, w, 9, rng), 0.14)
     angle = rng.uniform(-0.35, 0.35)
     ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
@@ -83,13 +82,13 @@ def road(h: int, w: int, rng: np.random.Generator) -> Array:
     return surface
 
 
-def snow(h: int, w: int, rng: np.random.Generator) -> Array:
+def snow(h: int, w: int, rng: np.random.Generator) -> Floats:
     drift = 0.6 * noise(h, w, 34, rng) + 0.35 * noise(h, w, 11, rng) + 0.15 * noise(h, w, 2, rng)
     low = np.asarray(_jitter((200, 205, 222), rng, 0.04), np.float32)
     return _mix(low, np.asarray((248, 249, 253), np.float32), np.clip(drift * 0.6 + 0.55, 0, 1))
 
 
-def brick(h: int, w: int, rng: np.random.Generator) -> Array:
+def brick(h: int, w: int, rng: np.random.Generator) -> Floats:
     bh, bw = rng.uniform(9, 15), rng.uniform(22, 34)
     ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
     row = np.floor(ys / bh)
@@ -103,7 +102,7 @@ def brick(h: int, w: int, rng: np.random.Generator) -> Array:
     return wall
 
 
-def wood(h: int, w: int, rng: np.random.Generator) -> Array:
+def wood(h: int, w: int, rng: np.random.Generator) -> Floats:
     upright = bool(rng.random() < 0.4)
     height, width = (w, h) if upright else (h, w)
     plank = rng.uniform(18, 34)

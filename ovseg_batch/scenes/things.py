@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray
+
 Colour = tuple[int, int, int]
 
 CANVAS = 224  # side in pixels of the square on which a sprite is drawn before it is scaled down
@@ -64,10 +64,10 @@ class Pen:
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """A drawn thing. `rgb` (S, S, 3) uint8, `alpha` (S, S) uint8 with hard edges, `colour` its colour word."""
+    """A drawn thing: `rgb` (S, S, 3) float32 in [0, 255], `alpha` (S, S) float32 in [0, 1], and its colour word."""
 
-    rgb: Array
-    alpha: Array
+    rgb: AnyArray
+    alpha: AnyArray
     colour: str
 
 
@@ -356,6 +356,6 @@ def draw(name: str, radius: float, degrees: float, rng: np.random.Generator) -> 
     method = cv2.INTER_AREA if size < CANVAS else cv2.INTER_LINEAR
     # Colours are premultiplied before scaling. Otherwise the black around a sprite would change its edge.
     weight = alpha.astype(np.float32) / 255
-    small_weight = cv2.resize(weight, (size, size), interpolation=method)
+    small_weight = np.asarray(cv2.resize(weight, (size, size), interpolation=method), np.float32)
     small = cv2.resize(rgb.astype(np.float32) * weight[..., None], (size, size), interpolation=method)
     return Sprite(small / np.maximum(small_weight, 1e-3)[..., None], small_weight, colour)

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -20,11 +20,10 @@ from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble
 from ovseg_batch.types import Annotation
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Mask, Numbers, SegmentMap
 
 #: (H, W) int32 owner of each pixel, segments → the segments, some with another class
-Relabel = Callable[[Array, list[Segment]], list[Segment]]
+Relabel = Callable[[SegmentMap, list[Segment]], list[Segment]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,9 @@ class DenseMap:
         presence: sure pixels of each class. None: every class counts as present.
     """
 
-    labels: Array
-    confidence: Array
-    margin: Array
+    labels: ClassMap
+    confidence: Numbers
+    margin: Numbers
     probabilities: Callable[[Box, tuple[int, int]], Tensor]
     ignore: tuple[int, ...]
     presence: Presence | None
@@ -62,7 +61,7 @@ class Answer:
 
     size: tuple[int, int]
     candidates: Sequence[MaskCandidate]
-    mask_of: Callable[[int], Array]
+    mask_of: Callable[[int], Mask]
     dense: DenseMap | None = None
     with_sam: bool = True
 
@@ -97,19 +96,8 @@ def annotate(
         painting: how pixels are assigned.
         relabel: changes the classes of segments before they become annotations.
     """
-    dense = answer.dense
     overlapping = painting.paint == "overlapping"
-    labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
-    owner, segments = assemble(
-        labels,
-        answer.candidates,
-        answer.mask_of,
-        painting.min_area,
-        painting.dense_min_area,
-        painting.by_score,
-        None if dense is None else dense.presence,
-        covered=overlapping,
-    )
+    owner, segments = _painted(answer, painting)
     if relabel is not None:
         segments = relabel(owner, segments)
     if painting.joined:
@@ -119,12 +107,7 @@ def annotate(
     outlines = rle.encode_regions(owner)
     if overlapping:
         outlines = {one.index: _whole(one, outlines.get(one.index), answer) for one in segments}
-    if dense is None:
-        measured = _of_candidates(segments)
-    elif overlapping:
-        measured = [_of_whole(one, outlines[one.index], answer.size, dense) for one in segments]
-    else:
-        measured = _of_dense(owner, segments, dense)
+    measured = _measure(owner, segments, outlines, answer, overlapping)
     return [
         make_annotation(
             outlines[segment.index],
@@ -142,6 +125,22 @@ def annotate(
     ]
 
 
+def _painted(answer: Answer, painting: Painting) -> tuple[SegmentMap, list[Segment]]:
+    """Return the segment of each pixel, and the segments, as `assemble` does."""
+    dense = answer.dense
+    labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
+    return assemble(
+        labels,
+        answer.candidates,
+        answer.mask_of,
+        painting.min_area,
+        painting.dense_min_area,
+        painting.by_score,
+        None if dense is None else dense.presence,
+        covered=painting.paint == "overlapping",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """The measured values of a segment for its annotation."""
@@ -152,13 +151,24 @@ class _Measured:
     clear: float = 1.0
 
 
+def _measure(
+    owner: SegmentMap, segments: Sequence[Segment], outlines: Mapping[int, bytes], answer: Answer, overlapping: bool
+) -> list[_Measured]:
+    """Return the measured values of segments, from all of their pixels (`outlines`) where masks may overlap."""
+    if answer.dense is None:
+        return _of_candidates(segments)
+    if overlapping:
+        return [_of_whole(one, outlines[one.index], answer.size, answer.dense) for one in segments]
+    return _of_dense(owner, segments, answer.dense)
+
+
 def _of_candidates(segments: Sequence[Segment]) -> list[_Measured]:
     """Return the measured values of segments without a dense map."""
     drawn = [segment.candidate for segment in segments if segment.candidate is not None]
     return [_Measured(one.score, None, one.margin) for one in drawn]
 
 
-def _of_dense(owner: Array, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
+def _of_dense(owner: SegmentMap, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
     """Return the measured values of segments from their pixels in the dense map.
 
     The score is the mean probability of the class over the pixels that carry it, times the predicted IoU.
@@ -189,7 +199,7 @@ def _of_whole(segment: Segment, counts: bytes, size: tuple[int, int], dense: Den
     return measured
 
 
-def _sums(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array, Array, Array, Array]:
+def _sums(owner: SegmentMap, dense: DenseMap, label_of: ClassMap) -> tuple[Indices, Indices, Doubles, Doubles, Doubles]:
     """Sum the dense map over each segment.
 
     Returns:
@@ -200,8 +210,8 @@ def _sums(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array,
     segment = owner.ravel()[runs.starts]
     agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
 
-    def per_segment(of_runs: Array) -> Array:
-        return np.bincount(segment, weights=of_runs, minlength=len(label_of))
+    def per_segment(of_runs: AnyArray) -> Doubles:
+        return np.asarray(np.bincount(segment, weights=of_runs, minlength=len(label_of)), np.float64)
 
     area, agreeing = per_segment(runs.lengths), per_segment(runs.lengths * agrees)
     probability, lead = per_segment(runs.sums(dense.confidence) * agrees), per_segment(runs.sums(dense.margin))
@@ -209,7 +219,7 @@ def _sums(owner: Array, dense: DenseMap, label_of: Array) -> tuple[Array, Array,
     return area.astype(np.int64), agreeing.astype(np.int64), probability, lead, clear
 
 
-def _joined(owner: Array, segments: Sequence[Segment]) -> tuple[Array, list[Segment]]:
+def _joined(owner: SegmentMap, segments: Sequence[Segment]) -> tuple[SegmentMap, list[Segment]]:
     """Join the segments of each class. The first candidate of a class becomes that of the joined segment."""
     joined: dict[int, Segment] = {}
     index_of = np.zeros(len(segments) + 1, np.int32)

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ovseg_batch.errors import FailureCode, UsageError, nearest
 from ovseg_batch.io.limits import Limits
@@ -20,8 +18,7 @@ from ovseg_batch.io.remote import Remote
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.types import ImageRow, RowResult
-
-Numbers = NDArray[np.floating[Any]]
+from ovseg_batch.types.arrays import AnyArray, Numbers
 
 Shape = tuple[int | None, ...]
 ModelKind = Literal["clip", "sam", "inpaint"]  # the section of the settings that names a model
@@ -165,7 +162,7 @@ def read_limits(run: RunConfig) -> Limits:
 def done(
     row: ImageRow,
     values: dict[str, Any],
-    arrays: Mapping[str, NDArray[Any]] | None = None,
+    arrays: Mapping[str, AnyArray] | None = None,
     files: dict[str, bytes] | None = None,
 ) -> RowResult:
     """The result of an image, from the content of its file that `row` states."""

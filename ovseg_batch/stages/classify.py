@@ -7,7 +7,6 @@ No image is read: suppression, denoising, temperature, size penalty, thresholds,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -31,8 +30,7 @@ from ovseg_batch.stages.base import Stage, Upstream, done, failed, ready
 from ovseg_batch.stages.plans import ClassifyPlan
 from ovseg_batch.stages.text import text_features
 from ovseg_batch.types import Annotation, ImageRow, Proposal, RowResult
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Numbers
 
 
 class ClassifyStage(ClassifyPlan, Stage):
@@ -41,10 +39,10 @@ class ClassifyStage(ClassifyPlan, Stage):
     def setup(self, device: str) -> None:
         clip = DenseClip.load(self._spec, resolve_device(device), "fp32")
 
-        def features(texts: Sequence[str]) -> Array:
+        def features(texts: Sequence[str]) -> Floats:
             if not texts:
                 return np.zeros((0, 1), np.float32)
-            found: Array = text_features(clip, self._spec, texts, self._templates).numpy()
+            found: Floats = text_features(clip, self._spec, texts, self._templates).numpy()
             return found
 
         self._words = features(self._vocabulary.queries)
@@ -73,12 +71,12 @@ class ClassifyStage(ClassifyPlan, Stage):
             annotations = self._annotations(row, features, [values["proposals"][k] for k in kept], size)
         return done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 
-    def _scores(self, row: ImageRow, features: Array, proposals: Sequence[Proposal], pixels: int) -> Array:
+    def _scores(self, row: ImageRow, features: Floats, proposals: Sequence[Proposal], pixels: int) -> Numbers:
         """Return the score of each mask for each class: (M, C) in [0, 1]."""
         settings, vocabulary = self._settings, self._vocabulary
         weights = settings.weights if len(features) > 1 else (1.0,)
 
-        def likeness(words: Array) -> Array:
+        def likeness(words: Floats) -> Numbers:
             return np.tensordot(np.array(weights), features @ words.T, axes=1)
 
         of_query = likeness(self._words)
@@ -98,11 +96,11 @@ class ClassifyStage(ClassifyPlan, Stage):
             return np.zeros_like(alike)
         share = np.array([proposal.area for proposal in proposals]) / pixels
         penalty = size_penalty(share) if settings.size_penalty else np.ones(len(share))
-        believed: Array = probabilities(alike, kept, settings.temperature) * penalty[:, None]
+        believed: Numbers = probabilities(alike, kept, settings.temperature) * penalty[:, None]
         return believed
 
     def _annotations(
-        self, row: ImageRow, features: Array, proposals: Sequence[Proposal], size: tuple[int, int]
+        self, row: ImageRow, features: Floats, proposals: Sequence[Proposal], size: tuple[int, int]
     ) -> list[Annotation]:
         settings, vocabulary = self._settings, self._vocabulary
         believed = self._scores(row, features, proposals, size[0] * size[1])
@@ -129,7 +127,7 @@ class ClassifyStage(ClassifyPlan, Stage):
         least_area = max(1, round(settings.min_area * size[0] * size[1]))
         return annotate(answer, vocabulary, Painting(least_area, by_score=True, paint=self._paint))
 
-    def _choose(self, label: int, passed: Sequence[int], score: Array, inside: Array) -> Choice:
+    def _choose(self, label: int, passed: Sequence[int], score: Numbers, inside: Numbers) -> Choice:
         top_k = self._settings.top_k
         if top_k == "all":
             return Choice(list(passed), "every mask above the threshold")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -39,8 +38,7 @@ from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Halves, Indices, Pixels
 
 DRAFT = 2  # least ratio of a reduced JPEG's longer side to that of the resized image
 
@@ -55,9 +53,9 @@ class _Pending:
     row: ImageRow
     size: tuple[int, int]  # original height, width
     resized: tuple[int, int]
-    boxes: Array
-    windows: list[Array]
-    kept: list[Array | RowError | None]
+    boxes: Indices
+    windows: list[Pixels]
+    kept: list[Halves | RowError | None]
     correlation: list[Tensor]
     regions: list[Tensor]
 
@@ -114,11 +112,11 @@ class DenseStage(DensePlan, Stage):
             self._see(jobs)
         yield from _finished(waiting, "features" if self._features else "logits")
 
-    def _cut(self, row: ImageRow, image: Array, size: tuple[int, int]) -> _Pending:
+    def _cut(self, row: ImageRow, image: Pixels, size: tuple[int, int]) -> _Pending:
         """Cut the windows of an image of (H, W) `size`, which may have been decoded smaller."""
         resized = self._resized(*size)
         if resized != image.shape[:2]:
-            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+            image = np.asarray(cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
         boxes = window_boxes(*resized, self._window, self._stride)
         windows = [image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes]
         return _Pending(row, size, resized, boxes, windows, [None] * len(windows), [], [])
@@ -132,7 +130,8 @@ class DenseStage(DensePlan, Stage):
         masks = (rle.decode(proposal.rle, *pending.size) for proposal in largest_first)
         regions = paint_regions(masks, pending.size)
         if pending.resized != pending.size:
-            regions = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)
+            small = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)
+            regions = np.asarray(small, np.int32)
         for y0, x0, y1, x1 in pending.boxes.tolist():
             grid = ((y1 - y0) // self._clip.patch, (x1 - x0) // self._clip.patch)
             seen = resampled(features, (x0, y0, x1, y1), pending.resized, grid)
@@ -140,12 +139,12 @@ class DenseStage(DensePlan, Stage):
             pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
 
     def _see(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
-        seen: list[Array | RowError] = split_on_failure(self._seen, jobs, self._batch)
+        seen: list[Halves | RowError] = split_on_failure(self._seen, jobs, self._batch)
         for (pending, index), kept in zip(jobs, seen, strict=True):
             pending.kept[index] = kept
 
     @torch.inference_mode()
-    def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Array]:
+    def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Halves]:
         """Compute the stored arrays of each window."""
         windows = np.stack([pending.windows[index] for pending, index in jobs])
         batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
@@ -172,7 +171,7 @@ class DenseStage(DensePlan, Stage):
             cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
         return self._kept(cosine)
 
-    def _kept(self, cosine: Tensor) -> list[Array]:
+    def _kept(self, cosine: Tensor) -> list[Halves]:
         """Return the channels of each window as they are stored."""
         if self._pools:
             queries = self._words.vocabulary.background_queries

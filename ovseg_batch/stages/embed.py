@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +25,7 @@ from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, 
 from ovseg_batch.stages.plans import EmbedPlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
-
-Array = np.ndarray[Any, Any]
-
+from ovseg_batch.types.arrays import Mask, Numbers, Pixels
 
 MASKS = 4096  # mask tokens of one forward
 
@@ -64,7 +61,7 @@ class EmbedStage(EmbedPlan, Stage):
             yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
 
     @torch.inference_mode()
-    def _one(self, row: ImageRow, proposals: Sequence[Proposal], images: Sequence[Array]) -> list[RowResult]:
+    def _one(self, row: ImageRow, proposals: Sequence[Proposal], images: Sequence[Pixels]) -> list[RowResult]:
         [image] = images
         if not proposals:
             return [done(row, {"masks": 0, "forwards": 0})]
@@ -77,35 +74,35 @@ class EmbedStage(EmbedPlan, Stage):
         values = {"masks": len(proposals), "forwards": forwards}
         return [done(row, values, {"features": features.astype(np.float16)})]
 
-    def _by_tokens(self, tokens: MaskTokens, image: Array, masks: Iterable[Array]) -> Array:
+    def _by_tokens(self, tokens: MaskTokens, image: Pixels, masks: Iterable[Mask]) -> Numbers:
         side = self._clip.image_size
         small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         batch = self._clip.normalise(torch.from_numpy(small)[None].to(self._device))
         grid = (side // self._clip.patch, side // self._clip.patch)
         touched = torch.cat([touched_patches(torch.from_numpy(mask)[None], grid) for mask in masks])
 
-        def encode(masks: slice) -> Array:  # a mask's token sees the picture's patches and no other mask's token
+        def encode(masks: slice) -> Numbers:  # a mask's token sees the picture's patches and no other mask's token
             features = self._clip.mask_features(tokens, batch, touched[None, masks].to(self._device))
             return features.cpu().numpy()
 
         return np.concatenate(self._masks.run(len(touched), encode), axis=1)
 
-    def _by_crops(self, image: Array, masks: Iterable[Array]) -> Array:
+    def _by_crops(self, image: Pixels, masks: Iterable[Mask]) -> Numbers:
         settings, patch = self._settings, self._clip.patch
         sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
-        pictures: list[list[Array]] = [[] for _ in sides]
+        pictures: list[list[Pixels]] = [[] for _ in sides]
         for mask in masks:  # one at a time, because a crop may be as large as the image
             crop = isolated_crop(image, mask, self._clip.mean_colour, settings.outside)
             for side, of_side in zip(sides, pictures, strict=True):
                 of_side.append(resized_crop(crop, side))
         return np.stack([self._encoded(of_side) for of_side in pictures])
 
-    def _encoded(self, pictures: Sequence[Array]) -> Array:
+    def _encoded(self, pictures: Sequence[Pixels]) -> Numbers:
         """(M, D) of pictures of one size."""
 
-        def encode(batch: slice) -> Array:
+        def encode(batch: slice) -> Numbers:
             pixels = torch.from_numpy(np.stack(pictures[batch])).to(self._device)
-            features: Array = self._clip.image_features(self._clip.normalise(pixels)).cpu().numpy()
+            features: Numbers = self._clip.image_features(self._clip.normalise(pixels)).cpu().numpy()
             return features
 
         return np.concatenate(self._batch.run(len(pictures), encode))

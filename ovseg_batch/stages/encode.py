@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.ahead import decode_ahead
@@ -15,8 +12,6 @@ from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import EncodePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult
-
-Array = np.ndarray[Any, Any]
 
 
 class EncodeStage(EncodePlan, Stage):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +23,13 @@ from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import FEATURE_SIDE, ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Halves, Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     proposals: list[Proposal]
-    arrays: dict[str, Array]
+    arrays: dict[str, Halves]
 
 
 class ProposeStage(ProposePlan, Stage):
@@ -55,7 +53,7 @@ class ProposeStage(ProposePlan, Stage):
             yield done(row, {**size, "proposals": found.proposals}, found.arrays)
 
     @torch.inference_mode()
-    def _propose(self, image: Array) -> _Found:
+    def _propose(self, image: Pixels) -> _Found:
         settings = self._settings
         [embedding] = self._sam.embed([image])
         points = point_grid(settings.points_per_side, embedding.size)
@@ -85,7 +83,7 @@ class ProposeStage(ProposePlan, Stage):
         return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
 
 
-def _pooled(features: torch.Tensor) -> Array:
+def _pooled(features: torch.Tensor) -> Halves:
     """(1, C, h, w) → (C, ≤ 32, ≤ 32) fp16."""
     height, width = (min(side, FEATURE_SIDE) for side in features.shape[-2:])
     return F.adaptive_avg_pool2d(features.float(), (height, width))[0].half().cpu().numpy()

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.tables import RESULT_COLUMNS
-from ovseg_batch.stages.base import ARRAYS, Numbers, Shape
+from ovseg_batch.stages.base import ARRAYS, Shape
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.types.arrays import AnyArray, Numbers
 from ovseg_batch.workdir.committed import checked, read_lines
 from ovseg_batch.workdir.store import FILES, StageStore
 
@@ -57,7 +56,7 @@ class CommittedShard:
             ) from None
         return array
 
-    def arrays(self, row: int) -> dict[str, NDArray[Any]]:
+    def arrays(self, row: int) -> dict[str, AnyArray]:
         """Return every array kept for the row, by name, unchecked."""
         return self._arrays.read_all(row) if self._arrays is not None else {}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +26,7 @@ from ovseg_batch.stages.edit.plan import InpaintParameters
 from ovseg_batch.stages.edit.source import EditSource
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels, Floats, Mask, Numbers, Pixels
 
 BEHIND = "background"  # the prompt of `remove` where the settings have none
 AHEAD = 4  # batches by which images may overtake one with many masks; finished images wait for it in memory
@@ -44,7 +42,7 @@ class EditState:
 
     row: ImageRow
     source: EditSource
-    pixels: Array
+    pixels: DeepPixels
     todo: list[tuple[str, list[bytes]]]
     number: int
     prompts: list[str] = field(default_factory=list)
@@ -67,9 +65,9 @@ class _Task:
 
     state: EditState
     frame: Frame
-    square: Array
-    region: Array
-    known: Array
+    square: DeepPixels
+    region: Mask
+    known: Mask
     request: Request
 
 
@@ -143,7 +141,7 @@ class GeneratedEdits:
         hidden = region
         if edit.mode == "remove" and state.todo:  # masks that will also be removed must not serve as context
             hidden = region | region_of([one for _, group in state.todo for one in group], shape, edit)
-        square, region, hidden = (frame.cut(part) for part in (state.pixels, region, hidden))
+        square, region, hidden = frame.cut(state.pixels), frame.cut(region), frame.cut(hidden)
         state.prompts.append(prompt)
         seed = state.row.extra.get("seed")
         request = Request(
@@ -164,7 +162,7 @@ class GeneratedEdits:
             return words or BEHIND
         raise RowError(FailureCode.NO_EDIT, f"{edit.mode} has no prompt for {label or 'it'}: neither row nor settings")
 
-    def _resized(self, square: Array) -> Array:
+    def _resized(self, square: DeepPixels) -> Pixels:
         eight = square if square.dtype == np.uint8 else (square >> 8).astype(np.uint8)
         how = cv2.INTER_AREA if square.shape[0] > self._size else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(eight, (self._size, self._size), interpolation=how))
@@ -181,17 +179,18 @@ class GeneratedEdits:
             else:
                 self._blend_in(task, painted)
 
-    def _generate(self, tasks: Sequence[_Task]) -> list[Array | None]:
+    def _generate(self, tasks: Sequence[_Task]) -> list[Floats | None]:
         """Return what the generator paints. Batches are filled up, so that all squares run through the same kernels."""
         parameters, requests = self._parameters, [task.request for task in tasks]
         filled = requests + requests[-1:] * (self._batch.items - len(requests))
         painted = self._inpainter.paint(filled, parameters.steps, parameters.guidance, parameters.strength)
         return painted[: len(requests)]
 
-    def _blend_in(self, task: _Task, painted: Array) -> None:
+    def _blend_in(self, task: _Task, painted: Floats) -> None:
         side = task.frame.side
         how = cv2.INTER_AREA if side < self._size else cv2.INTER_CUBIC
-        large = cv2.resize(painted, (side, side), interpolation=how) * np.iinfo(task.square.dtype).max
+        top = np.iinfo(task.square.dtype).max
+        large: Numbers = np.asarray(cv2.resize(painted, (side, side), interpolation=how), np.float32) * top
         if self._edit.mode == "remove":
             large = seamless(task.square, large, task.known)
         weight = feathered(task.region, self._edit.feather)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,12 +16,11 @@ from ovseg_batch.methods.blending import blend, feathered, frame_around, widened
 from ovseg_batch.methods.matting import band_width, soften
 from ovseg_batch.settings import EditConfig
 from ovseg_batch.settings.tree import AlphaConfig, CropConfig, FillConfig
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import DeepPixels, Mask, Pixels
 
 
 def plain_edit(
-    picture: Picture, counts: Sequence[bytes], edit: EditConfig, context: float, keeps: bool, background: Array | None
+    picture: Picture, counts: Sequence[bytes], edit: EditConfig, context: float, keeps: bool, background: Pixels | None
 ) -> tuple[Picture, bool]:
     """Edit an image in the mode of the settings. Return it, and whether the edit has an effect.
 
@@ -56,7 +54,7 @@ def plain_edit(
     return _replaced(picture, region_of(counts, (h, w), edit), edit, context, background), True
 
 
-def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig) -> Array:
+def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig) -> Mask:
     """Return the pixels that an edit may change: the masks, or the boxes around them, widened; (H, W) bool."""
     if edit.shape == "mask":
         return widened(rle.union(counts, *shape), edit.dilation)
@@ -68,30 +66,30 @@ def region_of(counts: Sequence[bytes], shape: tuple[int, int], edit: EditConfig)
     return region
 
 
-def refuse_everything(region: Array) -> None:
+def refuse_everything(region: Mask) -> None:
     """Raise RowError where a region covers the whole image, so that no context is left."""
     if region.all():
         raise RowError(FailureCode.NO_EDIT, "the dilated mask covers the whole image: no context is left")
 
 
-def _soft(picture: Picture, mask: Array, settings: AlphaConfig) -> tuple[Array, Array]:
+def _soft(picture: Picture, mask: Mask, settings: AlphaConfig) -> tuple[DeepPixels, DeepPixels]:
     band = (settings.band or band_width(*mask.shape)) if settings.soft else 0
     alpha, colours = soften(picture.pixels, mask, band)
     return alpha, colours if settings.decontaminate else picture.pixels
 
 
-def _cutout(picture: Picture, alpha: Array, colours: Array) -> Picture:
+def _cutout(picture: Picture, alpha: DeepPixels, colours: DeepPixels) -> Picture:
     if picture.alpha is not None:
         alpha = np.minimum(alpha, picture.alpha)
-    shown = cv2.bitwise_and(colours, colours, mask=(alpha > 0).view(np.uint8))
+    shown = np.asarray(cv2.bitwise_and(colours, colours, mask=(alpha > 0).view(np.uint8)), colours.dtype)
     return Picture(shown, alpha, picture.icc, picture.exif)
 
 
-def _mask(alpha: Array) -> Picture:
+def _mask(alpha: DeepPixels) -> Picture:
     return Picture(alpha if alpha.dtype == np.uint8 else (alpha >> 8).astype(np.uint8))
 
 
-def _crop(picture: Picture, mask: Array, crop: CropConfig) -> Picture:
+def _crop(picture: Picture, mask: Mask, crop: CropConfig) -> Picture:
     h, w = mask.shape
     if not mask.any():
         raise RowError(FailureCode.NO_EDIT, "the masks to drop cover the whole image: nothing is left to crop")
@@ -109,7 +107,7 @@ def _crop(picture: Picture, mask: Array, crop: CropConfig) -> Picture:
     return Picture(np.ascontiguousarray(picture.pixels[part]), alpha, picture.icc, picture.exif)
 
 
-def _replaced(picture: Picture, region: Array, edit: EditConfig, context: float, background: Array | None) -> Picture:
+def _replaced(picture: Picture, region: Mask, edit: EditConfig, context: float, background: Pixels | None) -> Picture:
     """Inpaint or fill the region, piece by piece. Other pixels stay bitwise equal."""
     if edit.mode == "erase":
         refuse_everything(region)
@@ -128,7 +126,7 @@ def _replaced(picture: Picture, region: Array, edit: EditConfig, context: float,
     return Picture(pixels, picture.alpha, picture.icc, picture.exif)
 
 
-def _filling(pixels: Array, kept: Array, fill: FillConfig, background: Array | None) -> Array:
+def _filling(pixels: DeepPixels, kept: Mask, fill: FillConfig, background: Pixels | None) -> DeepPixels:
     """Return the filling behind the kept pixels, in the size of the image."""
     above, below = (_rgb(colour) for colour in (fill.colour, fill.colour_below))
     if fill.kind == "colour":
@@ -148,7 +146,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _pieces(region: Array) -> Iterator[Array]:
+def _pieces(region: Mask) -> Iterator[Mask]:
     """Yield the connected pieces of a region, each (H, W) bool."""
     count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
     for number in range(1, count):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,8 +23,6 @@ from ovseg_batch.io.remote import shown
 from ovseg_batch.settings import EditConfig
 from ovseg_batch.settings.edit_modes import EDIT_MODES
 from ovseg_batch.types import Annotation, ImageRow, painting_order
-
-Array = np.ndarray[Any, Any]
 
 METADATA = {"keep": frozenset({"icc", "exif"}), "colour": frozenset({"icc"}), "none": frozenset[str]()}
 LOSSLESS: dict[str, Format] = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp"}  # formats that `auto` stays with

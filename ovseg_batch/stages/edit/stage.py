@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,9 +26,8 @@ from ovseg_batch.stages.edit.plain import plain_edit
 from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.edit.source import EditSource, read_source
 from ovseg_batch.types import ImageRow, RowResult, Unchanged
+from ovseg_batch.types.arrays import Pixels
 from ovseg_batch.units import counted
-
-Array = np.ndarray[Any, Any]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class EditStage(EditPlan, Stage):
 
     def setup(self, device: str) -> None:
         fill, inpaint = self._settings.fill, self._inpaint
-        self._background: Array | None = None
+        self._background: Pixels | None = None
         self._generator: GeneratedEdits | None = None
         if fill.kind == "image" and fill.image:
             self._background = read_image(fill.image, read_limits(self._run))

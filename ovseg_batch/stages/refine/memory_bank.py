@@ -19,8 +19,7 @@ from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Segment
 from ovseg_batch.settings import RefineConfig
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Floats, Indices, Numbers, SegmentMap
 
 EXTRA_NEIGHBOURS = 32  # additional neighbours to retrieve, because regions of the same image are dropped
 DECIDES = ("clip", "attention", "layers", "window", "stride", "short_side", "long_side")
@@ -72,15 +71,21 @@ class Relabeller:
         self._index.add(bank.features)
         self._scores = self._class_scores(bank.features)
 
-    def _class_scores(self, features: Array) -> Array:
+    def _class_scores(self, features: Floats) -> Floats:
         """(R, D) → (R, C) float32."""
         cosine = self._text @ torch.from_numpy(features).T
         classes, scale = len(self._vocabulary.names), self._logit_scale
-        scores: Array = class_probabilities(cosine, self._vocabulary.query_class, classes, scale).T.numpy()
+        scores: Floats = class_probabilities(cosine, self._vocabulary.query_class, classes, scale).T.numpy()
         return scores
 
     def __call__(
-        self, key: str, features: Array, boxes: Array, size: tuple[int, int], owner: Array, segments: Sequence[Segment]
+        self,
+        key: str,
+        features: Numbers,
+        boxes: Indices,
+        size: tuple[int, int],
+        owner: SegmentMap,
+        segments: Sequence[Segment],
     ) -> dict[int, tuple[int, float, float]]:
         """Return segment index → class, score, and lead over the second class.
 
@@ -94,7 +99,7 @@ class Relabeller:
         """
         if not segments:
             return {}
-        small = cv2.resize(owner, size[::-1], interpolation=cv2.INTER_NEAREST)
+        small = np.asarray(cv2.resize(owner, size[::-1], interpolation=cv2.INTER_NEAREST), np.int32)
         regions = region_features(features, boxes, small, max(segment.index for segment in segments))
         settings = self._settings
         _, found = self._index.search(regions, min(settings.bank_neighbours + EXTRA_NEIGHBOURS, self._index.ntotal))

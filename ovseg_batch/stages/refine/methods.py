@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.io import rle
@@ -32,8 +32,7 @@ from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import DenseMap
 from ovseg_batch.types import Proposal
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Mask, Scalar
 
 #: a box (x0, y0, x1, y1) in pixels → SAM2's embedding of that part of the image
 See = Callable[[Box], Embedding]
@@ -52,7 +51,7 @@ class Found:
     """
 
     candidates: list[MaskCandidate]
-    mask_of: Callable[[int], Array]
+    mask_of: Callable[[int], Mask]
     prompts: int
 
 
@@ -68,7 +67,7 @@ class _Predictions:
     sure: Tensor | None  # (h, w): its sure pixels, where presence counts
 
 
-def _no_mask(index: int) -> Array:
+def _no_mask(index: int) -> Mask:
     raise IndexError(index)
 
 
@@ -255,10 +254,10 @@ def _found(
             candidates.append(MaskCandidate(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
             kept.append((logits[k], one.view))
 
-    def mask_of(index: int) -> Array:
+    def mask_of(index: int) -> Mask:
         logits, view = kept[index]
         x0, y0, x1, y1 = view.box
-        drawn: Array = (sam.upsample(logits[None], (y1 - y0, x1 - x0))[0] > 0).cpu().numpy()
+        drawn: Mask = (sam.upsample(logits[None], (y1 - y0, x1 - x0))[0] > 0).cpu().numpy()
         if drawn.shape == dense.labels.shape:
             return drawn
         mask = np.zeros(dense.labels.shape, bool)
@@ -281,7 +280,7 @@ def _present(predictions: _Predictions, selected: list[_Selected], presence: Pre
     return list(itertools.compress(selected, shown))
 
 
-def sampled(values: Array, h: int, w: int) -> Array:
+def sampled(values: NDArray[Scalar], h: int, w: int) -> NDArray[Scalar]:
     """Sample a map at the cell centres of an (h, w) grid over the whole image."""
     ys = ((np.arange(h) + 0.5) * values.shape[0] / h).astype(np.int64)
     xs = ((np.arange(w) + 0.5) * values.shape[1] / w).astype(np.int64)

@@ -45,8 +45,7 @@ from ovseg_batch.stages.refine.plan import RefinePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
-
-Array = np.ndarray[Any, Any]
+from ovseg_batch.types.arrays import Indices, Numbers, Pixels, SegmentMap
 
 
 @dataclass(slots=True)
@@ -54,7 +53,7 @@ class _Underway:
     """An image that is being processed, with its intermediate results."""
 
     row: ImageRow
-    image: Array | None
+    image: Pixels | None
     upstream: Mapping[str, Upstream]
     error: RowError | None = None
     dense: DenseMap | None = None
@@ -134,7 +133,7 @@ class RefineStage(RefinePlan, Stage):
         for one in refined(alone, overlapping=False):
             yield one.result()
 
-    def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Array | RowError | None]]:
+    def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Pixels | RowError | None]]:
         """Yield the decoded images, or None for each if no step needs pixels."""
         run = self._run
         if not self.reads_images:
@@ -179,7 +178,7 @@ class RefineStage(RefinePlan, Stage):
         return max(1, math.ceil(self._settings.min_area * one.size[0] * one.size[1]))
 
     def _renamed(
-        self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: Array, segments: Sequence[Segment]
+        self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: SegmentMap, segments: Sequence[Segment]
     ) -> list[Segment]:
         """Return the segments with the classes of a memory bank."""
         values = upstream.values(row.row)
@@ -194,7 +193,7 @@ class RefineStage(RefinePlan, Stage):
             for segment in segments
         ]
 
-    def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Array | None) -> DenseMap:
+    def _dense_map(self, upstream: Upstream, row: ImageRow, size: tuple[int, int], image: Pixels | None) -> DenseMap:
         scores = self._scores(upstream, row, image)
         dense, vocabulary = self._dense, self._vocabulary
         found = label_map(
@@ -213,7 +212,7 @@ class RefineStage(RefinePlan, Stage):
         ignore = (0,) if vocabulary.has_background else ()
         return DenseMap(found.labels, found.confidence, found.lead, probabilities, ignore, presence)
 
-    def _scores(self, upstream: Upstream, row: ImageRow, image: Array | None) -> Tensor | Stitched:
+    def _scores(self, upstream: Upstream, row: ImageRow, image: Pixels | None) -> Tensor | Stitched:
         """Return cosine similarities (Q, h, w) at the resized size, after post-processing."""
         values = upstream.values(row.row)
         resized = (values["resized_height"], values["resized_width"])
@@ -239,7 +238,7 @@ class RefineStage(RefinePlan, Stage):
         denoised = denoise_prompts(scores[None, :-1], denoising)[0]  # the background cannot be absent
         return torch.cat([scores[:1], denoised[1:], scores[-1:]])
 
-    def _kept_of(self, upstream: Upstream, row: int, boxes: Array) -> Array:
+    def _kept_of(self, upstream: Upstream, row: int, boxes: Indices) -> Numbers:
         """Return the stored arrays of the windows: cosine similarities, or features."""
         top, left, bottom, right = boxes[0].tolist()
         windows, height, width = len(boxes), (bottom - top) // self._patch, (right - left) // self._patch
@@ -247,7 +246,7 @@ class RefineStage(RefinePlan, Stage):
             return upstream.array(row, "logits", (windows, self._vocabulary.channels, height, width))
         return upstream.array(row, "features", (windows, height, width, self._text.shape[1]))
 
-    def _logits(self, of_windows: Array) -> Tensor:
+    def _logits(self, of_windows: Numbers) -> Tensor:
         """Return cosine similarities of every window, (windows, Q, gh, gw), from what the dense stage has kept."""
         kept = torch.from_numpy(of_windows).to(self._device)
         if self._clip_spec is None:
@@ -272,7 +271,7 @@ class RefineStage(RefinePlan, Stage):
         return candidates(self._sam, see, one.dense, one.points, settings)
 
     def _embedding(
-        self, sam: Sam, row: int, image: Array | None, upstream: Mapping[str, Upstream], box: Box
+        self, sam: Sam, row: int, image: Pixels | None, upstream: Mapping[str, Upstream], box: Box
     ) -> Embedding:
         """Return SAM2's embedding of a part of an image: computed, or stored if the part is the whole image."""
         if not self._kept:

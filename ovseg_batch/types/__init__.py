@@ -13,7 +13,7 @@ from pydantic import AfterValidator, TypeAdapter
 from ovseg_batch.errors import FailureCode
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ovseg_batch.types.arrays import AnyArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class RowResult:
     row: int
     key: str
     values: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    arrays: dict[str, AnyArray] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     content: str | None = None
     code: FailureCode | None = None
