@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ovseg_batch.workdir.findings import label_notes, read_findings
 from ovseg_batch.workdir.store import Workdir
 from tests.conftest import Command, data_files, run_arguments
-from tests.harness.job import Running, with_embedded_models
 
 
 def commit_times(workdir: Path, stage: str) -> dict[str, int]:
@@ -63,172 +55,10 @@ def test_run_leaves_what_people_look_for(finished: Path, command: Command) -> No
     assert sorted(row for table in tables for row in table["row"].to_pylist()) == list(range(6))
 
 
-def images_of_labels(workdir: Path) -> dict[str, int]:
-    """How many images have a mask of each label, counted from annotations.json."""
-    coco = json.loads((workdir / "annotations.json").read_text())
-    pairs = {(a["category_id"], a["image_id"]) for a in coco["annotations"]}
-    return {c["name"]: sum(c["id"] == found for found, _ in pairs) for c in coco["categories"]}
-
-
-def test_labels_that_are_in_no_image_are_named(finished: Path, few_scenes: Path, command: Command) -> None:
-    counted = images_of_labels(finished)
-    absent = ", ".join(label for label, count in counted.items() if count == 0)
-    assert absent and sum(counted.values()) > 6
-    for arguments in (run_arguments(few_scenes / "images", finished), ("retry", finished), ("status", finished)):
-        done = command(*arguments)
-        assert done.returncode == 0 and f"\nnever found: {absent}\n" in done.stdout
-        assert "of the images" not in done.stdout  # six images are too few for that
-    assert json.loads(command("status", finished, "--json").stdout)["label_images"] == counted
-
-
-def test_labels_that_are_in_nearly_every_image_are_named() -> None:
-    one = {"person": 99, "sky": 94, "car": 0}
-    absent, common = label_notes(100, one)
-    assert absent == "never found: car"
-    assert common.startswith("found in 99 % of the images: person. ") and "sky" not in common
-    assert label_notes(100, one, among=["sky"]) == []
-    assert label_notes(1000, {"person": 999, "sky": 950})[0].startswith(
-        "found in at least 95 % of the images: person, "
-    )
-    assert label_notes(1000, {"person": 999, "sky": 1})[0].startswith("found in 99 % ")  # 100 % means every image
-    assert label_notes(19, {"person": 19, "sky": 1}) == []  # too few images
-    assert label_notes(100, {"person": 100}) == []  # the only label
-    assert label_notes(0, {"person": 0, "sky": 0}) == [] and label_notes(100, None) == []
-
-
-def test_long_lists_of_labels_are_cut_and_labels_control_no_terminal() -> None:
-    [note] = label_notes(5, {f"label {k}": 0 for k in range(58)})
-    assert note.startswith("never found: label 0, label 1, ") and note.endswith(", label 9 and 48 more")
-    [note] = label_notes(5, {"\x1b[2J\n\u202ecat": 0, "x" * 500: 0, "bébé 猫 👩\u200d🚀": 0})
-    assert note == f"never found: \\x1b[2J\\n\\u202ecat, {'x' * 59}…, bébé 猫 👩\u200d🚀"
-
-
-def test_outputs_of_an_older_version_are_read(copy: Path, few_scenes: Path, command: Command) -> None:
-    """Their record has no counts of labels: nothing is said, and nothing is written again."""
-    workdir = Workdir(copy)
-    sealed = workdir.sealed_outputs()
-    assert sealed is not None
-    counts = {name: sealed["counts"][name] for name in ("images", "annotations", "failures")}
-    facts = {"made_of": sealed["made_of"], "counts": counts}
-    workdir.seal_outputs([workdir.annotations, workdir.failures, workdir.manifest], facts)
-    before = workdir.annotations.stat().st_mtime_ns
-    for arguments in (run_arguments(few_scenes / "images", copy), ("status", copy), ("retry", copy)):
-        done = command(*arguments)
-        assert done.returncode == 0 and "annotations.json" in done.stdout and "never found" not in done.stdout
-    assert json.loads(command("status", copy, "--json").stdout)["label_images"] is None
-    assert workdir.annotations.stat().st_mtime_ns == before
-
-
-def test_counts_of_other_settings_are_not_taken_for_the_run_s(copy: Path, few_scenes: Path, command: Command) -> None:
-    """A run that died between its plan and its first shard: the outputs at the top are another plan's."""
-    done = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9"))
-    assert "never found" in done.stdout
-    other, plan = Workdir(copy), Workdir(copy).read_plan()
-    plan["stages"][1] = {**plan["stages"][1], "fingerprint": "0" * 32}
-    assert read_findings(other) is not None
-    other.write_plan(plan)
-    assert read_findings(other) is None
-
-
 def test_masks_mean_something(finished: Path, few_scenes: Path, command: Command) -> None:
     found = json.loads(command("eval", finished, "--dataset", "scenes", "--root", few_scenes, "--json").stdout)
     assert found["mIoU"] > 0.6
     assert found["pixel accuracy"] > 0.8
-
-
-@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
-@pytest.mark.parametrize(
-    ("failpoint", "redone"),
-    [
-        ("dense.rename:5", "dense: computing shards 1-2"),  # between Parquet and NPZ
-        ("refine.row:5", "refine: computing shards 2"),
-        ("export.rename", ""),
-    ],
-)
-def test_what_a_killed_run_does_again_is_logged(
-    finished: Path,
-    few_scenes: Path,
-    tmp_path: Path,
-    command: Command,
-    start: Callable[..., Running],
-    failpoint: str,
-    redone: str,
-) -> None:
-    arguments = run_arguments(few_scenes / "images", tmp_path / "run")
-    killed = start(*arguments, "--workers", "0", OVSEG_FAILPOINTS=failpoint).wait()
-    assert killed.code == -signal.SIGKILL
-    state = json.loads(command("status", tmp_path / "run", "--json").stdout)
-    assert state["complete"] == (failpoint == "export.rename")
-    resumed = command(*arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert redone in resumed.stderr
-    assert "resuming with the manifest" in resumed.stderr
-    assert data_files(tmp_path / "run") == data_files(finished)
-    assert not list((tmp_path / "run").rglob("*.tmp"))
-
-
-@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
-def test_killed_from_outside(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    """A real kill -9 while it works, at whatever moment that is."""
-    arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)],
-        env=os.environ,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "run").glob("stages/dense-*/commits/*/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert command(*arguments).returncode == 0
-    assert data_files(tmp_path / "run") == data_files(finished)
-
-
-@pytest.mark.slow("the first Ctrl-C or SIGTERM finishes the shard, and the run ends with exit code 130")
-def test_interrupted_finishes_its_shard_and_says_130(
-    few_scenes: Path, tmp_path: Path, finished: Path, command: Command
-) -> None:
-    arguments = [str(a) for a in run_arguments(few_scenes / "images", tmp_path / "run")]
-    slow = {**os.environ, "OVSEG_FAILPOINTS": "dense.row+=delay"}  # half a second for each image
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", *with_embedded_models(arguments)],
-        env=slow,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "run").glob("stages/dense-*/data/*/.*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130, stderr
-    assert "the same command resumes" in stderr
-    assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert command(*arguments).returncode == 0
-    assert data_files(tmp_path / "run") == data_files(finished)
-
-
-@pytest.mark.slow("the first Ctrl-C or SIGTERM finishes the shard, and the run ends with exit code 130")
-def test_a_second_interrupt_stops_at_once(
-    few_scenes: Path, tmp_path: Path, finished: Path, command: Command, start: Callable[..., Running]
-) -> None:
-    arguments = run_arguments(few_scenes / "images", tmp_path / "run")
-    running = start(*arguments, OVSEG_FAILPOINTS="dense.row+=delay")  # half a second for each image
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "run").glob("stages/dense-*/data/*/.*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    for _ in range(2):
-        os.kill(running.process.pid or 0, signal.SIGINT)
-        time.sleep(0.1)
-    ended = running.wait()
-    assert ended.code == 130, ended.stderr
-    assert not list((tmp_path / "run").glob("stages/dense-*/commits/*/*")), "it did not wait for the shard"
-    assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert command(*arguments).returncode == 0
-    assert data_files(tmp_path / "run") == data_files(finished)
 
 
 def test_same_command_again_redoes_nothing(finished: Path, few_scenes: Path, command: Command) -> None:
@@ -237,12 +67,6 @@ def test_same_command_again_redoes_nothing(finished: Path, few_scenes: Path, com
     assert again.returncode == 0
     assert "computing" not in again.stderr
     assert data_files(finished) == before
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_speed_settings_redo_nothing(copy: Path, few_scenes: Path, command: Command) -> None:

@@ -1,16 +1,13 @@
-"""The edit stage: what each mode makes, not a bit outside, the same picture whatever the shard, files that are kept."""
+"""The edit stage: what each mode makes, that no bit outside changes, and what cannot be edited."""
 
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from skimage import data as photographs
@@ -21,8 +18,7 @@ from ovseg_batch.io.pictures import Encoding, Picture, encode_picture, output_na
 from ovseg_batch.methods.blending import widened
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.registry import resolve
-from ovseg_batch.workdir.findings import EditCounts, edit_note, edit_warning
-from tests.conftest import REMOVE, THINGS, Command, run_arguments
+from tests.conftest import Command, run_arguments
 from tests.harness.image_variants import IN_PLACE, allowed, decoded, disc, edited, pixels_of, settings
 
 Array = np.ndarray[Any, Any]
@@ -47,17 +43,17 @@ def test_no_two_images_have_one_output() -> None:
 
 @pytest.mark.slow("an edit changes no pixel outside its mask")
 @pytest.mark.parametrize(("mode", "overrides"), IN_PLACE, ids=lambda value: value if isinstance(value, str) else None)
-def test_not_a_bit_changes_outside(mode: str, overrides: tuple[str, ...], zoo: dict[str, Path]) -> None:
+def test_not_a_bit_changes_outside(mode: str, overrides: tuple[str, ...], variants: dict[str, Path]) -> None:
     """Turned by EXIF, CMYK, grey, palette, transparent, 16 bits: outside the widened masks all is as it was."""
     config = settings(mode, "edit.drop=cat", *overrides)
-    pictures = [decoded(path) for path in zoo.values()]
+    pictures = [decoded(path) for path in variants.values()]
     masks = []
     for picture in pictures:
         h, w = picture.pixels.shape[:2]
         masks.append(
             [("cat", disc(h, w, 0.4, 0.3, 0.2)), ("cat", disc(h, w, 0.9, 0.95, 0.15)), ("sky", disc(h, w, 0.1))]
         )
-    for result, picture, chosen in zip(edited(config, list(zoo.values()), masks), pictures, masks, strict=True):
+    for result, picture, chosen in zip(edited(config, list(variants.values()), masks), pictures, masks, strict=True):
         assert result.ok, result.message
         [(name, content)] = result.files.items()
         made = pixels_of(content)
@@ -70,11 +66,13 @@ def test_not_a_bit_changes_outside(mode: str, overrides: tuple[str, ...], zoo: d
 
 
 @pytest.mark.parametrize("overrides", [(), ("edit.alpha.soft=false",), ("edit.alpha.decontaminate=false",)])
-def test_a_cutout_keeps_its_inside_and_shows_nothing_outside(overrides: tuple[str, ...], zoo: dict[str, Path]) -> None:
+def test_a_cutout_keeps_its_inside_and_shows_nothing_outside(
+    overrides: tuple[str, ...], variants: dict[str, Path]
+) -> None:
     config = settings("cutout", "edit.keep=cat", *overrides)
-    pictures = [decoded(path) for path in zoo.values()]
+    pictures = [decoded(path) for path in variants.values()]
     masks = [[("cat", disc(*picture.pixels.shape[:2]))] for picture in pictures]
-    for result, picture, chosen in zip(edited(config, list(zoo.values()), masks), pictures, masks, strict=True):
+    for result, picture, chosen in zip(edited(config, list(variants.values()), masks), pictures, masks, strict=True):
         [(name, content)] = result.files.items()
         made, mask = pixels_of(content), chosen[0][1]
         top = np.iinfo(made.dtype).max
@@ -89,15 +87,15 @@ def test_a_cutout_keeps_its_inside_and_shows_nothing_outside(overrides: tuple[st
             assert (made[..., 3] <= picture.alpha).all()
 
 
-def test_profile_and_exif_are_kept_or_not(zoo: dict[str, Path]) -> None:
+def test_profile_and_exif_are_kept_or_not(variants: dict[str, Path]) -> None:
     mask = [("cat", disc(240, 320))]
     for keep, wanted in (("keep", (True, True)), ("colour", (True, False)), ("none", (False, False))):
         config = settings("cutout", f"edit.metadata={keep}")
-        [result] = edited(config, [zoo["plain.png"]], [[("cat", disc(320, 240))]])
+        [result] = edited(config, [variants["plain.png"]], [[("cat", disc(320, 240))]])
         with Image.open(io.BytesIO(next(iter(result.files.values())))) as made:
             assert (bool(made.info.get("icc_profile")), 0x010E in made.getexif()) == wanted
             assert 274 not in made.getexif()  # turned already
-    [result] = edited(settings("fill", "edit.format=jpeg"), [zoo["grey.png"]], [mask])
+    [result] = edited(settings("fill", "edit.format=jpeg"), [variants["grey.png"]], [mask])
     assert list(result.files) == ["grey.png.jpg"]
 
 
@@ -131,10 +129,10 @@ def test_the_thumbnail_of_the_old_picture_goes(tmp_path: Path) -> None:
             assert thumbnail not in made.info["exif"] and thumbnail not in content
 
 
-def test_every_format_is_written(zoo: dict[str, Path]) -> None:
+def test_every_format_is_written(variants: dict[str, Path]) -> None:
     for form, suffix in (("png", "png"), ("webp", "webp"), ("tiff", "tif"), ("jpeg", "jpg")):
         for name in ("plain.png", "clear.png", "deep.png"):
-            path = zoo[name]
+            path = variants[name]
             h, w = decoded(path).pixels.shape[:2]
             [result] = edited(settings("fill", f"edit.format={form}"), [path], [[("cat", disc(h, w))]])
             assert result.ok, result.message
@@ -156,13 +154,13 @@ def test_webp_and_tiff_lose_nothing() -> None:
         encode_picture(Picture(pixels, alpha), Encoding("jpeg"))
 
 
-def test_crops_are_tight_padded_square_and_for_each_instance(zoo: dict[str, Path]) -> None:
+def test_crops_are_tight_padded_square_and_for_each_instance(variants: dict[str, Path]) -> None:
     h, w = 240, 320
     mask = np.zeros((h, w), bool)
     mask[100:140, 200:300] = True
     other = np.zeros((h, w), bool)
     other[10:20, 10:20] = True
-    path = zoo["palette.png"]
+    path = variants["palette.png"]
     original = decoded(path).pixels
 
     def crop(*overrides: str) -> dict[str, Array]:
@@ -179,18 +177,22 @@ def test_crops_are_tight_padded_square_and_for_each_instance(zoo: dict[str, Path
     }
 
 
-def test_masks_alone(zoo: dict[str, Path]) -> None:
+def test_masks_alone(variants: dict[str, Path]) -> None:
     mask = disc(240, 320)
-    [kept] = edited(settings("mask", "edit.alpha.soft=false", "edit.keep=cat"), [zoo["grey.png"]], [[("cat", mask)]])
-    [dropped] = edited(settings("mask", "edit.alpha.soft=false", "edit.drop=cat"), [zoo["grey.png"]], [[("cat", mask)]])
+    [kept] = edited(
+        settings("mask", "edit.alpha.soft=false", "edit.keep=cat"), [variants["grey.png"]], [[("cat", mask)]]
+    )
+    [dropped] = edited(
+        settings("mask", "edit.alpha.soft=false", "edit.drop=cat"), [variants["grey.png"]], [[("cat", mask)]]
+    )
     assert np.array_equal(pixels_of(kept.files["grey.png"]), mask * np.uint8(255))
     assert np.array_equal(pixels_of(dropped.files["grey.png"]), ~mask * np.uint8(255))
 
 
-def test_another_picture_behind(zoo: dict[str, Path]) -> None:
-    config = settings("fill", f"edit.fill.image={zoo['lossy.webp']}", "edit.fill.kind=image", "edit.keep=cat")
-    [result] = edited(config, [zoo["deep.png"]], [[("cat", disc(240, 320))]])
-    made, behind = pixels_of(result.files["deep.png"]), decoded(zoo["lossy.webp"]).pixels
+def test_another_picture_behind(variants: dict[str, Path]) -> None:
+    config = settings("fill", f"edit.fill.image={variants['lossy.webp']}", "edit.fill.kind=image", "edit.keep=cat")
+    [result] = edited(config, [variants["deep.png"]], [[("cat", disc(240, 320))]])
+    made, behind = pixels_of(result.files["deep.png"]), decoded(variants["lossy.webp"]).pixels
     outside = ~widened(disc(240, 320), 4)
     assert np.array_equal(made[outside], behind[outside].astype(np.uint16) * 257)
 
@@ -198,19 +200,19 @@ def test_another_picture_behind(zoo: dict[str, Path]) -> None:
 # --- what cannot be edited -------------------------------------------------------------------------------------------
 
 
-def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
+def test_images_without_a_mask(variants: dict[str, Path]) -> None:
     nothing = [[("sky", disc(240, 320))]]
     for mode in ("cutout", "erase", "remove"):
         for choice, files in (("copy", 1), ("skip", 0)):
             way = "edit.keep=cat" if mode == "cutout" else "edit.drop=cat"
             config = settings(mode, way, f"edit.on_empty={choice}")
-            [result] = edited(config, [zoo["grey.png"]], nothing)
+            [result] = edited(config, [variants["grey.png"]], nothing)
             assert result.ok and len(result.files) == files
             assert result.values["unchanged"] == "no_mask"
             for content in result.files.values():
-                assert np.array_equal(pixels_of(content), decoded(zoo["grey.png"]).pixels)
+                assert np.array_equal(pixels_of(content), decoded(variants["grey.png"]).pixels)
         config = settings(mode, "edit.on_empty=fail", "edit.keep=cat" if mode == "cutout" else "edit.drop=cat")
-        [result] = edited(config, [zoo["grey.png"]], nothing)
+        [result] = edited(config, [variants["grey.png"]], nothing)
         assert (result.code, "cat" in result.message) == ("no_edit", True)
 
 
@@ -229,17 +231,17 @@ def test_images_without_a_mask(zoo: dict[str, Path]) -> None:
     ],
 )
 def test_an_image_without_what_is_to_be_kept_gets_no_file(
-    mode: str, way: str, files: int, zoo: dict[str, Path]
+    mode: str, way: str, files: int, variants: dict[str, Path]
 ) -> None:
-    [result] = edited(settings(mode, way), [zoo["grey.png"]], [[("sky", disc(240, 320))]])
+    [result] = edited(settings(mode, way), [variants["grey.png"]], [[("sky", disc(240, 320))]])
     assert result.ok and len(result.files) == files
     if (mode, way) == ("fill", "edit.keep=cat"):
         assert (pixels_of(result.files["grey.png"]) == 255).all(), "the filling alone, white"
 
 
-def test_nothing_left_to_crop_fails_the_row(zoo: dict[str, Path]) -> None:
+def test_nothing_left_to_crop_fails_the_row(variants: dict[str, Path]) -> None:
     config = settings("crop", "edit.drop=[cat]")
-    [result] = edited(config, [zoo["plain.png"]], [[("cat", np.ones((320, 240), bool))]])
+    [result] = edited(config, [variants["plain.png"]], [[("cat", np.ones((320, 240), bool))]])
     assert result.code == "no_edit" and "nothing is left to crop" in result.message
 
 
@@ -254,21 +256,21 @@ def test_blocks_that_a_file_cannot_hold_are_left_out_and_named(
     assert result.ok and "1 image had EXIF of more than 65533 bytes" in caplog.text and "(a.png)" in caplog.text
 
 
-def test_a_mask_over_everything_fails_the_row(zoo: dict[str, Path]) -> None:
+def test_a_mask_over_everything_fails_the_row(variants: dict[str, Path]) -> None:
     everything = [[("cat", np.ones((240, 320), bool))]]
     for mode in ("erase", "remove"):
-        [result] = edited(settings(mode, "edit.drop=cat"), [zoo["grey.png"]], everything)
+        [result] = edited(settings(mode, "edit.drop=cat"), [variants["grey.png"]], everything)
         assert result.code == "no_edit" and "whole image" in result.message
-    [result] = edited(settings("cutout", "edit.keep=cat"), [zoo["grey.png"]], everything)
+    [result] = edited(settings("cutout", "edit.keep=cat"), [variants["grey.png"]], everything)
     assert result.ok
 
 
 @pytest.mark.parametrize("mode", ["cutout", "fill", "mask", "crop"])
-def test_an_edit_that_keeps_the_whole_image_is_marked(mode: str, zoo: dict[str, Path]) -> None:
+def test_an_edit_that_keeps_the_whole_image_is_marked(mode: str, variants: dict[str, Path]) -> None:
     whole, part = ("cat", np.ones((240, 320), bool)), ("cat", disc(240, 320))
-    picture = decoded(zoo["grey.png"]).pixels
+    picture = decoded(variants["grey.png"]).pixels
     for masks, unchanged in (([whole], True), ([part], False), ([part, whole], True)):
-        [result] = edited(settings(mode, "edit.keep=cat"), [zoo["grey.png"]], [masks])
+        [result] = edited(settings(mode, "edit.keep=cat"), [variants["grey.png"]], [masks])
         [content] = result.files.values()
         made = pixels_of(content)
         shown = made[..., 3] if mode == "cutout" else made
@@ -277,7 +279,7 @@ def test_an_edit_that_keeps_the_whole_image_is_marked(mode: str, zoo: dict[str, 
         assert result.values["unchanged"] == ("whole_image" if unchanged else None)
 
 
-def test_edits_of_what_goes_and_files_for_every_mask_are_marked(zoo: dict[str, Path]) -> None:
+def test_edits_of_what_goes_and_files_for_every_mask_are_marked(variants: dict[str, Path]) -> None:
     whole, part = ("cat", np.ones((240, 320), bool)), ("cat", disc(240, 320))
     corners = np.zeros((240, 320), bool)
     corners[0, 0] = corners[-1, -1] = True
@@ -293,7 +295,7 @@ def test_edits_of_what_goes_and_files_for_every_mask_are_marked(zoo: dict[str, P
         ("cutout", ("edit.apart=true",), [part, whole], None),
         ("cutout", ("edit.apart=true",), [whole, whole], "whole_image"),
     ):
-        [result] = edited(settings(mode, *overrides), [zoo["grey.png"]], [masks])
+        [result] = edited(settings(mode, *overrides), [variants["grey.png"]], [masks])
         assert result.ok and result.values["unchanged"] == unchanged, (mode, overrides)
 
 
@@ -320,174 +322,3 @@ def test_words_are_asked_for_before_the_run(few_scenes: Path, tmp_path: Path, co
     done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--edit", "replace", "--drop", "cat"))
     assert done.returncode == 2
     assert "edit.prompt" in done.stderr and "edit_prompt" in done.stderr
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def cut_out(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
-    workdir = tmp_path_factory.mktemp("cut") / "run"
-    done = command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS))
-    assert done.returncode == 0, done.stderr
-    assert f"6 edited images: {workdir / 'edited'}" in done.stdout
-    return workdir
-
-
-@pytest.mark.slow("one worker or many, and any size of a shard, give the same bytes")
-def test_the_same_files_whatever_the_shard(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    for name, edit in (("cutout", ("--edit", "cutout", "--keep", THINGS)), ("remove", REMOVE)):
-        runs = []
-        for rows in (2, 6):
-            arguments = run_arguments(few_scenes / "images", tmp_path / f"{name}{rows}", *edit)
-            done = command(*arguments, "--set", f"manifest.shard_rows={rows}")
-            assert done.returncode == 0, done.stderr
-            runs.append(tree(tmp_path / f"{name}{rows}" / "edited"))
-        assert len(runs[0]) == 6
-        assert runs[0] == runs[1], name
-        if name == "cutout":
-            assert runs[0] == tree(cut_out / "edited")
-
-
-def test_edited_is_of_one_configuration(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(cut_out, workdir)
-    before = tree(workdir / "edited")
-    arguments = run_arguments(few_scenes / "images", workdir, "--edit", "mask", "--keep", THINGS)
-    assert command(*arguments).returncode == 0
-    masks = tree(workdir / "edited")
-    assert masks.keys() == before.keys() and masks != before
-    assert command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS)).returncode == 0
-    assert tree(workdir / "edited") == before
-    assert not list(workdir.glob(".edited*"))
-
-
-def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    """No scene has a tree, and three have a balloon. More than half unchanged is a warning, half is not."""
-    workdir = tmp_path / "run"
-    shutil.copytree(cut_out, workdir)
-    edit = run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep")
-    for _ in range(2):  # the second time nothing is computed
-        done = command(*edit, "tree")
-        assert done.returncode == 0
-        assert "6 of 6 images without an edited file: no mask of the chosen labels\n" in done.stdout
-        assert "warning: 6 of 6 images have no edited file. No image has a mask of the chosen labels." in done.stderr
-        assert all(name in done.stderr for name in ("the labels", "edit.min_score", "edit.on_empty", "report"))
-    shown = command("status", workdir)
-    assert "6 of 6 images without" in shown.stdout and "6 of 6 images have no edited file" in shown.stderr
-    counts = {"mode": "cutout", "images": 0, "no_mask": 0, "whole_image": 0, "skipped": 6, "unchanged": 0}
-    assert json.loads(command("status", workdir, "--json").stdout)["edits"] == counts
-    half = command(*edit, "tree, balloon")
-    assert "3 edited images" in half.stdout and "3 of 6 images without an edited file" in half.stdout
-    assert "no edited file" not in half.stderr
-    copied = command(*edit, "tree, balloon", "--set", "edit.on_empty=copy")
-    assert "6 edited images" in copied.stdout and "3 of 6 images unchanged" in copied.stdout
-    assert "unchanged" not in copied.stderr
-
-
-def test_what_is_said_of_edits_without_effect() -> None:
-    assert edit_note(EditCounts("fill", 6000, 0, 0)) is None and edit_note(None) is None
-    covered = EditCounts("fill", 6000, 7, 3030)
-    assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged or filled completely: 7")
-    assert "The masks cover whole images." in (edit_warning(covered) or "")
-    assert edit_warning(EditCounts("fill", 6000, 0, 3000)) is None and edit_warning(None) is None
-    both = EditCounts("cutout", 4, 0, 3, 2)
-    assert (edit_note(both) or "").startswith("2 of 6 images without an edited file: no mask")
-    assert "; 3 of 4 images unchanged" in (edit_note(both) or "")
-    assert (edit_warning(both) or "").startswith("5 of 6 images have no edited file or are unchanged. The masks cover")
-    blank = EditCounts("mask", 4, 3, 0)
-    assert (edit_note(blank) or "").startswith("3 of 4 masks blank") and "4 images have a blank mask" in (
-        edit_warning(blank) or ""
-    )
-
-
-def test_verify_finds_a_changed_edited_image(cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(cut_out, workdir)
-    assert command("verify", workdir).returncode == 0
-    [victim] = (workdir / "stages").glob("edit-*/files/scene-00003.png")
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(content)
-    done = command("verify", workdir)
-    assert done.returncode == 1 and "scene-00003.png: its bytes have changed" in done.stdout
-    command("verify", workdir, "--repair")
-    assert command(*run_arguments(few_scenes / "images", workdir, "--edit", "cutout", "--keep", THINGS)).returncode == 0
-    assert tree(workdir / "edited") == tree(cut_out / "edited")
-
-
-def test_names_that_cannot_be_cost_one_row(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    source = few_scenes / "images" / "scene-00002.jpg"
-    shutil.copy(source, images / "fine.jpg")
-    shutil.copy(source, images / f"{'x' * 250}.jpg")  # its PNG would have 258 bytes
-    workdir = tmp_path / "run"
-    done = command(*run_arguments(images, workdir, "--edit", "cutout"))
-    assert done.returncode == 3, done.stderr
-    assert list(tree(workdir / "edited")) == ["fine.jpg.png"]
-    assert "unwritable" in (workdir / "failures.csv").read_text()
-    assert (
-        len(json.loads((workdir / "annotations.json").read_text())["images"]) == 2
-    )  # its masks are there all the same
-
-
-def test_scenes_are_judged_by_eval(cut_out: Path, few_scenes: Path, command: Command) -> None:
-    done = command("eval", cut_out, "--dataset", "scenes", "--root", few_scenes, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["edits"]
-    assert set(found) == {"SAD", "MSE", "gradient", "composite"}
-    assert 0 < found["SAD"] < 3
-
-
-def test_labels_are_taken_apart_at_commas(command: Command, few_scenes: Path, tmp_path: Path) -> None:
-    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", "--edit", "cutout", "--keep", "cat, dogg"))
-    assert done.returncode == 2
-    assert "'dogg' is not among the labels" in done.stderr
-
-
-@pytest.mark.slow("no two images share an edited file")
-@pytest.mark.parametrize("shard_rows", [1, 2, 64])
-def test_rows_that_share_a_picture_have_edited_files_of_their_own(
-    shard_rows: int, few_scenes: Path, tmp_path: Path, command: Command
-) -> None:
-    one, other = sorted((few_scenes / "images").iterdir())[:2]
-    listing, out = tmp_path / "list.csv", tmp_path / "run"
-    arguments = ("run", listing, "-o", out, "--labels", "sky; grass", "--edit", "cutout")
-    arguments += ("--set", f"manifest.shard_rows={shard_rows}", "--workers", "0")
-
-    def edited(*rows: str, more: tuple[str, ...] = ()) -> list[str]:
-        listing.write_text("\n".join(["key,path", *rows, ""]))
-        done = command(*arguments, *more)
-        assert done.returncode == 0, done.stderr
-        assert command("verify", out).returncode == 0
-        return sorted(path.name.partition(".")[0] for path in (out / "edited").rglob("*.*"))
-
-    assert edited(f"a,{one}", f"c,{other}") == [one.stem, other.stem]
-    three = edited(f"a,{one}", f"b,{one}", f"c,{other}", more=("--update",))
-    assert len(three) == 3 and three[-1] == other.stem
-    assert all(name.startswith(f"{one.stem}-") for name in three[:2])
-    assert edited(f"b,{one}", f"c,{other}", more=("--update",)) == [one.stem, other.stem]
-
-
-def test_a_manifest_from_elsewhere_with_one_name_twice_costs_the_second_row(
-    few_scenes: Path, tmp_path: Path, command: Command
-) -> None:
-    """Manifests of earlier versions do not say which rows share a file name."""
-    image = sorted((few_scenes / "images").iterdir())[0]
-    listing, manifest = tmp_path / "list.csv", tmp_path / "list.parquet"
-    listing.write_text(f"key,path\na,{image}\nb,{image}\n")
-    assert command("manifest", listing, "-o", manifest).returncode == 0
-    with pq.ParquetFile(manifest) as file:
-        table, metadata = file.read().drop_columns(["ovseg_shared"]), file.metadata.metadata
-    with pq.ParquetWriter(manifest, table.schema.remove_metadata()) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(b"ovseg")})
-    done = command("run", manifest, "-o", tmp_path / "run", "--labels", "sky", "--edit", "mask", "--workers", "0")
-    assert done.returncode == 3, done.stderr
-    assert ",edit,unwritable," in (tmp_path / "run" / "failures.csv").read_text()
-    assert len(list((tmp_path / "run" / "edited").iterdir())) == 1

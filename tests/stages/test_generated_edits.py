@@ -49,12 +49,12 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     yield one
 
 
-def test_prompts_come_from_the_row_the_label_or_the_run(zoo: dict[str, Path], spy: Spy) -> None:
+def test_prompts_come_from_the_row_the_label_or_the_run(variants: dict[str, Path], spy: Spy) -> None:
     config = settings("replace", "edit.prompt=a {label} of gold", "edit.prompts={sky: night}", "inpaint.batch_size=3")
     stage = EditStage(resolve(config))
     stage.setup("cpu")
     masks = [[("cat", disc(240, 320)), ("sky", disc(240, 320, 0.1, 0.1, 0.05))]] * 3
-    rows = [ImageRow(k, f"k{k}", f"{k}.png", str(zoo["grey.png"])) for k in range(3)]
+    rows = [ImageRow(k, f"k{k}", f"{k}.png", str(variants["grey.png"])) for k in range(3)]
     rows[1].extra["edit_prompt"] = "a bad thing"
     rows[2].extra["seed"] = 7
     results = sorted(stage.process(rows, {"refine": GivenMasks(masks)}), key=lambda r: r.row)
@@ -77,10 +77,10 @@ def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
     assert usual == named  # one stage folder for one picture
 
 
-def test_what_goes_as_well_is_nothing_to_go_by(zoo: dict[str, Path], spy: Spy) -> None:
+def test_what_goes_as_well_is_nothing_to_go_by(variants: dict[str, Path], spy: Spy) -> None:
     """Two people side by side: the first is removed with the second hidden, but only the first's place is filled."""
     left, right = disc(240, 320, 0.5, 0.4, 0.12), disc(240, 320, 0.5, 0.6, 0.12)
-    [result] = edited(settings("remove", "edit.drop=cat"), [zoo["grey.png"]], [[("cat", left), ("cat", right)]])
+    [result] = edited(settings("remove", "edit.drop=cat"), [variants["grey.png"]], [[("cat", left), ("cat", right)]])
     first, second = (batch[0].mask.mean() for batch in spy.requests)
     assert first > 1.2 * second  # alone they are alike
     assert result.ok
@@ -113,7 +113,7 @@ def test_the_demo_pipeline_gives_the_same_bits_in_any_full_batch() -> None:
 @pytest.mark.parametrize("mode", ["cutout", "erase", "remove"])
 @pytest.mark.parametrize("found", [True, False])
 def test_what_an_encoder_refuses_costs_its_row(
-    mode: str, found: bool, zoo: dict[str, Path], spy: Spy, monkeypatch: pytest.MonkeyPatch
+    mode: str, found: bool, variants: dict[str, Path], spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(picture: Picture, encoding: Encoding) -> bytes:
         raise OSError("encoder error -8 when writing image file")
@@ -121,7 +121,7 @@ def test_what_an_encoder_refuses_costs_its_row(
     monkeypatch.setattr(edit_stage, "encode_picture", refuse)
     masks = [[("cat" if found else "sky", disc(240, 320))]] * 2
     config = settings(mode, "edit.keep=cat" if mode == "cutout" else "edit.drop=cat", "edit.on_empty=copy")
-    results = edited(config, [zoo["grey.png"]] * 2, masks)
+    results = edited(config, [variants["grey.png"]] * 2, masks)
     assert [(result.code, "encoder error" in result.message) for result in results] == [("internal", True)] * 2
 
 
