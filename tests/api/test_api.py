@@ -87,7 +87,7 @@ def test_finished_images_by_place(run: ovseg_batch.Run) -> None:
     images = list(run)
     assert [run[k] for k in range(6)] == images == [run[k - 6] for k in range(6)]
     assert run[1:5] == images[1:5] and run[::-2] == images[::-2] and run[4:100] == images[4:] and run[9:] == []
-    assert run[np.int64(2)] == images[2] == run[images[2].name]
+    assert run[np.int64(2)] == images[2] == run[images[2].name]  # type: ignore[call-overload]
     for place in (6, -7):
         with pytest.raises(IndexError, match="6 finished images"):
             run[place]
@@ -96,7 +96,12 @@ def test_finished_images_by_place(run: ovseg_batch.Run) -> None:
 def test_only_the_shards_of_a_place_are_read(run: ovseg_batch.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     reading = Results.shard
-    monkeypatch.setattr(Results, "shard", lambda self, shard: read.append(shard) or reading(self, shard))
+
+    def shard(self: Results, number: int) -> object:
+        read.append(number)
+        return reading(self, number)
+
+    monkeypatch.setattr(Results, "shard", shard)
     again = ovseg_batch.Run(run.workdir)
     assert again[-1] == run[5] and again[4].name == run[4].name
     del read[:]
@@ -154,10 +159,11 @@ def test_masks_as_a_data_frame(run: ovseg_batch.Run, tmp_path: Path) -> None:
 def test_masks_as_detections(run: ovseg_batch.Run) -> None:
     image = run[0]
     found = image.to_supervision()
+    assert found.class_id is not None and found.mask is not None and found.confidence is not None
     assert found.area.tolist() == [mask.area for mask in image.masks]
-    assert len(found[found.class_id == found.class_id[0]]) == sum(
-        mask.label == image.masks[0].label for mask in image.masks
-    )
+    alike = found[found.class_id == found.class_id[0]]
+    assert isinstance(alike, type(found))
+    assert len(alike) == sum(mask.label == image.masks[0].label for mask in image.masks)
     for k, mask in enumerate(image.masks):
         assert np.array_equal(found.mask[k], mask.array)
         rows, columns = np.nonzero(mask.array)
@@ -165,6 +171,7 @@ def test_masks_as_detections(run: ovseg_batch.Run) -> None:
         assert NAMES[found.class_id[k]] == mask.label == found.data["class_name"][k]
         assert found.confidence[k] == pytest.approx(mask.confidence)
     nothing = dataclasses.replace(image, masks=()).to_supervision()
+    assert nothing.mask is not None
     assert nothing.mask.shape == (0, image.height, image.width)
 
 

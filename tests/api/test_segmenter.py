@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing.pool
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,9 +65,12 @@ def test_models_are_loaded_once(arrays: list[np.ndarray], monkeypatch: pytest.Mo
     loaded: list[str] = []
     for model in (DenseClip, Sam):
         load = model.load
-        monkeypatch.setattr(
-            model, "load", lambda *args, load=load, name=model.__name__: loaded.append(name) or load(*args)
-        )
+
+        def counted(*args: Any, load: Callable[..., object] = load, name: str = model.__name__) -> object:
+            loaded.append(name)
+            return load(*args)
+
+        monkeypatch.setattr(model, "load", counted)
     segmenter = ovseg_batch.Segmenter(NAMES, config="demo")
     assert loaded == []
     first = segmenter(arrays[1])

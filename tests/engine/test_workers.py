@@ -70,7 +70,8 @@ def test_a_worker_that_dies_by_chance_costs_nothing(
         if drafts:
             break
         time.sleep(0.01)
-    worker = int(re.search(r"@(\d+)\.tmp$", drafts[0])[1])
+    [number] = re.findall(r"@(\d+)\.tmp$", drafts[0])
+    worker = int(number)
     assert worker != running.process.pid
     os.kill(worker, signal.SIGKILL)
     ended = running.wait()

@@ -22,6 +22,7 @@ from ovseg_batch.export.parts import Parts, ShardFiles
 from ovseg_batch.export.pictures import class_map
 from ovseg_batch.export.selection import ChosenImage, Selection
 from ovseg_batch.export.yolo import READER
+from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import ImageRow
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
@@ -91,7 +92,8 @@ def test_two_images_of_one_stem_stay_two(few_scenes: Path, tmp_path: Path, comma
 def chosen(*annotations: tuple[str, float, Array]) -> ChosenImage:
     height, width = annotations[0][2].shape
     masks = [annotation(name, mask, sure) for name, sure, mask in annotations]
-    return ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", height, width, masks, 1.0, "")
+    confidence = ImageConfidence.from_masks(sure for _, sure, _ in annotations)
+    return ChosenImage(ImageRow(0, "a", "a.png", "a.png"), "a", height, width, masks, confidence, "")
 
 
 def plan(labels: int, background: bool, path: Path, **options: Any) -> Plan:

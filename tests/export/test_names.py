@@ -98,7 +98,7 @@ def test_ultralytics_finds_every_image_and_its_labels(named: Path, tmp_path: Pat
         stem = name.partition(".")[0]
         [path] = [path for path in found if path.name.startswith(stem) and not path.is_symlink()]
         with Image.open(named / "in" / name) as before, Image.open(path) as after:
-            assert np.array_equal(before.convert("RGB"), after.convert("RGB"))
+            assert np.array_equal(np.asarray(before.convert("RGB")), np.asarray(after.convert("RGB")))
     assert (folder / "images/train/camera.jpg").is_symlink() and (folder / "images/train/old.jpg").is_symlink()
     with Image.open(folder / "images/train/deep.png") as deep:
         wanted = np.asarray(Image.open(named / "in" / "deep.pgm"))
@@ -218,7 +218,7 @@ def test_an_unknown_split_is_refused(named: Path, tmp_path: Path, command: Comma
 # --- ids of images ---------------------------------------------------------------------------------------------------
 
 
-def coco(path: Path, images: dict[object, str]) -> Path:
+def coco(path: Path, images: dict[int, str] | dict[object, str]) -> Path:
     """A COCO file of images of the folder `in` beside it."""
     entries = [{"id": number, "file_name": f"in/{name}", "width": 128, "height": 96} for number, name in images.items()]
     path.write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))

@@ -50,7 +50,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
         image = source.convert(mode) if mode != "HSV" else source
     image.save(tmp_path / f"x.{suffix}")
     pixels = read(tmp_path / f"x.{suffix}")
-    assert (pixels.shape, pixels.dtype) == ((20, 30, 3), np.uint8)
+    assert pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     if mode != "1":
         assert abs(float(pixels.mean()) - float(np.asarray(source.convert("L")).mean())) < 25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,8 +147,8 @@ def test_alpha_is_multiplied_or_not(tmp_path: Path, kind: int, channels: int) ->
     colours, alpha = rng.integers(0, 65536, (8, 9, channels)), rng.integers(20000, 65536, (8, 9, 1))
     stored = np.rint(colours * alpha / 65535) if kind == 1 else colours
     pixels = np.dstack([stored, alpha]).astype(np.uint16)
-    photometric = {"photometric": "rgb" if channels == 3 else "minisblack", "planarconfig": "contig"}
-    (tmp_path / "x.tif").write_bytes(tiff_file(pixels, **photometric, extrasamples=[kind]))
+    kept_as: dict[str, Any] = {"photometric": "rgb" if channels == 3 else "minisblack", "planarconfig": "contig"}
+    (tmp_path / "x.tif").write_bytes(tiff_file(pixels, **kept_as, extrasamples=[kind]))
     found = read_picture(open_image(str(tmp_path / "x.tif"), LIMITS), "x.tif")
     assert found.alpha is not None and np.array_equal(found.alpha, alpha[..., 0])
     assert np.abs(found.pixels.astype(int) - colours).max() <= 2
@@ -167,7 +168,9 @@ def test_profile_and_exif_go_into_every_file_that_can_hold_them(
 ) -> None:
     if (depth is np.uint16 and form in ("jpeg", "webp")) or (channels == 4 and form == "jpeg"):
         return
-    whole = np.random.default_rng(0).integers(0, 256, (20, 30, 4)).astype(depth) * (np.iinfo(depth).max // 255)
+    whole: np.ndarray[Any, Any] = np.random.default_rng(0).integers(0, 256, (20, 30, 4)).astype(depth) * (
+        np.iinfo(depth).max // 255
+    )
     pixels = whole[..., 0] if channels == 0 else whole[..., :3]
     alpha = whole[..., 3].copy() if channels == 4 else None
     own, other = (b"GRAY", b"RGB ") if channels == 0 else (b"RGB ", b"GRAY")
@@ -189,18 +192,23 @@ def test_profile_and_exif_go_into_every_file_that_can_hold_them(
         (tmp_path / "x").write_bytes(written)
         again = read_picture(open_image(str(tmp_path / "x"), LIMITS), "x")
         assert np.array_equal(again.pixels, pixels) and again.icc == icc(own)
-        assert (again.alpha is None) if alpha is None else np.array_equal(again.alpha, alpha)
+        if alpha is None or again.alpha is None:
+            assert again.alpha is alpha
+        else:
+            assert np.array_equal(again.alpha, alpha)
 
 
 def test_the_limits_of_formats_cost_a_block_or_a_row() -> None:
     pixels, exif = np.zeros((20, 30, 3), np.uint8), Image.Exif()
     exif[270] = "x" * 70_000
     large = Picture(pixels, None, icc() + bytes(255 * 65_519), exif.tobytes())
-    for form, kept in (("jpeg", 0), ("png", 2), ("tiff", 2), ("webp", 2)):
+    kept_blocks: dict[Format, int] = {"jpeg": 0, "png": 2, "tiff": 2, "webp": 2}
+    for form, kept in kept_blocks.items():
         with Image.open(io.BytesIO(encode_picture(large, Encoding(form)))) as image:
             assert ("icc_profile" in image.info) + (270 in image.getexif()) == kept, form
         assert len(left_out(large, Encoding(form))) == 2 - kept
-    for form, side in (("webp", 16_384), ("jpeg", 65_501)):
+    too_long: dict[Format, int] = {"webp": 16_384, "jpeg": 65_501}
+    for form, side in too_long.items():
         with pytest.raises(RowError, match=rf"{form} holds at most \d+ a side") as caught:
             encode_picture(Picture(np.zeros((1, side, 3), np.uint8)), Encoding(form))
         assert caught.value.code is FailureCode.UNWRITABLE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ from ovseg_batch.methods.attention import VARIANTS, attend, neighbourhood
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, name: str) -> torch.Tensor:
-    """The formulas of METHODS, written out with full attention matrices."""
+    """Return the result of a formula, written out with full attention matrices."""
     scale = q.shape[-1] ** -0.5
     qk, qq, kk = ((a @ b.transpose(-1, -2) * scale) for a, b in ((q, k), (q, q), (k, k)))
-    weights = {
+    weights: dict[str, Callable[[], torch.Tensor]] = {
         "vanilla": lambda: qk.softmax(-1),
         "maskclip": lambda: torch.eye(q.shape[-2]),
         "maskclip-reduced": lambda: torch.eye(q.shape[-2]),
@@ -23,8 +25,8 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, name: str) -> t
         "clearclip": lambda: qq.softmax(-1),
         "naclip": lambda: kk.softmax(-1),
         "itaclip": lambda: qq.softmax(-1) + kk.softmax(-1),
-    }[name]()
-    return weights @ v
+    }
+    return weights[name]() @ v
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ from ovseg_batch.methods.voting import (
 from ovseg_batch.methods.windows import window_boxes
 
 
-def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word():
+def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word() -> None:
     assert {name: len(set(templates)) for name, templates in TEMPLATES.items()} == {
         "openai80": 80,
         "thesis7": 7,
@@ -38,14 +40,14 @@ def test_the_template_sets_have_the_published_sizes_and_one_place_for_the_word()
     assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
 
 
-def test_a_background_word_that_is_also_a_label_is_left_out():
+def test_a_background_word_that_is_also_a_label_is_left_out() -> None:
     vocabulary = Vocabulary.build([("heaven", ("Sky",), 0.0), ("car", ("car", "auto"), 0.2)], ("sky", "wall"))
     assert vocabulary.names == ("background", "heaven", "car")
     assert vocabulary.queries == ("wall", "Sky", "car", "auto")
     assert vocabulary.query_class == (0, 1, 2, 2)
 
 
-def test_softmax_runs_over_all_synonyms_and_a_class_takes_its_best():
+def test_softmax_runs_over_all_synonyms_and_a_class_takes_its_best() -> None:
     logits = torch.tensor([[0.2], [0.1], [0.3]])
     whole = torch.softmax(logits * 40, 0)
     result = class_probabilities(logits, (0, 0, 1), 2, 40.0)
@@ -73,7 +75,7 @@ def test_a_pooled_vocabulary_names_the_channels_that_a_row_leaves_out() -> None:
     assert pooled.left_out("dog") == [1, 2] and pooled.left_out(None) == []
 
 
-def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody():
+def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody() -> None:
     probabilities = torch.tensor([[0.3, 0.1], [0.35, 0.9]])
     labels, _, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=True)
     assert labels.tolist() == [0, 1]
@@ -81,14 +83,14 @@ def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody():
     assert labels.tolist() == [UNLABELLED, 1]
 
 
-def test_a_class_at_or_under_its_share_of_the_foreground_is_scarce_and_the_background_never():
+def test_a_class_at_or_under_its_share_of_the_foreground_is_scarce_and_the_background_never() -> None:
     counts = np.array([1, 90, 10])
     assert scarce_classes(counts, 0.1, True).tolist() == [False, False, True]
     assert scarce_classes(counts, 0.0, True).tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize("size", [(37, 53), (8, 11), (120, 64), (5, 7)])
-def test_strips_equal_one_bilinear_resize(size, monkeypatch):
+def test_strips_equal_one_bilinear_resize(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "BLOCK_ELEMENTS", 900)
     monkeypatch.setattr(labelling, "STRIP_ELEMENTS", 200)
     logits = torch.randn(3, 8, 11)
@@ -98,7 +100,7 @@ def test_strips_equal_one_bilinear_resize(size, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(37, 53), (120, 64), (60, 80)])
-def test_stitching_by_strips_equals_stitching_at_once(size, monkeypatch):
+def test_stitching_by_strips_equals_stitching_at_once(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = window_boxes(60, 80, 32, 12)
     stitched = Stitched(torch.randn(len(boxes), 3, 4, 4), boxes, (60, 80))
     torch.testing.assert_close(torch.cat([stitched.rows(k, k + 12) for k in range(0, 60, 12)], 1), stitched.whole())
@@ -109,7 +111,7 @@ def test_stitching_by_strips_equals_stitching_at_once(size, monkeypatch):
     torch.testing.assert_close(strips, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_a_part_of_a_map_at_another_resolution():
+def test_a_part_of_a_map_at_another_resolution() -> None:
     logits = torch.randn(2, 12, 16)
     whole = resampled(logits, (0, 0, 160, 120), (120, 160), (30, 50))
     expected = interpolate(logits[None], (30, 50), mode="bilinear", align_corners=False)[0]
@@ -119,7 +121,7 @@ def test_a_part_of_a_map_at_another_resolution():
     torch.testing.assert_close(part, full[:, 20:80, 40:100], atol=1e-5, rtol=1e-5)
 
 
-def test_the_area_rule_gives_a_scarce_class_to_the_next_best():
+def test_the_area_rule_gives_a_scarce_class_to_the_next_best() -> None:
     vocabulary = Vocabulary.build([("a", ("a",), 0), ("b", ("b",), 0), ("c", ("c",), 0)])
     logits = torch.zeros(3, 10, 10)
     logits[0], logits[1, :, :2], logits[2] = 0.2, 0.3, 0.1
@@ -136,13 +138,13 @@ def crescent() -> np.ndarray:
 
 
 @pytest.mark.parametrize("point", ["peak", "centroid"])
-def test_a_point_lies_on_its_component_even_when_the_centroid_does_not(point):
+def test_a_point_lies_on_its_component_even_when_the_centroid_does_not(point: Literal["peak", "centroid"]) -> None:
     labels = crescent()
     [prompt] = component_points(labels, min_area=10, min_distance=20, point=point, ignore=(0,))
     assert labels[int(prompt.y), int(prompt.x)] == 1
 
 
-def test_small_components_and_points_too_near_a_larger_one_are_left_out():
+def test_small_components_and_points_too_near_a_larger_one_are_left_out() -> None:
     labels = np.full((100, 100), UNLABELLED, np.int16)
     labels[10:30, 10:30] = 0  # the largest
     labels[10:20, 34:44] = 0  # its peak is 19 px away from the first
@@ -153,7 +155,7 @@ def test_small_components_and_points_too_near_a_larger_one_are_left_out():
     assert [p.area for p in points] == [400, 100]
 
 
-def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote():
+def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote() -> None:
     masks = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
     masks[0, 0], masks[0, 1, :2], masks[0, 2, 0] = True, True, True
     label_map = torch.zeros(4, 4, dtype=torch.int64)
@@ -165,7 +167,7 @@ def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote():
     assert not choose(coverage * 0.5, torch.ones(1, 3), vote=0.6)[1].item()
 
 
-def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry():
+def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry() -> None:
     masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     masks[0, 0, :3], masks[0, 1, 3] = True, True
     label_map = torch.tensor([[5] * 4, [5] * 4, [7] * 4, [UNLABELLED] * 4])
@@ -182,7 +184,7 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
     return mask
 
 
-def test_what_is_small_lies_in_front_of_what_is_large():
+def test_what_is_small_lies_in_front_of_what_is_large() -> None:
     masks = [box(0, 10, 5, 12), box(0, 10, 0, 10)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(1, masks[0]), candidate(0, masks[1])]
@@ -191,7 +193,7 @@ def test_what_is_small_lies_in_front_of_what_is_large():
     assert (owner[0, :5] == 1).all() and (owner[0, 5:12] == 2).all()
 
 
-def test_what_is_hidden_but_for_a_remnant_is_no_instance():
+def test_what_is_hidden_but_for_a_remnant_is_no_instance() -> None:
     masks = [box(0, 10, 0, 10), box(0, 10, 0, 9), box(15, 20, 0, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(k, mask) for k, mask in enumerate(masks)]
@@ -200,7 +202,7 @@ def test_what_is_hidden_but_for_a_remnant_is_no_instance():
     assert sorted(np.unique(owner)) == [0, 1, 2]
 
 
-def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
+def test_two_masks_of_one_object_become_one_instance_and_two_objects_two() -> None:
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(0, mask) for mask in masks]
@@ -208,7 +210,7 @@ def test_two_masks_of_one_object_become_one_instance_and_two_objects_two():
     assert len(segments) == 2
 
 
-def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
+def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback() -> None:
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
@@ -220,14 +222,14 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback():
     assert (owner[:, 10:] == 0).all()
 
 
-def test_of_masks_that_repeat_each_other_the_better_rated_stays():
+def test_of_masks_that_repeat_each_other_the_better_rated_stays() -> None:
     masks = torch.from_numpy(np.stack([box(0, 10, 0, 10), box(0, 10, 0, 9), box(0, 10, 0, 9), box(12, 20, 0, 10)]))
     labels, rated = torch.tensor([0, 0, 1, 0]), torch.tensor([0.5, 0.9, 0.7, 0.1])
     assert distinct_by_class(masks, labels, rated, same=0.8) == [1, 2, 3]
     assert distinct_by_class(masks, labels, rated, same=0.95) == [1, 2, 0, 3]
 
 
-def test_by_trust_the_better_rated_mask_keeps_the_pixels():
+def test_by_trust_the_better_rated_mask_keeps_the_pixels() -> None:
     masks = [box(0, 10, 0, 10), box(0, 10, 5, 8)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [MaskCandidate(0, 100, 1.0, 0.9, 1.0, 0.9), MaskCandidate(1, 30, 1.0, 0.6, 1.0, 0.6)]
@@ -236,7 +238,7 @@ def test_by_trust_the_better_rated_mask_keeps_the_pixels():
         assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label
 
 
-def test_pixel_adaptive_refinement_stops_at_edges():
+def test_pixel_adaptive_refinement_stops_at_edges() -> None:
     image = torch.zeros(3, 12, 20)
     image[:, :, 10:] = 1
     scores = torch.zeros(2, 12, 20)
@@ -246,7 +248,7 @@ def test_pixel_adaptive_refinement_stops_at_edges():
     assert torch.equal(pamr(image, scores, 0), scores)
 
 
-def test_a_soft_vote_takes_the_highest_mean_probability():
+def test_a_soft_vote_takes_the_highest_mean_probability() -> None:
     masks = torch.zeros(1, 2, 2, 4, dtype=torch.bool)
     masks[0, 0, :, :3] = True
     probabilities = torch.stack([torch.full((2, 4), 0.4), torch.tensor([[0.9, 0.0, 0.6, 0.0]] * 2)])
@@ -256,7 +258,7 @@ def test_a_soft_vote_takes_the_highest_mean_probability():
 
 
 @pytest.mark.parametrize("tile", [None, 200, 400])
-def test_every_object_is_looked_at_once_and_whole(tile):
+def test_every_object_is_looked_at_once_and_whole(tile: int | None) -> None:
     rng = np.random.default_rng(3)
     corner = rng.integers(0, 900, (60, 2))
     boxes = [tuple(box) for box in np.hstack([corner, corner + rng.integers(5, 90, (60, 2))]).tolist()]

@@ -22,7 +22,7 @@ def test_a_batch_size_halves_and_stays() -> None:
         sizes.append(part.stop - part.start)
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return part.start
+        return int(part.start)
 
     assert batch.run(8, compute) == [0, 2, 4, 6]
     assert (sizes, batch.items) == ([8, 4, 2, 2, 2, 2], 2)

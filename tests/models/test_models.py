@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -45,7 +46,7 @@ def test_layers_are_fractions_of_the_depth_averaged_after_normalising() -> None:
     images = clip.normalise(torch.from_numpy(scenes.render(5).image[None, :64, :64]))
     single = [clip.patch_features(images, VARIANTS["csa"], [f]) for f in (0.5, 1.0)]
     both = clip.patch_features(images, VARIANTS["csa"], [0.5, 1.0])
-    assert torch.allclose(both, F.normalize(sum(single) / 2, dim=-1), atol=1e-6)
+    assert torch.allclose(both, F.normalize((single[0] + single[1]) / 2, dim=-1), atol=1e-6)
     assert not torch.allclose(single[0], single[1], atol=1e-2)
 
 
@@ -157,7 +158,7 @@ def test_sam_still_builds_from_the_package_after_the_embedded_one() -> None:
 @pytest.mark.parametrize("name", ["demo", "demo-token"])
 def test_own_blocks_equal_open_clip_s(name: str) -> None:
     spec = zoo.resolve("clip", name)
-    model, *_ = clip_module.build(spec)
+    model: Any = clip_module.build(spec)[0]
     x = torch.randn(2, 17, model.visual.conv1.out_channels, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for block in model.eval().visual.transformer.resblocks:
@@ -183,7 +184,8 @@ def test_bf16_sees_what_fp32_sees() -> None:
     assert block.mlp.c_fc.weight.dtype == block.attn.in_proj_weight.dtype == torch.bfloat16
     assert block.ln_1.weight.dtype == torch.float32
     batch = full.normalise(torch.from_numpy(image[None, :128, :128].copy()))
-    likeness = F.cosine_similarity(*(c.patch_features(batch, VARIANTS["csa"]) for c in (full, low)), dim=-1)
+    one, other = (c.patch_features(batch, VARIANTS["csa"]) for c in (full, low))
+    likeness = F.cosine_similarity(one, other, dim=-1)
     assert likeness.min() > 0.99
     points = np.array([[40.0, 60.0], [128.0, 128.0], [200.0, 30.0]], np.float32)
     drawn = []

@@ -291,7 +291,7 @@ def run_process(workdir: Path, images: Path, cache: Path, *settings: str, **envi
         LABELS,
     ]
     command += [*QUICK, FP32, *settings]
-    variables = emulated_environment(OVSEG_CACHE=str(cache), EMULATED_LOG=str(log), **environment)
+    variables = emulated_environment(2, OVSEG_CACHE=str(cache), EMULATED_LOG=str(log), **environment)
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     used: dict[int, set[int]] = defaultdict(set)

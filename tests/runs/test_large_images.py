@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ ACROSS = 5
 def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One image of 25 scenes, with its truth."""
     folder = tmp_path_factory.mktemp("mosaic")
-    whole = {"image": [], "classes": [], "instances": []}
+    whole: dict[str, list[np.ndarray[Any, Any]]] = {"image": [], "classes": [], "instances": []}
     seeds = iter(scenes.HELD_OUT_SEEDS[1200 : 1200 + ACROSS**2])
     for _ in range(ACROSS):
         row = [scenes.render(next(seeds)) for _ in range(ACROSS)]
@@ -85,7 +86,7 @@ def test_a_row_may_ask_for_some_of_the_labels(method: str, few_scenes: Path, tmp
     assert done.returncode == 3, done.stderr
     coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
     category = {c["id"]: c["name"] for c in coco["categories"]}
-    said = {i["file_name"]: set() for i in coco["images"]}
+    said: dict[str, set[str]] = {i["file_name"]: set() for i in coco["images"]}
     by_id = {i["id"]: i["file_name"] for i in coco["images"]}
     for annotation in coco["annotations"]:
         said[by_id[annotation["image_id"]]].add(category[annotation["category_id"]])

@@ -110,14 +110,15 @@ def test_a_list_of_other_columns_is_another_list(tmp_path: Path, few_scenes: Pat
         path.unlink()
         lists.append(tmp_path / f"{number}.parquet")
     with pytest.raises(UsageError, match="other columns"):
-        update_manifest(*lists)
+        update_manifest(lists[0], lists[1])
 
 
 def test_rows_keep_their_numbers_through_many_changes(tmp_path: Path) -> None:
     """Names come and go over several revisions; a row's number is never another image's."""
     files = tmp_path / "files"
     files.mkdir()
-    ours, known = tmp_path / "ours.parquet", {}
+    ours = tmp_path / "ours.parquet"
+    known: dict[int, str] = {}
     for step, present in enumerate(("abcdef", "abdefgh", "bdgz", "abcdefgh")):
         for path in files.iterdir():
             if path.stem not in present:

@@ -13,11 +13,11 @@ from ovseg_batch.settings import Config
 from ovseg_batch.settings.errors import dotted_keys
 
 
-def load(overrides: tuple[str, ...] = (), file: Path | None = None, **environment: str):
+def load(overrides: tuple[str, ...] = (), file: Path | None = None, **environment: str) -> Config:
     return load_config(file, overrides, environment=environment)
 
 
-def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one():
+def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one() -> None:
     for wrong, right in (
         ("refine.vot", "'refine.vote'"),
         ("vote", "'refine.vote'"),
@@ -31,7 +31,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one():
             load((f"{wrong}=0.5",))
 
 
-def test_an_unknown_section_in_a_file_names_the_file_and_the_nearest_section(tmp_path: Path):
+def test_an_unknown_section_in_a_file_names_the_file_and_the_nearest_section(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("refin: {vote: 0.5}\n")
     with pytest.raises(UsageError, match=r"job\.yaml: unknown key 'refin'.*'refine'"):
@@ -148,12 +148,12 @@ def test_variables_that_are_no_settings_are_ignored_with_a_warning(caplog: pytes
         load(OVSEG_REFINE__VOT="0.5")
 
 
-def test_a_value_out_of_range_says_which_key_and_what_was_given():
+def test_a_value_out_of_range_says_which_key_and_what_was_given() -> None:
     with pytest.raises(UsageError, match=r"refine\.vote.*1\.5"):
         load(("refine.vote=1.5",))
 
 
-def test_flags_win_over_environment_and_environment_over_the_file(tmp_path: Path):
+def test_flags_win_over_environment_and_environment_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("refine: {vote: 0.1, min_distance: 7}\n")
     assert load(file=file, OVSEG_REFINE__VOTE="0.2").refine.vote == 0.2
@@ -169,18 +169,18 @@ def test_flags_win_over_environment_and_environment_over_the_file(tmp_path: Path
         ("traffic light", ["traffic light"], [("traffic light",)]),
     ],
 )
-def test_labels_are_read_as_people_write_them(written, names, words):
+def test_labels_are_read_as_people_write_them(written: str, names: list[str], words: list[tuple[str, ...]]) -> None:
     labels = load_config("demo", flags={"labels": written}, environment={}).labels
     assert [label.name for label in labels] == names
     assert [label.words for label in labels] == words
 
 
-def test_commas_between_labels_with_synonyms_are_refused():
+def test_commas_between_labels_with_synonyms_are_refused() -> None:
     with pytest.raises(UsageError, match="put ';' between labels"):
         load_config("demo", flags={"labels": "car, road, person: person, people"}, environment={})
 
 
-def test_every_list_of_labels_in_the_readme_is_read_as_it_is_meant():
+def test_every_list_of_labels_in_the_readme_is_read_as_it_is_meant() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     written = re.findall(r'--labels "([^"]+)"', readme)
     assert len(written) >= 2
@@ -188,12 +188,12 @@ def test_every_list_of_labels_in_the_readme_is_read_as_it_is_meant():
         assert len(load_config("demo", flags={"labels": text}, environment={}).labels) == 3, text
 
 
-def test_a_label_named_twice_is_refused():
+def test_a_label_named_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="'car' twice"):
         load_config("demo", flags={"labels": "car, sky, car"}, environment={})
 
 
-def test_the_resolved_config_reads_back_equal(tmp_path: Path):
+def test_the_resolved_config_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(
         flags={"labels": "person: person, people; sky"}, overrides=("dense.layers=[0.5, 1.0]",), environment={}
     )
@@ -202,7 +202,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path: Path):
     assert load_config(file, environment={}) == config
 
 
-def test_a_file_builds_on_a_preset_or_on_another_file(tmp_path: Path):
+def test_a_file_builds_on_a_preset_or_on_another_file(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text("extends: guided\nrefine: {vote: 0.5}\nlabels: [car, road]\n")
     job = tmp_path / "jobs" / "job.yaml"
     job.parent.mkdir()
@@ -223,7 +223,7 @@ def test_a_file_builds_on_a_preset_or_on_another_file(tmp_path: Path):
         (f"extends: {'a' * 300}", "cannot be a path: it has [0-9]+ characters"),
     ],
 )
-def test_what_cannot_be_extended_is_an_error(written: str, message: str, tmp_path: Path):
+def test_what_cannot_be_extended_is_an_error(written: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(written)
     with pytest.raises(UsageError, match=message):
@@ -251,6 +251,6 @@ def test_a_path_that_no_file_can_have_is_refused(key: str, name: str) -> None:
         load_config(flags={key: name}, environment={})
 
 
-def test_the_default_is_prompted_with_models_for_photographs():
+def test_the_default_is_prompted_with_models_for_photographs() -> None:
     default, prompted = load_config(environment={}), load_config("prompted", environment={})
     assert default.model_copy(update={"about": prompted.about}) == prompted

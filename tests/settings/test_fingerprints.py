@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError
@@ -87,7 +88,7 @@ ELSEWHERE = {
     "inpaint.model": "the pipeline, of which this machine has one",
 }
 
-EXECUTION = {"run": RunExecution, "inpaint": InpaintExecution}
+EXECUTION: dict[str, type[BaseModel]] = {"run": RunExecution, "inpaint": InpaintExecution}
 LINES = [one for one in setting_lines() if one.key not in ELSEWHERE and one.key.partition(".")[0] not in ELSEWHERE]
 
 

@@ -145,7 +145,7 @@ def test_rows_that_share_a_picture_have_edited_files_of_their_own(
 ) -> None:
     one, other = sorted((few_scenes / "images").iterdir())[:2]
     listing, out = tmp_path / "list.csv", tmp_path / "run"
-    arguments = ("run", listing, "-o", out, "--labels", "sky; grass", "--edit", "cutout")
+    arguments: tuple[object, ...] = ("run", listing, "-o", out, "--labels", "sky; grass", "--edit", "cutout")
     arguments += ("--set", f"manifest.shard_rows={shard_rows}", "--workers", "0")
 
     def edited(*rows: str, more: tuple[str, ...] = ()) -> list[str]:

@@ -57,7 +57,8 @@ def test_prompts_come_from_the_row_the_label_or_the_run(variants: dict[str, Path
     rows = [ImageRow(k, f"k{k}", f"{k}.png", str(variants["grey.png"])) for k in range(3)]
     rows[1].extra["edit_prompt"] = "a bad thing"
     rows[2].extra["seed"] = 7
-    results = sorted(stage.process(rows, {"refine": GivenMasks(masks)}), key=lambda r: r.row)
+    upstream: dict[str, Any] = {"refine": GivenMasks(masks)}
+    results = sorted(stage.process(rows, upstream), key=lambda r: r.row)
     assert results[0].values["prompts"] == ["a cat of gold", "night"]
     assert (results[1].code, "safety checker" in results[1].message) == ("blocked", True)
     assert all(len(batch) == 3 for batch in spy.requests)  # always full
@@ -104,8 +105,9 @@ def test_the_demo_pipeline_gives_the_same_bits_in_any_full_batch() -> None:
     requests = [Request(image, disc(96, 96), "a cat", "", k) for k, image in enumerate(images)]
     first, second, third = loaded.paint(requests, 2, 2.0, 1.0)
     turned = loaded.paint([requests[2], requests[0], requests[0]], 2, 2.0, 1.0)
-    assert first is not None and first.shape == (96, 96, 3)
+    assert first is not None and second is not None and third is not None and first.shape == (96, 96, 3)
     for one, other in zip(turned, (third, first, first), strict=True):
+        assert one is not None
         assert np.array_equal(one, other)
     assert not np.array_equal(first, second)
 
@@ -150,7 +152,7 @@ def test_paintings_are_judged_by_eval(
         def __init__(self, *_: object) -> None: ...
 
         def features(self, images: Array) -> Array:
-            return images.mean(axis=(1, 2))
+            return np.asarray(images.mean(axis=(1, 2)))
 
     monkeypatch.setattr(judged, "Inception", MeanColours)
     monkeypatch.setattr(judged, "inception_weights", lambda: Path("weights"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +25,8 @@ def test_everything_comes_out_in_order(overlapping: bool) -> None:
         time.sleep(0.002 * (number % 3))
         return number
 
-    steps = [functools.partial(step, name) for name in threads]
-    assert list(in_three_steps(range(20), *steps, lambda number: 1, overlapping)) == list(range(20))
+    before, during, after = (functools.partial(step, name) for name in threads)
+    assert list(in_three_steps(range(20), before, during, after, lambda number: 1, overlapping)) == list(range(20))
     assert threads["during"] == {threading.get_ident()}
     assert len(set.union(*threads.values())) == (3 if overlapping else 1)
 
@@ -58,9 +60,9 @@ def test_an_error_in_any_step_is_the_caller_s(where: int) -> None:
             raise KeyError("here")
         return number
 
-    steps = [functools.partial(step, place=place) for place in range(3)]
+    before, during, after = (functools.partial(step, place=place) for place in range(3))
     with pytest.raises(KeyError, match="here"):
-        list(in_three_steps(range(6), *steps, lambda number: 1, True))
+        list(in_three_steps(range(6), before, during, after, lambda number: 1, True))
 
 
 @pytest.mark.parametrize("method", ["prompted", "guided", "trident"])
@@ -72,8 +74,9 @@ def test_refine_is_the_same_with_its_steps_overlapping(
     plain, overlapped = tmp_path / "plain", tmp_path / "overlapped"
     assert command(*run_arguments(few_scenes / "images", plain, *settings)).returncode == 0
 
-    def forced(*arguments: object) -> object:
-        return in_three_steps(*arguments[:-1], True)  # type: ignore[arg-type]
+    def forced(*arguments: Any) -> Iterator[Any]:
+        items, before, during, after, pixels, _ = arguments
+        return in_three_steps(items, before, during, after, pixels, True)
 
     monkeypatch.setattr(refine, "in_three_steps", forced)
     assert command(*run_arguments(few_scenes / "images", overlapped, *settings)).returncode == 0

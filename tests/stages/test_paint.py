@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.vocabulary import Vocabulary
@@ -32,6 +33,10 @@ def box(x: int, y: int, width: int, height: int) -> NDArray[np.bool_]:
 CAR_BOX, WHEEL_BOX = box(4, 4, 20, 10), box(6, 10, 4, 4)
 
 
+def no_probabilities(box: object, size: tuple[int, int]) -> Tensor:
+    pytest.fail(f"the probabilities of {box} are computed at {size}")
+
+
 def answer(*, dense: bool) -> Answer:
     """Return a car with a wheel inside, on a sky that the dense map alone shows."""
     labels = np.full(SIZE, SKY, np.int16)
@@ -42,7 +47,7 @@ def answer(*, dense: bool) -> Answer:
         for label, mask, score in ((CAR, CAR_BOX, 0.6), (WHEEL, WHEEL_BOX, 0.8))
     ]
     half = np.full(SIZE, 0.5, np.float32)
-    shown = DenseMap(labels, half, half, pytest.fail, (), None)
+    shown = DenseMap(labels, half, half, no_probabilities, (), None)
     return Answer(SIZE, candidates, masks.__getitem__, shown if dense else None)
 
 

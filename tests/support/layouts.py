@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def settings(dataset: datasets.Dataset) -> str:
     return json.dumps(config)
 
 
-def write(dataset: datasets.Dataset, root: Path, seeds: list[int]) -> None:
+def write(dataset: datasets.Dataset, root: Path, seeds: Sequence[int]) -> None:
     """The images and the truth of a few scenes; where the split is a list, one image more that is not in it."""
     MAKERS[dataset.name](dataset, root, [scenes.render(seed) for seed in seeds])
 
@@ -54,7 +54,10 @@ def save(array: Array, path: Path, palette: bool = False) -> None:
     image = Image.fromarray(array.astype(np.uint8))
     if palette:
         image.putpalette(np.random.default_rng(0).integers(0, 255, 768).astype(np.uint8).tobytes())
-    image.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    if path.suffix == ".jpg":
+        image.save(path, quality=95)
+    else:
+        image.save(path)
 
 
 def _voc(folder: str, listing: str, maps: str, objects: str | None = None) -> Callable[..., None]:

@@ -187,7 +187,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_site_is_built_without_a_word_of_complaint(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    built = [Path(sys.executable).parent / "zensical", "build", "--strict"]
+    built = [str(Path(sys.executable).parent / "zensical"), "build", "--strict"]
     done = subprocess.run(built, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "No issues found" in done.stdout + done.stderr
     for page in (ROOT / "docs").glob("*.md"):

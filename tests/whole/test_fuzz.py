@@ -12,7 +12,7 @@ from tests.harness import fuzz_images, fuzz_lists
 from tests.harness.fuzz_images import Images
 from tests.harness.fuzz_lists import Lists
 from tests.harness.fuzz_workdirs import Workdirs
-from tests.harness.fuzzing import MEBIBYTE, Input, Tally, Target, measured, save, table, watched
+from tests.harness.fuzzing import MEBIBYTE, Input, Tally, Target, Violation, measured, save, table, watched
 
 MEMORY = 1 << 30
 FEW = 64  # cases
@@ -120,5 +120,5 @@ def test_no_case_begins_after_the_time() -> None:
 
 def test_a_refusal_is_a_text_that_can_be_printed() -> None:
     for text in ("", "\x1b[31m", "half \ud800", "x" * 5000):
-        with pytest.raises(fuzz_lists.Violation):
+        with pytest.raises(Violation):
             fuzz_lists.check_message(text)

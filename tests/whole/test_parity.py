@@ -151,11 +151,11 @@ def test_cosine_logits_of_one_window(clip: DenseClip, image: torch.Tensor) -> No
 @pytest.fixture(scope="module")
 def slid(clip: DenseClip, image: torch.Tensor) -> torch.Tensor:
     words = (DATA / "cls_plain.txt").read_text().split()
-    boxes = window_boxes(*image.shape[:2], 224, 112)
+    boxes = window_boxes(image.shape[0], image.shape[1], 224, 112)
     windows = torch.stack([image[y0:y1, x0:x1] for y0, x0, y1, x1 in boxes])
     features = clip.patch_features(clip.normalise(windows), VARIANTS["csa"])
     cosine = torch.einsum("bhwd,qd->bqhw", features, text_features(clip, words))
-    return Stitched(cosine, boxes, tuple(image.shape[:2])).whole()
+    return Stitched(cosine, boxes, (image.shape[0], image.shape[1])).whole()
 
 
 def test_sliding_logits(slid: torch.Tensor) -> None:
@@ -177,7 +177,7 @@ def test_sliding_segmentation(slid: torch.Tensor) -> None:
     truth = np.load(DATA / "slide_plain.npz")
     words = (DATA / "cls_plain.txt").read_text().split()
     vocabulary = Vocabulary.build([(word, [word], 0.0) for word in words])
-    labels = label_map(slid, tuple(slid.shape[1:]), vocabulary, SCALE, 0.0, 0.0).labels
+    labels = label_map(slid, (slid.shape[1], slid.shape[2]), vocabulary, SCALE, 0.0, 0.0).labels
     seg = truth["slide_plain.seg"]
     near_tie = np.unpackbits(truth["slide_plain.ambiguous"])[: seg.size].reshape(seg.shape).astype(bool)
     assert ((labels != seg) & ~near_tie).sum() <= SEG * seg.size

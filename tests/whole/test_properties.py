@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -20,11 +22,15 @@ from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.labels import parse_labels
 
+Array = np.ndarray[Any, Any]
+
 sides = st.integers(1, 300)
 
 
 @given(height=sides, width=sides, window=st.integers(16, 224), data=st.data())
-def test_windows_of_one_size_cover_every_pixel_and_stay_inside(height, width, window, data):
+def test_windows_of_one_size_cover_every_pixel_and_stay_inside(
+    height: int, width: int, window: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(8, window))
     boxes = window_boxes(height, width, window, stride)
     seen = np.zeros((height, width), bool)
@@ -37,7 +43,7 @@ def test_windows_of_one_size_cover_every_pixel_and_stay_inside(height, width, wi
 
 
 @given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), short_side=st.integers(16, 1024))
-def test_a_resize_hits_the_short_side_or_stops_at_the_long_one(height, width, short_side):
+def test_a_resize_hits_the_short_side_or_stops_at_the_long_one(height: int, width: int, short_side: int) -> None:
     resized = resized_size(height, width, short_side, 2048)
     assert min(resized) == short_side or max(resized) == 2048
     assert min(resized) >= 1 and max(resized) <= 2048
@@ -45,7 +51,7 @@ def test_a_resize_hits_the_short_side_or_stops_at_the_long_one(height, width, sh
 
 
 @given(mask=arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
-def test_a_mask_comes_back_from_its_run_lengths(mask):
+def test_a_mask_comes_back_from_its_run_lengths(mask: Array) -> None:
     counts = rle.encode(mask)
     assert (rle.decode(counts.decode("ascii"), *mask.shape) == mask).all()
     if mask.any():
@@ -55,7 +61,7 @@ def test_a_mask_comes_back_from_its_run_lengths(mask):
 
 
 @given(regions=arrays(np.int32, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4)))
-def test_the_run_lengths_of_a_map_are_those_of_its_masks(regions):
+def test_the_run_lengths_of_a_map_are_those_of_its_masks(regions: Array) -> None:
     alone = {int(k): rle.encode(regions == k) for k in np.unique(regions) if k}
     assert rle.encode_regions(regions) == rle.encode_regions(np.asfortranarray(regions)) == alone
 
@@ -66,7 +72,9 @@ masks = st.lists(st.tuples(st.integers(0, 3), arrays(bool, (12, 14))), max_size=
 
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, min_area=st.integers(1, 9), fallback=st.sampled_from([None, 1, 5]))
-def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_names(dense, drawn, min_area, fallback):
+def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_names(
+    dense: Array, drawn: list[tuple[int, Array]], min_area: int, fallback: int | None
+) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
     owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
@@ -80,14 +88,14 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
         assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
 
 
-def pieces_of(region):
+def pieces_of(region: Array) -> list[Array]:
     """The 8-connected pieces of an (H, W) bool region, in the order in which rows of pixels meet them."""
     count, numbers = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
     return sorted((numbers == k for k in range(1, count)), key=np.argmax)
 
 
 @given(dense=maps)
-def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense):
+def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense: Array) -> None:
     found = connected_components(dense)
     pieces = [(piece, label) for label in range(4) for piece in pieces_of(dense == label)]
     pieces.sort(key=lambda one: np.argmax(one[0]))
@@ -101,9 +109,9 @@ def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense):
 
 
 @given(one=maps, other=maps)
-def test_what_is_counted_by_runs_is_what_is_counted_by_pixels(one, other):
+def test_what_is_counted_by_runs_is_what_is_counted_by_pixels(one: Array, other: Array) -> None:
     runs = row_runs(one, other)
-    values = np.random.default_rng(0).random(one.shape).astype(np.float16)
+    values = np.random.default_rng(0).random((12, 14)).astype(np.float16)
     pixels = np.repeat(np.arange(len(runs.starts)), runs.lengths)
     assert len(pixels) == one.size and np.array_equal(pixels[runs.starts], np.arange(len(runs.starts)))
     for whole in (one.ravel(), other.ravel()):
@@ -114,7 +122,9 @@ def test_what_is_counted_by_runs_is_what_is_counted_by_pixels(one, other):
 
 @settings(deadline=None)
 @given(dense=maps, drawn=masks, least=st.sampled_from([1, 5]))
-def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(dense, drawn, least):
+def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touches_most(
+    dense: Array, drawn: list[tuple[int, Array]], least: int
+) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
     owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], 1, None)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
@@ -133,7 +143,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
 
 @settings(deadline=None)
 @given(side=st.integers(1, 40), seed=st.integers(0, 99))
-def test_the_share_of_a_mask_that_carries_its_class_is_counted_exactly(side, seed):
+def test_the_share_of_a_mask_that_carries_its_class_is_counted_exactly(side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     drawn, seen = rng.random((3, 2, side, side)) < rng.random((3, 2, 1, 1)), rng.integers(-1, 3, (side, side))
     labels = rng.integers(0, 3, (3, 2))
@@ -153,7 +163,7 @@ labels = st.lists(
 
 
 @given(labels=labels, scale=st.floats(0.1, 1000), rows=st.integers(1, 100_000))
-def test_settings_written_as_yaml_read_back_equal(labels, scale, rows):
+def test_settings_written_as_yaml_read_back_equal(labels: list[dict[str, object]], scale: float, rows: int) -> None:
     config = Config.model_validate(
         {"labels": labels, "dense": {"logit_scale": scale}, "manifest": {"shard_rows": rows}}
     )
@@ -163,6 +173,6 @@ def test_settings_written_as_yaml_read_back_equal(labels, scale, rows):
 @given(
     names=st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1, max_size=5), blanks=st.text(" ", max_size=3)
 )
-def test_every_way_to_write_a_list_of_labels_says_the_same(names, blanks):
+def test_every_way_to_write_a_list_of_labels_says_the_same(names: list[str], blanks: str) -> None:
     written = [f",{blanks}".join(names), f"{blanks};".join(names), "\n".join(names), names]
     assert len({tuple(label["name"] for label in parse_labels(text)) for text in written}) == 1

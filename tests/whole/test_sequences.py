@@ -15,6 +15,7 @@ import pytest
 from ovseg_batch import Run
 from ovseg_batch.errors import RowError
 from ovseg_batch.runs import pipeline
+from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.workdir.store import Workdir
 from tests.conftest import Command
 from tests.harness.job import Running
@@ -48,9 +49,10 @@ def nowhere(workdir: Path, images: Path) -> set[str]:
 
 def during(stage: str, monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object], after: bool = False) -> None:
     """Let something happen once while a run is at a stage: before it computes, or after."""
-    compute, happened = pipeline._run_planned, []
+    compute = pipeline._run_planned
+    happened: list[bool] = []
 
-    def computing(planned: pipeline.PlannedStage, *rest: object) -> list[int]:
+    def computing(planned: PlannedStage, *rest: object) -> list[int]:
         due = planned.name == stage and not happened
         if due:
             happened.append(True)

@@ -1,5 +1,6 @@
 import os
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from ovseg_batch.errors import FailureCode, OvsegError, RowError
 from ovseg_batch.io.atomic import temporary_path, write_text
 from ovseg_batch.io.sealed import seal
 from ovseg_batch.models.batches import BatchSize
-from ovseg_batch.stages.base import Resources, Stage, failed
+from ovseg_batch.stages.base import Resources, Stage, Upstream, failed
 from ovseg_batch.stages.shard import run_shard
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import ImageRow, RowResult
-from ovseg_batch.workdir.store import Workdir, fingerprint
+from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 
 class Echo(Stage):
@@ -25,10 +26,10 @@ class Echo(Stage):
     name, resources, arrays = "echo", Resources(False), True
     columns = pa.schema([pa.field("number", pa.int64())])
 
-    def __init__(self):
+    def __init__(self) -> None:
         pass
 
-    def process(self, rows, upstream):
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         for row in reversed(rows):
             if row.key.startswith("bad"):
                 yield failed(row, FailureCode.TRUNCATED, "half a file")
@@ -37,18 +38,18 @@ class Echo(Stage):
 
 
 class Silent(Echo):
-    def process(self, rows, upstream):
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         yield from list(super().process(rows, upstream))[1:]
 
 
 class Twice(Echo):
-    def process(self, rows, upstream):
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         yield from super().process(rows, upstream)
         yield from super().process(rows, upstream)
 
 
 class NotFinite(Echo):
-    def process(self, rows, upstream):
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         for row in rows:
             yield RowResult(row.row, row.key, {"number": 0}, {"x": np.array([np.nan], np.float16)})
 
@@ -57,13 +58,13 @@ ROWS = [ImageRow(row=i, key=k, file_name=k, path=k) for i, k in enumerate(["a", 
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> StageStore:
     store = Workdir(tmp_path).stage("echo", fingerprint({"stage": "echo"}))
     store.create({"stage": "echo"})
     return store
 
 
-def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code_and_message(store):
+def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code_and_message(store: StageStore) -> None:
     commit = run_shard(Echo(), store, 0, ROWS)
     assert (commit.rows, commit.ok, commit.failed) == (4, 3, {"truncated": 1})
     with CommittedShard(store, 0) as shard:
@@ -72,30 +73,30 @@ def test_every_row_has_one_terminal_line_in_manifest_order_failed_ones_with_code
         assert shard.array(2, "x", (2, 3)).tolist() == [[2, 2, 2], [2, 2, 2]]
 
 
-def test_a_row_the_stage_forgets_becomes_a_failed_row(store):
+def test_a_row_the_stage_forgets_becomes_a_failed_row(store: StageStore) -> None:
     commit = run_shard(Silent(), store, 0, ROWS)
     assert commit.failed == {"internal": 1, "truncated": 1}
 
 
-def test_a_row_answered_twice_stops_the_run_and_leaves_nothing_visible(store):
+def test_a_row_answered_twice_stops_the_run_and_leaves_nothing_visible(store: StageStore) -> None:
     with pytest.raises(OvsegError, match="twice"):
         run_shard(Twice(), store, 0, ROWS)
     assert store.read_commit(0) is None
     assert not [path for path in (store.folder / "data").rglob("*") if path.is_file()]
 
 
-def test_numbers_that_are_not_finite_fail_their_row(store):
+def test_numbers_that_are_not_finite_fail_their_row(store: StageStore) -> None:
     assert run_shard(NotFinite(), store, 0, ROWS).failed == {"model": 4}
 
 
-def test_data_files_of_two_runs_are_equal_byte_for_byte(store):
+def test_data_files_of_two_runs_are_equal_byte_for_byte(store: StageStore) -> None:
     first = run_shard(Echo(), store, 0, ROWS)
     second = run_shard(Echo(), store, 0, ROWS)
     assert first.files == second.files
     assert (first.attempt, second.attempt) == (1, 2)
 
 
-def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store):
+def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store: StageStore) -> None:
     run_shard(Echo(), store, 0, ROWS)
     assert store.missing(2) == [1]
     path = store.data_path(0, ".npz")
@@ -104,37 +105,37 @@ def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "echo"}'])
-def test_a_torn_or_foreign_commit_record_does_not_count(store, text):
+def test_a_torn_or_foreign_commit_record_does_not_count(store: StageStore, text: str) -> None:
     run_shard(Echo(), store, 0, ROWS)
     store.commit_path(0).write_text(text)
     assert store.read_commit(0) is None
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../stage.json", "data/../../x"])
-def test_a_commit_that_names_a_file_elsewhere_does_not_count(store, path):
+def test_a_commit_that_names_a_file_elsewhere_does_not_count(store: StageStore, path: str) -> None:
     record = run_shard(Echo(), store, 0, ROWS).to_record()
     store.commit_path(0).write_bytes(seal({**record, "files": [{**record["files"][0], "path": path}]}))
     assert store.missing(1) == [0]
     assert next(store.verify(1)).what == "the commit record is damaged"
 
 
-def test_a_commit_with_values_of_other_types_does_not_count(store):
+def test_a_commit_with_values_of_other_types_does_not_count(store: StageStore) -> None:
     record = run_shard(Echo(), store, 0, ROWS).to_record()
     store.commit_path(0).write_bytes(seal({**record, "failed": {"truncated": "many"}}))
     assert store.missing(1) == [0]
 
 
-def test_a_commit_of_another_fingerprint_does_not_count(store):
+def test_a_commit_of_another_fingerprint_does_not_count(store: StageStore) -> None:
     run_shard(Echo(), store, 0, ROWS)
     path = store.commit_path(0)
     path.write_text(path.read_text().replace(store.fingerprint, "0" * 32))
     assert store.read_commit(0) is None
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_never_fits_is_charged():
-    tried = []
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_never_fits_is_charged() -> None:
+    tried: list[int] = []
 
-    def compute(batch):
+    def compute(batch: Sequence[int]) -> list[int]:
         tried.append(len(batch))
         if len(batch) > 2 or 5 in batch:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -148,7 +149,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_one_image_that_ne
     )
 
 
-def test_only_the_temporary_files_of_dead_processes_are_removed(store):
+def test_only_the_temporary_files_of_dead_processes_are_removed(store: StageStore) -> None:
     ours = temporary_path(store.data_path(0, ".npz"))
     dead = ours.with_name(ours.name.replace("@", "@99999"))
     child = subprocess.Popen(["true"])
@@ -166,7 +167,7 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(store):
     child.wait()
 
 
-def test_a_temporary_name_fits_beside_the_longest_names(tmp_path):
+def test_a_temporary_name_fits_beside_the_longest_names(tmp_path: Path) -> None:
     for name in ("x" * 255, "ä" * 127, "a" + "猫" * 84):
         path = tmp_path / name
         write_text(path, "content")
