@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One picture in every variant of image file."""
     return write_variants(
         tmp_path_factory.mktemp("variants"), Image.fromarray(photographs.astronaut()).resize((320, 240))
@@ -109,6 +110,13 @@ def finished(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command
     done = command(*run_arguments(few_scenes / "images", workdir))
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed run, which a test can change."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 def data_files(workdir: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         try:
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.init()
         except Exception as error:  # RuntimeError or AssertionError, depending on the build of torch
             reason = str(error).strip().splitlines()[0]
         reason = reason or next((str(one.message).splitlines()[0] for one in caught), "")

@@ -55,7 +55,7 @@ def connect() -> dict[str, float]:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except OSError as error:
             raise UsageError(f"Cannot reach the Ray cluster of RAY_ADDRESS={address}: {error}") from None
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return resources
 
 
@@ -106,7 +106,7 @@ def run_stage(job: StageJob, shards: Sequence[int], pool: Pool) -> Iterator[Comm
     import ray.exceptions
 
     resources = connect()
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, Any]] = ray.nodes()
     if not any(pool.fits(node["Resources"]) for node in nodes if node["Alive"]):
         log.warning(
             "no node has %g CPUs and %g GPUs (run.cpus_per_worker, run.gpus_per_worker); waiting for one",

@@ -74,7 +74,7 @@ class Inpainter:
             )
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()
         auto = spec.kind not in ("FluxFillPipeline",)  # the automatic class does not support it
         loader: Any = diffusers.AutoPipelineForInpainting if auto else diffusers.DiffusionPipeline
         options: dict[str, Any] = {"dtype": DTYPES[kind], "local_files_only": True, "use_safetensors": True}

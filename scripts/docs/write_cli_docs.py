@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""docs/cli.md from the commands' own help; `tests/test_docs.py` sees that it is up to date."""
+"""docs/cli.md from the commands' own help; `tests/whole/test_docs.py` sees that it is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Write docs/settings.md from the settings' own descriptions; `tests/test_settings.py` checks that it is up to date."""
+"""Write docs/settings.md from the settings' own descriptions.
+
+`tests/settings/test_settings.py` checks that the page is up to date.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ QUICK = (Batch("0.01 MP", 2, 128, 96),)
 
 def timing_event() -> Any:
     """Return a CUDA event that measures time."""
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ def learn(lessons: Lessons, steps: int) -> Student:
     for step, (pixels, labels) in zip(range(steps), lessons.batches(), strict=False):
         loss = F.cross_entropy(student(pixels), labels, ignore_index=IGNORE)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:

@@ -74,7 +74,7 @@ class Chaos:
         click.echo(f"{time.monotonic() - self._started:6.1f} s  {text}")
 
     def end(self) -> None:
-        self._cluster.shutdown()  # type: ignore[no-untyped-call]
+        self._cluster.shutdown()
 
 
 def _done(workdir: Path) -> str:

@@ -1,0 +1,155 @@
+"""Fake copies of published data sets: rendered scenes under other names, in the layouts in which they are published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ovseg_batch import datasets, scenes
+
+Array = np.ndarray[Any, Any]
+
+IGNORE = 255
+STUFF = len(scenes.STUFF)
+
+
+def class_of(dataset: datasets.Dataset) -> dict[str, str]:
+    """Scene word → the class that it plays; where there is a background, or things alone, stuff plays none."""
+    words = scenes.THING_NAMES if dataset.background or not dataset.truth else scenes.CLASSES
+    return dict(zip(words, dataset.classes, strict=False))
+
+
+def settings(dataset: datasets.Dataset) -> str:
+    """A config by which the embedded CLIP finds these classes."""
+    labels = [{"name": name, "synonyms": [word]} for word, name in class_of(dataset).items()]
+    config: dict[str, Any] = {"extends": "demo", "labels": labels}
+    if dataset.background or not dataset.truth:
+        config["background"] = list(scenes.STUFF)
+    return json.dumps(config)
+
+
+def write(dataset: datasets.Dataset, root: Path, seeds: Sequence[int]) -> None:
+    """The images and the truth of a few scenes; where the split is a list, one image more that is not in it."""
+    MAKERS[dataset.name](dataset, root, [scenes.render(seed) for seed in seeds])
+
+
+def class_map(dataset: datasets.Dataset, scene: scenes.Scene) -> Array:
+    """The scene in the data set's class numbers (`Dataset.scored`), edges between classes not counted."""
+    plays = class_of(dataset)
+    table = [dataset.scored.index(plays.get(name, "background")) for name in scenes.CLASSES]
+    mapped = np.array(table, np.uint8)[scene.classes]
+    edge = cv2.morphologyEx(scene.classes, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    mapped[edge] = IGNORE
+    return mapped
+
+
+def save(array: Array, path: Path, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array.astype(np.uint8))
+    if palette:
+        image.putpalette(np.random.default_rng(0).integers(0, 255, 768).astype(np.uint8).tobytes())
+    if path.suffix == ".jpg":
+        image.save(path, quality=95)
+    else:
+        image.save(path)
+
+
+def _voc(folder: str, listing: str, maps: str, objects: str | None = None) -> Callable[..., None]:
+    def make(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+        base = root / folder
+        names = [f"2007_{k:06d}" for k in range(len(rendered))]
+        for name, scene in zip(names, rendered, strict=True):
+            save(scene.image, base / "JPEGImages" / f"{name}.jpg")
+            values = class_map(dataset, scene)
+            if dataset.zero_is_ignored:
+                values = np.where(values == IGNORE, 0, values + 1)
+            save(values, base / maps / f"{name}.png", palette=True)
+            if objects:
+                save(np.where(values == IGNORE, IGNORE, scene.instances), base / objects / f"{name}.png", palette=True)
+        save(rendered[0].image, base / "JPEGImages" / "2011_000000.jpg")
+        (base / listing).parent.mkdir(parents=True)
+        (base / listing).write_text("\n".join(names) + "\n")
+
+    return make
+
+
+def _coco_object(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    for k, scene in enumerate(rendered):
+        save(scene.image, root / f"images/val2017/{k:012d}.jpg")
+        save(class_map(dataset, scene), root / f"annotations/val2017/{k:012d}_instanceTrainIds.png")
+
+
+def _coco_stuff(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    """The published pixel maps: COCO's ids less one, eleven of which no class has."""
+    [raw] = {maps.absent for maps in dataset.truth if maps.absent}
+    ids = np.array([value for value in range(182) if value not in raw] + [IGNORE], np.uint8)
+    for k, scene in enumerate(rendered):
+        values = class_map(dataset, scene)
+        save(scene.image, root / f"images/val2017/{k:012d}.jpg")
+        save(ids[np.where(values == IGNORE, -1, values.astype(int))], root / f"stuffthingmaps/val2017/{k:012d}.png")
+
+
+def _ade(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    for k, scene in enumerate(rendered):
+        values = class_map(dataset, scene)
+        name = f"validation/ADE_val_{k + 1:08d}"
+        save(scene.image, root / f"ADEChallengeData2016/images/{name}.jpg")
+        save(np.where(values == IGNORE, 0, values + 1), root / f"ADEChallengeData2016/annotations/{name}.png")
+
+
+def _coco(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    """`instances_val2017.json` with polygons, one crowd as plain counts, and categories that are not scored."""
+    names = ["hair drier", *dataset.classes]
+    tree: dict[str, Any] = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": 2 * k + 1, "name": name} for k, name in enumerate(names)]
+    plays = class_of(dataset)
+    for k, scene in enumerate(rendered):
+        height, width = scene.classes.shape
+        name = f"{k:012d}.jpg"
+        save(scene.image, root / "coco" / "val2017" / name)
+        tree["images"].append({"id": 1000 + k, "file_name": name, "height": height, "width": width})
+        for number, thing in enumerate(scene.things):
+            mask = (scene.instances == thing.instance).astype(np.uint8)
+            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            polygons = [outline.ravel().tolist() for outline in outlines if len(outline) >= 3]
+            crowd = number == len(scene.things) - 1 and k == 0
+            counts = {"size": [height, width], "counts": _plain_counts(mask)}
+            entry = {
+                "id": len(tree["annotations"]) + 1,
+                "image_id": 1000 + k,
+                "category_id": 2 * names.index(plays[thing.name]) + 1,
+                "segmentation": counts if crowd or not polygons else polygons,
+                "area": int(mask.sum()),
+                "bbox": list(thing.bbox),
+                "iscrowd": int(crowd),
+            }
+            tree["annotations"].append(entry)
+    folder = root / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "instances_val2017.json").write_text(json.dumps(tree))
+
+
+def _plain_counts(mask: Array) -> list[int]:
+    """Uncompressed run lengths, column by column, the first of what is not in the mask."""
+    flat = mask.ravel(order="F")
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *ends.tolist(), len(flat)]).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+MAKERS: dict[str, Callable[..., None]] = {
+    "voc21": _voc("VOCdevkit/VOC2012", "ImageSets/Segmentation/val.txt", "SegmentationClass", "SegmentationObject"),
+    "voc20": _voc("VOCdevkit/VOC2012", "ImageSets/Segmentation/val.txt", "SegmentationClass"),
+    "context": _voc("VOC2010", "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"),
+    "context60": _voc("VOC2010", "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"),
+    "coco-object": _coco_object,
+    "coco-stuff": _coco_stuff,
+    "ade20k": _ade,
+    "coco-ov": _coco,
+}
