@@ -121,7 +121,7 @@ def test_a_wrong_file_is_named(parts: dict[str, Any], reason: str, tmp_path: Pat
     [
         [[-3, -2, 30, 5, 70, 45]],
         {"size": [40, 60], "counts": [300, 50, 2050]},
-        {"size": [40, 60], "counts": rle.encode(np.eye(40, 60)).decode()},
+        {"size": [40, 60], "counts": rle.encode(np.eye(40, 60, dtype=np.bool_)).decode()},
     ],
 )
 def test_usual_forms_are_read(segmentation: Any, tmp_path: Path) -> None:

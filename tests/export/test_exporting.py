@@ -107,7 +107,7 @@ def test_many_classes_take_16_bits(tmp_path: Path) -> None:
     half[:2] = True
     image = chosen(("c253", 1.0, half), ("c1", 0.2, ~half))
     few, many = class_map(image, plan(254, False, tmp_path)), class_map(image, plan(255, False, tmp_path))
-    assert (few.dtype, many.dtype) == (np.uint8, np.uint16)
+    assert (few.dtype, many.dtype) == (np.dtype(np.uint8), np.dtype(np.uint16))
     assert few[0, 0] == many[0, 0] == 253 and few[3, 3] == many[3, 3] == 1
     unsure = class_map(image, plan(255, True, tmp_path, thresholds={"c1": 0.5}))
     assert unsure[0, 0] == 254 and unsure[3, 3] == 65535
