@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FAILED_IMAGES = 0, 1, 2, 3
 EXIT_PIPE = 141  # as a shell reports a process that died of SIGPIPE
+LINKER_MEMORY_ERRORS = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory")  # of dlopen
 STOPPED = "stopped. Committed shards are kept; the same command resumes."
 
 log = logging.getLogger("ovseg_batch")
@@ -144,6 +145,11 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     return run
 
 
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out. The dynamic linker reports it as an ImportError."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in LINKER_MEMORY_ERRORS)
+
+
 def _report(error: BaseException) -> int:
     """Log why a command has ended, and return its exit code."""
     match error:
@@ -162,6 +168,13 @@ def _report(error: BaseException) -> int:
                 error.strerror or error,
                 f" ({place})" if place else "",
                 "Free space on that disk" if error.errno in DISK_FULL else "Correct the cause",
+            )
+            return EXIT_ERROR
+        case ImportError() | MemoryError() if _is_lack_of_memory(error):
+            ending.error(
+                "no memory was left (%s). Committed shards are kept. Close other programs, or raise the limit of this "
+                "process, and give the same command again.",
+                str(error) or type(error).__name__,
             )
             return EXIT_ERROR
         case Exception() if _is_json():

@@ -30,6 +30,14 @@ BLOCK = 1 << 20  # bytes read from a connection at a time
 NO_SUCH_RANGE = 416  # HTTP status
 RETRY_STATUSES = {408, 425, 429}  # and 5xx: HTTP statuses after which a retry may help
 LONGEST_PAUSE = 30.0  # seconds
+LONGEST_REASON = 200  # characters of a server's text in a message
+NOT_HTTP = "the server redirects to a URL that is not https:// or http://"
+# errors of aiohttp → what happened. Another try would end in the same way.
+REDIRECTS = {
+    "TooManyRedirects": "the server redirects without end",
+    "NonHttpUrlRedirectClientError": NOT_HTTP,
+    "InvalidUrlRedirectClientError": NOT_HTTP,
+}
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -248,7 +256,8 @@ def _is_transient(error: BaseException) -> bool:
         inner, _PrivateAddress
     ):
         return False
-    if "Credentials" in type(error).__name__:
+    name = type(error).__name__
+    if "Credentials" in name or name in REDIRECTS:
         return False
     status = _status(error)
     return status is None or status >= 500 or status in RETRY_STATUSES
@@ -263,9 +272,14 @@ def _pause(error: BaseException, attempt: int) -> float:
 
 def _reason(error: BaseException, timeout: float) -> str:
     """Return the reason of an error without the URL, whose query may be secret."""
+    if redirect := REDIRECTS.get(type(error).__name__):
+        return redirect
     status = _status(error)
     if status is not None and hasattr(error, "message"):
-        return f"the server answered {status} {error.message}"
+        message = f"{error.message}".partition("\n")[0][:LONGEST_REASON].rstrip(" :")
+        if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # aiohttp gives the error a status of its own
+            return f"the answer is not valid HTTP: {message}"
+        return f"the server answered {status} {message}"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"the download did not finish within {timeout:g} s (run.remote_timeout)"
     inner = getattr(error, "os_error", None) or error

@@ -84,7 +84,8 @@ class Inpainter:
             pipeline = loader.from_pretrained(str(spec.folder), **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise OvsegError(
-                f"The inpainting pipeline in {spec.folder} does not load: {type(error).__name__}: {error}"
+                f"The inpainting pipeline in {spec.folder} does not load: {type(error).__name__}: {error}. "
+                "Fetch it again, or save it again with diffusers."
             ) from None
         pipeline.set_progress_bar_config(disable=True)
         if slicing:

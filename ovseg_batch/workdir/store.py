@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -378,13 +378,13 @@ class Workdir:
         return problems
 
     def unused(self) -> list[Path]:
-        """Return stage folders that the latest run does not use and no process has locked."""
+        """Return stage folders that the latest run does not use and no process has locked. Links are not locked."""
         named = {entry["folder"] for entry in self.read_plan()["stages"]}
         found = []
-        for path in sorted((self.root / "stages").glob("*/stage.json")):
-            with locks.if_free(path.parent / LOCK) as unused:
-                if unused and path.parent.name not in named:
-                    found.append(path.parent)
+        for folder in sorted(path.parent for path in (self.root / "stages").glob("*/stage.json")):
+            with nullcontext(True) if folder.is_symlink() else locks.if_free(folder / LOCK) as unused:
+                if unused and folder.name not in named:
+                    found.append(folder)
         return found
 
     def remove(self, folder: Path) -> None:

@@ -6,7 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+
+from ovseg_batch.cli.base import guarded
 from tests.conftest import SMALL, Command, run_arguments
 
 
@@ -47,3 +51,28 @@ def test_the_last_lines_name_what_was_found_and_the_next_command(
     written = command("report", finished)
     assert (finished / "report" / "index.html").is_file() and str(finished / "report") in written.stdout
     shutil.rmtree(finished / "report")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (MemoryError(), "no memory was left (MemoryError)"),
+        (MemoryError("Unable to allocate 9 GiB"), "no memory was left (Unable to allocate 9 GiB)"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "no memory was left (libtorch_cpu.so",
+        ),
+    ],
+)
+def test_a_process_without_memory_ends_with_a_message(
+    error: Exception, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        guarded(Mock(side_effect=error))()
+    assert ended.value.code == 1
+    assert shown in caplog.text and "Committed shards are kept" in caplog.text
+
+
+def test_an_error_of_the_program_is_not_hidden() -> None:
+    with pytest.raises(ImportError, match="no_such"):
+        guarded(Mock(side_effect=ImportError("No module named 'no_such'")))()

@@ -73,6 +73,14 @@ def site() -> Iterator[Site]:
                         self.wfile.write(b"." * LIMIT)
                 case ["away"]:
                     self.answer(302, b"", {"Location": "/photo.png"})
+                case ["round"]:
+                    self.answer(302, b"", {"Location": "/round"})
+                case ["to-a-file"]:
+                    self.answer(302, b"", {"Location": "file:///etc/passwd"})
+                case ["negative-length"]:
+                    self.answer(200, b"half", {"content-length": "-3"})
+                case ["no-http"]:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"x" * 3000 + b"\r\n\r\n")
                 case ["home"]:
                     self.answer(302, b"", {"Location": f"http://127.0.0.1:{port}/photo.png"})
                 case _ if path in site.files:
@@ -132,6 +140,10 @@ def test_no_more_is_taken_than_the_limit(site: Site) -> None:
             3,
         ),
         ("/cut", FailureCode.UNREADABLE, "\\(3 tries\\)", 3),
+        ("/round", FailureCode.UNREADABLE, "the server redirects without end$", 10),
+        ("/to-a-file", FailureCode.UNREADABLE, "redirects to a URL that is not https:// or http://$", 1),
+        ("/negative-length", FailureCode.UNREADABLE, "the answer is not valid HTTP: .{1,200}$", 1),
+        ("/no-http", FailureCode.UNREADABLE, "the answer is not valid HTTP: .{1,200}$", 1),
     ],
 )
 def test_what_cannot_be_fetched(site: Site, path: str, code: FailureCode, says: str, tries: int) -> None:
