@@ -10,6 +10,7 @@ OWN = "ovseg_batch"
 
 #: Starts of messages that are misleading here: open_clip builds the model, and its weights are loaded afterwards.
 MISLEADING = ("No pretrained weights loaded for model",)
+SILENT = "PIL"  # Pillow's records name no file; an image that it cannot read raises an exception too
 
 
 def send_logs_to(handler: logging.Handler, level: int) -> None:
@@ -24,8 +25,10 @@ def send_logs_to(handler: logging.Handler, level: int) -> None:
 
 
 def _is_useful(record: logging.LogRecord) -> bool:
-    own = record.name.partition(".")[0] == OWN
-    return own or (record.levelno >= logging.WARNING and not record.getMessage().startswith(MISLEADING))
+    library = record.name.partition(".")[0]
+    if library in (OWN, SILENT):
+        return library == OWN
+    return record.levelno >= logging.WARNING and not record.getMessage().startswith(MISLEADING)
 
 
 def _log_warning(

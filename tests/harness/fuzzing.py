@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
+from ovseg_batch.engine.logs import send_logs_to
 from tests.harness.job import PRELOADED
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -184,7 +185,7 @@ def _serve(target: Target, pipe: Connection, memory: int) -> None:
     with tempfile.TemporaryFile() as errors:
         os.dup2(errors.fileno(), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
-        logging.getLogger("ovseg_batch").addHandler(logging.NullHandler())  # its warnings are meant for a person
+        send_logs_to(logging.StreamHandler(sys.stderr), logging.CRITICAL)  # as a command does, without own warnings
         pipe.send(None)
         while True:
             try:
