@@ -419,8 +419,8 @@ def test_embedded_models_are_named_wherever_their_masks_are(
         ovseg_batch.Segmenter("sky", config="demo")
     assert "embedded" not in caplog.text, "the same note twice"
     assert run.to_coco()["info"]["embedded_models"] == ["clip.model", "sam.model"]
-    told = command("status", run.workdir)
-    assert "note: clip.model and sam.model: embedded demo weights" in told.stdout
+    done = command("status", run.workdir)
+    assert "note: clip.model and sam.model: embedded demo weights" in done.stdout
     assert json.loads(command("status", run.workdir, "--json").stdout)["embedded_models"] == ["clip.model", "sam.model"]
 
 

@@ -37,8 +37,8 @@ def test_the_plan_of_an_update(finished: Path, few_scenes: Path, tmp_path: Path,
     shutil.copy(first, images / "new.png")
     os.utime(second, (1, 1))
     first.unlink()
-    told = command(*listed, "--update", "--dry-run")
-    assert "7 images" not in told.stdout and ": 1 new, 1 changed, 1 gone" in told.stdout
+    done = command(*listed, "--update", "--dry-run")
+    assert "7 images" not in done.stdout and ": 1 new, 1 changed, 1 gone" in done.stdout
     assert ": 1 new" not in command(*listed, "--dry-run").stdout, "nothing was written"
 
 

@@ -65,9 +65,9 @@ def evaluated(name: str, tmp_path: Path, command: Command, *manifest_options: st
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # pycocotools has one of numpy's
 def test_a_copy_of_its_layout_evaluates_without_a_warning(name: str, tmp_path: Path, command: Command) -> None:
     workdir = evaluated(name, tmp_path, command)
-    told = command("eval", workdir, "--dataset", name, "--root", tmp_path / "data", "--json")
-    assert told.returncode == 0 and told.stderr == "", told.stderr
-    found = json.loads(told.stdout)
+    done = command("eval", workdir, "--dataset", name, "--root", tmp_path / "data", "--json")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = json.loads(done.stdout)
     assert found["images"] == 3 and found["vocabulary"] == "open"
     if name == "coco-ov":
         assert found["mask AP50"] > 0.3 and "mIoU" not in found
@@ -89,8 +89,8 @@ def test_coco_objects_from_the_json_alone(tmp_path: Path, command: Command) -> N
 
 def test_the_oracle_is_asked_for_what_is_there_alone(tmp_path: Path, command: Command) -> None:
     workdir = evaluated("voc21", tmp_path, command, "--oracle")
-    told = command("eval", workdir, "--dataset", "voc21", "--root", tmp_path / "data", "--json")
-    assert json.loads(told.stdout)["vocabulary"] == "oracle"
+    done = command("eval", workdir, "--dataset", "voc21", "--root", tmp_path / "data", "--json")
+    assert json.loads(done.stdout)["vocabulary"] == "oracle"
     coco = json.loads((workdir / "annotations.json").read_text())
     names = {category["id"]: category["name"] for category in coco["categories"]}
     dataset = datasets.load("voc21")
@@ -183,14 +183,14 @@ def test_shards_are_scored_once_and_the_worst_are_drawn(
 
 
 def test_what_cannot_be_evaluated(finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    told = command("eval", finished, "--dataset", "ade20k", "--root", tmp_path)
-    assert told.returncode == 2 and "does not hold ADE20K" in told.stderr
+    done = command("eval", finished, "--dataset", "ade20k", "--root", tmp_path)
+    assert done.returncode == 2 and "does not hold ADE20K" in done.stderr
     layouts.write(datasets.load("ade20k"), tmp_path / "ade", SEEDS)
     assert command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "sun, brick").returncode == 0
-    told = command("eval", tmp_path / "run", "--dataset", "ade20k", "--root", tmp_path / "ade")
-    assert told.returncode == 2 and "--labels dataset:ade20k" in told.stderr
-    told = command("eval", finished, "--dataset", "ade20k", "--root", tmp_path / "ade")
-    assert told.returncode == 2 and "There is no truth" in told.stderr
+    done = command("eval", tmp_path / "run", "--dataset", "ade20k", "--root", tmp_path / "ade")
+    assert done.returncode == 2 and "--labels dataset:ade20k" in done.stderr
+    done = command("eval", finished, "--dataset", "ade20k", "--root", tmp_path / "ade")
+    assert done.returncode == 2 and "There is no truth" in done.stderr
     assert command("manifest", few_scenes, "-o", tmp_path / "m.parquet", "--oracle").returncode == 2
 
 

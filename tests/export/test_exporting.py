@@ -212,8 +212,8 @@ def test_the_outputs_of_a_run_are_never_replaced(run_of_six: Path, tmp_path: Pat
     for path in (tmp_path / "other" / "annotations.json", run_of_six / "annotations.json"):
         before = path.read_bytes()
         for more in ((), ("--overwrite",)):
-            told = command("export", run_of_six, "-f", "coco", "-o", path, "--min-score", "0.9", *more)
-            assert told.returncode == 2 and f"{path} belongs to the workdir {path.parent}" in told.stderr
+            done = command("export", run_of_six, "-f", "coco", "-o", path, "--min-score", "0.9", *more)
+            assert done.returncode == 2 and f"{path} belongs to the workdir {path.parent}" in done.stderr
         assert path.read_bytes() == before
 
 
@@ -222,8 +222,8 @@ def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path:
     path = tmp_path / FILES[name]
     arguments = ("export", run_of_six, "-f", name, "-o", path)
     path.write_text("mine")
-    told = command(*arguments)
-    assert told.returncode == 2 and f"{path} exists and is not an earlier export as {name}." in told.stderr
+    done = command(*arguments)
+    assert done.returncode == 2 and f"{path} exists and is not an earlier export as {name}." in done.stderr
     assert path.read_text() == "mine" and [path] == list(tmp_path.iterdir())
     assert command(*arguments, "--overwrite").returncode == 0
     first = path.read_bytes()
@@ -235,8 +235,8 @@ def test_a_file_that_is_no_export_is_kept(name: str, run_of_six: Path, tmp_path:
 
 def test_every_file_of_a_split_is_checked(run_of_six: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "masks-val.csv").write_text("mine")
-    told = command("export", run_of_six, "-f", "csv", "-o", tmp_path / "masks.csv", "--val", "0.5")
-    assert told.returncode == 2 and "masks-val.csv exists" in told.stderr
+    done = command("export", run_of_six, "-f", "csv", "-o", tmp_path / "masks.csv", "--val", "0.5")
+    assert done.returncode == 2 and "masks-val.csv exists" in done.stderr
     assert (tmp_path / "masks-val.csv").read_text() == "mine"
 
 

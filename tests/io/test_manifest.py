@@ -169,8 +169,8 @@ def test_bad_input_says_what_and_where(folder: Path, tmp_path: Path, make: objec
 def test_a_file_of_a_person_is_not_replaced(folder: Path, tmp_path: Path, command: Command) -> None:
     photograph = folder / "b.png"
     before = photograph.read_bytes()
-    told = command("manifest", folder, "-o", photograph)
-    assert told.returncode == 2 and f"{photograph} exists, and this command did not write it" in told.stderr
+    done = command("manifest", folder, "-o", photograph)
+    assert done.returncode == 2 and f"{photograph} exists, and this command did not write it" in done.stderr
     assert photograph.read_bytes() == before
     for _ in range(2):
         assert command("manifest", folder, "-o", tmp_path / "m.parquet").returncode == 0

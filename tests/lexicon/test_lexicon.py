@@ -136,7 +136,7 @@ def test_a_phrase_stands_for_its_head_noun(phrase: str, head: str) -> None:
 def test_words_before_the_head_noun_do_not_compete() -> None:
     assert left_out("toy car") == left_out("car") | {"toy"}
     assert {"wall", "brick"} <= left_out("wall-brick")
-    assert left_out("crack in a wall") == set()  # the wall is what the crack is to be told from
+    assert left_out("crack in a wall") == set()  # the wall is what the crack is to be distinguished from
 
 
 def test_a_phrase_that_wordnet_has_is_no_phrase_about_its_last_word() -> None:

@@ -97,6 +97,7 @@ def test_a_crop_holds_the_mask_and_little_else() -> None:
     assert resized_crop(alone, 32).shape == (32, 32, 3)
 
 
+@pytest.mark.slow("every method gives masks that agree with the ground truth")
 @pytest.mark.parametrize("scorer", ["crops", "mask-tokens"])
 def test_masks_first_means_something(few_scenes: Path, tmp_path: Path, command: Command, scorer: str) -> None:
     options = (*PROPOSALS, f"--set=classify.scorer={scorer}", "--set=classify.top_k=adaptive")
@@ -108,11 +109,12 @@ def test_masks_first_means_something(few_scenes: Path, tmp_path: Path, command: 
     assert found["mIoU"] > (0.5 if scorer == "crops" else 0.3), found
 
 
+@pytest.mark.slow("another vocabulary reads no image")
 def test_another_vocabulary_shows_no_model_a_picture(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     first = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "car, sky", *PROPOSALS)
     assert first.returncode == 0, first.stderr
-    told = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "cat", *PROPOSALS, "--dry-run")
-    assert [line.split()[0] for line in told.stdout.splitlines() if line.endswith(" 0 shards to do")] == [
+    done = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "cat", *PROPOSALS, "--dry-run")
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" 0 shards to do")] == [
         "propose",
         "embed",
     ]
@@ -133,5 +135,5 @@ def test_suppression_denoising_and_the_penalty_run(few_scenes: Path, tmp_path: P
 
 def test_a_missing_file_of_query_projections(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     options = (*PROPOSALS, "--set=classify.scorer=mask-tokens", f"--set=classify.tuned={tmp_path / 'no.pth'}")
-    told = command(*run_arguments(few_scenes / "images", tmp_path / "run", *options))
-    assert told.returncode == 2 and "classify.tuned: there is no file" in told.stderr
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "run", *options))
+    assert done.returncode == 2 and "classify.tuned: there is no file" in done.stderr

@@ -224,10 +224,10 @@ def test_device_that_is_not_there() -> None:
 
 
 def test_models_list_names_every_preset(command: Command) -> None:
-    told = command("models", "list").stdout
+    listed = command("models", "list").stdout
     for name in (*presets.CLIP, *presets.SAM):
-        assert name in told
-    assert "CC-BY-NC-4.0" in told
+        assert name in listed
+    assert "CC-BY-NC-4.0" in listed
 
 
 def test_every_preset_names_something_its_library_knows() -> None:

@@ -49,9 +49,9 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("file", ["vit-b-16.pt", "vit-b-16.safetensors"])
 def test_openai_layout_passes_models_check(upstream: Path, command: Command, file: str) -> None:
-    told = command("models", "check", "--clip", "ViT-B-16-quickgelu", "--clip-weights", upstream / file)
-    assert told.returncode == 0, told.stderr
-    assert "QuickGELU" in told.stdout and "149,620,737" in told.stdout and "14 × 14" in told.stdout
+    done = command("models", "check", "--clip", "ViT-B-16-quickgelu", "--clip-weights", upstream / file)
+    assert done.returncode == 0, done.stderr
+    assert "QuickGELU" in done.stdout and "149,620,737" in done.stdout and "14 × 14" in done.stdout
 
 
 def test_openai_layout_gives_open_clips_own_numbers(upstream: Path) -> None:
@@ -68,12 +68,13 @@ def test_openai_layout_gives_open_clips_own_numbers(upstream: Path) -> None:
     assert torch.allclose(clip.encode_text(prompts), own, atol=1e-5)
 
 
+@pytest.mark.slow("weight files of the published size load and run")
 @pytest.mark.parametrize("letter", ["t", "l"])
 def test_metas_layout_passes_models_check(upstream: Path, command: Command, letter: str) -> None:
     config = f"configs/sam2.1/sam2.1_hiera_{letter}.yaml"
-    told = command("models", "check", "--sam", config, "--sam-weights", upstream / f"sam2.1_{letter}.pt")
-    assert told.returncode == 0, told.stderr
-    assert "3 of 256 × 256 a point" in told.stdout
+    done = command("models", "check", "--sam", config, "--sam-weights", upstream / f"sam2.1_{letter}.pt")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 256 × 256 a point" in done.stdout
 
 
 PHOTOGRAPHS = {
@@ -84,6 +85,7 @@ PHOTOGRAPHS = {
 }
 
 
+@pytest.mark.slow("weight files of the published size load and run")
 @pytest.mark.parametrize("letter", ["t", "l"])
 def test_full_size_models_run_on_photographs(upstream: Path, tmp_path: Path, command: Command, letter: str) -> None:
     """Random weights mean nothing; what is shown is that real files, sizes and photographs go through."""

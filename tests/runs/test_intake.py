@@ -45,9 +45,9 @@ def test_a_missing_input_is_reported_before_missing_weights(
     text: str, more: tuple[str, ...], tmp_path: Path, command: Command
 ) -> None:
     weights = ("--set", "clip.model=openai-b16")
-    told = command("run", tmp_path / text, "-o", tmp_path / "run", "--labels", "sky", *weights, *more)
-    assert told.returncode == 2
-    assert "There is no file or folder" in told.stderr or "No file matches the pattern" in told.stderr
+    done = command("run", tmp_path / text, "-o", tmp_path / "run", "--labels", "sky", *weights, *more)
+    assert done.returncode == 2
+    assert "There is no file or folder" in done.stderr or "No file matches the pattern" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -99,8 +99,8 @@ def test_what_a_run_writes_is_not_its_input(
     (photos / "linked").symlink_to(out / "edited")
     (photos.parent / "link").symlink_to(photos)
     source, workdir = place(photos, out)
-    told = command(*run_arguments(source, workdir))
-    assert told.returncode == 2 and message in told.stderr, told.stderr
+    done = command(*run_arguments(source, workdir))
+    assert done.returncode == 2 and message in done.stderr, done.stderr
     assert listed(out) == sorted(path.name for path in photos.iterdir() if path.suffix in (".png", ".jpg"))
     assert not (photos / "stages").exists()
 
@@ -117,8 +117,8 @@ def test_edited_images_are_the_input_of_another_run(photos: Path, command: Comma
 
 
 def test_a_url_is_refused_before_the_weights_are_searched(command: Command, tmp_path: Path) -> None:
-    told = command("run", "s3://bucket/folder", "-o", str(tmp_path / "out"), "-c", "prompted", "--labels", "sky")
-    assert told.returncode == 2 and "s3://bucket/folder is on a network. Give --allow-remote" in told.stderr
+    done = command("run", "s3://bucket/folder", "-o", str(tmp_path / "out"), "-c", "prompted", "--labels", "sky")
+    assert done.returncode == 2 and "s3://bucket/folder is on a network. Give --allow-remote" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -138,9 +138,9 @@ def test_annotations_of_a_run_without_its_manifest(photos: Path, tmp_path: Path,
     assert command(*run_arguments(photos, tmp_path / "first")).returncode == 0
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "first" / "annotations.json", tmp_path / "alone")
-    told = command(*run_arguments(tmp_path / "alone" / "annotations.json", tmp_path / "second"))
-    assert told.returncode == 2
-    assert "Give annotations.json in the workdir of the run, beside its manifest.parquet" in told.stderr
+    done = command(*run_arguments(tmp_path / "alone" / "annotations.json", tmp_path / "second"))
+    assert done.returncode == 2
+    assert "Give annotations.json in the workdir of the run, beside its manifest.parquet" in done.stderr
     shutil.copy(tmp_path / "first" / "annotations.json", photos)
     build_manifest([str(photos / "annotations.json")], tmp_path / "m.parquet", 2)
     assert dict(Manifest.open(tmp_path / "m.parquet").read_paths()) == {

@@ -208,6 +208,7 @@ def test_images_of_a_worker_that_dies_are_counted_again_from_nothing(
     assert flights[-1].done == 5 and max(flight.done for flight in flights) <= 6
 
 
+@pytest.mark.slow("every line of a JSON log is JSON, also when a worker dies")
 def test_every_line_on_stderr_is_json(few_scenes: Path, tmp_path: Path) -> None:
     """Among them a worker's log lines, the death of one, and the lines of a stage."""
     arguments = with_embedded_models(run_arguments(few_scenes / "images", tmp_path / "run"))

@@ -88,10 +88,10 @@ def test_refine_threshold_redoes_refine_alone(copy: Path, few_scenes: Path, comm
 
 def test_dry_run_writes_nothing(copy: Path, few_scenes: Path, command: Command) -> None:
     before = sorted(copy.rglob("*"))
-    told = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9", "--dry-run"))
-    assert told.returncode == 0
-    assert "6 images in 3 shards" in told.stdout
-    assert [line.split()[2] for line in told.stdout.splitlines()[3:-1]] == ["0", "3"]
+    done = command(*run_arguments(few_scenes / "images", copy, "--set", "refine.vote=0.9", "--dry-run"))
+    assert done.returncode == 0
+    assert "6 images in 3 shards" in done.stdout
+    assert [line.split()[2] for line in done.stdout.splitlines()[3:-1]] == ["0", "3"]
     assert sorted(copy.rglob("*")) == before
 
 
@@ -166,43 +166,43 @@ def test_what_cannot_mean_anything_is_a_usage_error(
 ) -> None:
     (tmp_path / "empty").mkdir()
     filled = [a.format(images=few_scenes / "images", empty=tmp_path / "empty") for a in arguments]
-    told = command("run", *filled, "-o", tmp_path / "run")
-    assert told.returncode == 2, told.stderr
-    assert text in told.stderr
-    assert "Traceback" not in told.stderr
+    done = command("run", *filled, "-o", tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
     assert text == "no image in" or not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_not_here_name_the_command(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    told = command(
+    done = command(
         "run", few_scenes / "images", "-o", tmp_path, "--labels", "sky", "--set", "clip.model=openai-b16",
         HF_HUB_CACHE=str(tmp_path / "hub"),
     )  # fmt: skip
-    assert told.returncode == 1
-    assert "ovseg-batch models fetch openai-b16" in told.stderr
+    assert done.returncode == 1
+    assert "ovseg-batch models fetch openai-b16" in done.stderr
 
 
 def test_workdir_of_another_manifest(copy: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     shutil.copytree(few_scenes / "images", tmp_path / "other")
     next((tmp_path / "other").glob("*.png")).unlink()
     before = data_files(copy)
-    told = command(*run_arguments(tmp_path / "other", copy))
-    assert told.returncode == 2
-    assert "belongs to another manifest (6 images" in told.stderr
+    done = command(*run_arguments(tmp_path / "other", copy))
+    assert done.returncode == 2
+    assert "belongs to another manifest (6 images" in done.stderr
     assert data_files(copy) == before
 
 
 def test_workdir_that_cannot_be_written(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "file").write_text("")
-    told = command(*run_arguments(few_scenes / "images", tmp_path / "file" / "run"))
-    assert told.returncode == 1
-    assert "Cannot write to the workdir" in told.stderr
+    done = command(*run_arguments(few_scenes / "images", tmp_path / "file" / "run"))
+    assert done.returncode == 1
+    assert "Cannot write to the workdir" in done.stderr
 
 
 def test_status_of_what_is_no_workdir(tmp_path: Path, command: Command) -> None:
-    told = command("status", tmp_path)
-    assert told.returncode == 2
-    assert "is not a workdir" in told.stderr
+    done = command("status", tmp_path)
+    assert done.returncode == 2
+    assert "is not a workdir" in done.stderr
 
 
 def test_manifest_is_an_input(few_scenes: Path, tmp_path: Path, finished: Path, command: Command) -> None:
@@ -267,10 +267,10 @@ def test_resolved_config_gives_the_same_run(finished: Path, few_scenes: Path, tm
 
 
 def test_demo_leaves_images_truth_and_an_ordinary_workdir(tmp_path: Path, command: Command) -> None:
-    told = command("demo", "-o", tmp_path / "demo", "--images", "3")
-    assert told.returncode == 0, told.stderr
-    assert str(tmp_path / "demo" / "run" / "annotations.json") in told.stdout
-    assert "mIoU 0." in told.stdout
+    done = command("demo", "-o", tmp_path / "demo", "--images", "3")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "demo" / "run" / "annotations.json") in done.stdout
+    assert "mIoU 0." in done.stdout
     assert {p.suffix for p in (tmp_path / "demo" / "images").iterdir()} == {".png", ".jpg"}
     assert len(list((tmp_path / "demo" / "truth").glob("*.classes.png"))) == 3
     assert json.loads(command("status", tmp_path / "demo" / "run", "--json").stdout)["complete"]

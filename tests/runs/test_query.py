@@ -193,22 +193,22 @@ def test_a_bank_of_other_features_is_refused(images: Path, tmp_path: Path, comma
     asked, other, bank = tmp_path / "asked", tmp_path / "other", tmp_path / "bank.parquet"
     keep = ("--set", "dense.cache=features", "--set", "refine.method=none")
     assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL, *keep).returncode == 0
-    told = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
-    assert told.returncode == 2 and "bank build" in told.stderr
+    done = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
+    assert done.returncode == 2 and "bank build" in done.stderr
     more = ("--set", "clip.model=demo-image")
     assert command("run", images, "-o", other, "--labels", FIRST, *SMALL, *keep, *more).returncode == 0
     assert command("bank", "build", other, "-o", bank).returncode == 0
-    told = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
-    assert told.returncode == 2 and "another CLIP" in told.stderr
+    done = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
+    assert done.returncode == 2 and "another CLIP" in done.stderr
     nothing = tmp_path / "nothing"
     high = ("--set", "presence.margin=100")
     assert command("run", images, "-o", nothing, "--labels", "car", *SMALL, *keep, *high).returncode == 0
-    told = command("bank", "build", nothing, "-o", bank)
-    assert told.returncode == 2 and "no masks" in told.stderr
+    done = command("bank", "build", nothing, "-o", bank)
+    assert done.returncode == 2 and "no masks" in done.stderr
     plain = tmp_path / "plain"
     assert command("run", images, "-o", plain, "--labels", FIRST, *SMALL).returncode == 0
-    told = command("bank", "build", plain, "-o", bank)
-    assert told.returncode == 2 and "dense.cache=features" in told.stderr
+    done = command("bank", "build", plain, "-o", bank)
+    assert done.returncode == 2 and "dense.cache=features" in done.stderr
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def test_every_wrong_value_is_explained_in_plain_words(key: str) -> None:
             load_config(None, flags={key: value}, overrides=[f"{key}=null"] if value is None else [], environment={})
         except UsageError as error:
             refused += 1
-            told = str(error)
-            assert not PYDANTIC.search(told), told
-            problems = told.splitlines()[1:]
+            shown = str(error)
+            assert not PYDANTIC.search(shown), shown
+            problems = shown.splitlines()[1:]
             assert problems
             for line in problems:
                 assert line.strip().startswith(key.partition(".")[0]), line
@@ -123,10 +123,10 @@ OWN = re.compile("names no layer|is no colour|give one weight for each scale")
 def test_a_message_names_the_key_the_value_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(text)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         load(file=file)
-    assert message in str(told.value)
-    assert not PYDANTIC.search(str(told.value))
+    assert message in str(caught.value)
+    assert not PYDANTIC.search(str(caught.value))
 
 
 def test_an_empty_section_of_a_file_is_filled_by_options(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_an_empty_section_of_a_file_is_filled_by_options(tmp_path: Path) -> None
 
 def test_variables_that_are_no_settings_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     load(OVSEG_HOME="/opt/ovseg", OVSEG_VOTE="0.5", OVSEG_METHOD="dense", OVSEG_CACHE="/tmp")
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
         "warning: the environment variable OVSEG_HOME is no setting and is ignored.",
         "warning: the environment variable OVSEG_VOTE is no setting and is ignored. Did you mean OVSEG_REFINE__VOTE?",
     ]

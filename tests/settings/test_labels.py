@@ -214,7 +214,7 @@ def test_labels_without_quotes_are_explained(
     arguments: tuple[str, ...], few_scenes: Path, run_of_six: Path, tmp_path: Path, command: Command
 ) -> None:
     places = {"images": few_scenes / "images", "run": run_of_six, "out": tmp_path / "out"}
-    told = command(*(argument.format(**places) for argument in arguments))
-    assert told.returncode == 2
-    assert 'labels need quotes, as in --labels "sky; tree"' in told.stderr
+    done = command(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2
+    assert 'labels need quotes, as in --labels "sky; tree"' in done.stderr
     assert not (tmp_path / "out").exists()

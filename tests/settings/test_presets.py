@@ -29,16 +29,16 @@ def test_every_preset_says_what_it_is_and_can_be_planned(name: str, tmp_path: Pa
     if config.classify.tuned:
         options.append(f"--set=classify.tuned={tmp_path / config.classify.tuned}")
     labels = [] if config.labels else ["--labels", "cat"]
-    told = command("run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, *labels, "--dry-run", *options)
-    assert told.returncode == 0, told.stderr
-    assert [line.split()[0] for line in told.stdout.splitlines()[3:-1]] == list(stage_names(config))
+    done = command("run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, *labels, "--dry-run", *options)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[3:-1]] == list(stage_names(config))
 
 
 def test_methods_lists_every_preset_with_its_cost(command: Command) -> None:
-    told = command("methods").stdout
+    text = command("methods").stdout
     for name in presets():
-        assert f"\n{name}\n" in f"\n{told}"
-    assert told.count("CLIP") >= len(presets()) and "1024 prompts" in told
+        assert f"\n{name}\n" in f"\n{text}"
+    assert text.count("CLIP") >= len(presets()) and "1024 prompts" in text
 
 
 def test_a_file_wins_over_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +49,8 @@ def test_a_file_wins_over_a_preset_of_its_name(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_misspelt_preset_names_the_nearest(command: Command, tmp_path: Path) -> None:
-    told = command("run", tmp_path, "-o", tmp_path / "run", "-c", "gided", "--labels", "sky")
-    assert told.returncode == 2 and "Did you mean 'guided'?" in told.stderr
+    done = command("run", tmp_path, "-o", tmp_path / "run", "-c", "gided", "--labels", "sky")
+    assert done.returncode == 2 and "Did you mean 'guided'?" in done.stderr
 
 
 def test_one_preset_alone_names_models_that_are_not_for_photographs() -> None:

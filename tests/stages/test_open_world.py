@@ -117,11 +117,11 @@ def test_a_query_finds_what_a_run_finds(few_scenes: Path, tmp_path: Path, comman
 def test_what_competes_is_listed(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     options = [f"--set={key}={value}" for key, value in PHOTOGRAPHS.items()]
     arguments = ("run", few_scenes / "images", "-o", tmp_path / "run", "-c", "prompted", *options)
-    told = command(*arguments, "--labels", "golden retriever; sofa: sofa, couch", "--dry-run")
-    assert told.returncode == 0, told.stderr
-    assert "left out because of golden retriever: face, hair, animal, dog" in told.stderr
-    assert "left out because of sofa: furniture, sofa" in told.stderr
-    assert ", sky, " in f", {told.stderr.partition('labels: ')[2]}"
+    done = command(*arguments, "--labels", "golden retriever; sofa: sofa, couch", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "left out because of golden retriever: face, hair, animal, dog" in done.stderr
+    assert "left out because of sofa: furniture, sofa" in done.stderr
+    assert ", sky, " in f", {done.stderr.partition('labels: ')[2]}"
 
 
 def test_the_config_of_a_run_lists_what_competes(few_scenes: Path, tmp_path: Path, command: Command) -> None:

@@ -148,8 +148,8 @@ def test_the_share_of_a_mask_that_carries_its_class_is_counted_exactly(side: int
     drawn, seen = rng.random((3, 2, side, side)) < rng.random((3, 2, 1, 1)), rng.integers(-1, 3, (side, side))
     labels = rng.integers(0, 3, (3, 2))
     counted = (drawn & (seen == labels[..., None, None])).sum((2, 3)) / np.maximum(drawn.sum((2, 3)), 1)
-    told = low_resolution_coverage(*(torch.from_numpy(part) for part in (drawn, seen, labels)))
-    assert np.array_equal(told.numpy(), counted.astype(np.float32))
+    coverage = low_resolution_coverage(*(torch.from_numpy(part) for part in (drawn, seen, labels)))
+    assert np.array_equal(coverage.numpy(), counted.astype(np.float32))
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=12)

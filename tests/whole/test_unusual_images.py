@@ -6,12 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from ovseg_batch.io.entries import plain
 from tests.conftest import Command, run_arguments
 from tests.harness.poison import answers, wrong
 from tests.harness.unusual_images import picture, unusual_images
 
 
+@pytest.mark.slow("an image can fail only its row")
 def test_every_unusual_image_has_its_result(tmp_path: Path) -> None:
     code, found = answers(tmp_path)
     assert code == 3

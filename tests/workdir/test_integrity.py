@@ -147,8 +147,8 @@ def test_a_damaged_plan_is_named_and_written_anew(
     (next(copy.glob("stages/dense-*/commits/000/000000.json")).parent / "\xb2.json").write_text("{}")
     export = ("export", copy, "-f", "coco", "-o", tmp_path / "masks.json")
     for arguments in (("status", copy), ("verify", copy), ("gc", copy), export, ("report", copy), ("retry", copy)):
-        told = command(*arguments)
-        assert told.returncode == 1 and "plan.json is damaged" in told.stderr, arguments
+        done = command(*arguments)
+        assert done.returncode == 1 and "plan.json is damaged" in done.stderr, arguments
     assert command(*run_arguments(few_scenes / "images", copy)).returncode == 0
     assert data_files(copy) == data_files(finished)
     assert command("verify", copy).returncode == 0
