@@ -139,7 +139,7 @@ TABLES = {
         "What a mask of SAM2 needs to be kept: a share of its pixels; 0 the most frequent class; soft the highest mean "
         "probability.",
         {str(vote): {"refine.vote": vote} for vote in (0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, "soft")},
-        claims=(Claim("60 % is the share to ask for (3.1.6.2)", "0.6", "0.5"),),
+        claims=(Claim("60 % is the best share (3.1.6.2)", "0.6", "0.5"),),
     ),
     "prompts": Table(
         "Prompts",
@@ -209,7 +209,7 @@ TABLES = {
         preset="thesis-proposals",
         clip="demo-token",
         claims=(
-            Claim("less belief in large masks helps (eq. 4.11)", "penalty, 100", "no penalty, 100"),
+            Claim("a lower score of large masks helps (eq. 4.11)", "penalty, 100", "no penalty, 100"),
             Claim("temperature 100 beats none (table 4.11)", "no penalty, 100", "no penalty, 1"),
         ),
     ),
@@ -313,21 +313,21 @@ def shown(column: str, value: float) -> str:
 
 def verdict(claim: Claim, found: Mapping[str, Mapping[str, float]]) -> str:
     better, worse = found[claim.better]["mIoU"], found[claim.worse]["mIoU"]
-    said = "So it is here" if better > worse else "**Not here**"
-    return f"Claim: {claim.text}. {said}: {better:.3f} against {worse:.3f}."
+    result = "Confirmed" if better > worse else "**Not confirmed**"
+    return f"Claim: {claim.text}. {result}: {better:.3f} against {worse:.3f}."
 
 
 def page(parts: Iterable[str], images: int) -> str:
     return f"""# Ablations
 
-Made by `scripts/benchmark/ablate.py` on {time.strftime("%Y-%m-%d")}: {images} held-out rendered scenes, the
-embedded models, two CPU cores. Nothing was chosen on these scenes. mIoU over 20 classes, boundary F1 and COCO's mask
-AP (the twelve things) as `ovseg-batch eval` computes them; images/s over the stages' own time, models loaded; prompts
-to SAM2 and pictures through CLIP are means an image. What a toy world shows about real weights on photographs is
-little: read signs, not sizes. images/s are of whatever else the machine had to do at the time: only rows of one quiet
-run compare.
+`scripts/benchmark/ablate.py` wrote this page on {time.strftime("%Y-%m-%d")}: {images} held-out rendered scenes, the
+embedded models, two CPU cores. No setting was chosen on these scenes. mIoU over 20 classes, boundary F1 and COCO's mask
+AP (the twelve things) are those of `ovseg-batch eval`. images/s counts the time of the stages, without loading models.
+SAM2 prompts and CLIP forwards are means per image. Rendered scenes say little about real weights on photographs: trust
+the sign of a difference, not its size. images/s depend on the load of the machine, so compare only rows of one run on
+an idle machine.
 
-"Claim" lines hold the thesis, or the source named, against the row.
+Lines with "Claim" compare a claim of the thesis, or of the named source, with the rows.
 
 {chr(10).join(parts)}"""
 
