@@ -277,7 +277,7 @@ def _reason(error: BaseException, timeout: float) -> str:
     status = _status(error)
     if status is not None and hasattr(error, "message"):
         message = f"{error.message}".partition("\n")[0][:LONGEST_REASON].rstrip(" :")
-        if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # aiohttp gives the error a status of its own
+        if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # the status is aiohttp's, not the server's
             return f"the answer is not valid HTTP: {message}"
         return f"the server answered {status} {message}"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:

@@ -1,6 +1,6 @@
 """Names for arrays by what they hold. The docstrings of functions and classes state the shapes.
 
-This is a module of its own so that commands which only read records start without NumPy.
+The records in `ovseg_batch.types` do not import this module, so commands that only read records start without NumPy.
 """
 
 from __future__ import annotations

@@ -124,12 +124,12 @@ def test_ctrl_c_at_any_moment(
     started = start_group(*more, OVSEG_FAILPOINTS=points)
     started.wait_for(seen)
     started.interrupt()
-    code, said = started.end()
-    assert code == 130, said
-    assert "Traceback" not in said and "the same command resumes" in said
+    code, message = started.end()
+    assert code == 130, message
+    assert "Traceback" not in message and "the same command resumes" in message
     assert not list(started.workdir.rglob("*.tmp"))
     if moment.startswith("a shard"):
-        assert "Stopping after the images in flight (at most " in said
+        assert "Stopping after the images in flight (at most " in message
         assert len(list(started.workdir.glob("stages/dense-*/commits/*/*.json"))) == 1
     assert command(*run_arguments(few_scenes / "images", started.workdir)).returncode == 0
     assert data_files(started.workdir) == data_files(finished)
@@ -145,9 +145,9 @@ def test_a_fork_server_that_is_killed_ends_the_run_in_words(
     os.kill(server, signal.SIGSTOP)  # it starts no worker, so the run comes to wait for it
     time.sleep(1)  # one that died before the run waits would be replaced
     os.kill(server, signal.SIGKILL)
-    code, said = started.end()
-    assert code == 1 and "The process that starts the workers has died" in said, said
-    assert "Traceback" not in said and "Aborted" not in said
+    code, message = started.end()
+    assert code == 1 and "The process that starts the workers has died" in message, message
+    assert "Traceback" not in message and "Aborted" not in message
     assert command(*run_arguments(few_scenes / "images", started.workdir)).returncode == 0
     assert data_files(started.workdir) == data_files(finished)
 
@@ -158,9 +158,9 @@ def test_a_second_ctrl_c_stops_at_once(start_group: Start) -> None:
     started.interrupt()
     started.wait_for(has_written("press Ctrl-C again"))
     started.interrupt()
-    code, said = started.end()
-    assert code == 130, said
-    assert "Traceback" not in said
+    code, message = started.end()
+    assert code == 130, message
+    assert "Traceback" not in message
     assert not list(started.workdir.glob("stages/dense-*/commits/*/*")), "it waited for the shard"
     assert not list(started.workdir.rglob("*.tmp"))
 
@@ -174,7 +174,7 @@ def test_many_ctrl_c_end_the_command_without_a_traceback(
         with contextlib.suppress(ProcessLookupError):
             started.interrupt()
         time.sleep(0.01)
-    code, said = started.end()
-    assert code == 130, said
-    assert "Traceback" not in said
+    code, message = started.end()
+    assert code == 130, message
+    assert "Traceback" not in message
     assert command(*run_arguments(few_scenes / "images", started.workdir)).returncode == 0

@@ -17,7 +17,7 @@ def vocabulary(*names: str, background: tuple[str, ...] = ()) -> Vocabulary:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "asked"),
+    ("prompts", "expected"),
     [
         (["sky", "grass"], {"sky", "grass"}),
         ('["sky", "grass"]', {"sky", "grass"}),
@@ -38,9 +38,9 @@ def vocabulary(*names: str, background: tuple[str, ...] = ()) -> Vocabulary:
         (None, {*NAMES}),
     ],
 )
-def test_forms_of_prompts(prompts: str | list[str] | None, asked: set[str]) -> None:
+def test_forms_of_prompts(prompts: str | list[str] | None, expected: set[str]) -> None:
     out = vocabulary(*NAMES).left_out(prompts)
-    assert {name for channel, name in enumerate(NAMES) if channel not in out} == asked
+    assert {name for channel, name in enumerate(NAMES) if channel not in out} == expected
 
 
 @pytest.mark.parametrize(

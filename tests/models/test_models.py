@@ -51,7 +51,7 @@ def test_layers_are_fractions_of_the_depth_averaged_after_normalising() -> None:
 
 
 def own_predictor(sam: Sam, image: np.ndarray) -> SAM2ImagePredictor:
-    """The sam2 package's, over a model of its own with the same weights, at `image`."""
+    """Return the predictor of the sam2 package for an image, with a copy of the model's weights."""
     model = build("demo/sam2.yaml")
     model.load_state_dict(sam.model.state_dict())
     predictor, side = SAM2ImagePredictor(model.eval()), sam.image_size

@@ -44,60 +44,61 @@ def images(few_scenes: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow("a query gives the masks of a full run")
 @pytest.mark.parametrize("keeping", KEEPING)
 def test_the_answer_is_that_of_a_full_run(images: Path, tmp_path: Path, keeping: str, command: Command) -> None:
-    asked, answer, full = (tmp_path / name for name in ("asked", "answer", "full"))
+    original, answer, full = (tmp_path / name for name in ("original", "answer", "full"))
     settings = (*SMALL, *KEEPING[keeping])
-    done = command("run", images, "-o", asked, "--labels", FIRST, *settings)
+    done = command("run", images, "-o", original, "--labels", FIRST, *settings)
     assert done.returncode == 0, done.stderr
     assert command("run", images, "-o", full, "--labels", OTHER, *settings).returncode == 0
     shutil.rmtree(images)  # nobody needs them any more
-    done = command("query", asked, "--labels", OTHER, "-o", answer)
+    done = command("query", original, "--labels", OTHER, "-o", answer)
     assert done.returncode == 0, done.stderr
     assert (answer / "annotations.json").read_bytes() == (full / "annotations.json").read_bytes()
-    assert (asked / "annotations.json").read_bytes() != (full / "annotations.json").read_bytes()
+    assert (original / "annotations.json").read_bytes() != (full / "annotations.json").read_bytes()
     assert json.loads(command("status", answer, "--json").stdout)["complete"]
-    assert command("query", asked, "--labels", OTHER, "-o", answer).returncode == 0  # again: nothing to do
+    assert command("query", original, "--labels", OTHER, "-o", answer).returncode == 0  # again: nothing to do
 
 
 def test_what_was_kept_is_linked_and_outlives_the_run(images: Path, tmp_path: Path, command: Command) -> None:
-    asked, answer = tmp_path / "asked", tmp_path / "answer"
-    assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL, *KEEPING["prompted"]).returncode == 0
-    assert command("query", asked, "--labels", OTHER, "-o", answer).returncode == 0
+    original, answer = tmp_path / "original", tmp_path / "answer"
+    assert command("run", images, "-o", original, "--labels", FIRST, *SMALL, *KEEPING["prompted"]).returncode == 0
+    assert command("query", original, "--labels", OTHER, "-o", answer).returncode == 0
     kept = list((answer / "stages").glob("*/data/*/*.npz"))
     assert len(kept) == 4  # two shards of dense and of encode
-    assert all(path.stat().st_ino == (asked / path.relative_to(answer)).stat().st_ino for path in kept)
-    shutil.rmtree(asked)
+    assert all(path.stat().st_ino == (original / path.relative_to(answer)).stat().st_ino for path in kept)
+    shutil.rmtree(original)
     assert command("verify", answer).returncode == 0
 
 
 def test_without_hard_links_what_was_kept_is_pointed_at(
     images: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, answer = tmp_path / "asked", tmp_path / "answer"
-    assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL, *KEEPING["prompted"]).returncode == 0
+    original, answer = tmp_path / "original", tmp_path / "answer"
+    assert command("run", images, "-o", original, "--labels", FIRST, *SMALL, *KEEPING["prompted"]).returncode == 0
 
     def refuse(*_: object) -> None:
         raise OSError("another file system")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert command("query", asked, "--labels", OTHER, "-o", answer).returncode == 0
+    assert command("query", original, "--labels", OTHER, "-o", answer).returncode == 0
     assert all(path.is_symlink() for path in (answer / "stages").glob("*/data/*/*.npz"))
     assert command("verify", answer).returncode == 0
 
 
 def test_a_run_that_has_not_kept_enough_says_what_it_would_take(images: Path, tmp_path: Path, command: Command) -> None:
-    asked, answer = tmp_path / "asked", tmp_path / "answer"
-    assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL).returncode == 0
-    told = command("query", asked, "--labels", OTHER, "-o", answer)
-    assert told.returncode == 2 and "--set dense.cache=features" in told.stderr
+    original, answer = tmp_path / "original", tmp_path / "answer"
+    assert command("run", images, "-o", original, "--labels", FIRST, *SMALL).returncode == 0
+    done = command("query", original, "--labels", OTHER, "-o", answer)
+    assert done.returncode == 2 and "--set dense.cache=features" in done.stderr
     assert (
-        command("run", images, "-o", asked, "--labels", FIRST, *SMALL, "--set", "dense.cache=features").returncode == 0
+        command("run", images, "-o", original, "--labels", FIRST, *SMALL, "--set", "dense.cache=features").returncode
+        == 0
     )
-    told = command("query", asked, "--labels", OTHER, "-o", answer)
-    assert told.returncode == 2 and "--set sam.cache=embeddings" in told.stderr
+    done = command("query", original, "--labels", OTHER, "-o", answer)
+    assert done.returncode == 2 and "--set sam.cache=embeddings" in done.stderr
     assert not answer.exists()
-    assert command("query", asked, "--labels", OTHER, "-o", asked).returncode == 2
-    assert command("query", asked, "--labels", "zebra", "-o", answer).returncode == 2
-    done = command("query", asked, "--labels", OTHER, "-o", answer, "--set", "refine.method=none")
+    assert command("query", original, "--labels", OTHER, "-o", original).returncode == 2
+    assert command("query", original, "--labels", "zebra", "-o", answer).returncode == 2
+    done = command("query", original, "--labels", OTHER, "-o", answer, "--set", "refine.method=none")
     assert done.returncode == 0, done.stderr
 
 
@@ -170,14 +171,14 @@ def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Comman
     masks = json.loads((first / "annotations.json").read_text())["annotations"]
     assert len(found.features) == len(masks) and len(set(found.images.tolist())) == 6
     assert np.allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-3)
-    silent, heard = tmp_path / "silent", tmp_path / "heard"
+    ignored, applied = tmp_path / "ignored", tmp_path / "applied"
     arguments = ("bank", "use", first, "--bank", bank, "-o")
-    assert command(*arguments, silent, "--set", "refine.bank_weight=0").returncode == 0
-    done = command(*arguments, heard, "--set", "refine.bank_weight=1", "--set", "refine.bank_neighbours=3")
+    assert command(*arguments, ignored, "--set", "refine.bank_weight=0").returncode == 0
+    done = command(*arguments, applied, "--set", "refine.bank_weight=1", "--set", "refine.bank_neighbours=3")
     assert done.returncode == 0, done.stderr
     outlines = [
         [a["segmentation"]["counts"] for a in json.loads((w / "annotations.json").read_text())["annotations"]]
-        for w in (first, heard)
+        for w in (first, applied)
     ]
     assert outlines[0] == outlines[1]  # names may change, masks do not
     small = tmp_path / "small.parquet"
@@ -190,15 +191,15 @@ def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Comman
 
 
 def test_a_bank_of_other_features_is_refused(images: Path, tmp_path: Path, command: Command) -> None:
-    asked, other, bank = tmp_path / "asked", tmp_path / "other", tmp_path / "bank.parquet"
+    original, other, bank = tmp_path / "original", tmp_path / "other", tmp_path / "bank.parquet"
     keep = ("--set", "dense.cache=features", "--set", "refine.method=none")
-    assert command("run", images, "-o", asked, "--labels", FIRST, *SMALL, *keep).returncode == 0
-    done = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
+    assert command("run", images, "-o", original, "--labels", FIRST, *SMALL, *keep).returncode == 0
+    done = command("bank", "use", original, "--bank", bank, "-o", tmp_path / "answer")
     assert done.returncode == 2 and "bank build" in done.stderr
     more = ("--set", "clip.model=demo-image")
     assert command("run", images, "-o", other, "--labels", FIRST, *SMALL, *keep, *more).returncode == 0
     assert command("bank", "build", other, "-o", bank).returncode == 0
-    done = command("bank", "use", asked, "--bank", bank, "-o", tmp_path / "answer")
+    done = command("bank", "use", original, "--bank", bank, "-o", tmp_path / "answer")
     assert done.returncode == 2 and "another CLIP" in done.stderr
     nothing = tmp_path / "nothing"
     high = ("--set", "presence.margin=100")
@@ -235,6 +236,6 @@ def test_an_image_s_own_regions_are_not_heard() -> None:
     near = nearest_others(np.array([[0, 2, 1, 3], [2, 0, -1, -1]]), of_image, 7, 2)
     assert near.tolist() == [[1, 3], [-1, -1]]
     own = np.array([[0.6, 0.4], [0.5, 0.5]])
-    heard = [np.array([[0.0, 1.0], [0.2, 0.8]]), np.zeros((0, 2))]
-    assert np.allclose(mixed_scores(own, heard, 0.5), [[0.35, 0.65], [0.5, 0.5]])
-    assert np.allclose(mixed_scores(own, heard, 0.0), own)
+    applied = [np.array([[0.0, 1.0], [0.2, 0.8]]), np.zeros((0, 2))]
+    assert np.allclose(mixed_scores(own, applied, 0.5), [[0.35, 0.65], [0.5, 0.5]])
+    assert np.allclose(mixed_scores(own, applied, 0.0), own)

@@ -134,9 +134,9 @@ def test_outputs_are_not_taken_for_those_of_another_configuration(
     assert command("verify", workdir).returncode == 0
 
 
-@pytest.mark.parametrize(("stage", "said"), [("refine", "earlier stage has no commit of shard 1"), ("none", "lost")])
+@pytest.mark.parametrize(("stage", "message"), [("refine", "earlier stage has no commit of shard 1"), ("none", "lost")])
 def test_a_commit_that_is_removed_during_a_run_ends_it(
-    stage: str, said: str, images: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    stage: str, message: str, images: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the next stage has read it, and after all stages."""
     workdir = tmp_path / "run"
@@ -147,7 +147,7 @@ def test_a_commit_that_is_removed_during_a_run_ends_it(
 
     during("refine", monkeypatch, remove, after=stage == "none")
     ended = command("run", images, "-o", workdir, *X, *FEW)
-    assert ended.returncode == 1 and said in ended.stderr and "Run the same command again" in ended.stderr
+    assert ended.returncode == 1 and message in ended.stderr and "Run the same command again" in ended.stderr
     monkeypatch.undo()
     assert command("run", images, "-o", workdir, *X, *FEW).returncode == 0
     assert nowhere(workdir, images) == set()

@@ -51,7 +51,7 @@ def test_long_lists_of_labels_are_cut_and_labels_control_no_terminal() -> None:
 
 
 def test_outputs_of_an_older_version_are_read(copy: Path, few_scenes: Path, command: Command) -> None:
-    """Their record has no counts of labels: nothing is said, and nothing is written again."""
+    """Records of older versions have no counts of labels: no finding is printed, and no output is written again."""
     workdir = Workdir(copy)
     sealed = workdir.sealed_outputs()
     assert sealed is not None
