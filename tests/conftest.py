@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import settings
 from PIL import Image
 from skimage import data as photographs
 
@@ -19,6 +20,9 @@ from ovseg_batch.cli import main
 from ovseg_batch.evaluate.scenes import write_scenes
 from tests.harness.image_variants import write_variants
 from tests.harness.job import Running, start_command, with_embedded_models
+
+settings.register_profile("ovseg_batch", deadline=None)  # the load of the machine decides how long an example takes
+settings.load_profile("ovseg_batch")
 
 LABELS = ", ".join(scenes.CLASSES)
 THINGS = ", ".join(scenes.THING_NAMES)
