@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.units import counted
 from ovseg_batch.workdir.store import StageStore, damage
 
 
@@ -32,15 +33,29 @@ def checked(store: StageStore, shard: int, path: Path) -> Path:
 
 
 def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the lines of a shard's table in row order, as `read_results` does.
+    """Return the lines of a shard's table in row order, as `read_results` does. The column `row` is always read.
 
     Raises:
         OvsegError: as `checked`, or the stage did not write the table.
     """
-    try:
-        return read_results(checked(store, shard, store.data_path(shard, TABLE)), columns)
-    except ValueError as error:
-        raise foreign(store, shard, str(error)) from None
+    path = store.data_path(shard, TABLE)
+    while True:
+        commit = store.read_sealed(shard)
+        try:
+            lines = read_results(checked(store, shard, path), columns and ("row", *columns))
+            if commit is not None:
+                _check_rows(lines, commit.rows)
+            return lines
+        except ValueError as error:
+            if store.read_sealed(shard) == commit:  # otherwise a run has replaced the table in the meantime
+                raise foreign(store, shard, str(error)) from None
+
+
+def _check_rows(lines: Sequence[Mapping[str, Any]], expected: int) -> None:
+    """Raise ValueError if a table has not one line for each of its rows."""
+    rows = {line.get("row") for line in lines} - {None}
+    if not len(rows) == len(lines) == expected:
+        raise ValueError(f"it has {counted(len(lines), 'line')} of {counted(len(rows), 'row')} instead of {expected}")
 
 
 def foreign(store: StageStore, shard: int, reason: str) -> OvsegError:

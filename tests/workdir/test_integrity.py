@@ -259,8 +259,11 @@ def test_nothing_is_computed_from_damaged_arrays(
     assert data_files(copy) == data_files(with_edits)
 
 
-def negative(line: dict[str, Any]) -> None:
-    line["height"] = -1
+Lines = list[dict[str, Any]]
+
+
+def negative(lines: Lines) -> Lines:
+    return [{**line, "height": -1} for line in lines]
 
 
 def commit_again(store: StageStore) -> None:
@@ -271,24 +274,41 @@ def commit_again(store: StageStore) -> None:
     store.write_commit(dataclasses.replace(commit, files=files))
 
 
-def garbage(line: dict[str, Any]) -> None:
-    for one in line["annotations"]:
-        one["rle"] = b"\xff\x00~~~~" * 20
+def masks_with(lines: Lines, **fields: object) -> Lines:
+    """Return the lines with these fields of every mask replaced."""
+    return [{**line, "annotations": [{**one, **fields} for one in line["annotations"]]} for line in lines]
 
 
-def not_a_number(line: dict[str, Any]) -> None:
-    for one in line["annotations"]:
-        one["confidence"] = float("nan")
+def garbage(lines: Lines) -> Lines:
+    return masks_with(lines, rle=b"\xff\x00~~~~" * 20)
 
 
-def other_label(line: dict[str, Any]) -> None:
-    for one in line["annotations"]:
-        one["category"] = "../../x"
+def not_a_number(lines: Lines) -> Lines:
+    return masks_with(lines, confidence=float("nan"))
 
 
-@pytest.mark.parametrize("change", [negative, garbage, not_a_number, other_label, None])
+def other_label(lines: Lines) -> Lines:
+    return masks_with(lines, category="../../x")
+
+
+def without_a_row(lines: Lines) -> Lines:
+    return lines[1:]
+
+
+def a_row_twice(lines: Lines) -> Lines:
+    return [*lines, lines[0]]
+
+
+def a_row_instead_of_another(lines: Lines) -> Lines:
+    return [*lines[1:], lines[1]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [negative, garbage, not_a_number, other_label, without_a_row, a_row_twice, a_row_instead_of_another, None],
+)
 def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
-    change: Callable[[dict[str, Any]], None] | None, finished: Path, tmp_path: Path, command: Command
+    change: Callable[[Lines], Lines] | None, finished: Path, tmp_path: Path, command: Command
 ) -> None:
     """Its commit is made anew for it, so that its hash is right."""
     shutil.copytree(finished, copy := tmp_path / "run")
@@ -300,9 +320,7 @@ def test_a_table_that_no_stage_wrote_ends_commands_with_a_sentence(
     else:
         lines = table.to_pylist()
         assert any(line["annotations"] for line in lines)
-        for line in lines:
-            change(line)
-        pq.write_table(pa.Table.from_pylist(lines, table.schema), path)
+        pq.write_table(pa.Table.from_pylist(change(lines), table.schema), path)
     commit_again(store)
     Workdir(copy).unseal_outputs()
     for arguments in (("export", copy, "-f", "semantic", "-o", tmp_path / "s"), ("report", copy, "-o", tmp_path / "r")):
