@@ -35,7 +35,7 @@ from ovseg_batch.workdir.store import Workdir
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("mIoU", "boundary F1", "mask AP", "images/s", "SAM2 prompts", "CLIP forwards")
 
-# What presets for photographs say that the embedded models cannot do: their own weights, SAM2's thresholds, words the
+# What presets for photographs set that the embedded models cannot do: their own weights, SAM2's thresholds, words the
 # small CLIP was never taught.
 EMBEDDED: dict[str, Any] = {
     "labels": "dataset:scenes",
@@ -50,7 +50,7 @@ EMBEDDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What the thesis says of two rows of a table: `better` is above `worse` in mIoU."""
+    """The thesis's finding on two rows of a table: `better` is above `worse` in mIoU."""
 
     text: str
     better: str
@@ -88,7 +88,7 @@ TABLES = {
         "Presets",
         "Every preset on the embedded models: `demo` for dense maps, `demo-token` for masks first. `background` runs "
         "without its background words, which the small CLIP was never taught. `trident` gives SAM2 boxes and rough "
-        "masks, which the embedded one never saw in training, so its row says nothing about Trident.",
+        "masks, which the embedded one never saw in training, so its row shows nothing about Trident.",
         preset_rows(),
     ),
     "attention": Table(
@@ -279,11 +279,11 @@ class Bench:
         file = presets()[preset]
         first = load_config(file, environment={})
         clip = table.clip if table.clip != "demo" else "demo-token" if first.method == "proposals" else "demo"
-        asked = {**EMBEDDED, "run.workers": 0, "clip.model": clip, **settings}
+        overrides = {**EMBEDDED, "run.workers": 0, "clip.model": clip, **settings}
         if first.classify.tuned:
-            asked["classify.tuned"] = str(ROOT / "checkpoints" / "demo" / "masq.safetensors")
+            overrides["classify.tuned"] = str(ROOT / "checkpoints" / "demo" / "masq.safetensors")
         return load_config(
-            file, [*(f"{k}={json.dumps(v)}" for k, v in asked.items()), *self._overrides], environment={}
+            file, [*(f"{k}={json.dumps(v)}" for k, v in overrides.items()), *self._overrides], environment={}
         )
 
     def measure(self, config: Config) -> dict[str, float]:
@@ -323,7 +323,7 @@ def page(parts: Iterable[str], images: int) -> str:
 `scripts/benchmark/ablate.py` wrote this page on {time.strftime("%Y-%m-%d")}: {images} held-out rendered scenes, the
 embedded models, two CPU cores. No setting was chosen on these scenes. mIoU over 20 classes, boundary F1 and COCO's mask
 AP (the twelve things) are those of `ovseg-batch eval`. images/s counts the time of the stages, without loading models.
-SAM2 prompts and CLIP forwards are means per image. Rendered scenes say little about real weights on photographs: trust
+SAM2 prompts and CLIP forwards are means per image. Rendered scenes show little about real weights on photographs: trust
 the sign of a difference, not its size. images/s depend on the load of the machine, so compare only rows of one run on
 an idle machine.
 

@@ -82,7 +82,7 @@ def memory(small: int, large: int) -> None:
 @main.command("manifest")
 @click.option("--rows", default=1_000_000, show_default=True)
 def manifest_command(rows: int) -> None:
-    """Write, plan and ask about a manifest of so many rows, beside one of a tenth of them."""
+    """Write, plan and query a manifest of so many rows, beside one of a tenth of them."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_scenes(root, scenes.HELD_OUT_SEEDS[:1], jpeg_every=0)

@@ -101,7 +101,7 @@ def replacement(at: tuple[Path, int], images: int, overrides: Sequence[str]) -> 
 
 
 def next_kind() -> dict[str, Any]:
-    """Settings that ask for the next kind of thing in every thing's place."""
+    """Settings that name the next kind of thing in every thing's place."""
     following = {name: f"a photo of a {THINGS[(k + 1) % len(THINGS)]}" for k, name in enumerate(THINGS)}
     return {"edit.prompts": following, "edit.shape": "box"}
 

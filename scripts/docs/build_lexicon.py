@@ -347,7 +347,7 @@ def lexicon(net: WordNet) -> str:
     signatures = {
         lemma: _signature([by_synset[s] for s in usual.get(lemma) or net.usual(lemma) if s in by_synset], entries)
         for lemma in net.senses
-        if f"genus_{_split(lemma)[0]}" not in net.senses or "_" not in lemma  # no label says "Canis familiaris"
+        if f"genus_{_split(lemma)[0]}" not in net.senses or "_" not in lemma  # no label is "Canis familiaris"
     }
     for lemma, signature in list(signatures.items()):
         if not signature and not (_visible(net, lemma) and _hides_another(lemma, signatures)):

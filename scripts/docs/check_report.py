@@ -49,11 +49,11 @@ def main(images: int, folder: Path | None, chromium: str, draw: bool) -> None:
         click.echo(f"written in {time.perf_counter() - started:.0f} s: {page}")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            said = list[str]()
+            events = list[str]()
             for name, width, height, scheme in (("desktop", 1280, 860, "light"), ("phone", 390, 860, "dark")):
                 opened = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-                opened.on("console", lambda message: said.append(message.text))
-                opened.on("pageerror", lambda error: said.append(str(error)))
+                opened.on("console", lambda message: events.append(message.text))
+                opened.on("pageerror", lambda error: events.append(str(error)))
                 opened.goto(page.as_uri())
                 opened.wait_for_selector("html[data-ready]")
                 first = opened.evaluate("performance.getEntriesByName('first view')[0].startTime")
@@ -61,10 +61,10 @@ def main(images: int, folder: Path | None, chromium: str, draw: bool) -> None:
                 _use(opened, root / f"{name}-")
                 opened.close()
             browser.close()
-        click.echo(f"said on the console: {said or 'nothing'}")
+        click.echo(f"on the console: {events or 'nothing'}")
         if draw:
             _keep(root)
-        sys.exit(bool(said))
+        sys.exit(bool(events))
 
 
 def _run(root: Path) -> None:

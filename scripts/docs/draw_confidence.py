@@ -39,7 +39,7 @@ text { font: 11px system-ui, sans-serif; fill: #57606a; }
 @click.option("--first", default=0, show_default=True, help="The first of the held-out scenes.")
 @click.option("--draw/--no-draw", default=True, show_default=True)
 def main(images: int, first: int, draw: bool) -> None:
-    """Run, evaluate, say, draw."""
+    """Run, evaluate, print and draw."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
@@ -48,12 +48,12 @@ def main(images: int, first: int, draw: bool) -> None:
         pipeline.run([str(root / "images")], workdir, config)
         score = evaluate(workdir, datasets.load("scenes"), root)
         assert score.calibration is not None
-        _tell(score.calibration, {row: score.quality(row) for row in range(images)})
+        _print(score.calibration, {row: score.quality(row) for row in range(images)})
         if draw:
             TARGET.write_text(_drawing(score.calibration), encoding="utf-8")
 
 
-def _tell(calibration: CalibrationScore, quality: dict[int, float]) -> None:
+def _print(calibration: CalibrationScore, quality: dict[int, float]) -> None:
     rows, doubt, segments = calibration.images().T
     classes = 1 - np.array([quality[int(row)] for row in rows])
     click.echo(f"{len(rows)} images, {segments.sum():.0f} wrong or missed segments in {(segments > 0).sum()} of them")

@@ -62,7 +62,7 @@ def main() -> None:
 def modes(output: Path, rows: int) -> None:
     """The scene; cut out, blurred behind, erased, removed, the scene without; replaced by the next kind of thing."""
     keep, drop = {"edit.keep": list(THINGS)}, {"edit.drop": list(THINGS)}
-    asked: list[Mapping[str, Any]] = [
+    variants: list[Mapping[str, Any]] = [
         {"edit.mode": "cutout", **keep},
         {"edit.mode": "fill", "edit.fill.kind": "blur", **keep},
         {"edit.mode": "erase", **drop},
@@ -72,7 +72,7 @@ def modes(output: Path, rows: int) -> None:
     few = (seed for seed in scenes.HELD_OUT_SEEDS[FIRST:] if 2 <= len(scenes.render(seed).things) <= 4)
     seeds = [seed for seed, _ in zip(few, range(rows), strict=False)]
     with tempfile.TemporaryDirectory() as folder:
-        columns = [_made(Path(folder), seeds, None, {"labels": list(scenes.CLASSES), **flags}) for flags in asked]
+        columns = [_made(Path(folder), seeds, None, {"labels": list(scenes.CLASSES), **flags}) for flags in variants]
     pictures = [scenes.render(seed) for seed in seeds]
     bare = [scenes.render(s.seed, without=[thing.instance for thing in s.things]).image for s in pictures]
     _draw(output, list(zip([s.image for s in pictures], *columns[:4], bare, columns[4], strict=True)))

@@ -17,7 +17,7 @@ WIDTH = 100
 
 INTRODUCTION = f"""# Command line
 
-What `{NAME} COMMAND --help` says; this page is written by `scripts/docs/write_cli_docs.py`.
+The output of `{NAME} COMMAND --help`; this page is written by `scripts/docs/write_cli_docs.py`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 all done, 1 error, 2 usage, 3 finished with failed
 images, 130 interrupted (the first Ctrl-C finishes the shards in flight).

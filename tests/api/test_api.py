@@ -247,7 +247,7 @@ def test_exports_and_reports_from_python(run: ovseg_batch.Run, tmp_path: Path) -
     assert run.report(tmp_path / "report").is_file()
 
 
-def test_what_cannot_be_is_said(run: ovseg_batch.Run, few_scenes: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused(run: ovseg_batch.Run, few_scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a workdir"):
         ovseg_batch.Run(tmp_path)
     with pytest.raises(UsageError, match=r"Did you mean 'refine\.vote'"):
@@ -275,8 +275,8 @@ def test_what_cannot_be_is_said(run: ovseg_batch.Run, few_scenes: Path, tmp_path
 
 def test_a_notebook_gets_a_bar(few_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ovseg_batch.run(few_scenes / "images", "sky; tree", tmp_path / "run", config="demo")
-    said = capsys.readouterr().err
-    assert re.search(r"dense, stage 1 of 2: 100%.*6/6 images, [\d.]+ images/s, 0 failed", said)
+    printed = capsys.readouterr().err
+    assert re.search(r"dense, stage 1 of 2: 100%.*6/6 images, [\d.]+ images/s, 0 failed", printed)
 
 
 def test_reading_a_run_imports_no_torch(run: ovseg_batch.Run) -> None:
@@ -408,8 +408,8 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def test_durations() -> None:
-    said = [progress.duration(seconds) for seconds in (0.4, 61, 3599.6, 7384)]
-    assert said == ["0 s", "1 min 01 s", "1 h 00 min", "2 h 03 min"]
+    texts = [progress.duration(seconds) for seconds in (0.4, 61, 3599.6, 7384)]
+    assert texts == ["0 s", "1 min 01 s", "1 h 00 min", "2 h 03 min"]
 
 
 def test_embedded_models_are_named_wherever_their_masks_are(

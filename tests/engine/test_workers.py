@@ -178,12 +178,12 @@ def test_two_runs_at_once_on_one_workdir(
 def test_workers_that_would_share_cores_are_warned_of() -> None:
     cores = len(os.sched_getaffinity(0))
 
-    def told(**run: int) -> list[str]:
+    def warnings(**run: int) -> list[str]:
         flags = {"labels": "sky", "run.device": "cpu", **{f"run.{name}": value for name, value in run.items()}}
         return [line for line in cautions(load_config("demo", flags=flags, environment={})) if "threads" in line]
 
-    assert told() == told(workers=1) == told(workers=0) == told(workers=cores, threads=1) == []
-    [line] = told(workers=2)
+    assert warnings() == warnings(workers=1) == warnings(workers=0) == warnings(workers=cores, threads=1) == []
+    [line] = warnings(workers=2)
     assert f"run.threads={max(1, cores // 2)}" in line
 
 

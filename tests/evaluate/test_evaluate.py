@@ -96,8 +96,8 @@ def test_the_oracle_is_asked_for_what_is_there_alone(tmp_path: Path, command: Co
     dataset = datasets.load("voc21")
     for image, seed in zip(coco["images"], SEEDS, strict=True):
         present = {layouts.class_of(dataset)[thing.name] for thing in scenes.render(seed).things}
-        said = {names[a["category_id"]] for a in coco["annotations"] if a["image_id"] == image["id"]}
-        assert said <= present
+        found = {names[a["category_id"]] for a in coco["annotations"] if a["image_id"] == image["id"]}
+        assert found <= present
 
 
 def test_labels_of_a_data_set_bring_its_thresholds_unless_the_config_has_others(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_shards_are_scored_once_and_the_worst_are_drawn(
     finished: Path, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
     sheet = tmp_path / "worst.png"
-    ask = ("eval", finished, "--dataset", "scenes", "--root", few_scenes, "--sheet", sheet, "--classes")
-    first = command(*ask)
+    evaluation = ("eval", finished, "--dataset", "scenes", "--root", few_scenes, "--sheet", sheet, "--classes")
+    first = command(*evaluation)
     assert first.returncode == 0, first.stderr
     assert "mIoU things" in first.stdout and "PQ" in first.stdout and "balloon" in first.stdout
     kept = {path: path.stat().st_mtime_ns for path in finished.glob("stages/*/eval/*/*.npz")}
     assert len(kept) == 3
     next(iter(kept)).unlink()
-    assert command(*ask).stdout == first.stdout
+    assert command(*evaluation).stdout == first.stdout
     again = {path: path.stat().st_mtime_ns for path in finished.glob("stages/*/eval/*/*.npz")}
     assert len([path for path in kept if kept[path] != again[path]]) == 1
     with Image.open(sheet) as drawn:

@@ -63,15 +63,15 @@ def test_splits_depend_on_the_key_alone(run_of_six: Path, tmp_path: Path) -> Non
     assert read_coco(tmp_path / "more" / "masks-val.json").keys() >= parts["val"].keys()
 
 
-def test_a_list_may_say_the_split_itself(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+def test_a_list_may_contain_the_split(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     names = sorted(path.name for path in (few_scenes / "images").iterdir())
-    said = dict(zip(names, ["train", "val", "test", "train", "val", "test"], strict=True))
+    split_of = dict(zip(names, ["train", "val", "test", "train", "val", "test"], strict=True))
     listed = tmp_path / "list.csv"
-    listed.write_text("path,split\n" + "".join(f"{few_scenes / 'images' / n},{s}\n" for n, s in said.items()))
+    listed.write_text("path,split\n" + "".join(f"{few_scenes / 'images' / n},{s}\n" for n, s in split_of.items()))
     assert command(*run_arguments(listed, tmp_path / "run")).returncode == 0
     folder = write(tmp_path / "run", "yolo", tmp_path)
     for split in ("train", "val", "test"):
-        stems = {Path(name).stem for name, own in said.items() if own == split}
+        stems = {Path(name).stem for name, own in split_of.items() if own == split}
         assert {path.stem for path in (folder / "labels" / split).rglob("*.txt")} == stems
     assert yaml.safe_load((folder / "data.yaml").read_text())["test"] == "images/test"
 
@@ -183,8 +183,8 @@ def test_labels_that_are_in_no_image_are_named(run_of_six: Path, tmp_path: Path,
     absent = [label for label in results.labels if label not in found]
     assert absent and "sky" in found
     arguments = ("export", run_of_six, "-f", "csv", "-o")
-    said = f"in the run, never found: {', '.join(absent)}\n"
-    assert said in command(*arguments, tmp_path / "all.csv").stdout
+    line = f"in the run, never found: {', '.join(absent)}\n"
+    assert line in command(*arguments, tmp_path / "all.csv").stdout
     some = command(*arguments, tmp_path / "some.csv", "--labels", f"sky, {absent[0]}").stdout
     assert f"never found: {absent[0]}\n" in some
     assert "never found" not in command(*arguments, tmp_path / "sky.csv", "--labels", "sky").stdout

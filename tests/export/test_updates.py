@@ -35,7 +35,7 @@ class Listed:
 
     def __init__(self, root: Path, scenes: list[Path], command: Command) -> None:
         self.root, self.scenes, self._command = root, scenes, command
-        self.said: dict[str, str] = {}
+        self.split_of: dict[str, str] = {}
 
     def picture(self, name: str, scene: int) -> None:
         path = self.root / name
@@ -45,7 +45,7 @@ class Listed:
 
     def run(self, *more: str) -> Path:
         listed = self.root / "list.csv"
-        listed.write_text("path,split\n" + "".join(f"{name},{split}\n" for name, split in self.said.items()))
+        listed.write_text("path,split\n" + "".join(f"{name},{split}\n" for name, split in self.split_of.items()))
         done = self._command("run", listed, "-o", self.root / "run", *ARGUMENTS, *EDIT, *more)
         assert done.returncode == 0, done.stderr
         return self.root / "run"
@@ -53,11 +53,11 @@ class Listed:
     def change(self) -> Path:
         """Another picture, another split, one image fewer, and two more, one of which shares a stem."""
         self.picture("b.png", 5)
-        self.said["a.png"] = "val"
-        del self.said["sub/c.png"]
+        self.split_of["a.png"] = "val"
+        del self.split_of["sub/c.png"]
         for name in ("d.jpg", "f.png"):
             self.picture(name, 4)
-            self.said[name] = "train"
+            self.split_of[name] = "train"
         return self.run("--update")
 
 
@@ -66,7 +66,7 @@ def listed(few_scenes: Path, tmp_path: Path, command: Command) -> Listed:
     made = Listed(tmp_path / "in", sorted((few_scenes / "images").iterdir()), command)
     for number, name in enumerate(NAMES):
         made.picture(name, number)
-    made.said = dict(zip(NAMES, SPLITS, strict=True))
+    made.split_of = dict(zip(NAMES, SPLITS, strict=True))
     made.run()
     return made
 

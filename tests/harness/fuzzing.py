@@ -27,7 +27,7 @@ LONGEST_TEXT = 4000  # characters that are kept of a violation
 
 
 class Violation(Exception):
-    """The product does not do what it promises. The text says what it did."""
+    """The product does not do what it promises. The text describes what it did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def settings(mode: str, *overrides: str) -> Config:
 
 
 def edited(config: Config, files: Sequence[Path], masks: Sequence[Masks]) -> list[RowResult]:
-    """What the stage says of image files, in order."""
+    """Return the results of the stage for image files, in order."""
     stage = EditStage(resolve(config))
     stage.setup("cpu")
     rows = [ImageRow(k, file.name, file.name, str(file)) for k, file in enumerate(files)]

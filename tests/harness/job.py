@@ -29,7 +29,7 @@ OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code (negative: the signal that killed it) and what it said."""
+    """How a command ended: its exit code (negative: the signal that killed it) and what it printed."""
 
     code: int
     stderr: str

@@ -187,7 +187,7 @@ def _forbidden(path: Path) -> None:
 
 
 def _bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that says it is enormous."""
+    """A PNG of a few kilobytes with an enormous size in its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

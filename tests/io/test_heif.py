@@ -51,7 +51,7 @@ def test_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_with_its_package(tmp_path: Path) -> None:
-    """Its reader turns the pixels as EXIF says, and leaves no orientation to apply."""
+    """Its reader turns the pixels by the EXIF orientation, and leaves no orientation to apply."""
     pixels = np.zeros((96, 64, 3), np.uint8)
     pixels[:32, 32:] = 255, 0, 0
     path = tmp_path / "phone.HEIC"

@@ -104,7 +104,7 @@ def test_several_inputs_keep_names_apart(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_listed_twice_is_taken_once_and_said(folder: Path, tmp_path: Path) -> None:
+def test_listed_twice_is_taken_once_with_a_note(folder: Path, tmp_path: Path) -> None:
     (folder / "list.txt").write_text("b.png\na/b.png\nb.png\n")
     summary = build_manifest([str(folder / "list.txt")], tmp_path / "m.parquet", 2)
     assert (summary.rows, summary.duplicates) == (2, 1)
@@ -119,7 +119,7 @@ def test_two_images_with_one_key_are_an_error_that_names_both(folder: Path, tmp_
     assert not (tmp_path / "m.parquet").exists()
 
 
-def test_missing_file_stays_a_row_and_is_said(folder: Path, tmp_path: Path) -> None:
+def test_missing_file_stays_a_row_with_a_note(folder: Path, tmp_path: Path) -> None:
     (folder / "list.txt").write_text("b.png\ngone.png\n")
     summary = build_manifest([str(folder / "list.txt")], tmp_path / "m.parquet", 2)
     assert (summary.rows, summary.missing) == (2, 1)
@@ -226,7 +226,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("pattern", ["", "**/*.png"])
 @pytest.mark.parametrize("place", ["lost+found", "a/deeper"])
-def test_a_folder_that_may_not_be_read_is_left_out_and_said(
+def test_a_folder_that_may_not_be_read_is_left_out_with_a_note(
     place: str, pattern: str, folder: Path, tmp_path: Path, locked: Callable[[Path], None]
 ) -> None:
     (folder / place).mkdir(parents=True)
@@ -273,7 +273,7 @@ def test_folders_deeper_than_the_stack(folder: Path, tmp_path: Path, monkeypatch
     subprocess.run(["rm", "-r", "d"], check=True)
 
 
-def test_files_of_systems_are_left_out_and_said(folder: Path, tmp_path: Path) -> None:
+def test_files_of_systems_are_left_out_with_a_note(folder: Path, tmp_path: Path) -> None:
     names = ("@eaDir/b.png", "a/#recycle/b.png", "$RECYCLE.BIN/b.png", ".Trash-1000/b.png", ".thumbnails/b.png")
     for name in (*names, "._b.png", "~$b.png", "Thumbs.db"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,7 @@ def test_a_transparent_colour_lies_on_white(tmp_path: Path, deep: bool, colour: 
 @pytest.mark.parametrize("kind", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_alpha_is_multiplied_or_not(tmp_path: Path, kind: int, channels: int) -> None:
-    """ExtraSamples says which; the picture is the same."""
+    """The tag ExtraSamples names the kind; the picture is the same."""
     rng = np.random.default_rng(0)
     colours, alpha = rng.integers(0, 65536, (8, 9, channels)), rng.integers(20000, 65536, (8, 9, 1))
     stored = np.rint(colours * alpha / 65535) if kind == 1 else colours

@@ -126,7 +126,7 @@ def test_no_more_is_taken_than_the_limit(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "says", "tries"),
+    ("path", "code", "expected", "tries"),
     [
         ("/nothing", FailureCode.MISSING, "is not there", 1),
         ("/status/410", FailureCode.MISSING, "is not there", 1),
@@ -146,8 +146,8 @@ def test_no_more_is_taken_than_the_limit(site: Site) -> None:
         ("/no-http", FailureCode.UNREADABLE, "the answer is not valid HTTP: .{1,200}$", 1),
     ],
 )
-def test_what_cannot_be_fetched(site: Site, path: str, code: FailureCode, says: str, tries: int) -> None:
-    with pytest.raises(RowError, match=says) as caught:
+def test_what_cannot_be_fetched(site: Site, path: str, code: FailureCode, expected: str, tries: int) -> None:
+    with pytest.raises(RowError, match=expected) as caught:
         HERE.read(f"{site.url}{path}?signature=secret", LIMIT)
     assert caught.value.code == code
     assert site.seen[path] == tries
@@ -331,15 +331,15 @@ def test_a_list_of_urls(site: Site, few_scenes: Path, tmp_path: Path, command: C
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("ftp://host/x.jpg", "ftp:// is not read"),
         ("https://host/gallery", "cannot be listed"),
         ("s3://bucket/folder", "--allow-remote"),
     ],
 )
-def test_urls_that_mean_nothing(text: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_urls_that_mean_nothing(text: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=expected):
         build_manifest([text], tmp_path / "m.parquet", 2)
 
 
@@ -355,14 +355,14 @@ def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = urllib.parse.urlsplit(self.path)
-            query = dict(urllib.parse.parse_qsl(asked.query))
-            name = urllib.parse.unquote(asked.path.rpartition("/o/")[2])
-            if asked.path.endswith("/b/photos/o"):
+            url = urllib.parse.urlsplit(self.path)
+            query = dict(urllib.parse.parse_qsl(url.query))
+            name = urllib.parse.unquote(url.path.rpartition("/o/")[2])
+            if url.path.endswith("/b/photos/o"):
                 self.answer(json.dumps(self.listed(query["prefix"])).encode(), "application/json")
             elif name not in objects:
                 self.send_error(404)
-            elif query.get("alt") != "media" and "download" not in asked.path:
+            elif query.get("alt") != "media" and "download" not in url.path:
                 self.answer(json.dumps(self.described(name)).encode(), "application/json")
             elif not objects[name] and "Range" in self.headers:
                 self.send_error(416)

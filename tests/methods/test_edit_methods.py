@@ -90,7 +90,7 @@ def test_blending_changes_no_bit_outside() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_what_was_painted_meets_what_is_around(dtype: type) -> None:
-    """A painting that is a tint away, and more so to the right, is brought back; nothing around says nothing."""
+    """A tint that grows to the right is removed from a painting; with nothing around it, nothing changes."""
     image = photographs.astronaut().astype(dtype)
     tint = np.linspace(10, 40, 512, dtype=np.float32)[None, :, None] * np.array([1, -0.5, 0.2], np.float32)
     painted = image.astype(np.float32) + tint

@@ -62,7 +62,7 @@ APART = np.eye(5)
 
 
 @pytest.mark.parametrize(
-    ("word", "kept", "says"),
+    ("word", "kept", "part"),
     [
         ("car", [0, 1, 2], "3 of 5: 'car' is singular (1), 5 stand alone, scores fall after 3"),
         ("cars", [0, 1, 2, 3, 4], "5 of 5: 'cars' is plural (5), 5 stand alone, scores fall after 3"),
@@ -70,9 +70,9 @@ APART = np.eye(5)
         ("people", [0, 1, 2, 3, 4], "plural"),
     ],
 )
-def test_the_noun_the_hierarchy_and_the_gap_vote(word: str, kept: list[int], says: str) -> None:
+def test_the_noun_the_hierarchy_and_the_gap_vote(word: str, kept: list[int], part: str) -> None:
     choice = choose_adaptively([word], range(5), RATED, APART)
-    assert choice.indices == kept and says in choice.reason
+    assert choice.indices == kept and part in choice.reason
 
 
 def test_a_part_inside_a_kept_whole_is_passed_over_unless_the_word_names_a_part() -> None:

@@ -1,4 +1,4 @@
-"""The report: what it says of a run, and that it works in a real browser, opened from the disk."""
+"""The report: what it shows of a run, and that it works in a real browser, opened from the disk."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, reported: Path) -> Iterator[Page]:
-    """The report, open; nothing may have been said on the console, and no dialog opened, when it is closed."""
+    """The report, open; when it is closed, nothing may be on the console, and no dialog may have opened."""
     opened = browser.new_page(viewport={"width": 1200, "height": 800})
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
+    events: list[str] = []
+    opened.on("console", lambda message: events.append(message.text))
+    opened.on("pageerror", lambda error: events.append(str(error)))
 
     def dismissed(dialog: Dialog) -> None:
-        said.append(dialog.message)
+        events.append(dialog.message)
         dialog.dismiss()
 
     def requested(request: Request) -> None:
         if not request.url.startswith(("file:", "data:")):
-            said.append(request.url)
+            events.append(request.url)
 
     opened.on("dialog", dismissed)
     opened.on("request", requested)
     show(opened, reported)
     yield opened
     opened.close()
-    assert said == []
+    assert events == []
 
 
 def show(page: Page, report: Path) -> None:

@@ -232,19 +232,19 @@ def test_queries_and_banks_give_the_cpus_masks(images: Path, tmp_path: Path, on_
     keep = ("--set", "dense.cache=features", "--set", "sam.cache=embeddings")
     found = []
     for run, name, device in ((command, "cpu", CPU), (on_gpu, "gpu", (*GPU, FP32))):
-        first, answer, bank, heard = (
-            tmp_path / f"{name}-{part}" for part in ("run", "answer", "bank.parquet", "heard")
+        first, answer, bank, with_bank = (
+            tmp_path / f"{name}-{part}" for part in ("run", "answer", "bank.parquet", "with_bank")
         )
         commands = (
             ("run", images, "-o", first, "--labels", LABELS, *ALONE, *QUICK, *device, *keep),
             ("query", first, "--labels", "car; water; sky", "-o", answer),
             ("bank", "build", first, "-o", bank),
-            ("bank", "use", first, "--bank", bank, "-o", heard, "--set", "refine.bank_weight=1"),
+            ("bank", "use", first, "--bank", bank, "-o", with_bank, "--set", "refine.bank_weight=1"),
         )
         for arguments in commands:
             done = run(*arguments)
             assert done.returncode == 0, done.stderr
-        found.append((outputs(answer), outputs(heard), bank.read_bytes()))
+        found.append((outputs(answer), outputs(with_bank), bank.read_bytes()))
     cpu, gpu = found
     assert cpu[0].annotations and cpu[1].annotations
     assert gpu == cpu

@@ -154,11 +154,11 @@ def test_excluded_images_stay_out_of_a_run(photos: Path, tmp_path: Path, command
     given = run_arguments(photos, out, *quick, "--exclude", names[0], "--dry-run")
     assert command(*given).returncode == 0
     given = given[:-1]
-    for more, said in (((), "skipped by manifest.exclude"), ((), "resuming"), (("--update",), "nothing has changed")):
+    for more, line in (((), "skipped by manifest.exclude"), ((), "resuming"), (("--update",), "nothing has changed")):
         done = command(*given, *more)
-        assert done.returncode == 0 and listed(out) == names[1:] and said in done.stderr, done.stderr
-    told = command(*run_arguments(photos, out, *quick))
-    assert told.returncode == 2 and "belongs to another manifest" in told.stderr
+        assert done.returncode == 0 and listed(out) == names[1:] and line in done.stderr, done.stderr
+    refused = command(*run_arguments(photos, out, *quick))
+    assert refused.returncode == 2 and "belongs to another manifest" in refused.stderr
     assert command(*run_arguments(photos, out, *quick, "--update")).returncode == 0 and sorted(listed(out)) == names
 
 
@@ -184,11 +184,11 @@ def test_labels_that_replace_others_are_announced(
     assert warn("grass: grass, sand; sky") == []
     assert warn("grass: grass, sand; sky", more=("--set", "refine.vote=0.5")) == []
     dry = warn("tree", more=("--dry-run",))
-    told = warn("tree")
-    assert told == dry and len(told) == 1
-    assert 'which were "grass: grass, sand; sky".' in told[0]
-    assert '--labels "grass: grass, sand; sky; tree"' in told[0]
-    assert "another workdir" in told[0] and "query" in told[0]
+    warnings = warn("tree")
+    assert warnings == dry and len(warnings) == 1
+    assert 'which were "grass: grass, sand; sky".' in warnings[0]
+    assert '--labels "grass: grass, sand; sky; tree"' in warnings[0]
+    assert "another workdir" in warnings[0] and "query" in warnings[0]
     assert warn("grass", "tree") == []
     assert len(warn("grass: sand", "tree")) == 1
     everything = warn(LABELS)
@@ -200,12 +200,12 @@ def test_labels_that_replace_others_are_announced(
 def test_an_answer_that_replaces_another_is_announced(photos: Path, tmp_path: Path, command: Command) -> None:
     keep = ("--set", "dense.cache=features", "--set", "sam.cache=embeddings")
     assert command("run", photos, "-o", tmp_path / "run", "--labels", "sky", *keep).returncode == 0
-    told = []
+    named = []
     for labels in ("tree", "tree", "grass"):
         done = command("query", tmp_path / "run", "-o", tmp_path / "answer", "--labels", labels)
         assert done.returncode == 0, done.stderr
-        told.append('which were "tree".' in done.stderr)
-    assert told == [False, False, True]
+        named.append('which were "tree".' in done.stderr)
+    assert named == [False, False, True]
 
 
 def test_a_stage_that_other_code_computed_says_why_it_is_computed_again(

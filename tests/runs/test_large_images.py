@@ -1,4 +1,4 @@
-"""Images many times larger than what the models look at; and rows that ask for some of the labels."""
+"""Images many times larger than the input of the models; and rows with some of the labels."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def figures(folder: Path, workdir: Path, command: Command, *options: str) -> dict[str, float]:
     done = command("run", folder / "images", "-o", workdir, "--labels", LABELS, *options)
     assert done.returncode == 0, done.stderr
-    told = command("eval", workdir, "--dataset", "scenes", "--root", folder, "--json")
-    found: dict[str, float] = json.loads(told.stdout)
+    evaluated = command("eval", workdir, "--dataset", "scenes", "--root", folder, "--json")
+    found: dict[str, float] = json.loads(evaluated.stdout)
     return found
 
 
@@ -86,17 +86,17 @@ def test_a_row_may_ask_for_some_of_the_labels(method: str, few_scenes: Path, tmp
     assert done.returncode == 3, done.stderr
     coco = json.loads((tmp_path / "run" / "annotations.json").read_text())
     category = {c["id"]: c["name"] for c in coco["categories"]}
-    said: dict[str, set[str]] = {i["file_name"]: set() for i in coco["images"]}
+    named: dict[str, set[str]] = {i["file_name"]: set() for i in coco["images"]}
     by_id = {i["id"]: i["file_name"] for i in coco["images"]}
     for annotation in coco["annotations"]:
-        said[by_id[annotation["image_id"]]].add(category[annotation["category_id"]])
-    assert said[names[1]] <= {"sky", "grass"} and said[names[0]]
+        named[by_id[annotation["image_id"]]].add(category[annotation["category_id"]])
+    assert named[names[1]] <= {"sky", "grass"} and named[names[0]]
     failures = (tmp_path / "run" / "failures.csv").read_text()
     assert names[2] in failures and "'zebra' is none of the labels" in failures
 
 
 def test_jpegs_decoded_smaller_show_the_same(tmp_path: Path, command: Command) -> None:
-    """`dense.draft`: masks at the original size, turned as EXIF says, and nearly those of the whole pixels."""
+    """`dense.draft`: masks at the original size, turned by EXIF, and nearly those of the whole pixels."""
     folder = tmp_path / "images"
     folder.mkdir()
     scene = Image.fromarray(scenes.render(scenes.HELD_OUT_SEEDS[1300]).image)

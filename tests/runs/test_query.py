@@ -160,7 +160,7 @@ def test_outputs_of_before_are_not_taken_for_those_of_now(images: Path, tmp_path
 # ---- the memory bank
 
 
-def test_a_bank_is_built_and_heard(images: Path, tmp_path: Path, command: Command) -> None:
+def test_a_bank_is_built_and_used(images: Path, tmp_path: Path, command: Command) -> None:
     first, bank = tmp_path / "first", tmp_path / "bank.parquet"
     kept = KEEPING["prompted"]
     arguments = ("run", images, "-o", first, "--labels", FIRST, "--set", "background=none", *SMALL, *kept)
@@ -231,7 +231,7 @@ def test_a_region_s_feature_is_the_mean_of_its_patches() -> None:
     assert not found[2].any()
 
 
-def test_an_image_s_own_regions_are_not_heard() -> None:
+def test_an_image_s_own_regions_are_not_used() -> None:
     of_image = np.array([7, 8, 7, 9])
     near = nearest_others(np.array([[0, 2, 1, 3], [2, 0, -1, -1]]), of_image, 7, 2)
     assert near.tolist() == [[1, 3], [-1, -1]]

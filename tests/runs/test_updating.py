@@ -86,8 +86,8 @@ def test_only_what_has_changed_is_computed(
     assert command("verify", workdir).returncode == 0
 
 
-def test_what_is_said_of_a_changed_folder_waits_for_the_run(folder: Path, tmp_path: Path, command: Command) -> None:
-    """Between listing and computing, the shards that have changed count as not done, for everybody who asks."""
+def test_the_status_of_a_changed_folder_waits_for_the_run(folder: Path, tmp_path: Path, command: Command) -> None:
+    """Between listing and computing, the shards that have changed count as not done, for every command."""
     workdir = tmp_path / "run"
     assert command(*run_arguments(folder, workdir, *QUICK)).returncode == 0
     sorted(folder.iterdir())[0].unlink()

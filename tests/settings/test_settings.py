@@ -77,7 +77,7 @@ def recorded(model: type[Section], patch: pytest.MonkeyPatch) -> Iterator[set[st
         yield read
 
 
-def test_each_way_to_refine_reads_what_its_line_says(few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_refine_method_reads_the_keys_of_its_line(few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.array(Image.open(sorted((few_scenes / "images").iterdir())[0]).convert("RGB"))
     restricted = {name for name in RefineConfig.model_fields if readers(f"refine.{name}").choice == "refine.method"}
     assert len(restricted) >= 9
@@ -93,7 +93,7 @@ def test_each_way_to_refine_reads_what_its_line_says(few_scenes: Path, monkeypat
 
 
 @pytest.mark.parametrize("chosen", ["keep", "drop"])
-def test_each_edit_reads_what_its_line_says(
+def test_each_edit_reads_the_keys_of_its_line(
     chosen: str, few_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "images").mkdir()

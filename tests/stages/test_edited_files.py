@@ -77,7 +77,7 @@ def test_edits_without_effect_are_counted(cut_out: Path, few_scenes: Path, tmp_p
     assert "unchanged" not in copied.stderr
 
 
-def test_what_is_said_of_edits_without_effect() -> None:
+def test_notes_and_warnings_of_edits_without_effect() -> None:
     assert edit_note(EditCounts("fill", 6000, 0, 0)) is None and edit_note(None) is None
     covered = EditCounts("fill", 6000, 7, 3030)
     assert (edit_note(covered) or "").startswith("3,037 of 6,000 images unchanged or filled completely: 7")
@@ -165,7 +165,7 @@ def test_rows_that_share_a_picture_have_edited_files_of_their_own(
 def test_a_manifest_from_elsewhere_with_one_name_twice_costs_the_second_row(
     few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
-    """Manifests of earlier versions do not say which rows share a file name."""
+    """Manifests of earlier versions do not record which rows share a file name."""
     image = sorted((few_scenes / "images").iterdir())[0]
     listing, manifest = tmp_path / "list.csv", tmp_path / "list.parquet"
     listing.write_text(f"key,path\na,{image}\nb,{image}\n")

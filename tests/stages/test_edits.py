@@ -100,7 +100,7 @@ def test_profile_and_exif_are_kept_or_not(variants: dict[str, Path]) -> None:
 
 
 def test_the_layout_of_a_tiff_is_not_kept(tmp_path: Path) -> None:
-    """Its tags say how the old pixels lie in the old file; libtiff would take them for the new one's."""
+    """Its tags describe how the old pixels lie in the old file; libtiff would take them for the new one's."""
     Image.fromarray(photographs.astronaut()).save(tmp_path / "a.tiff", compression="tiff_lzw", description="kept")
     with Image.open(tmp_path / "a.tiff") as image:
         assert {258, 270, 273, 278} < set(image.getexif())
@@ -300,7 +300,7 @@ def test_edits_of_what_goes_and_files_for_every_mask_are_marked(variants: dict[s
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "expected"),
     [
         (("edit.mode=cutout", "edit.format=jpeg"), "transparency"),
         (("edit.mode=erase", "edit.drop=[kat]"), "Did you mean 'cat'"),
@@ -313,8 +313,8 @@ def test_edits_of_what_goes_and_files_for_every_mask_are_marked(variants: dict[s
         (("edit.mode=remove", "inpaint.model=sdxl-inpainting"), "models fetch sdxl-inpainting"),
     ],
 )
-def test_settings_that_cannot_be_done_are_refused(overrides: tuple[str, ...], said: str) -> None:
-    with pytest.raises(OvsegError, match=said):
+def test_settings_that_cannot_be_done_are_refused(overrides: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(OvsegError, match=expected):
         EditStage(resolve(load_config("demo", overrides, {"labels": "cat, sky"}, environment={})))
 
 

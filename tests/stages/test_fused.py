@@ -65,7 +65,7 @@ def test_the_masks_are_those_of_two_stages(
     assert not list((tmp_path / "none" / "stages").glob("dense-*"))
 
 
-def test_it_resumes_and_says_that_it_cannot_be_asked(images: Path, tmp_path: Path, command: Command) -> None:
+def test_it_resumes_and_refuses_a_query(images: Path, tmp_path: Path, command: Command) -> None:
     none = ("--set", "dense.cache=none", "--set", "manifest.shard_rows=2")
     done = command(*("run", images, "-o", tmp_path / "run", "--labels", LABELS, "--workers", "0", "--dry-run"), *none)
     assert "dense" not in [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
@@ -73,5 +73,5 @@ def test_it_resumes_and_says_that_it_cannot_be_asked(images: Path, tmp_path: Pat
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json") if path.name != "plan.json"}
     run(command, images, tmp_path / "run", *none)
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    told = command("query", tmp_path / "run", "--labels", "sky", "-o", tmp_path / "answer")
-    assert told.returncode == 2 and "dense.cache=features" in told.stderr
+    refused = command("query", tmp_path / "run", "--labels", "sky", "-o", tmp_path / "answer")
+    assert refused.returncode == 2 and "dense.cache=features" in refused.stderr

@@ -65,12 +65,14 @@ def test_prompts_come_from_the_row_the_label_or_the_run(variants: dict[str, Path
     assert spy.requests[0][2].seed == seed_of("k2", 7, 1) != seed_of("k2", 0, 1)
 
 
-def test_steps_and_guidance_are_the_models_own_unless_said() -> None:
+def test_steps_and_guidance_are_the_models_own_unless_set() -> None:
     spec = resolve_inpainting("demo")
     assert InpaintParameters.of(settings("remove", "edit.drop=cat"), spec) == InpaintParameters(96, *spec.removing, 1.0)
     assert InpaintParameters.of(settings("style", "edit.prompt=x"), spec) == InpaintParameters(96, *spec.usual, 0.6)
-    said = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
-    assert InpaintParameters.of(settings("style", "edit.prompt=x", *said), spec) == InpaintParameters(64, 3, 0.0, 0.5)
+    overrides = ("inpaint.steps=3", "inpaint.guidance=0", "inpaint.size=64", "inpaint.strength=0.5")
+    assert InpaintParameters.of(settings("style", "edit.prompt=x", *overrides), spec) == InpaintParameters(
+        64, 3, 0.0, 0.5
+    )
     usual, named = (
         EditStage(resolve(settings("remove", "edit.drop=cat", *sets))).inputs()
         for sets in ((), (f"inpaint.steps={spec.removing.steps}",))

@@ -59,8 +59,8 @@ def run(command: Command, few_scenes: Path, workdir: Path, labels: str, *more: s
 
 
 def test_a_few_labels_are_found_where_they_are(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    told = run(command, few_scenes, tmp_path / "run", ", ".join(FEW))
-    assert "17 words compete with the labels" in told and "no background" not in told
+    printed = run(command, few_scenes, tmp_path / "run", ", ".join(FEW))
+    assert "17 words compete with the labels" in printed and "no background" not in printed
     masks = found(tmp_path / "run", few_scenes / "truth")
     assert masks and share_right(masks) > 0.9
     wanted = {
@@ -73,8 +73,8 @@ def test_a_few_labels_are_found_where_they_are(few_scenes: Path, tmp_path: Path,
 
 
 def test_without_a_background_every_pixel_gets_a_label(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    told = run(command, few_scenes, tmp_path / "run", ", ".join(FEW), "--set", "background=none")
-    assert "3 labels and no background: every pixel gets one of them." in told
+    printed = run(command, few_scenes, tmp_path / "run", ", ".join(FEW), "--set", "background=none")
+    assert "3 labels and no background: every pixel gets one of them." in printed
     assert share_right(found(tmp_path / "run", few_scenes / "truth")) < 0.5
 
 
@@ -163,7 +163,7 @@ def test_per_label_words_overrule_the_lexicon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "background", "said"),
+    ("labels", "background", "message"),
     [
         ([{"name": "cat", "allow": ["sky"]}], "none", "act under background: auto alone"),
         ([{"name": "cat", "compete": ["sky"]}], ["wood"], "act under background: auto alone"),
@@ -171,9 +171,9 @@ def test_per_label_words_overrule_the_lexicon() -> None:
         ([{"name": "cat", "allow": ["wolf"]}], "auto", "does not know the label 'wolf'"),
     ],
 )
-def test_words_without_an_effect_are_errors(labels: list[object], background: object, said: str) -> None:
+def test_words_without_an_effect_are_errors(labels: list[object], background: object, message: str) -> None:
     config = load_config("demo", flags={"labels": labels, "background": background}, environment={})
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         make_vocabulary(config)
 
 

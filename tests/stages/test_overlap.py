@@ -69,7 +69,7 @@ def test_an_error_in_any_step_is_the_caller_s(where: int) -> None:
 def test_refine_is_the_same_with_its_steps_overlapping(
     few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """As on a GPU: the steps overlap there, and here where a test says so."""
+    """As on a GPU: the steps overlap there, and here where a test sets it."""
     settings = ("--set", f"refine.method={method}", "--workers", "0")
     plain, overlapped = tmp_path / "plain", tmp_path / "overlapped"
     assert command(*run_arguments(few_scenes / "images", plain, *settings)).returncode == 0

@@ -1,4 +1,4 @@
-"""The emulated GPUs refuse what CUDA refuses, and break as the environment says.
+"""The emulated GPUs refuse what CUDA refuses, and break as the environment sets.
 
 Each test's body runs in a process of its own: a fork of one that has imported PyTorch with the emulation and has not
 queried CUDA. That process is `serve` below.

@@ -1,4 +1,4 @@
-"""What the pages say is so: commands run, links lead somewhere, messages are printed, the help is the program's."""
+"""Checks the pages: commands run, links lead somewhere, messages are printed, the help is that of the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs in docs/examples run as their first lines say."""
+"""The programs in docs/examples run as their first lines describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: its code works where it says, and what it names exists."""
+"""CONTRIBUTING.md is true: its code works where it belongs, and what it names exists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def code(title: str) -> str:
 def test_an_attention_variant_is_a_row_and_a_name(
     few_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row computes what it says: `csa` under another name gives the same masks, `kk` others."""
+    """A row of the table decides the result: `csa` under another name gives the same masks, `kk` others."""
     [(name, variant)] = eval(f"{{{code('Add an attention variant')}}}", {"Variant": Variant}).items()
     rows = {name: variant, "other-name": VARIANTS["csa"]}
     for key, row in rows.items():

@@ -25,14 +25,14 @@ WINDOWS, PROMPTS = 16, 16
 @click.option("--sam", "sam_model", default="sam2.1-tiny", show_default=True)
 @click.option("--weights", default="random:0", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
-def kernels(**asked: Any) -> None:
+def kernels(**options: Any) -> None:
     """Milliseconds of CLIP, SAM2's encoder and its decoder, theirs and ours; on a CPU with and without memory kept."""
     bench = str(Path(__file__).parent.parent / "bench.py")
-    options = [f"--{name.removesuffix('_model')}={value}" for name, value in asked.items()]
+    arguments = [f"--{name.removesuffix('_model')}={value}" for name, value in options.items()]
     click.echo(machine(resolve_device("auto")))
     for keeping in ("--returned", "--kept"):
         click.echo(f"memory that tensors give back is {keeping.removeprefix('--')}")
-        subprocess.run([sys.executable, bench, "run-kernels", *options, keeping], check=True)
+        subprocess.run([sys.executable, bench, "run-kernels", *arguments, keeping], check=True)
 
 
 @click.command("run-kernels", hidden=True)
@@ -86,13 +86,13 @@ def _sam(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
             return model.forward_image(batch)["backbone_fpn"]
 
     pyramid = encode()
-    asked = torch.from_numpy(points[:, None]).to(device) * (ours.image_size / 512)
+    prompts = torch.from_numpy(points[:, None]).to(device) * (ours.image_size / 512)
     step = ours.points.items
 
     def decode() -> None:
         with autocast(device, kind):
             for k in range(0, PROMPTS, step):
-                few = asked[k : k + step]
+                few = prompts[k : k + step]
                 kinds = torch.ones(len(few), 1, dtype=torch.int32, device=device)
                 sparse, rough = model.sam_prompt_encoder(points=(few, kinds), boxes=None, masks=None)
                 model.sam_mask_decoder(

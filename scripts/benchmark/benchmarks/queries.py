@@ -26,22 +26,22 @@ CACHES = ("dense.cache=features", "sam.cache=embeddings")
 
 @click.command()
 @shared_options
-@click.option("--ask", default=OTHER_WORDS, show_default=True, help="The words of the question.")
+@click.option("--words", default=OTHER_WORDS, show_default=True, help="The labels of the query.")
 @click.option("--check", is_flag=True, help="Also run the folder anew with these words, and compare the masks.")
 @click.option(
     "--same-proposals", is_flag=True, help="That run takes the first one's proposals, as no word decides them."
 )
 def query(
-    ask: str, check: bool, same_proposals: bool, overrides: tuple[str, ...], json_file: Path | None, **asked: Any
+    words: str, check: bool, same_proposals: bool, overrides: tuple[str, ...], json_file: Path | None, **options: Any
 ) -> None:
-    """Seconds of a first run and of a question to it, each as a person waits for it: Python's start included."""
+    """Seconds of a first run and of a query of it, from the start of Python to the end of the command."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = chosen_folder(asked, root)
+        folder = chosen_folder(options, root)
         settings = [part for one in (*CACHES, *overrides) for part in ("--set", one)]
-        models = [f"{key}={value}" for key, value in model_flags(asked).items() if value is not None]
+        models = [f"{key}={value}" for key, value in model_flags(options).items() if value is not None]
         settings += [part for one in models for part in ("--set", one)]
-        words = asked["labels"] or "; ".join(scenes.CLASSES)
+        labels = options["labels"] or "; ".join(scenes.CLASSES)
         environment = {"OVSEG_CACHE": str(root / "cache")}  # so that no word is cached
         first, answer, anew = (Workdir(root / name) for name in ("first", "answer", "anew"))
 
@@ -49,19 +49,19 @@ def query(
             arguments = ["run", str(folder), "-o", str(workdir.root), "--labels", labels, *settings]
             return measured(arguments, environment)[0]
 
-        figures: dict[str, Any] = {"machine": machine(torch.device("cpu")), "run": run(first, words)}
-        arguments = ["query", str(first.root), "--labels", ask, "-o", str(answer.root)]
+        figures: dict[str, Any] = {"machine": machine(torch.device("cpu")), "run": run(first, labels)}
+        arguments = ["query", str(first.root), "--labels", words, "-o", str(answer.root)]
         figures["query"] = measured(arguments, environment)[0]
         figures["ratio"] = figures["run"] / figures["query"]
-        _tell("the run", first, figures["run"])
-        _tell("the query", answer, figures["query"], first)
+        _print("the run", first, figures["run"])
+        _print("the query", answer, figures["query"], first)
         click.echo(f"ratio {figures['ratio']:.1f}")
         if same_proposals:
             for folder_of in first.root.glob("stages/propose-*"):
                 shutil.copytree(folder_of, anew.root / "stages" / folder_of.name)
         if check:
-            figures["anew"] = run(anew, ask)
-            _tell("a new run", anew, figures["anew"])
+            figures["anew"] = run(anew, words)
+            _print("a new run", anew, figures["anew"])
             figures["equal"] = answer.annotations.read_bytes() == anew.annotations.read_bytes()
             masks = len(json.loads(answer.annotations.read_text())["annotations"])
             click.echo(f"{masks} masks, {'the same bytes' if figures['equal'] else 'NOT the same'} as the new run's")
@@ -69,9 +69,9 @@ def query(
             json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _tell(name: str, workdir: Workdir, seconds: float, asked: Workdir | None = None) -> None:
+def _print(name: str, workdir: Workdir, seconds: float, earlier: Workdir | None = None) -> None:
     """The seconds of a command, and of its stages but those that were there already."""
-    kept = {store.folder.name for store in asked.stores()} if asked else set()
+    kept = {store.folder.name for store in earlier.stores()} if earlier else set()
     own = [store for store in workdir.stores() if store.folder.name not in kept]
     stages = ", ".join(f"{store.stage} {sum(commit.seconds for commit in store.commits()):.1f} s" for store in own)
     click.echo(f"{name:10} {seconds:8.1f} s   ({stages})")
@@ -101,13 +101,13 @@ def bank(first: int, counts: str, overrides: tuple[str, ...]) -> None:
                 f"{size} scenes: run {seconds:.1f} s; a bank of {regions} regions, {size_kb:.0f} kB, {built:.1f} s"
             )
         for k, size in enumerate(sizes):
-            told = [f"no bank {_mean_iou(root / f'run{k}', root / f'scenes{k}'):.4f}"]
+            results = [f"no bank {_mean_iou(root / f'run{k}', root / f'scenes{k}'):.4f}"]
             for name, other in (("its own", k), ("the other's", 1 - k)):
                 answer = root / f"run{k}-{other}"
-                asked = ["bank", "use", str(root / f"run{k}"), "--bank", str(root / f"{other}.parquet")]
-                seconds, _ = measured([*asked, "-o", str(answer)])
-                told.append(f"{name} {_mean_iou(answer, root / f'scenes{k}'):.4f} ({seconds:.1f} s)")
-            click.echo(f"{size} scenes: mIoU {', '.join(told)}")
+                use = ["bank", "use", str(root / f"run{k}"), "--bank", str(root / f"{other}.parquet")]
+                seconds, _ = measured([*use, "-o", str(answer)])
+                results.append(f"{name} {_mean_iou(answer, root / f'scenes{k}'):.4f} ({seconds:.1f} s)")
+            click.echo(f"{size} scenes: mIoU {', '.join(results)}")
 
 
 def _mean_iou(workdir: Path, root: Path) -> float:

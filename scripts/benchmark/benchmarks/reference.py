@@ -3,7 +3,7 @@
 fp32, an image after the other; a window at a time through open_clip's own blocks, all class logits upsampled to full
 size; `set_image` once an image and `predict` once a point with its three full-size masks; every component prompted; RLE
 by pycocotools, mask by mask. Decisions (which components, which mask, who is in front) are the product's, so that the
-results can be compared; nothing of how it computes is. The automatic form asks SAM2's own mask generator and votes.
+results can be compared; nothing of how it computes is. The automatic form runs SAM2's own mask generator and votes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Reference:
-    """A CLIP and a SAM2, asked as a script asks them."""
+    """A CLIP and a SAM2, called as a script calls them."""
 
     def __init__(self, config: Config, templates: Sequence[str], automatic: bool) -> None:
         spec = zoo.resolve("clip", config.clip.model, config.clip.weights)

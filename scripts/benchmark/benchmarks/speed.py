@@ -45,7 +45,7 @@ WORDS = "person; cat; cup: coffee cup, mug; sky; road; grass; wall; motorbike; r
 
 
 def shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What these commands ask: which images, which models."""
+    """The options of these commands: which images, which models."""
     for option in (
         click.option("--images", default=32, show_default=True, help="Scenes, where no folder is given."),
         click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Photographs instead of scenes."),
@@ -61,21 +61,21 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _config(asked: dict[str, Any], overrides: Sequence[str]) -> Config:
-    labels = asked["labels"] or (list(scenes.CLASSES) if asked["folder"] is None else WORDS)
-    return load_config("demo", overrides=overrides, flags={"labels": labels, **model_flags(asked)}, environment={})
+def _config(options: dict[str, Any], overrides: Sequence[str]) -> Config:
+    labels = options["labels"] or (list(scenes.CLASSES) if options["folder"] is None else WORDS)
+    return load_config("demo", overrides=overrides, flags={"labels": labels, **model_flags(options)}, environment={})
 
 
-def model_flags(asked: dict[str, Any]) -> dict[str, Any]:
+def model_flags(options: dict[str, Any]) -> dict[str, Any]:
     """The settings behind the options that name models."""
     names = ("clip_model", "clip_weights", "sam_model", "sam_weights")
-    return {name.replace("_", "."): asked[name] for name in names}
+    return {name.replace("_", "."): options[name] for name in names}
 
 
-def chosen_folder(asked: dict[str, Any], root: Path) -> Path:
-    if asked["folder"] is not None:
-        return Path(asked["folder"])
-    write_scenes(root, scenes.HELD_OUT_SEEDS[5000 : 5000 + asked["images"]])
+def chosen_folder(options: dict[str, Any], root: Path) -> Path:
+    if options["folder"] is not None:
+        return Path(options["folder"])
+    write_scenes(root, scenes.HELD_OUT_SEEDS[5000 : 5000 + options["images"]])
     return root / "images"
 
 
@@ -88,29 +88,31 @@ def machine(device: torch.device) -> str:
 @shared_options
 @click.option("--repeats", default=3, show_default=True, help="The fastest of so many counts, on both sides.")
 @click.option("--baseline", type=click.Path(exists=True, path_type=Path), help="An earlier --json to compare with.")
-def speed(repeats: int, baseline: Path | None, overrides: Sequence[str], json_file: Path | None, **asked: Any) -> None:
+def speed(
+    repeats: int, baseline: Path | None, overrides: Sequence[str], json_file: Path | None, **options: Any
+) -> None:
     """Images a second of each stage, decoding, reading and committing included, beside the bare model forwards."""
-    config = _config(asked, overrides)
+    config = _config(options, overrides)
     device = resolve_device(config.run.device)
     if device.type == "cpu":
         keep_memory()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = chosen_folder(asked, root)
+        folder = chosen_folder(options, root)
         workdir = Workdir(root / "run")
         workdir.create()
         build_manifest([str(folder)], workdir.manifest, config.manifest.shard_rows)
         manifest = Manifest.open(workdir.manifest)
         stages = planning.plan(config, workdir, manifest, workdir.manifest)
         rows = [row for shard in range(manifest.shards) for row in manifest.read_shard(shard)]
-        click.echo(f"{len(rows)} images, {asked['clip_model']} and {asked['sam_model']}; {machine(device)}")
+        click.echo(f"{len(rows)} images, {options['clip_model']} and {options['sam_model']}; {machine(device)}")
         figures: dict[str, Any] = {"machine": machine(device), "images": len(rows), "stages": {}}
         for planned in stages:
             figures["stages"][planned.name] = _stage(planned, config, rows, stages, manifest, device, repeats)
-            _tell(planned.name, len(rows), figures["stages"][planned.name])
+            _print(planned.name, len(rows), figures["stages"][planned.name])
         both = [sum(part[side] for part in figures["stages"].values()) for side in ("seconds", "floor")]
         figures["all"] = {"seconds": both[0], "floor": both[1], "ratio": both[1] / both[0]}
-        _tell("end to end", len(rows), figures["all"])
+        _print("end to end", len(rows), figures["all"])
     figures["peak_mib"] = high_water(os.getpid())
     click.echo(f"peak {figures['peak_mib']:.0f} MiB, both sides in one process")
     if json_file is not None:
@@ -153,7 +155,7 @@ def _stage(
     }
 
 
-def _tell(name: str, images: int, figures: dict[str, Any]) -> None:
+def _print(name: str, images: int, figures: dict[str, Any]) -> None:
     ours, bare = figures["seconds"], figures["floor"]
     click.echo(
         f"{name:10}  {images / ours:7.2f} images/s   bare forwards {images / bare:7.2f} images/s   "
@@ -208,7 +210,7 @@ def _bare_clip(
 def _bare_sam(
     stage: RefineStage, config: Config, rows: Sequence[ImageRow], stages: Sequence[PlannedStage]
 ) -> Callable[[], None]:
-    """SAM2's encoder once an image, and its decoder on as many points as the stage will ask."""
+    """SAM2's encoder once an image, and its decoder on as many points as the stage gives it."""
     assert stage._sam is not None
     sam: Sam = stage._sam
     images = _decoded(config, rows)
@@ -221,10 +223,10 @@ def _bare_sam(
     points = [rng.uniform(0, min(shape), (n, 2)).astype(np.float32) for n, shape in zip(counts, shapes, strict=True)]
 
     def forward() -> None:
-        for batch, shape, asked in zip(batches, shapes, points, strict=True):
-            if len(asked):
+        for batch, shape, prompts in zip(batches, shapes, points, strict=True):
+            if len(prompts):
                 coarse, *fine = (sam._ready(part) for part in _flat(sam.forward_bare(batch)))
-                sam.predict(Embedding(coarse, tuple(fine), shape), asked)
+                sam.predict(Embedding(coarse, tuple(fine), shape), prompts)
 
     return forward
 
@@ -236,12 +238,12 @@ def _flat(features: tuple[torch.Tensor, list[torch.Tensor]]) -> list[torch.Tenso
 @click.command()
 @shared_options
 @click.option("--automatic", default=0, show_default=True, help="Images of the automatic form too; it takes minutes.")
-def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, **asked: Any) -> None:
+def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, **options: Any) -> None:
     """End to end beside a script that does the same an image at a time (see reference.py)."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = chosen_folder(asked, root)
-        config = _config(asked, overrides)
+        folder = chosen_folder(options, root)
+        config = _config(options, overrides)
         templates = config.dense.templates
         plain = TEMPLATES[templates] if isinstance(templates, str) else templates
         dense = config.dense.model_copy(update={"templates": plain})
@@ -270,7 +272,7 @@ def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, 
 
 
 def _reference(folder: Path, config_file: Path, out: Path, options: Sequence[str]) -> dict[str, Any]:
-    """What `run-reference` says, in a process of its own."""
+    """Return what `run-reference` prints, in a process of its own."""
     bench = str(Path(__file__).parent.parent / "bench.py")
     subprocess.run(
         [sys.executable, bench, "run-reference", str(folder), str(config_file), str(out), *options], check=True

@@ -109,7 +109,7 @@ def image_tokens(visual: Any, images: Tensor, corner: tuple[int, int]) -> tuple[
 
 
 class Batch:
-    """Random crops of one size, what is in them, and what their captions say."""
+    """Random crops of one size, what is in them, and their captions."""
 
     def __init__(self, pool: Pool, rng: np.random.Generator, whole: bool, token: bool) -> None:
         grids, shares = (TOKEN_GRIDS, TOKEN_SHARES) if token else (GRIDS, SHARES)
@@ -162,7 +162,7 @@ def _corner_of_crop(pool: Pool, scene: int, side: int, rng: np.random.Generator)
 
 
 def named_classes(maps: Array) -> tuple[Array, Array]:
-    """Which classes a caption of each map names (N, C) and which are there but too small to say (N, C)."""
+    """Which classes a caption of each map names (N, C) and which are there but too small to name (N, C)."""
     flat = maps.reshape(len(maps), -1)
     share = np.stack([np.bincount(row, minlength=CLASSES) for row in flat]) / flat.shape[1]
     floor = NAMED_LARGE if flat.shape[1] >= (5 * PATCH) ** 2 else NAMED_SMALL
@@ -258,8 +258,8 @@ class Trainer:
         named, faint = named_classes(batch.maps)
         pooled = F.normalize((first if self.token else self._pooled(tokens, whole)).float(), dim=-1)
         prompts = F.normalize(self._encode(self._class_prompts()).float(), dim=-1)
-        told = self.rng.choice(len(named), min(48, len(named)), replace=False)
-        loss = self._contrast(pooled[told], named[told], faint[told], [batch.colours[k] for k in told])
+        drawn = self.rng.choice(len(named), min(48, len(named)), replace=False)
+        loss = self._contrast(pooled[drawn], named[drawn], faint[drawn], [batch.colours[k] for k in drawn])
         loss = loss + self._classify(pooled, prompts, named, faint, f"bce{batch.g}")
         if self.stage == "region" and batch.g >= 5:
             loss = loss + self._regions(tokens, batch, prompts)
@@ -278,8 +278,8 @@ class Trainer:
             colours += batch.colours
         pooled = F.normalize(torch.cat(features).float(), dim=-1)
         named, faint = (np.concatenate(part) for part in zip(*maps, strict=True))
-        told = self.rng.choice(len(named), 48, replace=False)
-        loss = self._contrast(pooled[told], named[told], faint[told], [colours[k] for k in told])
+        drawn = self.rng.choice(len(named), 48, replace=False)
+        loss = self._contrast(pooled[drawn], named[drawn], faint[drawn], [colours[k] for k in drawn])
         return loss + self._classify(pooled, prompts, named, faint, "bce-region")
 
     def _contrast(self, pooled: Tensor, named: Array, faint: Array, colours: list[dict[str, str]]) -> Tensor:
@@ -291,9 +291,9 @@ class Trainer:
         text = F.normalize(self._encode(captions).float(), dim=-1)
         logits = pooled @ text.T * self.model.logit_scale.exp()
         seen = torch.from_numpy(named | faint)
-        said = torch.from_numpy(named)
-        positive = (said[:, None] == said[None]).all(-1)
-        true_of = ((said[None] & ~seen[:, None]).sum(-1) == 0) | ((said[:, None] & ~seen[None]).sum(-1) == 0)
+        rows = torch.from_numpy(named)
+        positive = (rows[:, None] == rows[None]).all(-1)
+        true_of = ((rows[None] & ~seen[:, None]).sum(-1) == 0) | ((rows[:, None] & ~seen[None]).sum(-1) == 0)
         logits = logits.masked_fill(true_of & ~positive, -1e4)
         loss = torch.zeros(())
         for direction, match in ((logits, positive), (logits.T, positive.T)):

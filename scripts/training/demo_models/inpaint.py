@@ -156,9 +156,9 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             words = self.text(torch.tensor(tokens.input_ids))[0]
             entered = torch.cat([noisy, small, shown], 1).contiguous(memory_format=torch.channels_last)
-            told = self.unet(entered, when, words).sample
+            predicted = self.unet(entered, when, words).sample
         weight = 0.1 + F.max_pool2d(small, 3, 1, 1)
-        error = (told.float() - target).pow(2).mean(1, keepdim=True)
+        error = (predicted.float() - target).pow(2).mean(1, keepdim=True)
         loss: Tensor = (error * weight).sum() / weight.sum()
         return loss
 

@@ -1,6 +1,6 @@
 """Requests to the inpainting pipeline's UNet, drawn from the pool of scenes.
 
-Three things, each under words that say so. What was behind a thing, or behind all of them: the scene is rendered again
+Three things, each under fitting words. What was behind a thing, or behind all of them: the scene is rendered again
 without, and the pixels outside the mask stay those with the things' shadows. A thing, upright and as large as the mask
 allows. And a stretch of stuff. Crops are cut around a mask as the edit stage cuts them.
 """
@@ -26,7 +26,7 @@ SIDE = 96  # pixels the pipeline works at
 SPRITE = 60.0  # pixels, the radius at which things are drawn
 MIN_SIDE = 8  # pixels a side of a thing that is still one
 EMPTY = 0.1  # share of examples without words, for guidance
-BEHIND = "background"  # what the edit stage asks for when a thing is to go
+BEHIND = "background"  # the prompt of the edit stage for removing a thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ class Examples:
         self._pool, self._behind = pool, behind
         self.chosen, self._side = chosen, SIDE
         self._sprites = draw_sprites()
-        self._asked = ((0.1, self.behind), (0.35, self.bare), (0.94, self._thing), (1.0, self._stuff))
+        self._kinds = ((0.1, self.behind), (0.35, self.bare), (0.94, self._thing), (1.0, self._stuff))
 
     def draw(self, rng: np.random.Generator, side: int = SIDE) -> Example:
         self._side = side
         while True:
             k = int(rng.integers(self.chosen.start, self.chosen.stop))
-            asked = rng.random()
-            make = next(make for until, make in self._asked if asked < until)
+            number = rng.random()
+            make = next(make for until, make in self._kinds if number < until)
             found = make(k, rng)
             if found is not None:
                 return found
@@ -134,9 +134,11 @@ class Examples:
             mask = _widened(instances == one, rng, boxes=0.7)
         name = scenes.THING_NAMES[int(rng.integers(len(scenes.THING_NAMES)))]
         colours = list(self._sprites[name])
-        said = rng.random() < 0.3
-        colour = colours[int(rng.integers(len(colours)))] if said else colours[0]
-        words = ("{}", "a {}", "a photo of a {}")[int(rng.integers(3))].format(f"{colour} {name}" if said else name)
+        with_colour = rng.random() < 0.3
+        colour = colours[int(rng.integers(len(colours)))] if with_colour else colours[0]
+        words = ("{}", "a {}", "a photo of a {}")[int(rng.integers(3))].format(
+            f"{colour} {name}" if with_colour else name
+        )
         ground = self._laid_in(image, mask, self._behind.bare[k])
         wanted = _with_sprite(ground, mask, self._sprites[name][colour], int(rng.integers(4, 9)))
         return None if wanted is None else self._cut(wanted, image, mask, mask, words, rng)

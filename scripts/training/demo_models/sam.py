@@ -76,7 +76,7 @@ class Batch:
         self.images = np.empty((count, side, side, 3), np.uint8)
         self.classes = np.empty((count, side // 8, side // 8), np.uint8)
         self.points = np.empty((count, POINTS, 2), np.float32)
-        self.asked = np.empty((count, POINTS), np.uint8)  # the class at the point
+        self.target_classes = np.empty((count, POINTS), np.uint8)  # the class at the point
         self.targets = np.empty((count, POINTS, side // 4, side // 4), np.float32)
         for k in range(count):
             scene = int(rng.integers(chosen.start, chosen.stop))
@@ -92,7 +92,7 @@ class Batch:
             self.classes[k] = cv2.resize(classes, (side // 8, side // 8), interpolation=cv2.INTER_NEAREST)
             for p in range(POINTS):
                 mask, (x, y) = _prompt(classes, instances, rng)
-                self.asked[k, p] = classes[y, x]
+                self.target_classes[k, p] = classes[y, x]
                 self.points[k, p] = (x + 0.5) * side / w, (y + 0.5) * side / h
                 self.targets[k, p] = cv2.resize(
                     mask.astype(np.float32), (side // 4, side // 4), interpolation=cv2.INTER_AREA
@@ -236,9 +236,9 @@ class Trainer:
         seen = self.heads[1](features[1].float())
         coarse = self.heads[0](features[0].float())
         helped = F.cross_entropy(seen, truth) + F.cross_entropy(coarse, truth[:, ::2, ::2])
-        told = self.heads[2](features[2].float())
-        asked = torch.from_numpy(batch.asked).long().flatten()[:, None].expand(-1, told.shape[1])
-        named = F.cross_entropy(told.flatten(0, 1), asked.flatten())
+        logits = self.heads[2](features[2].float())
+        target_classes = torch.from_numpy(batch.target_classes).long().flatten()[:, None].expand(-1, logits.shape[1])
+        named = F.cross_entropy(logits.flatten(0, 1), target_classes.flatten())
         rms = features[0].float().pow(2).mean().sqrt()
         self._note("loss", loss)
         self._note("rating", rating)

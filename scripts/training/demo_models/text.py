@@ -1,4 +1,4 @@
-"""The tokenizer: real byte-pair merges learnt from every sentence the trainings can say."""
+"""The tokenizer: real byte-pair merges learnt from every sentence of the trainings."""
 
 from __future__ import annotations
 
