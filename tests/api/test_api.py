@@ -1,4 +1,4 @@
-"""Runs from Python, and progress while a stage runs."""
+"""Runs from Python: masks, tables, exports and errors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import ovseg_batch
-from ovseg_batch.engine.flight import InFlight
 from ovseg_batch.errors import OvsegError, RowError, UsageError
-from ovseg_batch.runs.meter import METRICS, Meter
-from ovseg_batch.types import Commit
-from ovseg_batch.workdir import progress
 from ovseg_batch.workdir.results import Results
-from ovseg_batch.workdir.store import Workdir
-from tests.conftest import LABELS, Command, run_arguments
+from tests.conftest import LABELS, Command
 
 NAMES = LABELS.split(", ")
 QUICK = {"manifest.shard_rows": 3, "refine.method": "none", "run.workers": 0}
@@ -125,7 +120,7 @@ def test_places_count_finished_images_alone(few_scenes: Path, tmp_path: Path) ->
             run[name]
 
 
-def test_masks_say_what_they_were_measured_by(run: ovseg_batch.Run) -> None:
+def test_masks_have_the_figures_of_their_measures(run: ovseg_batch.Run) -> None:
     masks = [mask for image in run for mask in image.masks]
     assert {mask.source for mask in masks} == {"sam", "dense"}
     for mask in masks:
@@ -304,112 +299,6 @@ def test_the_wheel_says_that_the_package_is_typed() -> None:
     root = Path(__file__).parents[2]
     files = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
     assert {"ovseg_batch/py.typed", "ovseg_batch/api/runs.py"} <= files
-
-
-# --- while it runs ---------------------------------------------------------------------------------------------------
-
-
-def commit(shard: int, rows: int, failed: dict[str, int], seconds: float) -> Commit:
-    return Commit("dense", "f", shard, rows, rows - sum(failed.values()), failed, (), 1, seconds, "here")
-
-
-def test_the_metrics_file_is_what_prometheus_reads(tmp_path: Path) -> None:
-    now = [100.0]
-    path = tmp_path / "ovseg.prom"
-    before = [commit(0, 10, {"empty": 1}, 99.0)]
-    meter = Meter("dense", "stage 1 of 2", 40, 40, before, {}, 2, False, metrics=path, clock=lambda: now[0])
-    now[0] += 60.0  # the models load
-    with meter:
-        meter.follow(InFlight(1, 10))
-        now[0] += 5.0
-        meter.add(commit(1, 10, {"empty": 1, "truncated": 2}, 4.0))
-        now[0] += 5.0
-        meter.add(commit(2, 10, {}, 6.0))
-    lines = path.read_text().splitlines()
-    for name in METRICS:
-        assert f"# TYPE {name} gauge" in lines and any(line.startswith(f"# HELP {name} ") for line in lines)
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert values['ovseg_images{stage="dense"}'] == "40" and values['ovseg_images_done{stage="dense"}'] == "30"
-    assert values['ovseg_images_failed{stage="dense",code="empty"}'] == "2"
-    assert values['ovseg_images_failed{stage="dense",code="truncated"}'] == "2"
-    assert values['ovseg_images_per_second{stage="dense"}'] == "2.0"  # what was there before is not counted
-    assert values['ovseg_busy_ratio{stage="dense"}'] == "0.5"
-    assert all(re.fullmatch(r'[a-z_]+\{([a-z]+="[^"]*",?)+\} \d+(\.\d+)?', line) for line in lines if line[0] != "#")
-
-
-def test_a_metrics_file_that_cannot_be_written_ends_no_run(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    (tmp_path / "file").write_text("no folder")
-    metrics = tmp_path / "file" / "m.prom"
-    arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={metrics}")
-    done = command(*arguments)
-    assert done.returncode == 0
-    assert done.stderr.count("cannot be written any more") == 2  # once a stage
-
-
-def test_the_metrics_file_replaces_no_other_file(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    mine = tmp_path / "photograph.png"
-    mine.write_bytes(b"mine")
-    for place in (mine, tmp_path):
-        arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={place}")
-        refused = command(*arguments)
-        assert refused.returncode == 2 and f"{place} exists, and this command did not write it" in refused.stderr
-    assert mine.read_bytes() == b"mine"
-
-
-def test_json_lines_tell_every_shard(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    metrics = tmp_path / "m.prom"
-    arguments = run_arguments(few_scenes / "images", tmp_path / "run", "--set", f"run.metrics_file={metrics}")
-    done = command("--log-format", "json", *arguments)
-    assert done.returncode == 0
-    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    shards = [line for line in lines if line.get("event") == "shard"]
-    assert [(line["stage"], line["done"]) for line in shards if line["stage"] == "refine"] == [
-        ("refine", 2),
-        ("refine", 4),
-        ("refine", 6),
-    ]
-    assert all(
-        line["images_per_second"] > 0 and line["eta_seconds"] >= 0 and line["time"][10] == "T" for line in shards
-    )
-    assert 'ovseg_images_done{stage="refine"} 6' in metrics.read_text()
-    plain = command(*run_arguments(few_scenes / "images", tmp_path / "plain"))
-    assert "shard 0" not in plain.stderr
-
-
-def test_status_watches_until_all_is_done(few_scenes: Path, tmp_path: Path, command: Command) -> None:
-    workdir = tmp_path / "run"
-    assert command(*run_arguments(few_scenes / "images", workdir)).returncode == 0
-    path = next((workdir / "stages").glob("refine-*/commits/000/000002.json"))
-    second = path.with_name("000001.json")
-    contents = {one: one.read_bytes() for one in (path, second)}
-    for one in contents:
-        one.unlink()
-    states = progress.watch(Workdir(workdir), every=0.01)
-    first = next(states)
-    assert not first["complete"] and "images_per_second" not in first["stages"][1]
-    second.write_bytes(contents[second])
-    moved = next(states)
-    assert moved["stages"][1]["images_per_second"] > 0 and moved["stages"][1]["eta_seconds"] > 0
-    path.write_bytes(contents[path])
-    assert [state["complete"] for state in states] == [True]
-    shown = command("status", workdir, "--watch", "--every", "0.1")
-    assert shown.returncode == 0 and "complete" in shown.stdout
-
-
-def test_a_reader_that_leaves_is_no_error() -> None:
-    """`ovseg-batch methods | head -n 1`."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "ovseg_batch", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
-
-
-def test_durations() -> None:
-    texts = [progress.duration(seconds) for seconds in (0.4, 61, 3599.6, 7384)]
-    assert texts == ["0 s", "1 min 01 s", "1 h 00 min", "2 h 03 min"]
 
 
 def test_embedded_models_are_named_wherever_their_masks_are(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -76,3 +78,14 @@ def test_a_process_without_memory_ends_with_a_message(
 def test_an_error_of_the_program_is_not_hidden() -> None:
     with pytest.raises(ImportError, match="no_such"):
         guarded(Mock(side_effect=ImportError("No module named 'no_such'")))()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """`ovseg-batch methods | head -n 1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ovseg_batch", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
