@@ -201,7 +201,7 @@ def eval_run(
     thresholds: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate a finished run against a data set's ground truth. A shard is scored only once.
+    """Evaluate a finished run against a data set's ground truth. A shard that has not changed is scored only once.
 
     The run must be over the data set's images, as `manifest --dataset` lists them, with the data set's classes.
     """
@@ -228,15 +228,22 @@ def eval_run(
     _print_figures(vocabulary, found, edits)
     if by_class:
         for name, values in score.classes().items():
-            click.echo(f"{name:24} " + "  ".join(f"{kind} {value:.3f}" for kind, value in values.items()))
+            click.echo(f"{name:24} " + "  ".join(f"{kind} {_figure(kind, value)}" for kind, value in values.items()))
 
 
 def _print_figures(vocabulary: str, found: Mapping[str, float], edits: Mapping[str, float]) -> None:
     click.echo(f"{'vocabulary':16} {vocabulary}")
     for name, value in found.items():
-        click.echo(f"{name:16} {value:.3f}" if name != "images" else f"{name:16} {value}")
+        click.echo(f"{name:16} {_figure(name, value)}")
     for name, value in edits.items():
         click.echo(f"edits: {name:32} {value:.4g}")
+
+
+def _figure(name: str, value: float) -> str:
+    """Return a figure as it is usually published: IoU and accuracy in per cent, other scores as shares of 1."""
+    if name == "images":
+        return str(value)
+    return f"{value:.2%}" if "IoU" in name or "accuracy" in name else f"{value:.3f}"
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:

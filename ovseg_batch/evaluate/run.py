@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 from pathlib import Path
 
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.score import Score, paint, score_shards
+from ovseg_batch.evaluate.kept_scores import KeptScores
+from ovseg_batch.evaluate.score import Score, paint
 from ovseg_batch.evaluate.sheet import Case, write_sheet
 from ovseg_batch.evaluate.truth import TruthReader
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.settings import RunConfig
 from ovseg_batch.stages.base import read_limits
+from ovseg_batch.units import counted
 from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.results import Results, finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
-SCORE_VERSION = 4  # increases when the counts change
+log = logging.getLogger(__name__)
+
+SCORE_VERSION = 5  # increases when the counts change
 SHEET_IMAGES = 12  # images of a sheet
+SKIPPED_SHOWN = 5  # images without a score that are named in the log
 
 
 def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None = None) -> Score:
-    """Evaluate a finished run. Every shard is scored only once.
+    """Evaluate a finished run. A shard is scored again only when its images, its masks or their ground truth change.
 
     Args:
         root: the folder of the data set, or a folder above it.
@@ -38,16 +43,42 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
     results = Results.open(workdir)
     manifest, store = results.manifest, results.masks
     reader = TruthReader(dataset, root)
-    make = functools.partial(Score, dataset, reader, results.labels)
-    run = store.folder.name
-    name = fingerprint({"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": str(root)})
-    folder = store.folder / "eval" / f"{dataset.name}-{name[:8]}"
-    score = score_shards(
-        make, ((shard, finished_images(manifest, store, [shard])) for shard in range(manifest.shards)), folder
-    )
+    score = _score(results, dataset, reader, scores_folder(results) / _name(results, dataset, root))
+    for reason in score.skipped[:SKIPPED_SHOWN]:
+        log.warning("%s The image is left out of the figures.", reason)
+    if len(score.skipped) > SKIPPED_SHOWN:
+        log.warning("%s are left out of the figures in all.", counted(len(score.skipped), "image"))
     if sheet is not None:
         write_sheet(sheet, _cases(score, dataset, reader, manifest, store))
     return score
+
+
+def scores_folder(results: Results) -> Path:
+    """Return the folder that holds a folder of kept scores for each data set and root."""
+    return results.masks.folder / "eval"
+
+
+def _name(results: Results, dataset: Dataset, root: Path) -> str:
+    run = results.masks.folder.name
+    made_of = {"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": str(root)}
+    return f"{dataset.name}-{fingerprint(made_of)[:8]}"
+
+
+def _score(results: Results, dataset: Dataset, reader: TruthReader, folder: Path) -> Score:
+    """Sum the scores of all shards. Kept scores are read where they count, others are computed and kept."""
+    total, kept = Score(dataset, reader, results.labels), KeptScores(folder)
+    for shard in range(results.manifest.shards):
+        masks = results.state_of(shard)
+        truth = reader.digest(row.file_name for row in results.manifest.read_shard(shard))
+        arrays = kept.read(shard, masks, truth)
+        if arrays is None:
+            part = Score(dataset, reader, results.labels)
+            for image in results.shard(shard):
+                part.add(image)
+            arrays = part.arrays()
+            kept.write(shard, masks, truth, arrays)
+        total.merge(arrays)
+    return total
 
 
 def vocabulary_of(workdir: Workdir) -> str:

@@ -1,10 +1,9 @@
-"""Score a finished run against a data set's ground truth. Every shard is scored once, stored, and summed at the end."""
+"""Score a finished run against a data set's ground truth. The scores of shards can be stored and summed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from ovseg_batch.evaluate.metrics import SemanticScore, class_iou, confusion
 from ovseg_batch.evaluate.panoptic import PanopticScore
 from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
 from ovseg_batch.io import rle
-from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage, painting_order
 from ovseg_batch.types.arrays import AnyArray, ClassMap, Pixels
@@ -47,16 +45,19 @@ class Score:
         self._panoptic = PanopticScore(scored) if self._semantic and self._instances else None
         self._calibration = CalibrationScore(scored) if self._semantic is not None else None
         self._images: dict[int, float] = {}  # manifest row → mean IoU of the image
+        self.skipped: tuple[str, ...] = ()  # for each image without a score, the reason
 
     def add(self, image: FinishedImage) -> None:
-        """Add one image."""
+        """Add one image. An image whose size differs from that of its ground truth is skipped."""
         name, size = image.row.file_name, image.size
         truth = self._reader.read(name)
+        for tall, wide in truth.sizes:
+            if (tall, wide) != size:
+                reason = f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth."
+                self.skipped = (*self.skipped, reason)
+                return
         quality = math.nan
         if self._semantic is not None and truth.classes is not None:
-            if truth.classes.shape != size:
-                tall, wide = truth.classes.shape
-                raise UsageError(f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth.")
             drawn = paint(image, self._dataset)
             self._semantic.add(drawn, truth.classes)
             self._add_masks(image.annotations, truth.classes)
@@ -74,13 +75,18 @@ class Score:
 
     def arrays(self) -> dict[str, AnyArray]:
         rows = np.array(list(self._images), np.int64)
-        out = {"rows": rows, "quality": np.array(list(self._images.values()), float)}
+        out: dict[str, AnyArray] = {
+            "rows": rows,
+            "quality": np.array(list(self._images.values()), float),
+            "skipped": np.array(self.skipped, str),
+        }
         for part in self._parts():
             out |= part.arrays()
         return out
 
     def merge(self, arrays: Mapping[str, AnyArray]) -> None:
         self._images |= dict(zip(arrays["rows"].tolist(), arrays["quality"].tolist(), strict=True))
+        self.skipped = (*self.skipped, *arrays["skipped"].tolist())
         for part in self._parts():
             part.merge(arrays)
 
@@ -211,28 +217,3 @@ def paint(image: FinishedImage, dataset: Dataset) -> ClassMap:
         if one.category in dataset.scored:
             classes[rle.decode(one.rle, *image.size)] = dataset.scored.index(one.category)
     return classes
-
-
-def score_shards(
-    make: Callable[[], Score], shards: Iterable[tuple[int, Iterator[FinishedImage]]], folder: Path
-) -> Score:
-    """Sum the scores of all shards. Scores are stored in `folder`, and read from there if they exist.
-
-    Args:
-        make: returns an empty score.
-        shards: number of each shard, and its finished images.
-        folder: folder for this run's last stage and this ground truth only.
-    """
-    total = make()
-    for number, images in shards:
-        kept = folder / f"{number:06d}.npz"
-        if not kept.is_file():
-            part = make()
-            for image in images:
-                part.add(image)
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(kept) as temporary, temporary.open("wb") as file:
-                np.savez(file, **part.arrays())  # type: ignore[arg-type]
-        with np.load(kept, allow_pickle=False) as arrays:
-            total.merge(dict(arrays))
-    return total

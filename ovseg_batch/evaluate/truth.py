@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
+from ovseg_batch.io.hashing import content_hash, file_hash
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.types.arrays import AnyArray, Pixels
 from ovseg_batch.units import counted
@@ -51,10 +53,12 @@ class Truth:
     Attributes:
         classes: (H, W) uint8, indices into `Dataset.scored`, 255 for ignored pixels.
         instances: the objects.
+        sizes: (height, width) of each file that was read, once if they are equal.
     """
 
     classes: Pixels | None
     instances: list[Instance] | None
+    sizes: tuple[tuple[int, int], ...]
 
 
 class TruthReader:
@@ -124,18 +128,40 @@ class TruthReader:
     def read(self, name: str) -> Truth:
         """Read the ground truth of an image. Only the last part of its name counts."""
         name = Path(name).name
-        instances = self._instances(name) if self.has_instances else None
-        if self._maps is not None:
-            return Truth(self._class_map(name, self._maps), instances)
-        if self._dataset.background:
-            return Truth(self._drawn(name), instances)
-        return Truth(None, instances)
+        classes = self._class_map(name, self._maps) if self._maps is not None else None
+        sizes = [] if classes is None else [classes.shape]
+        instances = None
+        if self._coco is not None:
+            height, width, found = self._of_image(name)
+            instances = [_instance(self._coco, one, height, width) for one in found]
+            sizes.append((height, width))
+            if classes is None and self._dataset.background:
+                classes = self._drawn(instances, height, width)
+        elif self._numbered is not None and classes is not None:
+            numbers = self._opened(self._numbered, name)
+            instances = self._objects(numbers, classes) if numbers.shape == classes.shape else []
+            sizes.append(numbers.shape)
+        return Truth(classes, instances, tuple(dict.fromkeys(sizes)))
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Return a hash of the files that hold the ground truth of these images."""
+        digest = hashlib.blake2b(digest_size=16)
+        if self._coco is not None:
+            digest.update(file_hash(self._coco).encode())
+        layouts = [path for path in (self._maps.path if self._maps else None, self._numbered) if path]
+        for file in (self._file(path, Path(name).name) for name in names for path in layouts):
+            content = content_hash(file.read_bytes()) if file.is_file() else "-"
+            digest.update(f"{file.name} {content}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def _file(self, path: str, name: str) -> Path:
+        return self._root / path.format(stem=Path(name).stem, name=name)
 
     def _some(self, path: str) -> bool:
         return next(iter(self._root.glob(path.format(stem="*", name="*"))), None) is not None
 
     def _opened(self, path: str, name: str) -> AnyArray:
-        file = self._root / path.format(stem=Path(name).stem, name=name)
+        file = self._file(path, name)
         if not file.is_file():
             raise UsageError(f"There is no truth {file} for the image {name}.")
         try:
@@ -152,28 +178,22 @@ class TruthReader:
         classes: Pixels = table[np.minimum(self._opened(maps.path, name), IGNORE)]
         return classes
 
-    def _instances(self, name: str) -> list[Instance]:
-        if self._coco is not None:
-            height, width, found = self._of_image(name)
-            return [_instance(self._coco, one, height, width) for one in found]
-        assert self._numbered is not None and self._maps is not None
-        numbers, classes = self._opened(self._numbered, name), self._class_map(name, self._maps)
-        found_here = []
+    def _objects(self, numbers: AnyArray, classes: Pixels) -> list[Instance]:
+        """Return the objects of a map of instance numbers."""
+        found = []
         for number in np.unique(numbers):
             mask = numbers == number
             if number in (0, IGNORE):
                 continue
             label = int(np.bincount(classes[mask]).argmax())
             if label != IGNORE:
-                counts = rle.encode(mask)
-                found_here.append(Instance(self._dataset.scored[label], counts, float(mask.sum()), False))
-        return found_here
+                found.append(Instance(self._dataset.scored[label], rle.encode(mask), float(mask.sum()), False))
+        return found
 
-    def _drawn(self, name: str) -> Pixels:
+    def _drawn(self, instances: Iterable[Instance], height: int, width: int) -> Pixels:
         """Paint the class map of the instances, with smaller ones in front. Crowds are ignored."""
-        height, width, _ = self._of_image(name)
         classes = np.zeros((height, width), np.uint8)
-        for instance in sorted(self._instances(name), key=lambda one: -one.area):
+        for instance in sorted(instances, key=lambda one: -one.area):
             mask = rle.decode(instance.rle, height, width)
             classes[mask] = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
         return classes

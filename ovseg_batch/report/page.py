@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ovseg_batch.evaluate.calibration import CalibrationScore
+from ovseg_batch.evaluate.kept_scores import KeptScores
+from ovseg_batch.evaluate.run import scores_folder
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.marks import REPORT_PAGE
 from ovseg_batch.methods.colours import hex_palette
@@ -169,18 +171,17 @@ def _calibration_charts(name: str, calibration: CalibrationScore) -> dict[str, s
 
 
 def _evaluations(results: Results) -> list[tuple[str, CalibrationScore]]:
-    """Return the data set's name and the counts of every evaluation of this run."""
+    """Return the data set's name and the counts of every evaluation of the run's present masks."""
     found = []
-    for folder in sorted((results.masks.folder / "eval").glob("*/")):
+    for folder in sorted(scores_folder(results).glob("*/")):
         total: CalibrationScore | None = None
-        parts = sorted(folder.glob("*.npz"))
-        if len(parts) < results.manifest.shards:
-            continue
-        for path in parts:
-            with np.load(path, allow_pickle=False) as arrays:
-                if "doubt of images" in arrays:
-                    total = total or CalibrationScore(len(arrays["confidence counts"]))
-                    total.merge(arrays)
-        if total is not None:
-            found.append((folder.name.rpartition("-")[0], total))
+        for shard in range(results.manifest.shards):
+            arrays = KeptScores(folder).read(shard, results.state_of(shard))
+            if arrays is None or "doubt of images" not in arrays:
+                break
+            total = total or CalibrationScore(len(arrays["confidence counts"]))
+            total.merge(arrays)
+        else:
+            if total is not None:
+                found.append((folder.name.rpartition("-")[0], total))
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import Workdir
-from tests.conftest import Command
+from tests.conftest import Command, run_arguments
 from tests.harness.image_variants import annotation
 from tests.support import layouts
 
@@ -135,6 +137,102 @@ def test_mask_ap_is_pycocotools_own(tmp_path: Path, command: Command) -> None:
         whole.summarize()
     for name, value in zip(("mask AP", "mask AP50", "mask AP75"), whole.stats[:3], strict=True):
         assert abs(ours[name] - value) <= 1e-9, name
+
+
+@pytest.fixture
+def scored(finished: Path, few_scenes: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of a finished run and of the truth of its scenes, which a test may change."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(few_scenes, tmp_path / "truth")
+    return tmp_path / "run", tmp_path / "truth"
+
+
+def figures(command: Command, run: Path, truth: Path) -> tuple[dict[str, float], str]:
+    done = command("eval", run, "--dataset", "scenes", "--root", truth, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def a_map(truth: Path, layout: str = datasets.load("scenes").truth[0].path) -> Path:
+    """The first of the class maps, or of the maps of another layout."""
+    return min(truth.glob(layout.format(stem="*", name="*")))
+
+
+def test_a_corrected_truth_is_scored_again(scored: tuple[Path, Path], command: Command) -> None:
+    """Size and time of the file stay the same."""
+    run, truth = scored
+    before, _ = figures(command, run, truth)
+    path = a_map(truth)
+    times, pixels = path.stat(), np.array(Image.open(path))
+    Image.fromarray(np.where(pixels == pixels[0, 0], 3, pixels).astype(np.uint8)).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after, _ = figures(command, run, truth)
+    for kept in run.glob("stages/*/eval/*/*.npz"):
+        kept.unlink()
+    assert before["mIoU"] != after["mIoU"] and after == figures(command, run, truth)[0]
+
+
+def test_changed_masks_are_scored_again(
+    few_scenes: Path, tmp_path: Path, scored: tuple[Path, Path], command: Command
+) -> None:
+    """`run --update` after an image was turned: the fingerprint of the stage stays, its masks do not."""
+    shutil.copytree(few_scenes / "images", images := tmp_path / "images")
+    assert command(*run_arguments(images, tmp_path / "updated")).returncode == 0
+    before, _ = figures(command, tmp_path / "updated", scored[1])
+    first = min(images.iterdir())
+    with Image.open(first) as opened:
+        opened.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(first)
+    assert command(*run_arguments(images, tmp_path / "updated", "--update")).returncode == 0
+    after, _ = figures(command, tmp_path / "updated", scored[1])
+    assert after["images"] == before["images"] and after["mIoU"] < before["mIoU"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "earlier version"])
+def test_damaged_kept_scores_are_computed_again(damage: str, scored: tuple[Path, Path], command: Command) -> None:
+    run, truth = scored
+    before, _ = figures(command, run, truth)
+    path = sorted(run.glob("stages/*/eval/*/*.npz"))[1]
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    if damage == "earlier version":
+        with np.load(path) as arrays:
+            np.savez(path, **{name: array for name, array in arrays.items() if "digest" not in name})
+    else:
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"flip": flipped, "cut": whole[:middle], "empty": b"", "text": b"scores"}[damage])
+    after, log = figures(command, run, truth)
+    assert after == before and f"kept scores {path} are damaged" in log and "Traceback" not in log
+    assert figures(command, run, truth) == (before, "")
+
+
+@pytest.mark.parametrize("layout", [datasets.load("scenes").truth[0].path, datasets.load("scenes").instances])
+def test_an_image_of_another_size_than_its_truth_is_left_out(
+    layout: str, scored: tuple[Path, Path], command: Command
+) -> None:
+    run, truth = scored
+    path = a_map(truth, layout)
+    with Image.open(path) as opened:
+        width, height = opened.size
+        opened.crop((0, 0, width - 1, height)).save(path)
+    for _ in range(2):  # the second time the kept scores are read
+        found, log = figures(command, run, truth)
+        assert found["images"] == 5
+        image = path.name.partition(".png")[0]
+        assert f"{image}.png is {width} × {height} in the run and {width - 1} × {height} in the truth" in log
+
+
+def test_an_image_of_another_size_than_in_the_json_is_left_out(tmp_path: Path, command: Command) -> None:
+    workdir = evaluated("coco-ov", tmp_path, command)
+    file = tmp_path / "data" / "coco" / "annotations" / "instances_val2017.json"
+    tree = json.loads(file.read_text())
+    changed = tree["images"][0]
+    own = [one for one in tree["annotations"] if one["image_id"] == changed["id"]]
+    changed["height"] += 8
+    tree["annotations"] = [one for one in tree["annotations"] if one not in own]
+    file.write_text(json.dumps(tree))
+    done = command("eval", workdir, "--dataset", "coco-ov", "--root", tmp_path / "data", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["images"] == 2
+    assert Path(changed["file_name"]).name in done.stderr and "left out of the figures" in done.stderr
 
 
 def test_precision_recall_and_retrieval_by_hand() -> None:
