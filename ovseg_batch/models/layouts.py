@@ -5,8 +5,6 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from safetensors import safe_open
-
 OPENAI_ENTRY = "input_resolution"  # an entry that only OpenAI's state dicts have
 LEGACY_HEAD = 1 << 20  # bytes at the start of a file of torch before 1.6, which contain all names
 
@@ -27,6 +25,8 @@ def is_openai_layout(file: Path) -> bool:
     """
     try:
         if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
             with safe_open(file, "np") as opened:
                 return OPENAI_ENTRY in opened.keys()  # noqa: SIM118 - not a dict
         return not is_torchscript(file) and OPENAI_ENTRY.encode() in _pickle(file)
