@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ovseg_batch import datasets
+from ovseg_batch.datasets import protocols
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.errors import explain, similar_keys, unknown_key
@@ -82,7 +83,7 @@ def _read_labels(tree: dict[str, Any]) -> None:
     elif isinstance(labels, list) and any(str(label).startswith(datasets.PREFIX) for label in labels):
         tree["labels"] = read_labels([str(label) for label in labels])
     if isinstance(tree.get("labels"), str):
-        _of_dataset(tree, datasets.load(tree["labels"].removeprefix(datasets.PREFIX)))
+        _of_dataset(tree, tree["labels"].removeprefix(datasets.PREFIX))
 
 
 def _no_setting(variable: str, name: str) -> str:
@@ -92,13 +93,24 @@ def _no_setting(variable: str, name: str) -> str:
     return f"the environment variable {variable} is no setting and is ignored.{meant}"
 
 
-def _of_dataset(tree: dict[str, Any], dataset: datasets.Dataset) -> None:
-    """Set the labels to the classes of a data set, and add its background and settings where the tree has none."""
-    tree["labels"] = dataset.labels()
-    tree.setdefault("background", list(dataset.background) or "none")
-    for key, value in dataset.settings.items():
+def _of_dataset(tree: dict[str, Any], name: str) -> None:
+    """Set the labels to the classes of a data set, and add what its protocol has and the tree has not.
+
+    Without a protocol of its own, a preset takes the words and thresholds of `protocols.COMMON` alone.
+    """
+    dataset, own = datasets.load(name), tree.get("protocol")
+    if own is not None and own not in protocols.NAMES:
+        return  # validation names the error
+    protocol = protocols.load(own or protocols.COMMON)
+    row = protocol.rows.get(dataset.name)
+    tree["labels"] = dataset.labels(row.words if row else None)
+    background = row.background if row and row.background is not None else dataset.background
+    tree.setdefault("background", list(background) or "none")
+    settings = protocol.settings_of(dataset.name) if own else row.settings if row else {}
+    for key, value in {"manifest.dataset": datasets.reference(name), **settings}.items():
         section, _, name = key.partition(".")
-        tree.setdefault(section, {}).setdefault(name, value)
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault(name, value)
 
 
 def dump_config(config: Config) -> str:

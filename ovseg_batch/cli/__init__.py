@@ -8,6 +8,7 @@ from ovseg_batch.cli.base import CommandLine
 from ovseg_batch.cli.doctor import doctor
 from ovseg_batch.cli.models import methods, models
 from ovseg_batch.cli.outputs import eval_run, export, report
+from ovseg_batch.cli.reproducing import reproduce
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
 from ovseg_batch.cli.settings import settings
 from ovseg_batch.version import __version__
@@ -35,6 +36,7 @@ for command in (
     export,
     report,
     eval_run,
+    reproduce,
     models,
     methods,
     settings,

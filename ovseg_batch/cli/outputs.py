@@ -179,7 +179,7 @@ def _print_balance(tally: Counter[str]) -> None:
 
 @click.command("eval")
 @click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Choice(datasets.NAMES), required=True, help="The data set.")
+@click.option("--dataset", type=str, metavar="NAME|FILE", required=True, help="The data set.")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
 @click.option("--classes", "by_class", is_flag=True, help="Also print the figures of each class.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write: the images with the lowest scores.")

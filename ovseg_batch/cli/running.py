@@ -241,7 +241,7 @@ def gc(workdir: Path, yes: bool) -> None:
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Number of images per shard.")
 @click.option("--allow-remote", is_flag=True, help="List s3:// and gs:// folders.")
 @click.option(
-    "--dataset", type=click.Choice(datasets.NAMES), help="INPUT is the folder of this data set; list its val images."
+    "--dataset", type=str, metavar="NAME|FILE", help="INPUT is the folder of this data set; list its val images."
 )
 @click.option(
     "--oracle", is_flag=True, help="With --dataset: limit the labels of every image to the classes in its ground truth."

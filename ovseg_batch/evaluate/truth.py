@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import logging
 import math
@@ -155,7 +156,11 @@ class TruthReader:
         return digest.hexdigest()
 
     def _file(self, path: str, name: str) -> Path:
-        return self._root / path.format(stem=Path(name).stem, name=name)
+        stem = Path(name).stem.removesuffix(self._dataset.image_ending)
+        if "*" not in path:
+            return self._root / path.format(stem=stem, name=name)
+        pattern = path.format(stem=glob.escape(stem), name=glob.escape(name))
+        return next(iter(self._root.glob(pattern)), self._root / pattern)
 
     def _some(self, path: str) -> bool:
         return next(iter(self._root.glob(path.format(stem="*", name="*"))), None) is not None

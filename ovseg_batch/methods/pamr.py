@@ -14,6 +14,7 @@ from torch import Tensor
 
 DILATIONS = (8, 16)  # as in SCLIP
 SHARPNESS = 0.1
+MEAN, SPREAD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)  # CLIP's, as SCLIP's code rounds them
 
 
 def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int] = DILATIONS) -> Tensor:
@@ -46,6 +47,23 @@ def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int
             flowed.addcmul_(other, weight)
         scores = flowed
     return scores
+
+
+def enlarged(pixels: Tensor, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return pixels and scores at another size, as NACLIP and ITACLIP give them to PAMR.
+
+    Where neighbours differ by rounding errors alone, the weights depend on them. So the pixels are normalised as in the
+    published code, although the scale does not matter otherwise.
+
+    Args:
+        pixels: (3, h, w) float32 in [0, 255].
+        scores: (C, h, w) float32.
+        size: (H, W).
+    """
+    mean, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, SPREAD))
+    normal = (pixels - mean) / spread
+    large = [F.interpolate(part[None], size, mode="bilinear")[0] for part in (normal, scores)]
+    return large[0], large[1]
 
 
 def _neighbours(x: Tensor, dilations: Sequence[int], centre: bool = False) -> Iterator[Tensor]:

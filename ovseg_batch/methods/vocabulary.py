@@ -78,16 +78,18 @@ class Vocabulary:
         labels: Sequence[tuple[str, Sequence[str], float]],
         background: Sequence[str] = (),
         pooled: bool = False,
+        keep_shared: bool = False,
     ) -> Vocabulary:
         """Build a vocabulary from (name, words, threshold) per class.
 
-        Background words that are also words of a label are dropped.
+        Args:
+            keep_shared: keep background words that are also words of a label, as the protocols of data sets do.
 
         Raises:
             UsageError: a label has the name of the background class.
         """
         label_words = {word.lower() for _, words, _ in labels for word in words}
-        competing = tuple(word for word in background if word.lower() not in label_words)
+        competing = tuple(word for word in background if keep_shared or word.lower() not in label_words)
         if competing and (
             clashing_name := next((name for name, _, _ in labels if name.casefold() == BACKGROUND), None)
         ):

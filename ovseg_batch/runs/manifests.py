@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ovseg_batch import datasets
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io.atomic import atomic_path
-from ovseg_batch.io.entries import Entry
+from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.io.manifest_check import check_rows
 from ovseg_batch.io.remote import Remote, check_installed, is_remote, scheme_of, shown
@@ -84,10 +85,22 @@ def list_images(
                 raise UsageError(f"{entry.where}: {entry.path} {OWN.format(workdir.root)}")
             yield entry
 
-    sources = [open_source(text, remote, listing.exclude) for text in inputs]
+    sources = [_source(text, remote, listing) for text in inputs]
     for source in sources:
         source.entries = checked(source.entries)
     return build_manifest(sources, out, listing.shard_rows)
+
+
+def _source(text: str, remote: Remote | None, listing: ManifestConfig) -> Source:
+    """Open an input. The folder of the data set that `manifest.dataset` names gives the images of its split."""
+    if listing.dataset is not None and Path(text).is_dir():
+        from ovseg_batch.evaluate.truth import TruthReader
+
+        dataset = datasets.load(listing.dataset)
+        if dataset.is_at(Path(text)):
+            log.info("%s is the folder of %s. The images of its split are listed.", text, dataset.title)
+            return TruthReader(dataset, Path(text)).source(oracle=False)
+    return open_source(text, remote, listing.exclude)
 
 
 def check_remote(manifest: Manifest, allowed: bool) -> None:
@@ -114,7 +127,8 @@ def existing_manifest(workdir: Workdir, inputs: Sequence[str], listing: Manifest
         return None
     with contextlib.suppress(OvsegError):  # a plan that cannot be read is written again
         plan = workdir.read_plan()
-        if plan.get("inputs") == absolute(inputs) and plan.get("exclude", []) == list(listing.exclude):
+        listed = (plan.get("inputs"), plan.get("exclude", []), plan.get("dataset"))
+        if listed == (absolute(inputs), list(listing.exclude), listing.dataset):
             return workdir.manifest
     return None
 

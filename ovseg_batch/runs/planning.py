@@ -316,6 +316,7 @@ def write_plan(
     record = {
         "inputs": manifests.absolute(inputs),
         "exclude": list(config.manifest.exclude),
+        "dataset": config.manifest.dataset,
         "manifest": manifest.fingerprint,
         "rows": manifest.rows,
         "shards": manifest.shards,

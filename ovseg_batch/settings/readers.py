@@ -61,6 +61,7 @@ FILLING = _edit(lambda mode: mode.fills)
 #: key or section → what reads it. A key without an entry has that of its section.
 READERS = {
     "about": Readers("`ovseg-batch methods`"),
+    "protocol": Readers("`labels: dataset:NAME`"),
     "method": Readers("the choice of the stages"),
     "labels": Readers("dense, refine, classify, edit"),
     "labels[].confusers": Readers("classify"),
@@ -85,6 +86,7 @@ READERS = {
     "propose": Readers("propose"),
     "presence": Readers("refine"),
     "refine": Readers("refine"),
+    "refine.pamr_at": Readers("refine", "refine.pamr_at", ("original",)),
     "refine.vote": _refine("prompted", "automatic"),
     "refine.tile": _refine(*PROMPTING),
     "refine.point": _refine("prompted", "guided"),

@@ -17,6 +17,9 @@ class ManifestConfig(Section):
     exclude: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Patterns of files and folders that are not listed, such as `raw` or `*/drafts/*.png`. They do not change a
     manifest that is given as INPUT."""
+    dataset: str | None = None
+    """A data set, by its name. If INPUT is its folder, the images of its split are listed. `labels: dataset:NAME` sets
+    it."""
 
 
 class RunExecution(Execution):

@@ -184,6 +184,9 @@ class RefineConfig(Section):
     """How SAM2 draws the outlines (docs/methods.md). `none` keeps the dense map."""
     pamr: Annotated[int, Field(ge=0)] = 0
     """Iterations of pixel-adaptive refinement of the dense scores."""
+    pamr_at: Literal["resized", "original"] = "resized"
+    """Size at which the scores are refined: the size that CLIP sees, or that of the image, which takes 4 bytes a pixel
+    and label."""
     vote: Share | Literal["soft"] = 0.6
     """Share of a mask's pixels that must carry its class. 0: a mask gets its most frequent class. `soft`: the class of
     the highest mean probability."""
@@ -327,6 +330,9 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
+    protocol: Literal["sclip", "naclip", "clearclip"] | None = None
+    """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
+    and thresholds alone."""
     method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
     labels: tuple[Label, ...] = ()

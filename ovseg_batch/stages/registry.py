@@ -130,7 +130,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
             "or `labels:` in the config."
         )
     labels = [(label.name, label.words, label.threshold) for label in config.labels]
-    vocabulary = Vocabulary.build(labels, competition(config).words, pooled=config.background == "auto")
+    of_dataset = config.manifest.dataset is not None and isinstance(config.background, tuple)
+    vocabulary = Vocabulary.build(labels, competition(config).words, config.background == "auto", of_dataset)
     known = _known_words(config)
     if known is not None:
         others = [word for label in config.labels for word in (*label.confusers, *label.allow, *label.compete)]

@@ -27,7 +27,17 @@ from tests.harness.image_variants import annotation
 from tests.support import layouts
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
-SIZES = {"voc21": 20, "voc20": 20, "coco-stuff": 171, "coco-object": 80, "ade20k": 150, "context": 59, "context60": 59}
+SIZES = {
+    "voc21": 20,
+    "voc20": 20,
+    "coco-stuff": 171,
+    "coco-object": 80,
+    "ade20k": 150,
+    "context": 59,
+    "context60": 59,
+    "coco-stuff10k": 171,
+    "cityscapes": 19,
+}
 
 
 @pytest.mark.parametrize("name", datasets.NAMES)

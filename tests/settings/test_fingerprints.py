@@ -84,6 +84,7 @@ OTHER: dict[str, Any] = {
 #: keys of which no stage reads anything, and what they decide
 ELSEWHERE = {
     "about": "nothing: the purpose of a config in words",
+    "protocol": "the settings that it brings, where the labels are those of a data set",
     "manifest": "the manifest, whose fingerprint is in that of every stage",
     "inpaint.model": "the pipeline, of which this machine has one",
 }

@@ -42,7 +42,8 @@ def write(dataset: datasets.Dataset, root: Path, seeds: Sequence[int]) -> None:
 def class_map(dataset: datasets.Dataset, scene: scenes.Scene) -> Array:
     """The scene in the data set's class numbers (`Dataset.scored`), edges between classes not counted."""
     plays = class_of(dataset)
-    table = [dataset.scored.index(plays.get(name, "background")) for name in scenes.CLASSES]
+    number = {name: k for k, name in enumerate(dataset.scored)}
+    table = [number.get(plays.get(name, "background"), IGNORE) for name in scenes.CLASSES]
     mapped = np.array(table, np.uint8)[scene.classes]
     edge = cv2.morphologyEx(scene.classes, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     mapped[edge] = IGNORE
@@ -83,6 +84,24 @@ def _coco_object(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Sc
     for k, scene in enumerate(rendered):
         save(scene.image, root / f"images/val2017/{k:012d}.jpg")
         save(class_map(dataset, scene), root / f"annotations/val2017/{k:012d}_instanceTrainIds.png")
+
+
+def _coco_stuff10k(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    for k, scene in enumerate(rendered):
+        values = class_map(dataset, scene)
+        name = f"test2014/COCO_train2014_{k:012d}"
+        save(scene.image, root / f"images/{name}.jpg")
+        save(np.where(values == IGNORE, 0, values + 1), root / f"annotations/{name}_labelTrainIds.png")
+
+
+def _cityscapes(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    """Two cities. As published, a folder has maps of other kinds beside the `labelTrainIds`."""
+    for k, scene in enumerate(rendered):
+        city = ("frankfurt", "munster")[k % 2]
+        name = f"val/{city}/{city}_{k:06d}_000019"
+        save(scene.image, root / f"leftImg8bit/{name}_leftImg8bit.png")
+        save(class_map(dataset, scene), root / f"gtFine/{name}_gtFine_labelTrainIds.png")
+        save(scene.classes, root / f"gtFine/{name}_gtFine_labelIds.png")
 
 
 def _coco_stuff(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
@@ -150,6 +169,8 @@ MAKERS: dict[str, Callable[..., None]] = {
     "context60": _voc("VOC2010", "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"),
     "coco-object": _coco_object,
     "coco-stuff": _coco_stuff,
+    "coco-stuff10k": _coco_stuff10k,
+    "cityscapes": _cityscapes,
     "ade20k": _ade,
     "coco-ov": _coco,
 }

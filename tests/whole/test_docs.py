@@ -74,6 +74,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 #: pages with commands, and whether a reader of the page has a run in `out`
 TRIED = {
     "README.md": False,
+    "docs/benchmarks.md": False,
     "docs/confidence.md": False,
     "docs/doctor.md": False,
     "docs/formats.md": True,

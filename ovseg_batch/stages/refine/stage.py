@@ -23,7 +23,7 @@ from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.class_scores import pool_background, vocabulary_probabilities
 from ovseg_batch.methods.labelling import label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
-from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.pamr import enlarged, pamr
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.stitching import Stitched
@@ -230,6 +230,8 @@ class RefineStage(RefinePlan, Stage):
         if iterations and image is not None:
             small = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
             pixels = torch.from_numpy(small).to(self._device).permute(2, 0, 1).float()
+            if self._settings.pamr_at == "original":
+                pixels, scores = enlarged(pixels, scores, image.shape[:2])
             scores = pamr(pixels, scores, iterations)
         if not denoising:
             return scores

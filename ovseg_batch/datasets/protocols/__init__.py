@@ -1,0 +1,94 @@
+"""Published evaluation protocols: one YAML file per method, with one entry per data set.
+
+A protocol has the words, the background and the settings with which a method was evaluated on a data set, and the
+published mIoU. `labels: dataset:NAME` takes them from the protocol that the setting `protocol` names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+
+NAMES = ("sclip", "naclip", "clearclip")
+COMMON = "sclip"  # its words and thresholds serve presets without a protocol of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The protocol of a method on one data set.
+
+    Attributes:
+        published: mIoU in per cent. None: the source prints none.
+        words: class → its prompts, where they differ from those of the data set.
+        background: background words, where they differ from those of the data set.
+        settings: key → value.
+    """
+
+    method: str
+    dataset: str
+    published: float | None = None
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    background: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.dataset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """The protocol of a method.
+
+    Attributes:
+        source: publication and code.
+        preset: the settings of the method.
+        licence: licences of the weights.
+        settings: key → value, for every data set.
+        rows: data set → its row.
+    """
+
+    title: str
+    source: str
+    preset: str
+    licence: str
+    settings: Mapping[str, Any]
+    rows: Mapping[str, Row]
+
+    def settings_of(self, dataset: str) -> dict[str, Any]:
+        """Return all settings on a data set. A data set without a row has those of every data set."""
+        row = self.rows.get(dataset)
+        return {**self.settings, **(row.settings if row else {})}
+
+
+@functools.cache
+def load(method: str) -> Protocol:
+    """Load the protocol of a method, one of `NAMES`."""
+    tree: dict[str, Any] = yaml.safe_load(
+        resources.files(__name__).joinpath(f"{method}.yaml").read_text(encoding="utf-8")
+    )
+    rows = {name: _row(method, name, entry) for name, entry in tree.pop("datasets").items()}
+    return Protocol(rows=rows, **tree)
+
+
+def rows() -> Iterator[Row]:
+    """Yield every row of every protocol."""
+    for method in NAMES:
+        yield from load(method).rows.values()
+
+
+def _row(method: str, dataset: str, entry: Mapping[str, Any]) -> Row:
+    background = entry.get("background")
+    return Row(
+        method,
+        dataset,
+        entry.get("mIoU"),
+        {name: tuple(words) for name, words in entry.get("words", {}).items()},
+        None if background is None else tuple(background),
+        entry.get("settings", {}),
+    )

@@ -1,0 +1,215 @@
+"""Published protocols: each row has its settings, lists its split, resumes, and gives its figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovseg_batch import datasets, scenes
+from ovseg_batch.config import load_config
+from ovseg_batch.datasets import protocols
+from ovseg_batch.errors import UsageError
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.runs.manifests import list_images
+from ovseg_batch.runs.reproduce import config_of, find_row
+from ovseg_batch.settings import Config
+from ovseg_batch.settings.running import ManifestConfig
+from ovseg_batch.stages.registry import make_vocabulary
+from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, data_files
+from tests.harness.job import Running
+from tests.support import layouts
+
+SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
+ROWS = {row.name: row for row in protocols.rows()}
+
+
+def values(config: Config) -> tuple[object, ...]:
+    dense, refine = config.dense, config.refine
+    sizes = dense.window, dense.stride, dense.short_side
+    return (*sizes, dense.logit_scale, dense.prob_threshold, dense.area_threshold, refine.pamr, refine.output)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "sclip-voc21": (224, 112, 336, 65, 0.1, 0.1, 0, "semantic"),
+        "sclip-coco-object": (224, 112, 336, 50, 0.1, 0, 0, "semantic"),
+        "sclip-coco-stuff": (224, 112, 448, 40, 0, 0, 0, "semantic"),
+        "sclip-cityscapes": (224, 112, 560, 40, 0, 0, 0, "semantic"),
+        "naclip-voc21": (2048, 112, 336, 40, 0.1, 0, 10, "semantic"),
+        "naclip-coco-stuff": (224, 112, 336, 40, 0, 0, 10, "semantic"),
+        "naclip-cityscapes": (224, 112, 560, 40, 0, 0, 10, "semantic"),
+        "clearclip-voc21": (448, 224, 448, 50, 0.5, 0, 0, "semantic"),
+        "clearclip-cityscapes": (224, 224, 448, 50, 0, 0, 0, "semantic"),
+    }.items(),
+)
+def test_a_row_has_the_settings_of_the_published_config(name: str, expected: tuple[object, ...]) -> None:
+    assert values(config_of(find_row(name))) == expected
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
+    row, config = ROWS[name], config_of(ROWS[name])
+    dataset = datasets.load(row.dataset)
+    assert tuple(label.name for label in config.labels) == dataset.classes
+    assert make_vocabulary(config).has_background == bool(dataset.background)
+    assert config.clip.precision == "fp16" and config.manifest.dataset == row.dataset
+    assert config.refine.method == "none" and (config.refine.pamr_at == "original") == (row.method == "naclip")
+    assert set(row.words) <= set(dataset.classes)
+
+
+def test_what_the_config_or_a_flag_says_has_priority() -> None:
+    row = find_row("naclip-voc21")
+    assert values(config_of(row, ["dense.window=336", "refine.pamr=0"]))[:1] == (336,)
+    assert config_of(row, ["refine.pamr=0"]).refine.pamr == 0
+
+
+def test_a_preset_without_a_protocol_takes_words_and_thresholds_alone() -> None:
+    config, plain = (
+        load_config("prompted", flags=flags, environment={}) for flags in ({"labels": "dataset:voc21"}, {})
+    )
+    assert config.dense.prob_threshold == 0.1 and config.clip.precision is None
+    assert config.dense.window == plain.dense.window and config.refine == plain.refine
+
+
+def test_clearclip_has_words_of_its_own() -> None:
+    vocabulary = make_vocabulary(config_of(find_row("clearclip-voc21")))
+    assert vocabulary.queries[0] == "background" and len(vocabulary.queries) == 21
+    assert {"ship", "table", "person", "tvmonitor"} <= set(vocabulary.queries)
+
+
+def test_a_word_can_be_background_and_class() -> None:
+    """`bed` has two queries in SCLIP's code, at 11 and 92. In a list of labels it has one."""
+    vocabulary = make_vocabulary(config_of(find_row("sclip-coco-object")))
+    assert [k for k, query in enumerate(vocabulary.queries) if query == "bed"] == [11, 92]
+    assert len(vocabulary.queries) == 113
+    own = load_config(None, ["background=[sky, bed]"], {"labels": "bed; cat"}, environment={})
+    assert make_vocabulary(own).queries == ("sky", "bed", "cat")
+
+
+@pytest.mark.parametrize("name", ["voc21", "cityscapes", "coco-stuff10k"])
+def test_the_folder_of_a_data_set_gives_its_split(name: str, tmp_path: Path) -> None:
+    dataset = datasets.load(name)
+    layouts.write(dataset, tmp_path / "data", SEEDS)
+    listing, out = ManifestConfig(dataset=name), tmp_path / "m.parquet"
+    list_images([str(tmp_path / "data")], Workdir(tmp_path / "run"), out, listing, None)
+    listed = [row.key for row in Manifest.open(out).read_shard(0)]
+    assert len(listed) == 3 and not any("2011_000000" in key or "Segmentation" in key for key in listed)
+    folder = dataset.root(tmp_path / "data")
+    photographs = [str(path.parent) for path in folder.glob(dataset.images[0])][:1]
+    list_images(photographs, Workdir(tmp_path / "run"), out, listing, None)  # not the folder of the data set
+    assert Manifest.open(out).rows >= 2
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small CLIP with random weights that knows any word."""
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 224, "layers": 2, "width": 64, "patch_size": 16, "head_width": 64}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    config = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(7)
+    model = open_clip.model.CLIP(**config)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return f"local-dir:{folder}"
+
+
+def test_a_row_that_was_killed_resumes_and_gives_the_same_figure(
+    clip: str, tmp_path: Path, command: Command, start: Callable[..., Running]
+) -> None:
+    layouts.write(datasets.load("voc21"), tmp_path / "data", SEEDS)
+    chosen = ("--set", f"clip.model={clip}", "--set", "clip.precision=fp32", "--set", "manifest.shard_rows=1")
+    row = ("reproduce", "naclip-voc21", "--root", tmp_path / "data", "--workers", "0", *chosen)
+    whole = command(*row, "-o", tmp_path / "whole", "--json")
+    assert whole.returncode == 0, whole.stderr
+    assert start(*row, "-o", tmp_path / "run", OVSEG_FAILPOINTS="dense.committed:2").wait().code != 0
+    assert not (tmp_path / "run" / "annotations.json").exists()
+    again = command(*row, "-o", tmp_path / "run", "--json")
+    found, expected = json.loads(again.stdout), json.loads(whole.stdout)
+    assert found["measured"] == expected["measured"] and found["images"] == 3 and found["published"] == 64.07
+    assert found["difference"] == found["measured"] - 64.07 and found["precision"] == "fp32"
+    assert data_files(tmp_path / "run") == data_files(tmp_path / "whole")
+    text = command(*row, "-o", tmp_path / "run").stdout
+    assert "published 64.07" in text and "not the protocol: clip.model" in text and "computed in fp16" in text
+
+
+def test_rows_are_listed_and_named(command: Command, tmp_path: Path) -> None:
+    listed = json.loads(command("reproduce", "--list", "--json").stdout)
+    assert [one["name"] for one in listed] == list(ROWS) and all(one["source"] and one["licence"] for one in listed)
+    assert "sclip-voc21                 59.63" in command("reproduce", "--list").stdout
+    wrong = command("reproduce", "sclip-voc2", "--root", tmp_path)
+    assert wrong.returncode == 2 and "Did you mean 'sclip-voc21'?" in wrong.stderr
+    for arguments in (("reproduce",), ("reproduce", "sclip-voc21")):
+        assert "--root" in command(*arguments).stderr
+    missing = command("reproduce", "sclip-voc21", "--root", tmp_path, "-o", tmp_path / "run")
+    assert missing.returncode == 2 and "does not hold PASCAL VOC" in missing.stderr and not (tmp_path / "run").exists()
+
+
+OWN = """
+title: my scenes
+images: images/*
+truth: truth/{name}.classes.png
+things: 12
+things_last: true
+classes: scenes
+"""
+
+
+def test_a_data_set_of_ones_own(
+    finished: Path, few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN)
+    done = command("eval", finished, "--dataset", file, "--root", few_scenes, "--json")
+    assert done.returncode == 0, done.stderr
+    built_in = json.loads(command("eval", finished, "--dataset", "scenes", "--root", few_scenes, "--json").stdout)
+    assert json.loads(done.stdout)["mIoU"] == built_in["mIoU"]
+    monkeypatch.chdir(tmp_path)
+    config = load_config("demo", flags={"labels": "dataset:mine.yaml"}, environment={})
+    assert config.manifest.dataset == str(file) and len(config.labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("classes: [a]", "lacks 'images'"),
+        ("images: x/*", "lacks 'classes'"),
+        ("[1]", "not a mapping"),
+        ("", "not a mapping"),
+        ("{", "cannot be read"),
+        ("[" * 5000, "cannot be read"),
+        ("classes: 3\nimages: x", "does not describe"),
+        ("classes: [a, a]\nimages: x\ntitle: t", "different names"),
+        ("classes: []\nimages: x\ntitle: t", "different names"),
+        ("classes: [{words: [b]}]\nimages: x\ntitle: t", "lacks 'name'"),
+        ("classes: nothing\nimages: x\ntitle: t", "no data set 'nothing'"),
+        ("classes: [a]\nimages: x\ntitle: t\ntruths: y", "'truths' is no key"),
+        ("classes: [a]\nimages: x\ntitle: t\nzero_is_ignored: maybe", "zero_is_ignored"),
+        ("classes: [a]\nimages: x\ntitle: t\ntruth: {absent: [1]}", "truth"),
+        ("classes: [a]\nimages: x\ntitle: t\nthings: many", "does not describe"),
+        ("classes: [3]\nimages: x\ntitle: t", "does not describe"),
+    ],
+)
+def test_a_wrong_description_is_one_sentence(text: str, expected: str, tmp_path: Path, command: Command) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=expected):
+        datasets.load(str(file))
+    done = command("manifest", tmp_path, "--dataset", file, "-o", tmp_path / "m.parquet")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "a\0b.yaml", "x" * 300 + ".yaml", "voc2021"])
+def test_a_data_set_that_is_not_there_is_one_sentence(name: str) -> None:
+    with pytest.raises(UsageError, match=r"no file|cannot be read|no data set"):
+        datasets.load(name)
