@@ -79,6 +79,14 @@ def test_a_preset_without_a_protocol_takes_words_and_thresholds_alone() -> None:
     assert config.dense.window == plain.dense.window and config.refine == plain.refine
 
 
+def test_a_data_set_without_a_row_brings_no_settings() -> None:
+    config, plain = (
+        load_config("naclip", flags={"labels": labels}, environment={}) for labels in ("dataset:scenes", "sky; cat")
+    )
+    assert (config.clip, config.dense, config.refine) == (plain.clip, plain.dense, plain.refine)
+    assert config.manifest.dataset == "scenes" and len(config.labels) == 20
+
+
 def test_clearclip_has_words_of_its_own() -> None:
     vocabulary = make_vocabulary(config_of(find_row("clearclip-voc21")))
     assert vocabulary.queries[0] == "background" and len(vocabulary.queries) == 21

@@ -49,7 +49,7 @@ class Protocol:
         source: publication and code.
         preset: the settings of the method.
         licence: licences of the weights.
-        settings: key → value, for every data set.
+        settings: key → value, for every data set that has a row.
         rows: data set → its row.
     """
 
@@ -61,9 +61,9 @@ class Protocol:
     rows: Mapping[str, Row]
 
     def settings_of(self, dataset: str) -> dict[str, Any]:
-        """Return all settings on a data set. A data set without a row has those of every data set."""
+        """Return all settings on a data set. There are none for a data set without a row."""
         row = self.rows.get(dataset)
-        return {**self.settings, **(row.settings if row else {})}
+        return {**self.settings, **row.settings} if row else {}
 
 
 @functools.cache
