@@ -96,7 +96,7 @@ def _no_setting(variable: str, name: str) -> str:
 def _of_dataset(tree: dict[str, Any], name: str) -> None:
     """Set the labels to the classes of a data set, and add what its protocol has and the tree has not.
 
-    Without a protocol of its own, a preset takes the words and thresholds of `protocols.COMMON` alone.
+    A preset that names no protocol gets only the words and thresholds of `protocols.COMMON`.
     """
     dataset, own = datasets.load(name), tree.get("protocol")
     if own is not None and own not in protocols.NAMES:

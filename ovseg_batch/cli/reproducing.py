@@ -70,6 +70,7 @@ def _list_rows(as_json: bool) -> None:
     from ovseg_batch import datasets
     from ovseg_batch.config import load_config, presets
     from ovseg_batch.datasets import protocols
+    from ovseg_batch.models.presets import named
 
     listed = []
     for method in protocols.NAMES:
@@ -78,7 +79,7 @@ def _list_rows(as_json: bool) -> None:
         for row in protocol.rows.values():
             title = datasets.load(row.dataset).title
             entry = {"name": row.name, "mIoU": row.published, "dataset": title, "source": protocol.source}
-            listed.append({**entry, "weights": weights, "licence": protocol.licence})
+            listed.append({**entry, "weights": weights, "licence": named("clip")[weights].licence})
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
@@ -91,7 +92,7 @@ def _list_rows(as_json: bool) -> None:
 
 
 def _print(found: Reproduced, workdir: Workdir) -> None:
-    click.echo(f"{found.row.name}: mIoU measured {found.measured:.2f}, published {_percent(found.published)}")
+    click.echo(f"{found.row.name}: mIoU measured {found.measured:.2f}, published {_percent(found.row.published)}")
     if found.difference is not None:
         click.echo(f"difference {found.difference:+.2f}")
     click.echo(f"{counted(found.scored, 'image')} scored; CLIP in {found.precision}; run: {workdir.root}")
@@ -111,7 +112,7 @@ def _record(found: Reproduced, workdir: Workdir) -> dict[str, object]:
     return {
         "name": found.row.name,
         "measured": found.measured,
-        "published": found.published,
+        "published": found.row.published,
         "difference": found.difference,
         "precision": found.precision,
         "images": found.scored,

@@ -25,7 +25,7 @@ class Reproduced:
     """A figure beside the published one.
 
     Attributes:
-        measured, published: mIoU in per cent. `published` is None where the source prints none.
+        measured: mIoU in per cent.
         precision: precision of CLIP.
         scored: images that count.
         changed: settings that differ from the protocol, as `key=value`.
@@ -33,7 +33,6 @@ class Reproduced:
 
     row: Row
     measured: float
-    published: float | None
     precision: str
     scored: int
     outcome: pipeline.Outcome
@@ -41,7 +40,8 @@ class Reproduced:
 
     @property
     def difference(self) -> float | None:
-        return None if self.published is None else self.measured - self.published
+        """Percentage points above the published mIoU. None where the source prints none."""
+        return None if self.row.published is None else self.measured - self.row.published
 
 
 def find_row(name: str) -> Row:
@@ -84,4 +84,4 @@ def reproduce(
     resolved = resolve(config)
     precision = resolved.precision(resolved.clip)()
     measured = 100 * score["mIoU"]
-    return Reproduced(row, measured, row.published, precision, int(score["images"]), outcome, tuple(overrides))
+    return Reproduced(row, measured, precision, int(score["images"]), outcome, tuple(overrides))

@@ -86,14 +86,6 @@ def _coco_object(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Sc
         save(class_map(dataset, scene), root / f"annotations/val2017/{k:012d}_instanceTrainIds.png")
 
 
-def _coco_stuff10k(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
-    for k, scene in enumerate(rendered):
-        values = class_map(dataset, scene)
-        name = f"test2014/COCO_train2014_{k:012d}"
-        save(scene.image, root / f"images/{name}.jpg")
-        save(np.where(values == IGNORE, 0, values + 1), root / f"annotations/{name}_labelTrainIds.png")
-
-
 def _cityscapes(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
     """Two cities. As published, a folder has maps of other kinds beside the `labelTrainIds`."""
     for k, scene in enumerate(rendered):
@@ -114,12 +106,16 @@ def _coco_stuff(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Sce
         save(ids[np.where(values == IGNORE, -1, values.astype(int))], root / f"stuffthingmaps/val2017/{k:012d}.png")
 
 
-def _ade(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
-    for k, scene in enumerate(rendered):
-        values = class_map(dataset, scene)
-        name = f"validation/ADE_val_{k + 1:08d}"
-        save(scene.image, root / f"ADEChallengeData2016/images/{name}.jpg")
-        save(np.where(values == IGNORE, 0, values + 1), root / f"ADEChallengeData2016/annotations/{name}.png")
+def _numbered_from_one(images: str, maps: str) -> Callable[..., None]:
+    """Class k has the value k + 1, and 0 is no class. The paths have the number of the image."""
+
+    def make(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+        for k, scene in enumerate(rendered, start=1):
+            values = class_map(dataset, scene)
+            save(scene.image, root / images.format(k))
+            save(np.where(values == IGNORE, 0, values + 1), root / maps.format(k))
+
+    return make
 
 
 def _coco(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
@@ -169,8 +165,13 @@ MAKERS: dict[str, Callable[..., None]] = {
     "context60": _voc("VOC2010", "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"),
     "coco-object": _coco_object,
     "coco-stuff": _coco_stuff,
-    "coco-stuff10k": _coco_stuff10k,
+    "coco-stuff10k": _numbered_from_one(
+        "images/test2014/COCO_train2014_{:012d}.jpg", "annotations/test2014/COCO_train2014_{:012d}_labelTrainIds.png"
+    ),
     "cityscapes": _cityscapes,
-    "ade20k": _ade,
+    "ade20k": _numbered_from_one(
+        "ADEChallengeData2016/images/validation/ADE_val_{:08d}.jpg",
+        "ADEChallengeData2016/annotations/validation/ADE_val_{:08d}.png",
+    ),
     "coco-ov": _coco,
 }

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 NAMES = ("sclip", "naclip", "clearclip")
-COMMON = "sclip"  # its words and thresholds serve presets without a protocol of their own
+COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,17 @@ class Protocol:
     Attributes:
         source: publication and code.
         preset: the settings of the method.
-        licence: licences of the weights.
         settings: key → value, for every data set that has a row.
         rows: data set → its row.
     """
 
-    title: str
     source: str
     preset: str
-    licence: str
     settings: Mapping[str, Any]
     rows: Mapping[str, Row]
 
     def settings_of(self, dataset: str) -> dict[str, Any]:
-        """Return all settings on a data set. There are none for a data set without a row."""
+        """Return all settings on a data set, or an empty dictionary if the data set has no row."""
         row = self.rows.get(dataset)
         return {**self.settings, **row.settings} if row else {}
 

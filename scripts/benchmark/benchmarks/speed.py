@@ -272,7 +272,7 @@ def reference(overrides: Sequence[str], json_file: Path | None, automatic: int, 
 
 
 def _reference(folder: Path, config_file: Path, out: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Return what `run-reference` prints, in a process of its own."""
+    """Run `run-reference` in a separate process and return its output."""
     bench = str(Path(__file__).parent.parent / "bench.py")
     subprocess.run(
         [sys.executable, bench, "run-reference", str(folder), str(config_file), str(out), *options], check=True
