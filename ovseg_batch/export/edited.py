@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ovseg_batch import failpoints
-from ovseg_batch.io.atomic import fsync_folder, temporary_path, write_text
+from ovseg_batch.io.atomic import damage, fsync_folder, temporary_path, write_text
 from ovseg_batch.types import FileRecord, Unchanged
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.findings import EditCounts
-from ovseg_batch.workdir.store import FILES, Problem, StageStore, Workdir, damage
+from ovseg_batch.workdir.store import FILES, Problem, StageStore, Workdir
 
 BEGUN = "begun"  # content of the marker while `edited/` is written
 

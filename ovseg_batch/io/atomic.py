@@ -284,6 +284,19 @@ def file_record(path: Path, root: Path) -> FileRecord:
     return FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, digest.hexdigest())
 
 
+def damage(root: Path, file: FileRecord) -> str:
+    """Return how a file differs from its record. Empty if it does not."""
+    try:
+        found = file_record(root / file.path, root)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if found.bytes != file.bytes:
+        return f"{found.bytes} bytes, {file.bytes} were committed"
+    return "" if found == file else "its bytes have changed"
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8, atomically."""
     write_bytes(path, text.encode())

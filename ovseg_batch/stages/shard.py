@@ -13,6 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +41,9 @@ def run_shard(
     progress: Progress = lambda result: None,
 ) -> Commit:
     """Compute one shard and commit it. The only place where a commit record is written.
+
+    Another process may commit the same shard meanwhile. Its commit is kept and returned, unless it has more failed
+    rows: replacing it would remove a commit that the other process has already counted.
 
     Args:
         crashing: row → cause of the rows that crash the process. They fail without being read.
@@ -71,27 +75,38 @@ def run_shard(
             row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (crashing or {}).get(row.row))
         }
         results = _checked(stage, rows, _results(stage, rows, upstream, refused, kept, same, progress))
-        tally, files = _write(stage, store, shard, results)
-        commit = Commit(
-            stage=stage.name,
-            fingerprint=store.fingerprint,
-            shard=shard,
-            rows=len(rows),
-            ok=len(rows) - sum(tally.values()),
-            failed=dict(sorted(tally.items())),
-            files=files,
-            attempt=previous.attempt + 1 if previous else 1,
-            seconds=round(time.monotonic() - started, 3),
-            host=socket.gethostname(),
-            revision=store.revision(shard),
-            upstream={name: commit.digest for name, commit in above.items()},
-            keeps=previous.digest if previous is not None and keep else "",
-        )
-        failpoints.reach("commit")
-        store.write_commit(commit)
-        failpoints.reach("committed")
-        if previous is not None:
-            store.remove_files({file.path for file in previous.files} - {file.path for file in files})
+        draft = stack.enter_context(_drafted(stage, store, shard, results))
+        failpoints.reach("data")
+        with store.publishing():
+            present = store.read_commit(shard)
+            if (
+                present is not None
+                and present != previous
+                and sum(present.failed.values()) <= sum(draft.failed.values())
+            ):
+                return present
+            store.uncommit(shard)
+            files = draft.publish(store)
+            commit = Commit(
+                stage=stage.name,
+                fingerprint=store.fingerprint,
+                shard=shard,
+                rows=len(rows),
+                ok=len(rows) - sum(draft.failed.values()),
+                failed=dict(sorted(draft.failed.items())),
+                files=files,
+                attempt=previous.attempt + 1 if previous else 1,
+                seconds=round(time.monotonic() - started, 3),
+                host=socket.gethostname(),
+                revision=store.revision(shard),
+                upstream={name: commit.digest for name, commit in above.items()},
+                keeps=previous.digest if previous is not None and keep else "",
+            )
+            failpoints.reach("commit")
+            store.write_commit(commit)
+            failpoints.reach("committed")
+            if previous is not None:
+                store.remove_files({file.path for file in previous.files} - {file.path for file in files})
     return commit
 
 
@@ -169,9 +184,33 @@ def _identified(
     return found
 
 
-def _write(
-    stage: Stage, store: StageStore, shard: int, results: Iterable[RowResult]
-) -> tuple[Counter[str], tuple[FileRecord, ...]]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Draft:
+    """The files of a shard under temporary names.
+
+    Attributes:
+        paths: temporary path → final path.
+        files: the output files of the stage. None: it writes none.
+        failed: code → number of failed rows.
+    """
+
+    paths: Mapping[Path, Path]
+    files: FileBatch | None
+    failed: Counter[str]
+
+    def publish(self, store: StageStore) -> tuple[FileRecord, ...]:
+        """Give the files their final names. Return their records."""
+        for temporary, path in self.paths.items():
+            publish(temporary, path)
+        records = [file_record(path, store.folder) for path in self.paths.values()]
+        for record in self.files.publish() if self.files is not None else ():
+            records.append(dataclasses.replace(record, path=f"{FILES}/{record.path}"))
+        return tuple(records)
+
+
+@contextlib.contextmanager
+def _drafted(stage: Stage, store: StageStore, shard: int, results: Iterable[RowResult]) -> Iterator[_Draft]:
+    """Write the results under temporary names. What is not published is deleted on exit."""
     paths = [store.data_path(shard, TABLE)] + ([store.data_path(shard, ARRAYS)] if stage.arrays else [])
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     temporaries = [temporary_path(path) for path in paths]
@@ -191,14 +230,7 @@ def _write(
                 failpoints.reach("row")
             if files is not None:
                 files.finish()
-        failpoints.reach("data")
-        store.uncommit(shard)
-        for temporary, path in zip(temporaries, paths, strict=True):
-            publish(temporary, path)
-        records = [file_record(path, store.folder) for path in paths]
-        for record in files.publish() if files is not None else ():
-            records.append(dataclasses.replace(record, path=f"{FILES}/{record.path}"))
-    return tally, tuple(records)
+        yield _Draft(dict(zip(temporaries, paths, strict=True)), files, tally)
 
 
 def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, files: FileBatch | None) -> RowResult:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import OvsegError
+from ovseg_batch.io.atomic import damage
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.units import counted
-from ovseg_batch.workdir.store import StageStore, damage
+from ovseg_batch.workdir.store import StageStore
 
 
 def checked(store: StageStore, shard: int, path: Path) -> Path:

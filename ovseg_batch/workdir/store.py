@@ -21,6 +21,7 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.io import locks
 from ovseg_batch.io.atomic import (
     TEMPORARY_SUFFIX,
+    damage,
     delete,
     file_record,
     fsync_folder,
@@ -38,6 +39,7 @@ from ovseg_batch.wording import spelled
 FORMAT_VERSION = 1
 SHARDS_PER_FOLDER = 1000
 LOCK = ".lock"
+PUBLISH_LOCK = ".publish.lock"
 OUTPUTS = "outputs.json"
 FILES = "files"
 
@@ -56,19 +58,6 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     """Return the BLAKE2b hash (32 hex digits) of the canonical JSON of all inputs that decide a stage's result."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def damage(root: Path, file: FileRecord) -> str:
-    """Return how a file differs from its record. Empty if it does not."""
-    try:
-        found = file_record(root / file.path, root)
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-    if found.bytes != file.bytes:
-        return f"{found.bytes} bytes, {file.bytes} were committed"
-    return "" if found == file else "its bytes have changed"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -174,6 +163,10 @@ class StageStore:
         done = {commit.shard for commit in self.commits()}
         return [shard for shard in range(shards) if shard not in done]
 
+    def publishing(self) -> AbstractContextManager[None]:
+        """Lock the shards, so that two processes cannot replace the files of one shard at the same time."""
+        return locks.exclusive(self.folder / PUBLISH_LOCK)
+
     def write_commit(self, commit: Commit) -> None:
         write_bytes(self.commit_path(commit.shard), seal(commit.to_record()))
 
@@ -185,19 +178,20 @@ class StageStore:
         """
         adopted = 0
         for commit in other.commits():
-            if commit.fingerprint != self.fingerprint or self.read_commit(commit.shard) is not None:
-                continue
-            folders = set()
-            for file in commit.files:
-                target = self.folder / file.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                _link(other.folder / file.path, target)
-                folders.add(target.parent)
-            for folder in folders:
-                fsync_folder(folder)
-            write_bytes(self.commit_path(commit.shard), other.commit_path(commit.shard).read_bytes())
-            adopted += 1
+            with self.publishing():
+                if commit.fingerprint != self.fingerprint or self.read_commit(commit.shard) is not None:
+                    continue
+                folders = set()
+                for file in commit.files:
+                    target = self.folder / file.path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.unlink(missing_ok=True)
+                    _link(other.folder / file.path, target)
+                    folders.add(target.parent)
+                for folder in folders:
+                    fsync_folder(folder)
+                write_bytes(self.commit_path(commit.shard), other.commit_path(commit.shard).read_bytes())
+                adopted += 1
         return adopted
 
     def remove_files(self, paths: Iterable[str]) -> None:

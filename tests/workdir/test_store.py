@@ -96,6 +96,34 @@ def test_data_files_of_two_runs_are_equal_byte_for_byte(store: StageStore) -> No
     assert (first.attempt, second.attempt) == (1, 2)
 
 
+class Overtaken(Echo):
+    """A stage during whose computation another process commits the same shard."""
+
+    def __init__(self, store: StageStore, other: Stage) -> None:
+        self._store, self._other = store, other
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        yield from super().process(rows, upstream)
+        run_shard(self._other, self._store, 0, ROWS, retry=True)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["missing", "computed again"])
+def test_a_shard_that_another_process_has_committed_meanwhile_is_kept(store: StageStore, before: bool) -> None:
+    """The other run counts its commit as done, so the commit must not be absent at any time."""
+    if before:
+        run_shard(Silent(), store, 0, ROWS)
+    commit = run_shard(Overtaken(store, Echo()), store, 0, ROWS, retry=True)
+    assert commit == store.read_commit(0)
+    assert (commit.attempt, commit.failed) == (1 + before, {"truncated": 1})
+    assert not list(store.folder.rglob("*.tmp"))
+
+
+def test_a_commit_with_more_failed_rows_does_not_replace_results(store: StageStore) -> None:
+    commit = run_shard(Overtaken(store, Silent()), store, 0, ROWS)
+    assert (commit.attempt, commit.failed) == (1, {"truncated": 1})
+    assert store.read_commit(0) == commit
+
+
 def test_a_commit_counts_only_while_its_files_have_the_recorded_size(store: StageStore) -> None:
     run_shard(Echo(), store, 0, ROWS)
     assert store.missing(2) == [1]
