@@ -88,7 +88,7 @@ def _unresolved(name: str, what: str, error: Exception) -> Check:
 def _fetch(model: str, embedded: bool) -> str:
     if embedded:
         return "Install ovseg_batch again, or restore checkpoints/demo."
-    known = model in presets.CLIP or model in presets.SAM or model in pipelines.PIPELINES
+    known = model in pipelines.PIPELINES or any(model in group for group in presets.NAMED.values())
     return f"Delete the file, then run `ovseg-batch models fetch {model}`." if known else "Get the file again."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -60,6 +61,16 @@ def file_digest(file: Path, kind: Literal["sha256", "sha1"] = "sha256") -> str:
         digest.update(b"blob %d\0" % file.stat().st_size)
     for block in _blocks(file):
         digest.update(block)
+    return digest.hexdigest()
+
+
+def listing_hash(folder: Path, suffix: str) -> str:
+    """Return the BLAKE2b hash in hex of names, sizes and modification times of the files with a suffix in a folder."""
+    with os.scandir(folder) as entries:
+        listed = sorted((one.name, one.stat()) for one in entries if one.name.endswith(suffix))
+    digest = hashlib.blake2b(digest_size=16)
+    for name, status in listed:
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

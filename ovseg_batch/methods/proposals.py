@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import nms
 
 from ovseg_batch.types import Proposal
-from ovseg_batch.types.arrays import Floats, Mask, SegmentMap
+from ovseg_batch.types.arrays import ClassMap, Floats, Mask, SegmentMap
 
 
 def point_grid(points_per_side: int, size: tuple[int, int]) -> Floats:
@@ -43,11 +43,33 @@ def keep_distinct(proposals: Sequence[Proposal], overlap: float) -> list[Proposa
     return [proposals[k] for k in nms(boxes, rated, overlap).tolist()]
 
 
+def region_classes(regions: SegmentMap, labels: ClassMap) -> ClassMap:
+    """Return the labels after every region has taken its most frequent class. Of equal ones, the first counts.
+
+    As in CorrCLIP's code (zdk258/CorrCLIP, `CorrCLIPv1/corrclip_segmentor.py`, "Map Correction"), the region with the
+    smallest number keeps its labels, even if it is not 0.
+
+    Args:
+        regions: (H, W) int32, number of the region of each pixel.
+        labels: (H, W) class of each pixel, -1 for none.
+
+    Returns:
+        (H, W) of the dtype of `labels`.
+    """
+    numbers, of_pixel = np.unique(regions, return_inverse=True)
+    of_pixel = of_pixel.reshape(regions.shape)
+    classes = int(labels.max(initial=-1)) + 2
+    pairs = of_pixel.astype(np.int64) * classes + (labels.astype(np.int64) + 1)
+    counts = np.bincount(pairs.ravel(), minlength=len(numbers) * classes).reshape(len(numbers), classes)
+    modes = (counts.argmax(axis=1) - 1).astype(labels.dtype)
+    return np.where(of_pixel == 0, labels, modes[of_pixel])
+
+
 def paint_regions(masks: Iterable[Mask], size: tuple[int, int]) -> SegmentMap:
     """Paint masks into a region map (H, W) int32, numbered from 1. Later masks cover earlier ones; 0 means no mask.
 
     Args:
-        masks: (H, W) bool each, from the largest to the smallest.
+        masks: (H, W) bool each.
         size: (H, W) in pixels.
     """
     regions = np.zeros(size, np.int32)

@@ -179,10 +179,12 @@ class DenseClip:
         return self._features(images, tapped_tokens), keys[:, 1:].float()
 
     @torch.inference_mode()
-    def region_features(self, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
+    def region_features(
+        self, images: Tensor, correlation: Tensor, regions: Tensor, smallest_is_none: bool = False
+    ) -> Tensor:
         """Return `regions.region_features` of one window: (gh, gw, D) float32."""
         with autocast(self._device, self._precision):
-            return region_features(self.visual, images, correlation, regions)
+            return region_features(self.visual, images, correlation, regions, smallest_is_none)
 
     @torch.inference_mode()
     def mask_features(self, tokens: MaskTokens, images: Tensor, touched: Tensor) -> Tensor:

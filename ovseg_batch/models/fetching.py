@@ -63,9 +63,9 @@ def _here(model: str) -> str:
     try:
         if _is_pipeline(model):
             return str(zoo.resolve_inpainting(model).folder)
-        if model in presets.SAM:
-            return zoo.resolve("sam", model).weights
-        if model in presets.CLIP or model.startswith(zoo.HUB):
+        for preset in _presets(model):
+            return zoo.resolve(preset.kind, model).weights
+        if model.startswith(zoo.HUB):
             return zoo.resolve("clip", model).weights
         return zoo.resolve("clip", architecture, tag).weights if tag else ""
     except OvsegError:
@@ -77,14 +77,14 @@ def _is_pipeline(model: str) -> bool:
 
 
 def _presets(model: str) -> list[presets.Preset]:
-    return [group[model] for group in (presets.CLIP, presets.SAM) if model in group]
+    return [group[model] for group in presets.NAMED.values() if model in group]
 
 
 def _sources(model: str) -> list[Source]:
-    """Return the repositories and files that a CLIP or SAM2 model needs. Raises UsageError."""
-    if model in presets.SAM:
-        preset = presets.SAM[model]
-        return [Source(preset.hub, _first_of([preset.file]))]
+    """Return the repositories and files that a model needs. Raises UsageError."""
+    for preset in _presets(model):
+        if preset.kind != "clip":
+            return [Source(preset.hub, _first_of([preset.file]))]
     if model.startswith(zoo.HUB):
         repository = model.removeprefix(zoo.HUB)
         return [Source(repository, _first_of(names)) for names in ([zoo.HUB_CONFIG], open_clip_tables.HUB_FILES)]
@@ -104,7 +104,8 @@ def _nothing_to_fetch(model: str, architecture: str) -> str:
     if architecture:
         tags = open_clip_tables.tags(architecture)
         return f"{model!r} names no weights. Write {architecture}:TAG. Tags: {', '.join(tags) or 'none'}."
-    names = [name for group in (presets.CLIP, presets.SAM, pipelines.PIPELINES) for name in group if name != "demo"]
+    named = [name for group in presets.NAMED.values() for name in group]
+    names = [name for name in [*named, *pipelines.PIPELINES] if name != "demo"]
     names = [name for name in names if not any(preset.embedded for preset in _presets(name))]
     return (
         f"There is no model {model!r}.{nearest(model, names)} Names: {', '.join(names)}; or ARCHITECTURE:TAG of "

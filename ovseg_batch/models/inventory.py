@@ -12,10 +12,9 @@ from huggingface_hub import constants
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.models import pipelines, presets, zoo
 from ovseg_batch.models.pipelines import PipelinePreset
-from ovseg_batch.models.presets import Kind, Preset
+from ovseg_batch.models.presets import Preset
 from ovseg_batch.units import size
 
-KINDS: tuple[Kind, ...] = ("clip", "sam")
 State = Literal["embedded", "here", "missing"]
 
 
@@ -24,7 +23,7 @@ class ListedModel:
     """A named model.
 
     Attributes:
-        kind: `clip`, `sam` or `inpaint`.
+        kind: `clip`, `sam`, `dino` or `inpaint`.
         state: `embedded` in the package, `here` on this machine, or `missing`.
         size: bytes of the local files or of the download. None where unknown before the download.
         gated: whether the hub requires that its licence is accepted there before a download.
@@ -45,7 +44,7 @@ class ListedModel:
 
 def list_models() -> list[ListedModel]:
     """Return every model that has a name. Reads no weights and uses no network."""
-    models = [model for kind in KINDS for model in presets.named(kind).items()]
+    models = [model for group in presets.NAMED.values() for model in group.items()]
     return [*(_model(*model) for model in models), *(_pipeline(*model) for model in pipelines.PIPELINES.items())]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["clip", "sam"]
+Kind = Literal["clip", "sam", "dino"]
 
 LOGIT_SCALE = 100.0  # factor of CLIP's similarities; training limits it to this value
 FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number of parameters
@@ -13,10 +13,10 @@ FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named CLIP or SAM2 model.
+    """A named CLIP, SAM2 or DINO model.
 
     Attributes:
-        architecture: name in open_clip or config of the sam2 package; `demo/…` for embedded models.
+        architecture: name in open_clip or timm, or config of the sam2 package; `demo/…` for embedded models.
         licence: of the weights.
         tag: open_clip's name of the weights.
         hub: repository on the Hugging Face hub that holds the weights.
@@ -86,13 +86,13 @@ CLIP: dict[str, Preset] = {
 }
 
 
-def _sam(name: str, letter: str, size: int) -> Preset:
+def _sam(name: str, letter: str, size: int | None = None, version: str = "2.1") -> Preset:
     return Preset(
         "sam",
-        f"configs/sam2.1/sam2.1_hiera_{letter}.yaml",
+        f"configs/sam{version}/sam{version}_hiera_{letter}.yaml",
         "Apache-2.0",
-        hub=f"facebook/sam2.1-hiera-{name}",
-        file=f"sam2.1_hiera_{name.replace('-', '_')}.pt",
+        hub=f"facebook/sam{version}-hiera-{name}",
+        file=f"sam{version}_hiera_{name.replace('-', '_')}.pt",
         size=size,
     )
 
@@ -103,9 +103,24 @@ SAM: dict[str, Preset] = {
     "sam2.1-small": _sam("small", "s", 184_416_285),
     "sam2.1-base-plus": _sam("base-plus", "b+", 323_606_802),
     "sam2.1-large": _sam("large", "l", 898_083_611),
+    "sam2-tiny": _sam("tiny", "t", version="2"),
+    "sam2-small": _sam("small", "s", version="2"),
+    "sam2-base-plus": _sam("base-plus", "b+", version="2"),
+    "sam2-large": _sam("large", "l", version="2"),
 }
+
+
+def _dino(architecture: str) -> Preset:
+    return Preset("dino", architecture, "Apache-2.0", hub=f"timm/{architecture}", file="model.safetensors")
+
+
+DINO: dict[str, Preset] = {
+    "dino-b8": _dino("vit_base_patch8_224.dino"),
+    "dino-b16": _dino("vit_base_patch16_224.dino"),
+}
+NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO}
 
 
 def named(kind: Kind) -> dict[str, Preset]:
     """Return the presets of one kind by their names."""
-    return CLIP if kind == "clip" else SAM
+    return NAMED[kind]

@@ -3,8 +3,7 @@
 Three branches are summed before the projection: the values of the last block, the values of the mean of earlier blocks,
 and one class token per region. Source: Zhang et al., CorrCLIP: Reconstructing Patch Correlations in CLIP for
 Open-Vocabulary Semantic Segmentation, ICCV 2025. The results are tested against its code, zdk258/CorrCLIP,
-`CorrCLIPv1/open_clip/transformer.py`. One difference: that code treats the region with the smallest number as
-unsegmented, even in a fully segmented window. Here, only region 0 is unsegmented.
+`CorrCLIPv1/open_clip/transformer.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ SPATIAL, SEMANTIC = 1.0, 0.5  # weights of the two branches beside the main one
 BLOCKS_BELOW = {12: 5, 24: 12, 32: 28}  # depth → number of blocks that the spatial branch averages; otherwise depth - 4
 
 
-def region_features(visual: Any, images: Tensor, correlation: Tensor, regions: Tensor) -> Tensor:
+def region_features(
+    visual: Any, images: Tensor, correlation: Tensor, regions: Tensor, smallest_is_none: bool = False
+) -> Tensor:
     """Compute the patch features of one window. Each patch attends only to its region.
 
     Args:
@@ -33,12 +34,17 @@ def region_features(visual: Any, images: Tensor, correlation: Tensor, regions: T
         images: (1, 3, h, w), normalised for CLIP.
         correlation: (fh, fw, C) float32, L2-normalised features of a second model. The result has their grid.
         regions: (h, w) int64, region of each pixel; 0 for none.
+        smallest_is_none: the region with the smallest number in the window counts as unsegmented, as in CorrCLIP's
+            code. Otherwise only region 0 does.
 
     Returns:
         (fh, fw, D) float32, L2-normalised.
     """
     grid = correlation.shape[:2]
-    merged = merge_regions(correlation, _nearest(regions, grid))
+    regions = _nearest(regions, grid)
+    if smallest_is_none:
+        regions = regions.masked_fill(regions == regions.min(), 0)
+    merged = merge_regions(correlation, regions)
     weights = _weights(correlation.flatten(0, 1), merged.flatten())
     x = embed(visual, images)
     token_grid = (images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1])

@@ -151,6 +151,7 @@ class Sam:
         boxes: Numbers | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
+        stable: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Compute the masks of P prompts: points, optionally with boxes and mask logits.
 
@@ -160,6 +161,7 @@ class Sam:
             boxes: (P, 4) float x0, y0, x1, y1 in the same pixels.
             masks: (P, s / 4, s / 4) float32 mask logits over the whole image.
             multimask: compute three masks per prompt, otherwise one.
+            stable: replace an unstable single mask by the best of three, if the model was trained for that.
 
         Returns:
             mask logits (P, 3 or 1, s / 4, s / 4) float32, positive inside; predicted IoU (P, 3 or 1) float32.
@@ -175,20 +177,22 @@ class Sam:
 
         def decode(batch: slice) -> tuple[Tensor, Tensor]:
             rough = None if masks is None else masks[batch, None]
-            return self._decode(embedding.coarse, (finer, finest), coordinates[batch], kinds, rough, multimask)
+            features = (embedding.coarse, finer, finest)
+            return self._decode(features, coordinates[batch], kinds, rough, multimask, stable)
 
         parts = self.points.run(len(coordinates), decode)
         return torch.cat([logits for logits, _ in parts]), torch.cat([rated for _, rated in parts])
 
     def _decode(
         self,
-        coarse: Tensor,
-        fine: tuple[Tensor, Tensor],
+        features: tuple[Tensor, Tensor, Tensor],
         coordinates: Tensor,
         kinds: Tensor,
         masks: Tensor | None,
         multimask: bool,
+        stable: bool,
     ) -> tuple[Tensor, Tensor]:
+        coarse, finer, finest = features
         count, dtype, grid = len(coordinates), DTYPES[self._precision], (coarse.shape[-2], coarse.shape[-1])
         decoder = self.model.sam_mask_decoder
         with autocast(self._device, self._precision):
@@ -204,11 +208,11 @@ class Sam:
             image = _places(coarse + dense.to(dtype))
             tokens, seen = self._decoder.transform(image, self._position, tokens)
             of_masks = tokens[:, len(own) - 1 : len(own) - 1 + decoder.num_mask_tokens]
-            logits = self._decoder.draw(of_masks, seen, *fine, grid)
+            logits = self._decoder.draw(of_masks, seen, finer, finest, grid)
             rated = decoder.iou_prediction_head(tokens[:, len(own) - 2])
             if multimask:
                 logits, rated = logits[:, 1:], rated[:, 1:]
-            elif decoder.dynamic_multimask_via_stability:
+            elif stable and decoder.dynamic_multimask_via_stability:
                 logits, rated = decoder._dynamic_multimask_via_stability(logits, rated)
             else:
                 logits, rated = logits[:, :1], rated[:, :1]

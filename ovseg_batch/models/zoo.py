@@ -24,6 +24,8 @@ RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB, FOLDER = "hf-hub:", "local-dir:"  # prefixes of an architecture: a CLIP of the hub, or in a folder
 HUB_CONFIG = "open_clip_config.json"  # the architecture of such a CLIP
+TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm wrote
+DINO_WIDTH = 768  # length of a feature of the named DINO models
 UNKNOWN_LICENCE = "see the weights' own card"
 
 
@@ -91,8 +93,9 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
     Args:
-        kind: `clip` or `sam`.
-        model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package.
+        kind: `clip`, `sam` or `dino`.
+        model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
+            for a DINO, `local-dir:` and a folder that timm wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
@@ -103,6 +106,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     architecture = preset.architecture if preset else model
     if kind == "sam":
         return _resolve_sam(model, architecture, preset, weights)
+    if kind == "dino":
+        return _resolve_dino(model, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -150,6 +155,34 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
     config = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]
     side, width = config["image_size"], config["image_encoder"]["neck"]["d_model"]
     return ModelSpec("sam", model, architecture, found, side, "native", licence, None, file_hash(own), width=width)
+
+
+def _resolve_dino(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    if preset is not None:
+        [(patch, window)] = re.findall(r"patch(\d+)_(\d+)", preset.architecture)
+        file = f"{preset.architecture}.safetensors"
+        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found, own, width = found or _missing(model, file, preset), "", DINO_WIDTH
+    elif model.startswith(FOLDER):
+        folder = Path(model.removeprefix(FOLDER))
+        try:
+            text = (folder / TIMM_CONFIG).read_text(encoding="utf-8")
+            args = json.loads(text)["model_args"]
+            window, patch, width = (int(args[name]) for name in ("img_size", "patch_size", "embed_dim"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            needed = f"{TIMM_CONFIG} with img_size, patch_size and embed_dim in its model_args"
+            raise UsageError(f"{model}: {folder} has no readable {needed} ({error}).") from None
+        found = _given(weights or str(folder / "model.safetensors"))
+        own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    else:
+        raise UsageError(
+            f"There is no DINO model {model!r}.{nearest(model, presets.DINO)} Names: {', '.join(presets.DINO)}; "
+            f"or {FOLDER}FOLDER for a ViT that timm has saved."
+        )
+    architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
+    return ModelSpec(
+        *("dino", model, architecture, found, int(window), "native", licence, None, own, int(patch), width)
+    )
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
@@ -242,7 +275,7 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
         name: argument of `models fetch`.
         file: name of the weights file in a checkpoint folder.
     """
-    kind = {"clip": "CLIP weights", "sam": "SAM2 weights"}[preset.kind if preset else "clip"]
+    kind = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights"}[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)
     alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
     raise MissingModels([Missing(name, what or kind, weight, licence, alternative=alternative)])

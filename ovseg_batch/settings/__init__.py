@@ -6,7 +6,9 @@ from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.tree import (
     ATTENTIONS,
+    CORRCLIP,
     REGION_LIMITED,
+    WITH_DINO,
     Config,
     DenseConfig,
     EditConfig,
@@ -16,7 +18,9 @@ from ovseg_batch.settings.tree import (
 
 __all__ = [
     "ATTENTIONS",
+    "CORRCLIP",
     "REGION_LIMITED",
+    "WITH_DINO",
     "ClipConfig",
     "Config",
     "DenseConfig",

@@ -1,4 +1,4 @@
-"""Settings of the models: CLIP, SAM2, and the generator of edits."""
+"""Settings of the models: CLIP, SAM2, DINO, and the generator of edits."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ class SamConfig(Section):
     """Precision of SAM2. null: `run.precision`."""
     cache: Literal["none", "embeddings"] = "none"
     """Stored results of every image. With `embeddings`, a later `query` can prompt SAM2 without reading the images."""
+
+
+class DinoConfig(Section):
+    """The DINO whose features correlate the patches of CLIP under `dense.attention: corrclip-dino`."""
+
+    model: PathText = "dino-b8"
+    """A name from `ovseg-batch models list`, or `local-dir:` and a folder that timm wrote."""
+    weights: PathText | None = None
+    """A .pth file as Meta publishes it, or safetensors. null: the weights of the named model."""
+    precision: Precision | None = None
+    """Precision of DINO. null: `run.precision`."""
 
 
 class InpaintExecution(Execution):

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ovseg_batch.settings.edit_modes import EditMode, modes_that
-from ovseg_batch.settings.tree import Config
+from ovseg_batch.settings.tree import WITH_DINO, Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ READERS = {
     "paint": Readers("refine, classify"),
     "manifest": Readers("the list of images"),
     "clip": Readers("dense, embed, classify"),
+    "dino": Readers("dense", "dense.attention", WITH_DINO),
     "sam": Readers("propose, encode, refine"),
     "sam.cache": Readers("encode, refine", "refine.method", PROMPTING),
     "dense": Readers("dense"),
@@ -84,6 +85,8 @@ READERS = {
     "dense.area_threshold": Readers("refine"),
     "dense.cache": Readers("dense, refine"),
     "propose": Readers("propose"),
+    "propose.multimask": Readers("propose", "propose.multimask", ("false",)),
+    "propose.masks": Readers("propose", "propose.masks"),
     "presence": Readers("refine"),
     "refine": Readers("refine"),
     "refine.pamr_at": Readers("refine", "refine.pamr_at", ("original",)),

@@ -9,7 +9,7 @@ from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
 
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
-from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
 
@@ -51,11 +51,14 @@ class About(Section):
     """What the config is good at."""
 
 
-#: values of dense.attention: the variants of `methods.attention`, and CorrCLIP's, which stays inside SAM2's regions
-REGION_LIMITED = "corrclip"
+#: values of dense.attention that stay inside SAM2's regions, and those that correlate patches with DINO's features
+CORRCLIP = "corrclip"
+WITH_DINO = ("corrclip-dino",)
+REGION_LIMITED = (CORRCLIP, *WITH_DINO)
+#: values of dense.attention: the variants of `methods.attention`, and CorrCLIP's
 ATTENTIONS = (
     *("vanilla", "maskclip", "maskclip-reduced", "v2", "csa", "csa-joint", "clearclip", "naclip", "itaclip"),
-    REGION_LIMITED,
+    *REGION_LIMITED,
 )
 
 
@@ -64,7 +67,7 @@ class DenseConfig(Section):
 
     attention: str = "csa"
     """Variant of CLIP's last attention: csa, csa-joint, vanilla, v2, maskclip, maskclip-reduced, clearclip, naclip,
-    itaclip or corrclip (docs/methods.md)."""
+    itaclip, corrclip or corrclip-dino (docs/methods.md)."""
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Depths of the blocks whose features are averaged, as shares of all blocks. 1.0 is the last block."""
     window: Annotated[int, Field(ge=16)] | None = None
@@ -115,6 +118,11 @@ class ProposeConfig(Section):
     """Masks whose stability is lower are dropped."""
     nms: Share = 0.7
     """Of two masks whose boxes overlap by more than this IoU, the lower rated one is dropped."""
+    multimask: bool = True
+    """SAM2 draws three masks at each point, or one."""
+    masks: PathText | None = None
+    """A folder of region maps that take the place of SAM2's masks: `NAME.npz` with the array `instance_mask` for the
+    image NAME, as CorrCLIP's authors publish them. null: SAM2 draws the masks."""
 
 
 class ClassifyConfig(Section):
@@ -180,8 +188,9 @@ class PresenceConfig(Section):
 class RefineConfig(Section):
     """The outlines of objects in the dense map."""
 
-    method: Literal["prompted", "guided", "trident", "automatic", "none"] = "prompted"
-    """How SAM2 draws the outlines (docs/methods.md). `none` keeps the dense map."""
+    method: Literal["prompted", "guided", "trident", "automatic", "regions", "none"] = "prompted"
+    """How SAM2 draws the outlines (docs/methods.md). `regions` gives each region of `propose` its most frequent class,
+    which may be the background. `none` keeps the dense map."""
     pamr: Annotated[int, Field(ge=0)] = 0
     """Iterations of pixel-adaptive refinement of the dense scores."""
     pamr_at: Literal["resized", "original"] = "resized"
@@ -330,7 +339,7 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    protocol: Literal["sclip", "naclip", "clearclip"] | None = None
+    protocol: Literal["sclip", "naclip", "clearclip", "corrclip"] | None = None
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"
@@ -346,6 +355,7 @@ class Config(Section):
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
+    dino: DinoConfig = DinoConfig()
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
     presence: PresenceConfig = PresenceConfig()

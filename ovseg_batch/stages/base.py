@@ -21,7 +21,7 @@ from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.types.arrays import AnyArray, Numbers
 
 Shape = tuple[int | None, ...]
-ModelKind = Literal["clip", "sam", "inpaint"]  # the section of the settings that names a model
+ModelKind = Literal["clip", "sam", "dino", "inpaint"]  # the section of the settings that names a model
 
 ARRAYS = ".npz"
 ANSWER_STAGES = {"dense": "refine", "proposals": "classify"}  # value of `method` → the stage that gives the masks

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ovseg_batch.errors import RowError
-from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import work_ahead
 from ovseg_batch.io.images import decode, reduce, upright_size
 from ovseg_batch.io.remote import shown
@@ -27,14 +26,15 @@ from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.class_scores import pool_background
 from ovseg_batch.methods.labelling import resampled
 from ovseg_batch.methods.maskclip import smooth_by_keys
-from ovseg_batch.methods.proposals import paint_regions
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.dino import Dino
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.plans import DensePlan
+from ovseg_batch.stages.regions import region_map
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
@@ -47,7 +47,8 @@ DRAFT = 2  # least ratio of a reduced JPEG's longer side to that of the resized 
 class _Pending:
     """An image whose windows are being computed.
 
-    `correlation` and `regions` belong to each window where the attention is limited to regions.
+    `regions` belong to each window where the attention is limited to regions, and `correlation` to each window where
+    SAM2 computes it.
     """
 
     row: ImageRow
@@ -72,6 +73,9 @@ class DenseStage(DensePlan, Stage):
         self._clip = DenseClip.load(self._spec, self._device, self._precision())
         self._batch = BatchSize(self._run.batch_size, "windows")
         self._variant = VARIANTS.get(self._settings.attention)
+        self._dino: Dino | None = None
+        if self._dino_spec is not None:
+            self._dino = Dino.load(self._dino_spec, self._device, self._dino_precision())
         if not self._features:
             self._text = word_features(self._words, self._clip, self._spec).to(self._device)
 
@@ -122,21 +126,22 @@ class DenseStage(DensePlan, Stage):
         return _Pending(row, size, resized, boxes, windows, [None] * len(windows), [], [])
 
     def _add_regions(self, pending: _Pending, propose: Upstream) -> None:
-        """Add SAM2's features at the patches, and the regions of the proposals, to each window."""
-        kept = propose.array(pending.row.row, "features", (None, None, None))
-        features = torch.from_numpy(kept).float().to(self._device)
-        features = features - features.mean(dim=(1, 2), keepdim=True)
-        largest_first = sorted(propose.values(pending.row.row)["proposals"], key=lambda p: -p.area)
-        masks = (rle.decode(proposal.rle, *pending.size) for proposal in largest_first)
-        regions = paint_regions(masks, pending.size)
+        """Add the regions of the proposals to each window, and SAM2's features where there is no DINO."""
+        regions = region_map(propose.values(pending.row.row)["proposals"], pending.size, self._config)
         if pending.resized != pending.size:
             small = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)
             regions = np.asarray(small, np.int32)
         for y0, x0, y1, x1 in pending.boxes.tolist():
+            pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
+        if self._dino is not None:
+            return
+        kept = propose.array(pending.row.row, "features", (None, None, None))
+        features = torch.from_numpy(kept).float().to(self._device)
+        features = features - features.mean(dim=(1, 2), keepdim=True)
+        for y0, x0, y1, x1 in pending.boxes.tolist():
             grid = ((y1 - y0) // self._clip.patch, (x1 - x0) // self._clip.patch)
             seen = resampled(features, (x0, y0, x1, y1), pending.resized, grid)
             pending.correlation.append(F.normalize(seen.permute(1, 2, 0), dim=-1))
-            pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
 
     def _see(self, jobs: Sequence[tuple[_Pending, int]]) -> None:
         seen: list[Halves | RowError] = split_on_failure(self._seen, jobs, self._batch)
@@ -154,12 +159,7 @@ class DenseStage(DensePlan, Stage):
             return self._kept(mixed_logits(batch, features_of, self._text))
         keys = None
         if self._variant is None:
-            features = torch.stack(
-                [
-                    self._clip.region_features(batch[k : k + 1], pending.correlation[index], pending.regions[index])
-                    for k, (pending, index) in enumerate(jobs)
-                ]
-            )
+            features = self._region_features(jobs, windows, batch)
         elif dense.key_smoothing:
             features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
         else:
@@ -170,6 +170,19 @@ class DenseStage(DensePlan, Stage):
         if keys is not None:
             cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
         return self._kept(cosine)
+
+    def _region_features(self, jobs: Sequence[tuple[_Pending, int]], windows: Pixels, batch: Tensor) -> Tensor:
+        """Return the features of CLIP's patches within their regions: (windows, gh, gw, D)."""
+        if self._dino is None:
+            correlation = [pending.correlation[index] for pending, index in jobs]
+        else:
+            images = self._dino.normalise(torch.from_numpy(windows).to(self._device))
+            correlation = list(self._dino.query_key(images))
+        features = [
+            self._clip.region_features(batch[k : k + 1], seen, pending.regions[index], self._dino is not None)
+            for k, ((pending, index), seen) in enumerate(zip(jobs, correlation, strict=True))
+        ]
+        return torch.stack(features)
 
     def _kept(self, cosine: Tensor) -> list[Halves]:
         """Return the channels of each window as they are stored."""

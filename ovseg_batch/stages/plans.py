@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from ovseg_batch.errors import UsageError, nearest
-from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.io.hashing import file_hash, listing_hash
+from ovseg_batch.io.region_maps import MAP_SUFFIX
 from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
-from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, Config, DenseConfig
+from ovseg_batch.settings import ATTENTIONS, CORRCLIP, REGION_LIMITED, WITH_DINO, Config, DenseConfig
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.resolved import Resolved
@@ -60,7 +61,7 @@ def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
 class ProposePlan(StagePlan):
     """Keeps class-less masks of every image, at its original size in the frame after EXIF rotation.
 
-    Where the attention is limited to regions it also keeps SAM2's features: array `features` (C, h, w) fp16, at most
+    For `dense.attention: corrclip` it also keeps SAM2's features: array `features` (C, h, w) fp16, at most
     `FEATURE_SIDE` a side.
     """
 
@@ -78,28 +79,38 @@ class ProposePlan(StagePlan):
 
     @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
-        return ("sam",)
+        return ("sam",) if config.propose.masks is None else ()
 
     @staticmethod
     def cost_of(config: Config) -> str:
-        return f"SAM2's encoder and {config.propose.points_per_side**2} prompts"
+        points = config.propose.points_per_side**2
+        return f"SAM2's encoder and {points} prompts" if config.propose.masks is None else ""
 
     def __init__(self, run: Resolved) -> None:
+        _check_propose(run.config)
         self._run, self._settings = run.config.run, run.config.propose
-        self._spec, self._precision = run.sam, run.precision(run.sam)
-        self.arrays = run.config.dense.attention == REGION_LIMITED
+        self._read = read_settings(run.config, self.name, "propose")
+        self._masks = None if self._settings.masks is None else Path(self._settings.masks)
+        self._spec = run.sam if self._masks is None else None
+        if self._spec is not None:
+            self._precision = run.precision(self._spec)
+        self.arrays = run.config.dense.attention == CORRCLIP
 
     def inputs(self) -> dict[str, Any]:
+        if self._spec is None or self._masks is not None:
+            return {"masks": listing_hash(Path(self._masks or ""), MAP_SUFFIX), **self._run.limits()}
         return {
             "sam": self._spec.identity(),
             "precision": self._precision(),
-            "propose": self._settings.model_dump(mode="json"),
+            "propose": self._read,
             "features": self.arrays,
             **self._run.limits(),
         }
 
     def estimate_bytes(self, height: int, width: int) -> int:
-        return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2 if self.arrays else 0
+        if self._spec is None or not self.arrays:
+            return 0
+        return 2 * self._spec.width * min(self._spec.window // 16, FEATURE_SIDE) ** 2
 
 
 class DensePlan(StagePlan):
@@ -125,27 +136,34 @@ class DensePlan(StagePlan):
 
     @staticmethod
     def needs_of(config: Config) -> tuple[str, ...]:
-        return ("propose",) if config.dense.attention == REGION_LIMITED else ()
+        return ("propose",) if config.dense.attention in REGION_LIMITED else ()
 
     @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
-        return ("clip",)
+        return ("clip", "dino") if config.dense.attention in WITH_DINO else ("clip",)
 
     @staticmethod
     def cost_of(config: Config) -> str:
-        return "CLIP once a window" if (views := VIEWS[config.dense.views]) == 1 else f"CLIP {views} times a window"
+        models = "CLIP and DINO" if config.dense.attention in WITH_DINO else "CLIP"
+        return (
+            f"{models} once a window" if (views := VIEWS[config.dense.views]) == 1 else f"CLIP {views} times a window"
+        )
 
     @staticmethod
     def query_setting(config: Config) -> tuple[str, str] | None:
         return ("dense.cache", "features")
 
     def __init__(self, run: Resolved) -> None:
+        self._config = run.config
         self._run, self._settings, self._words = run.config.run, run.config.dense, run.words
         self._spec, self._precision = run.clip, run.precision(run.clip)
         dense = self._settings
         _check_dense(dense)
         self.needs = self.needs_of(run.config)
-        self._window, self._stride = run.window, run.stride
+        self._window, self._stride, self._patch = run.window, run.stride, run.patch
+        self._dino_spec = run.dino if dense.attention in WITH_DINO else None
+        if self._dino_spec is not None:
+            self._dino_precision = run.precision(self._dino_spec)
         self._short_side = dense.short_side or self._spec.short_side
         self._features = dense.cache == "features"
         self._pools = run.vocabulary.pooled and not self._features
@@ -155,6 +173,7 @@ class DensePlan(StagePlan):
         return {
             "clip": self._spec.identity(),
             "precision": self._precision(),
+            **self._dino_inputs(),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
@@ -169,13 +188,18 @@ class DensePlan(StagePlan):
             **self._run.limits(),
         }
 
+    def _dino_inputs(self) -> dict[str, Any]:
+        if self._dino_spec is None:
+            return {}
+        return {"dino": self._dino_spec.identity(), "dino precision": self._dino_precision()}
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         short_side = self._short_side if isinstance(self._short_side, int) else None
         return resized_size(height, width, short_side, self._settings.long_side, self._spec.patch)
 
     def estimate_bytes(self, height: int, width: int) -> int:
         resized = self._resized(height, width)
-        boxes, patch = window_boxes(*resized, self._window, self._stride), self._spec.patch
+        boxes, patch = window_boxes(*resized, self._window, self._stride), self._patch
         patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
         each = self._spec.width if self._features else self._words.vocabulary.channels
         return 2 * int(patches) * each
@@ -275,6 +299,22 @@ class ClassifyPlan(StagePlan):
         }
 
 
+def _check_propose(config: Config) -> None:
+    """Raise UsageError for a folder of region maps that does not exist, or that lacks what another setting needs."""
+    folder = config.propose.masks
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
+        raise UsageError(
+            f"propose.masks: there is no folder {folder}. It must hold one NAME{MAP_SUFFIX} for each image."
+        )
+    if config.dense.attention == CORRCLIP:
+        raise UsageError(
+            f"dense.attention: {CORRCLIP} needs SAM2's features, and propose.masks replaces SAM2. "
+            f"Set dense.attention: {WITH_DINO[0]}, or leave out propose.masks."
+        )
+
+
 def _check_dense(dense: DenseConfig) -> None:
     """Raise UsageError for unknown names, or for settings that exclude each other."""
     if dense.attention not in ATTENTIONS:
@@ -284,9 +324,10 @@ def _check_dense(dense: DenseConfig) -> None:
         )
     if dense.key_smoothing and dense.views != "plain":
         raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
-    if dense.attention == REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
+    if dense.attention in REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
         raise UsageError(
-            f"dense.attention: {REGION_LIMITED} goes with dense.views: plain, dense.layers: [1.0] and no key_smoothing."
+            f"dense.attention: {dense.attention} goes with dense.views: plain, dense.layers: [1.0] and no "
+            "dense.key_smoothing."
         )
     if dense.cache == "features" and (dense.key_smoothing or dense.views != "plain"):
         raise UsageError(

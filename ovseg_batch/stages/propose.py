@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
+from ovseg_batch.io.region_maps import read_region_map
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam, stability
@@ -23,7 +24,7 @@ from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import FEATURE_SIDE, ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
-from ovseg_batch.types.arrays import Halves, Pixels
+from ovseg_batch.types.arrays import Halves, Pixels, SegmentMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class ProposeStage(ProposePlan, Stage):
     """Prompts SAM2 at a grid of points."""
 
     def setup(self, device: str) -> None:
-        self._sam = Sam.load(self._spec, resolve_device(device), self._precision(), self._run.point_chunk)
+        if self._spec is not None:
+            self._sam = Sam.load(self._spec, resolve_device(device), self._precision(), self._run.point_chunk)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._run
@@ -44,13 +46,19 @@ class ProposeStage(ProposePlan, Stage):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue
-            [found] = split_on_failure(lambda one: [self._propose(one[0])], [image])
+            [found] = split_on_failure(lambda one: [self._found(*one[0])], [(row, image)])
             if isinstance(found, RowError):
                 yield failed(row, found.code, found.message)
                 continue
-            points = self._settings.points_per_side**2
+            points = self._settings.points_per_side**2 if self._masks is None else 0
             size = {"height": image.shape[0], "width": image.shape[1], "points": points}
             yield done(row, {**size, "proposals": found.proposals}, found.arrays)
+
+    def _found(self, row: ImageRow, image: Pixels) -> _Found:
+        if self._masks is None:
+            return self._propose(image)
+        regions = read_region_map(self._masks, row.file_name, image.shape[:2])
+        return _Found(_proposals_of(regions), {})
 
     @torch.inference_mode()
     def _propose(self, image: Pixels) -> _Found:
@@ -61,7 +69,7 @@ class ProposeStage(ProposePlan, Stage):
         step = self._sam.points.items
         for start in range(0, len(points), step):  # in parts, because the masks of all points would not fit into memory
             prompts = points[start : start + step]
-            logits, rated = self._sam.predict(embedding, prompts)
+            logits, rated = self._sam.predict(embedding, prompts, multimask=settings.multimask, stable=False)
             for p, m in (rated > settings.predicted_iou).nonzero().tolist():
                 proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size, tuple(prompts[p].tolist()))
                 if proposal is not None:
@@ -81,6 +89,15 @@ class ProposeStage(ProposePlan, Stage):
         if area == 0:
             return None
         return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
+
+
+def _proposals_of(regions: SegmentMap) -> list[Proposal]:
+    """Return the regions of a map as proposals, in the order of their numbers. They have no prompt: it is (-1, -1)."""
+    size = (regions.shape[0], regions.shape[1])
+    return [
+        Proposal(tuple(rle.bounding_box(counts, *size)), rle.area(counts, *size), counts, 1.0, 1.0, (-1.0, -1.0))
+        for _, counts in sorted(rle.encode_regions(regions).items())
+    ]
 
 
 def _pooled(features: torch.Tensor) -> Halves:

@@ -11,7 +11,7 @@ from ovseg_batch.models import zoo
 from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.zoo import ModelSpec
-from ovseg_batch.settings import Config
+from ovseg_batch.settings import WITH_DINO, Config
 from ovseg_batch.stages.words import Words
 
 
@@ -27,7 +27,7 @@ class Resolved:
 
     def precision(self, spec: ModelSpec) -> Callable[[], str]:
         """Return a function that returns the precision of a model. It raises UsageError without the run's device."""
-        own = self.config.clip.precision if spec.kind == "clip" else self.config.sam.precision
+        own: str | None = getattr(self.config, spec.kind).precision
         return partial(precision, own or self.config.run.precision, self.config.run.device, not spec.embedded)
 
     @property
@@ -46,9 +46,19 @@ class Resolved:
         return zoo.resolve("sam", self.config.sam.model, self.config.sam.weights)
 
     @cached_property
+    def dino(self) -> ModelSpec:
+        """The DINO of the settings."""
+        return zoo.resolve("dino", self.config.dino.model, self.config.dino.weights)
+
+    @cached_property
     def inpaint(self) -> PipelineSpec:
         """The inpainting pipeline of the settings."""
         return zoo.resolve_inpainting(self.config.inpaint.model)
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels of a cell of the dense map of a window."""
+        return (self.dino if self.config.dense.attention in WITH_DINO else self.clip).patch
 
     @property
     def window(self) -> int:

@@ -28,7 +28,7 @@ from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.runs import pipeline
-from ovseg_batch.settings import REGION_LIMITED, Config
+from ovseg_batch.settings import CORRCLIP, Config
 from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.workdir.store import Workdir
 
@@ -97,8 +97,8 @@ TABLES = {
         dense_and_refined(
             {name: {"dense.attention": name} for name in VARIANTS}
             | {
-                REGION_LIMITED: {
-                    "dense.attention": REGION_LIMITED,
+                CORRCLIP: {
+                    "dense.attention": CORRCLIP,
                     "propose.points_per_side": 8,
                     "propose.predicted_iou": 0.4,
                     "propose.stability": 0.4,

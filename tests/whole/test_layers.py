@@ -103,7 +103,7 @@ from ovseg_batch.stages.registry import make_plan, resolve, stage_names
 for file in presets().values():
     labels = {{"labels": "person; sky; number plate"}}
     overrides = {{**labels, "edit.mode": "cutout", "inpaint.model": "demo", "classify.tuned": {__file__!r}}}
-    weights = {{"clip.model": "openai-b16", "clip.weights": "random:0", "sam.weights": "random:0"}}
+    weights = {{"clip.model": "openai-b16", **{{f"{{kind}}.weights": "random:0" for kind in ("clip", "sam", "dino")}}}}
     config = load_config(file, (), {{**overrides, **weights}}, environment={{}})
     resolved = resolve(config)
     for name in stage_names(config):
@@ -115,7 +115,7 @@ print(*sys.modules)
 
 
 def test_attentions_of_the_settings_are_the_variants() -> None:
-    assert (*VARIANTS, REGION_LIMITED) == ATTENTIONS
+    assert (*VARIANTS, *REGION_LIMITED) == ATTENTIONS
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

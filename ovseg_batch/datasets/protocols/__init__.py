@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-NAMES = ("sclip", "naclip", "clearclip")
+NAMES = ("sclip", "naclip", "clearclip", "corrclip")
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 

@@ -69,7 +69,8 @@ class RefinePlan(StagePlan):
         self._margin = config.presence.margin / run.clip.logit_scale if self._vocabulary.pooled else 0.0
         self._clip_spec = run.clip if config.dense.cache == "features" else None
         self._dense_inputs = DensePlan(run).inputs() if config.refine.bank else {}
-        self._patch = run.clip.patch
+        self._patch = run.patch
+        self._config = config
 
     def inputs(self) -> dict[str, Any]:
         dense, vocabulary = self._dense, self._vocabulary
@@ -136,7 +137,7 @@ class FusedPlan(StagePlan):
 def _refine_needs(config: Config) -> tuple[str, ...]:
     """Return the stages that `refine` reads."""
     embeddings = config.refine.method in PROMPTING and config.sam.cache == "embeddings"
-    others = (("propose", config.refine.method == "automatic"), ("encode", embeddings))
+    others = (("propose", config.refine.method in ("automatic", "regions")), ("encode", embeddings))
     return ("dense", *(name for name, needed in others if needed))
 
 

@@ -26,6 +26,7 @@ from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import enlarged, pamr
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.prompts import PointPrompt
+from ovseg_batch.methods.proposals import region_classes
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
@@ -42,6 +43,7 @@ from ovseg_batch.stages.refine.memory_bank import Relabeller
 from ovseg_batch.stages.refine.methods import NOTHING, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.refine.plan import RefinePlan
+from ovseg_batch.stages.regions import region_map
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
@@ -145,6 +147,10 @@ class RefineStage(RefinePlan, Stage):
     def _read_dense(self, one: _Underway) -> None:
         """Read the dense map, and compute the point prompts."""
         dense = one.dense = self._dense_map(one.upstream["dense"], one.row, one.size, one.image)
+        if self._settings.method == "regions":
+            proposals = one.upstream["propose"].values(one.row.row)["proposals"]
+            regions = region_map(proposals, one.size, self._config)
+            one.dense = dataclasses.replace(dense, labels=region_classes(regions, dense.labels))
         if self._sam is not None:
             one.points = points_of(dense, self._settings, self._min_area(one))
 
