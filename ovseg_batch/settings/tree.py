@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
@@ -51,23 +51,31 @@ class About(Section):
     """What the config is good at."""
 
 
-#: values of dense.attention that stay inside SAM2's regions, and those that correlate patches with DINO's features
-CORRCLIP = "corrclip"
-WITH_DINO = ("corrclip-dino",)
-REGION_LIMITED = (CORRCLIP, *WITH_DINO)
-#: values of dense.attention: the variants of `methods.attention`, and CorrCLIP's
-ATTENTIONS = (
-    *("vanilla", "maskclip", "maskclip-reduced", "v2", "csa", "csa-joint", "clearclip", "naclip", "itaclip"),
-    *REGION_LIMITED,
-)
+#: the variants of `methods.attention`, and CorrCLIP's
+Attention = Literal[
+    "vanilla",
+    "maskclip",
+    "maskclip-reduced",
+    "v2",
+    "csa",
+    "csa-joint",
+    "clearclip",
+    "naclip",
+    "itaclip",
+    "corrclip",
+    "corrclip-dino",
+]
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+CORRCLIP = "corrclip"  # patches correlate by SAM2's features
+WITH_DINO = ("corrclip-dino",)  # patches correlate by DINO's features
+REGION_LIMITED = (CORRCLIP, *WITH_DINO)  # patches attend only inside SAM2's regions
 
 
 class DenseConfig(Section):
     """The dense map: CLIP's class for every pixel."""
 
-    attention: str = "csa"
-    """Variant of CLIP's last attention: csa, csa-joint, vanilla, v2, maskclip, maskclip-reduced, clearclip, naclip,
-    itaclip, corrclip or corrclip-dino (docs/methods.md)."""
+    attention: Attention = "csa"
+    """Variant of CLIP's last attention (docs/methods.md)."""
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Depths of the blocks whose features are averaged, as shares of all blocks. 1.0 is the last block."""
     window: Annotated[int, Field(ge=16)] | None = None

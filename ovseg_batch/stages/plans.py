@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ovseg_batch.errors import UsageError, nearest
+from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash, listing_hash
 from ovseg_batch.io.region_maps import MAP_SUFFIX
 from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models import zoo
-from ovseg_batch.settings import ATTENTIONS, CORRCLIP, REGION_LIMITED, WITH_DINO, Config, DenseConfig
+from ovseg_batch.settings import CORRCLIP, REGION_LIMITED, WITH_DINO, Config, DenseConfig
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.resolved import Resolved
@@ -316,12 +316,7 @@ def _check_propose(config: Config) -> None:
 
 
 def _check_dense(dense: DenseConfig) -> None:
-    """Raise UsageError for unknown names, or for settings that exclude each other."""
-    if dense.attention not in ATTENTIONS:
-        raise UsageError(
-            f"dense.attention: there is no variant {dense.attention!r}.{nearest(dense.attention, ATTENTIONS)} "
-            f"Variants: {', '.join(ATTENTIONS)}."
-        )
+    """Raise UsageError for settings that exclude each other."""
     if dense.key_smoothing and dense.views != "plain":
         raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
     if dense.attention in REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):

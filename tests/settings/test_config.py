@@ -24,7 +24,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one() -> None:
         ("vot", "'refine.vote'"),
         ("sam.weight", "'sam.weights'"),
         ("segment.vote", "'refine.vote'"),
-        ("model", "'clip.model', 'sam.model' or 'inpaint.model'"),
+        ("model", "'clip.model', 'sam.model', 'dino.model' or 'inpaint.model'"),
         ("refine.batch_size", "'inpaint.batch_size' or 'run.batch_size'"),
     ):
         with pytest.raises(UsageError, match=rf"unknown key .*Did you mean {right}\? Valid here: "):
@@ -92,7 +92,7 @@ OWN = re.compile("names no layer|is no colour|give one weight for each scale")
         (
             "refine: {method: promted}",
             "refine.method: 'promted' is not allowed. Did you mean 'prompted'? "
-            "Allowed: prompted, guided, trident, automatic or none.",
+            "Allowed: prompted, guided, trident, automatic, regions or none.",
         ),
         ("inpaint: {size: 65}", "Allowed: a whole number (at least 64, a multiple of 8) or null."),
         ("run: {allow_remote: maybe}", "run.allow_remote: 'maybe' is not allowed. Allowed: true or false."),

@@ -11,7 +11,7 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
 from tests.conftest import Command
 
-PHOTOGRAPHS = {"clip.weights": "random:0", "sam.weights": "random:0", "inpaint.model": "demo"}
+PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino")}, "inpaint.model": "demo"}
 
 
 @pytest.mark.parametrize("name", presets())

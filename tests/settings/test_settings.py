@@ -56,7 +56,7 @@ def test_every_reader_is_of_a_key_and_every_choice_exists() -> None:
     assert set(READERS) <= set(KEYS) | sections
     for one in READERS.values():
         assert set(one.values) <= set(choices(one.choice)), one
-    assert choices("refine.method") == ("prompted", "guided", "trident", "automatic", "none")
+    assert choices("refine.method") == ("prompted", "guided", "trident", "automatic", "regions", "none")
     assert choices("run.allow_remote") == ("true", "false") and choices("refine.vote") == ("soft",)
     assert choices("dense.window") == choices("no.such") == ()
 
