@@ -46,7 +46,7 @@ class ProposeStage(ProposePlan, Stage):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue
-            [found] = split_on_failure(lambda one: [self._found(*one[0])], [(row, image)])
+            found = self._found(row, image)
             if isinstance(found, RowError):
                 yield failed(row, found.code, found.message)
                 continue
@@ -54,11 +54,14 @@ class ProposeStage(ProposePlan, Stage):
             size = {"height": image.shape[0], "width": image.shape[1], "points": points}
             yield done(row, {**size, "proposals": found.proposals}, found.arrays)
 
-    def _found(self, row: ImageRow, image: Pixels) -> _Found:
+    def _found(self, row: ImageRow, image: Pixels) -> _Found | RowError:
         if self._masks is None:
-            return self._propose(image)
-        regions = read_region_map(self._masks, row.file_name, image.shape[:2])
-        return _Found(_proposals_of(regions), {})
+            [found] = split_on_failure(lambda one: [self._propose(one[0])], [image])
+            return found
+        try:
+            return _Found(_proposals_of(read_region_map(self._masks, row.file_name, image.shape[:2])), {})
+        except RowError as error:
+            return error
 
     @torch.inference_mode()
     def _propose(self, image: Pixels) -> _Found:

@@ -34,17 +34,24 @@ def test_of_two_that_overlap_the_better_one_stays() -> None:
     assert keep_distinct([], 0.7) == []
 
 
-def test_the_automatic_mask_generator_gives_the_same(few_scenes: Path) -> None:
+@pytest.mark.parametrize("multimask", [True, False], ids=["three masks", "one mask"])
+def test_the_automatic_mask_generator_gives_the_same(multimask: bool, few_scenes: Path) -> None:
+    """One mask is the first of the decoder, as in a model that was built without postprocessing."""
     path = sorted((few_scenes / "images").iterdir())[0]
     config = load_config(
         "demo",
-        flags={"labels": list(scenes.CLASSES), **{f"propose.{name}": value for name, value in SETTINGS.items()}},
+        flags={
+            "labels": list(scenes.CLASSES),
+            "propose.multimask": multimask,
+            **{f"propose.{name}": value for name, value in SETTINGS.items()},
+        },
         environment={},
     )
     stage = ProposeStage(resolve(config))
     stage.setup("cpu")
     [result] = stage.process([ImageRow(0, "a", "a", str(path))], {})
     ours = result.values["proposals"]
+    stage._sam.model.sam_mask_decoder.dynamic_multimask_via_stability = False
     generator = SAM2AutomaticMaskGenerator(
         stage._sam.model,
         points_per_side=8,
@@ -52,6 +59,7 @@ def test_the_automatic_mask_generator_gives_the_same(few_scenes: Path) -> None:
         pred_iou_thresh=SETTINGS["predicted_iou"],
         stability_score_thresh=SETTINGS["stability"],
         box_nms_thresh=SETTINGS["nms"],
+        multimask_output=multimask,
     )
     side = stage._sam.image_size
     generator.predictor._bb_feat_sizes = [(side // k, side // k) for k in (4, 8, 16)]  # else it is sure of 1024
