@@ -37,6 +37,8 @@ SIZES = {
     "context60": 59,
     "coco-stuff10k": 171,
     "cityscapes": 19,
+    "context459": 459,
+    "ade847": 847,
 }
 
 

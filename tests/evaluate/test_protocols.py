@@ -102,7 +102,7 @@ def test_a_word_can_be_background_and_class() -> None:
     assert make_vocabulary(own).queries == ("sky", "bed", "cat")
 
 
-@pytest.mark.parametrize("name", ["voc21", "cityscapes", "coco-stuff10k"])
+@pytest.mark.parametrize("name", ["voc21", "cityscapes", "coco-stuff10k", "context459"])
 def test_the_folder_of_a_data_set_gives_its_split(name: str, tmp_path: Path) -> None:
     dataset = datasets.load(name)
     layouts.write(dataset, tmp_path / "data", SEEDS)
@@ -206,6 +206,9 @@ def test_a_data_set_of_ones_own(
         ("classes: [a]\nimages: x\ntitle: t\ntruth: {absent: [1]}", "truth"),
         ("classes: [a]\nimages: x\ntitle: t\nthings: many", "does not describe"),
         ("classes: [3]\nimages: x\ntitle: t", "does not describe"),
+        ("classes: [a, b]\nimages: x\ntitle: t\ntruth: y\nignored: 1", "do not fit below 1"),
+        ("classes: [a]\nimages: x\ntitle: t\nignored: 70000", "not a value of a map"),
+        ("classes: [a]\nimages: x\ntitle: t\ntruth: {path: y, rest_is_background: true}", "needs a background"),
     ],
 )
 def test_a_wrong_description_is_one_sentence(text: str, expected: str, tmp_path: Path, command: Command) -> None:

@@ -138,3 +138,58 @@ def test_a_class_map_that_cannot_be_read_is_named(content: bytes, tmp_path: Path
         (tmp_path / "truth" / f"a.png.{kind}.png").write_bytes(content)
     with pytest.raises(UsageError, match=r"a\.png\.\w+\.png cannot be read as an image"):
         TruthReader(datasets.load("scenes"), tmp_path).read("a.png")
+
+
+def two_maps(tmp_path: Path, values: np.ndarray[Any, Any], **more: Any) -> datasets.Dataset:
+    """A data set of 300 classes with one image and its map."""
+    for part in ("images", "truth"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((*values.shape, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(values).save(tmp_path / "truth" / "a.tif")
+    described = {"title": "t", "images": "images/*", "truth": "truth/{stem}.tif", "ignored": 65535, **more}
+    file = tmp_path / f"own{len(more)}.yaml"
+    file.write_text(json.dumps({"classes": [f"class {k}" for k in range(300)], **described}))
+    return datasets.load(str(file))
+
+
+def test_maps_of_16_bits_hold_class_255_and_name_their_ignored_value(tmp_path: Path) -> None:
+    values = np.array([[0, 254, 255, 256, 299, 300, 65534, 65535]], np.uint16)
+    dataset = two_maps(tmp_path, values)
+    found = TruthReader(dataset, tmp_path).read("a.png").classes
+    assert found is not None and found.tolist() == [[0, 254, 255, 256, 299, -1, -1, -1]]
+
+
+def test_255_is_ignored_in_every_map_of_8_bits(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8)[None]
+    wide = TruthReader(two_maps(tmp_path, values), tmp_path).read("a.png").classes
+    assert wide is not None and wide.tolist() == [[*range(255), -1]]
+    few = two_maps(tmp_path, values, classes=["a", "b"], ignored=255)
+    narrow = TruthReader(few, tmp_path).read("a.png").classes
+    assert narrow is not None and narrow.tolist() == [[0, 1, *[-1] * 254]]
+
+
+@pytest.mark.parametrize("values", [np.full((2, 3), -7, np.int32), np.full((2, 3), 70000, np.int32)])
+def test_values_that_no_map_of_classes_has_are_ignored(values: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    found = TruthReader(two_maps(tmp_path, values), tmp_path).read("a.png").classes
+    assert found is not None and (found == -1).all()
+
+
+def test_a_map_of_fractions_is_refused(tmp_path: Path) -> None:
+    dataset = two_maps(tmp_path, np.ones((2, 3), np.float32))
+    with pytest.raises(UsageError, match="its pixels are float32"):
+        TruthReader(dataset, tmp_path).read("a.png")
+
+
+@pytest.mark.parametrize("folder", ["annotations_ctx459/validation", "annotations_detectron2/pc459_val"])
+def test_context_459_is_read_in_both_layouts(folder: str, tmp_path: Path) -> None:
+    images = "images/validation" if "ctx459" in folder else "JPEGImages"
+    for part in (images, folder):
+        (tmp_path / part).mkdir(parents=True)
+    for stem in ("a", "b"):
+        Image.fromarray(np.zeros((1, 3, 3), np.uint8)).save(tmp_path / images / f"{stem}.jpg")
+    Image.fromarray(np.array([[255, 458, 65535]], np.uint16)).save(tmp_path / folder / "b.tif")
+    reader = TruthReader(datasets.load("context459"), tmp_path)
+    assert [path.name for path in reader.images()] == ["b.jpg"]
+    classes = reader.read("b.jpg").classes
+    assert classes is not None and classes.tolist() == [[255, 458, -1]]
+    assert reader.present("b.jpg") == [datasets.load("context459").classes[k] for k in (255, 458)]
