@@ -15,6 +15,7 @@ from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.truth import Instance, TruthReader
 from ovseg_batch.io import rle
+from tests.support import layouts
 
 NAME = "000000000001.jpg"
 GOOD = {
@@ -193,3 +194,35 @@ def test_context_459_is_read_in_both_layouts(folder: str, tmp_path: Path) -> Non
     classes = reader.read("b.jpg").classes
     assert classes is not None and classes.tolist() == [[255, 458, -1]]
     assert reader.present("b.jpg") == [datasets.load("context459").classes[k] for k in (255, 458)]
+
+
+@pytest.mark.parametrize(
+    ("path", "absent", "last"),
+    [
+        ("stuffthingmaps/val2017/a.png", layouts.RAW_ABSENT, 90),
+        ("annotations/val2017/a.png", layouts.RAW_ABSENT, 90),
+        ("annotations/val2017/a_labelTrainIds.png", (), 79),
+    ],
+)
+def test_coco_objects_from_the_maps_of_coco_stuff(
+    path: str, absent: tuple[int, ...], last: int, tmp_path: Path
+) -> None:
+    """Things are classes 1 to 80. Stuff, 255 and values that no class has are background."""
+    for folder in ("images/val2017", Path(path).parent):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((1, 256, 3), np.uint8)).save(tmp_path / "images/val2017/a.jpg")
+    Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(tmp_path / path)
+    reader = TruthReader(datasets.load("coco-object"), tmp_path)
+    found = reader.read("a.jpg")
+    assert found.classes is not None and found.instances is None and not reader.has_instances
+    things = [value for value in range(last + 1) if value not in absent]
+    assert [found.classes[0, value] for value in things] == list(range(1, 81))
+    assert not np.delete(found.classes[0], things).any()
+
+
+def test_maps_have_priority_over_crowds_of_the_json(tmp_path: Path) -> None:
+    read(tmp_path, {"iscrowd": 1})
+    (tmp_path / "stuffthingmaps/val2017").mkdir(parents=True)
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(tmp_path / "stuffthingmaps/val2017/000000000001.png")
+    truth = TruthReader(datasets.load("coco-object"), tmp_path).read(NAME)
+    assert truth.classes is not None and not truth.classes.any() and len(truth.instances or ()) == 2

@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 
 IGNORE = 255
 STUFF = len(scenes.STUFF)
+RAW_ABSENT = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # values below 182 that no class of COCO-Stuff has
 
 
 def class_of(dataset: datasets.Dataset) -> dict[str, str]:
@@ -88,6 +89,16 @@ def _coco_object(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Sc
     for k, scene in enumerate(rendered):
         save(scene.image, root / f"images/val2017/{k:012d}.jpg")
         save(class_map(dataset, scene), root / f"annotations/val2017/{k:012d}_instanceTrainIds.png")
+
+
+def coco_object_from_stuff(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    """The published pixel maps of COCO-Stuff: COCO's ids less one, 91 to 181 for stuff and 255 for no class."""
+    ids = np.array([255, *(value for value in range(90) if value not in RAW_ABSENT)], np.uint8)
+    for k, scene in enumerate(rendered):
+        values = ids[class_map(dataset, scene) % 255]  # edges are no class either
+        values[scene.classes == 1] = 100
+        save(scene.image, root / f"images/val2017/{k:012d}.jpg")
+        save(values, root / f"stuffthingmaps/val2017/{k:012d}.png")
 
 
 def _cityscapes(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
