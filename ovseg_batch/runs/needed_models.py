@@ -27,7 +27,7 @@ class NeededModel:
 
     @property
     def licence(self) -> str:
-        """The licence of its weights; `unknown` for weights without a name."""
+        """The licence of its weights, or a hint where they have no name."""
         if self.kind == "inpaint":
             named = PIPELINES.get(self.model)
             return named.licence if named else UNKNOWN_LICENCE
