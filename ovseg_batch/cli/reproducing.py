@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="auto, cpu, cuda or cuda:1.")
 @click.option("--workers", type=int, help="Number of worker processes. 0 runs in this process.")
 @click.option("--fetch", is_flag=True, help="Download missing models first, as `models fetch` does.")
-@click.option("--list", "list_rows", is_flag=True, help="List the rows with source, weights and licence.")
+@click.option("--list", "list_rows", is_flag=True, help="List the rows with source, needed weights and their licences.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
 def reproduce(
@@ -68,27 +69,40 @@ def reproduce(
 
 def _list_rows(as_json: bool) -> None:
     from ovseg_batch import datasets
-    from ovseg_batch.config import load_config, presets
+    from ovseg_batch.config import load_config
     from ovseg_batch.datasets import protocols
-    from ovseg_batch.models.presets import named
+    from ovseg_batch.runs.needed_models import needed_models
 
-    listed = []
-    for method in protocols.NAMES:
-        protocol = protocols.load(method)
-        weights = load_config(presets()[protocol.preset], environment={}).clip.model
-        for row in protocol.rows.values():
-            title = datasets.load(row.dataset).title
-            entry = {"name": row.name, "mIoU": row.published, "dataset": title, "source": protocol.source}
-            listed.append({**entry, "weights": weights, "licence": named("clip")[weights].licence})
+    listed: list[dict[str, Any]] = []
+    for row in protocols.rows():
+        protocol, labels = protocols.load(row.method), {"labels": f"{datasets.PREFIX}{row.dataset}"}
+        needed = needed_models(load_config(protocol.preset, flags=labels, environment={}))
+        weights = [{"name": one.model, "licence": one.licence} for one in needed]
+        title, source = datasets.load(row.dataset).title, protocol.source
+        listed.append({"name": row.name, "mIoU": row.published, "weights": weights, "dataset": title, "source": source})
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
+    table = [("row", "mIoU", "weights", "their licence", "data set")]
+    table += [(one["name"], _percent(one["mIoU"]), *_cells(one["weights"]), one["dataset"]) for one in listed]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    head, *lines = ["  ".join(map(_padded, line, widths, range(len(line)))).rstrip() for line in table]
     source = ""
-    for one in listed:
+    for one, line in zip(listed, lines, strict=True):
         if one["source"] != source:
-            source = str(one["source"])
-            click.echo(f"{source}\n    {one['weights']}; {one['licence']}")
-        click.echo(f"  {one['name']:26} {_percent(one['mIoU']):>6}  {one['dataset']}")
+            click.echo(f"{chr(10) if source else ''}{one['source']}\n  {head}")
+            source = one["source"]
+        click.echo(f"  {line}")
+
+
+def _cells(weights: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """Return the names of weights and their licences as texts. A licence that all have in common is given once."""
+    names, licences = [one["name"] for one in weights], [one["licence"] for one in weights]
+    return ", ".join(names), licences[0] if len(set(licences)) == 1 else ", ".join(licences)
+
+
+def _padded(text: str, width: int, column: int) -> str:
+    return text.rjust(width) if column == 1 else text.ljust(width)
 
 
 def _print(found: Reproduced, workdir: Workdir) -> None:

@@ -19,7 +19,7 @@ from ovseg_batch.errors import UsageError, nearest
 
 NAMES = (
     *("voc21", "voc20", "context60", "context", "coco-object", "coco-stuff", "coco-stuff10k", "ade20k", "cityscapes"),
-    *("coco-ov", "scenes"),
+    *("context459", "ade847", "coco-ov", "scenes"),
 )
 FILES = (".yaml", ".yml")
 PREFIX = "dataset:"  # prefix of a data set's name in place of a list of labels
@@ -32,10 +32,12 @@ class ClassMaps:
     Attributes:
         path: path of the map of an image, with `{stem}` or `{name}` of the image. `*` stands for any folder.
         absent: unused ids below the largest one.
+        rest_is_background: the first value is the first class, and all values after the last class are the background.
     """
 
     path: str
     absent: tuple[int, ...] = ()
+    rest_is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,12 @@ class Dataset:
         words: prompts of each class for CLIP.
         truth: class maps; the first existing layout is used.
         split: list of the images in the split.
+        split_by_truth: the split is the images that have a class map.
         instances: maps of instance numbers.
         coco: COCO instances file.
         background: words of the background. If there are any, 0 is the background in class maps.
         zero_is_ignored: 0 is ignored in class maps, and class k has the value k + 1.
+        ignored: value of ignored pixels in class maps. In maps of 8 bits 255 is ignored too.
         things: classes of countable objects.
         novel: classes that are not used in training.
         image_ending: last part of the images' stems that the names of the ground truth lack.
@@ -64,10 +68,12 @@ class Dataset:
     images: tuple[str, ...]
     truth: tuple[ClassMaps, ...] = ()
     split: str | None = None
+    split_by_truth: bool = False
     instances: str | None = None
     coco: str | None = None
     background: tuple[str, ...] = ()
     zero_is_ignored: bool = False
+    ignored: int = 255
     things: tuple[str, ...] = ()
     novel: tuple[str, ...] = ()
     image_ending: str = ""
@@ -177,7 +183,24 @@ def _parse(tree: dict[str, Any], name: str) -> Dataset:
     }
     if unknown := sorted(map(str, tree.keys() - {one.name for one in fields(Dataset)})):
         raise ValueError(f"{unknown[0]!r} is no key of a data set")
-    return TypeAdapter(Dataset).validate_python({**tree, **found})
+    dataset = TypeAdapter(Dataset).validate_python({**tree, **found})
+    _check_values(dataset)
+    return dataset
+
+
+def _check_values(dataset: Dataset) -> None:
+    """Raise ValueError if the classes do not fit into the values of the class maps."""
+    if not 0 < dataset.ignored < 1 << 16:
+        raise ValueError(f"ignored: {dataset.ignored} is not a value of a map of 8 or 16 bits")
+    for maps in dataset.truth:
+        if maps.rest_is_background and (not dataset.background or dataset.zero_is_ignored):
+            raise ValueError(f"{maps.path} has rest_is_background, which needs a background, and 0 as a class")
+        used = len(dataset.scored) + dataset.zero_is_ignored + len(maps.absent)
+        if used > dataset.ignored:
+            raise ValueError(
+                f"its {len(dataset.classes)} classes do not fit below {dataset.ignored}, the value of ignored pixels; "
+                "maps of 16 bits can have `ignored: 65535`"
+            )
 
 
 def _several(value: Any) -> list[Any]:

@@ -7,9 +7,6 @@ import warnings
 from typing import TextIO
 
 OWN = "ovseg_batch"
-
-#: Starts of messages that are misleading here: open_clip builds the model, and its weights are loaded afterwards.
-MISLEADING = ("No pretrained weights loaded for model",)
 SILENT = "PIL"  # Pillow's records name no file; an image that it cannot read raises an exception too
 
 
@@ -28,7 +25,7 @@ def _is_useful(record: logging.LogRecord) -> bool:
     library = record.name.partition(".")[0]
     if library in (OWN, SILENT):
         return library == OWN
-    return record.levelno >= logging.WARNING and not record.getMessage().startswith(MISLEADING)
+    return record.levelno >= logging.WARNING
 
 
 def _log_warning(

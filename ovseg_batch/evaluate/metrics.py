@@ -1,6 +1,6 @@
 """Metrics of label maps: mIoU and accuracy over the data set, boundary F1 averaged over images.
 
-Sources: mIoU as `IoUMetric` of mmsegmentation (intersections and unions are summed over all images, 255 is ignored,
+Sources: mIoU as `IoUMetric` of mmsegmentation (intersections and unions are summed over all images, ignored pixels and
 classes in neither map are skipped); boundary F1 of Csurka et al., What is a good evaluation measure for semantic
 segmentation?, BMVC 2013 (per class and image, tolerance 0.75 % of the diagonal).
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Integers, Mask, Numbers, Pixels, Scalar
 
-IGNORE = 255
+IGNORE = -1  # class of ignored pixels of the truth
 TOLERANCE = 0.0075  # share of the image's diagonal
 
 
@@ -34,7 +34,7 @@ class SemanticScore:
 
         Args:
             prediction: (H, W) integer class, negative where unlabelled, which counts as wrong.
-            truth: (H, W) integer class, 255 for ignored pixels.
+            truth: (H, W) integer class, negative for ignored pixels.
         """
         self._confusion += confusion(prediction, truth, self._classes)
         score = boundary_f1(prediction, truth)
@@ -84,7 +84,7 @@ def confusion(prediction: Integers, truth: Integers, classes: int) -> Indices:
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
-    counted = truth != IGNORE
+    counted = truth >= 0
     predicted_class = np.where(prediction < 0, classes, prediction)[counted].astype(np.int64)
     index = truth[counted].astype(np.int64) * (classes + 1) + predicted_class
     return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
@@ -107,13 +107,13 @@ def boundary_f1(prediction: Integers, truth: Integers) -> float:
     """Return the mean F1 of predicted and true boundary pixels over the classes in the truth, in [0, 1].
 
     A boundary pixel is correct if the other map has one within 0.75 % of the image's diagonal (at least 1 pixel). Where
-    255 separates two classes, the true boundary is its centre line, and a predicted boundary anywhere within is
-    correct. Other predicted boundaries in or beside pixels of 255 do not count. Returns NaN if the truth has no
-    boundary.
+    ignored pixels separate two classes, the true boundary is its centre line, and a predicted boundary anywhere
+    within is correct. Other predicted boundaries in or beside ignored pixels do not count. Returns NaN if the truth
+    has no boundary.
     """
     radius = max(1, math.ceil(TOLERANCE * math.hypot(*truth.shape)))
     disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
-    known = truth != IGNORE
+    known = truth >= 0
     if not known.any():
         return math.nan
     depth, filled = _nearest(known, truth)

@@ -13,11 +13,11 @@ from ovseg_batch.evaluate.calibration import CalibrationScore
 from ovseg_batch.evaluate.instances import InstanceScore
 from ovseg_batch.evaluate.metrics import SemanticScore, class_iou, confusion
 from ovseg_batch.evaluate.panoptic import PanopticScore
-from ovseg_batch.evaluate.truth import IGNORE, Truth, TruthReader
+from ovseg_batch.evaluate.truth import Truth, TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage, painting_order
-from ovseg_batch.types.arrays import AnyArray, ClassMap, Pixels
+from ovseg_batch.types.arrays import AnyArray, ClassMap
 
 
 class Score:
@@ -163,16 +163,14 @@ class Score:
             groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
         return groups
 
-    def _add_masks(self, annotations: Sequence[Annotation], truth: Pixels) -> None:
+    def _add_masks(self, annotations: Sequence[Annotation], truth: ClassMap) -> None:
         """Count the correct pixels of every mask, among pixels that the truth does not ignore."""
         assert self._calibration is not None
         for one in annotations:
             if one.category in self._dataset.scored:
                 label = self._dataset.scored.index(one.category)
                 under = truth[rle.decode(one.rle, *truth.shape)]
-                self._calibration.add_mask(
-                    label, one.confidence, int((under != IGNORE).sum()), int((under == label).sum())
-                )
+                self._calibration.add_mask(label, one.confidence, int((under >= 0).sum()), int((under == label).sum()))
 
     def _add_segments(self, annotations: Sequence[Annotation], truth: Truth) -> int:
         """Add the segments of an image. Return the number of wrong and missed segments."""
@@ -195,7 +193,7 @@ class Score:
             found[rle.decode(counted[index].rle, *shape)] = numbers[index]
         wanted, wanted_class, crowds = np.zeros(shape, np.int32), list[int](), list[int]()
         for label in np.unique(truth.classes):
-            if label != IGNORE and scored[label] not in things:
+            if label >= 0 and scored[label] not in things:
                 wanted_class.append(int(label))
                 wanted[truth.classes == label] = len(wanted_class)
         for instance in sorted(truth.instances, key=lambda one: -one.area):

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.types.arrays import AnyArray, Integers, Pixels
@@ -27,7 +26,7 @@ class Case:
 
     Attributes:
         image: (H, W, 3) uint8.
-        truth, found: (H, W) class maps; negative or 255 for none.
+        truth, found: (H, W) class maps; negative for none.
         caption: text of the row.
     """
 
@@ -66,16 +65,16 @@ def overlay(image: Pixels, classes: Integers) -> AnyArray:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        classes: (H, W) integer, negative or 255 for none.
+        classes: (H, W) integer, negative for none.
 
     Returns:
         (H, W, 3) uint8.
     """
-    known = (classes >= 0) & (classes != IGNORE)
+    known = classes >= 0
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    mixed = (1 - STRENGTH) * image + STRENGTH * palette(IGNORE)[np.where(known, classes, 0)]
+    mixed = (1 - STRENGTH) * image + STRENGTH * palette(max(int(classes.max()) + 1, 1))[np.where(known, classes, 0)]
     mixed = np.where(known[..., None], mixed, grey)
-    edges = cv2.morphologyEx(classes.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    edges = cv2.morphologyEx(classes.astype(np.int16), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     mixed[edges] *= 0.35
     return mixed.astype(np.uint8)
 

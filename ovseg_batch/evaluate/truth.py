@@ -18,14 +18,15 @@ from PIL import Image
 
 from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.hashing import content_hash, file_hash
 from ovseg_batch.io.records import parse_json
-from ovseg_batch.types.arrays import AnyArray, Pixels
+from ovseg_batch.types.arrays import AnyArray, ClassMap
 from ovseg_batch.units import counted
 
-IGNORE = 255
+VOID_8_BITS = 255  # value of ignored pixels in all maps of 8 bits
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,12 @@ class Truth:
     """The ground truth of an image. Either attribute may be None.
 
     Attributes:
-        classes: (H, W) uint8, indices into `Dataset.scored`, 255 for ignored pixels.
+        classes: (H, W) int16, indices into `Dataset.scored`, negative for ignored pixels.
         instances: the objects.
         sizes: (height, width) of each file that was read, once if they are equal.
     """
 
-    classes: Pixels | None
+    classes: ClassMap | None
     instances: list[Instance] | None
     sizes: tuple[tuple[int, int], ...]
 
@@ -91,7 +92,9 @@ class TruthReader:
         """Yield the images of the split, in the order of their names."""
         pattern = next(p for p in self._dataset.images if next(iter(self._root.glob(p)), None))
         if self._dataset.split is None:
-            yield from sorted(self._root.glob(pattern))
+            found = sorted(self._root.glob(pattern))
+            maps = self._maps if self._dataset.split_by_truth else None
+            yield from (path for path in found if maps is None or self._file(maps.path, path.name).is_file())
             return
         listed = self._root / self._dataset.split
         if not listed.is_file():
@@ -121,7 +124,7 @@ class TruthReader:
         """Return the classes in the ground truth of an image, without the background."""
         truth = self.read(name)
         if truth.classes is not None:
-            found = [self._dataset.scored[k] for k in np.unique(truth.classes) if k != IGNORE]
+            found = [self._dataset.scored[k] for k in np.unique(truth.classes) if k >= 0]
         else:
             found = sorted({instance.category for instance in truth.instances or []})
         return [one for one in found if one in self._dataset.classes]
@@ -176,28 +179,34 @@ class TruthReader:
             raise UsageError(f"The truth {file} cannot be read as an image: {error}.") from None
         if values.ndim != 2:
             raise UsageError(f"{file} is not a map of class indices: it has {values.shape[-1]} channels.")
+        if values.dtype.kind not in "bui":
+            raise UsageError(f"{file} is not a map of class indices: its pixels are {values.dtype}.")
         return values
 
-    def _class_map(self, name: str, maps: ClassMaps) -> Pixels:
-        table = _lookup(len(self._dataset.scored), self._dataset.zero_is_ignored, maps.absent)
-        classes: Pixels = table[np.minimum(self._opened(maps.path, name), IGNORE)]
+    def _class_map(self, name: str, maps: ClassMaps) -> ClassMap:
+        ignored, values = self._dataset.ignored, self._opened(maps.path, name)
+        table = _lookup(len(self._dataset.scored), self._dataset.zero_is_ignored, ignored, maps)
+        classes: ClassMap = table[np.where((values < 0) | (values > ignored), ignored, values)]
+        if values.dtype == np.uint8 and ignored > VOID_8_BITS:
+            classes[values == VOID_8_BITS] = table[ignored]
         return classes
 
-    def _objects(self, numbers: AnyArray, classes: Pixels) -> list[Instance]:
+    def _objects(self, numbers: AnyArray, classes: ClassMap) -> list[Instance]:
         """Return the objects of a map of instance numbers."""
         found = []
         for number in np.unique(numbers):
             mask = numbers == number
-            if number in (0, IGNORE):
+            if number in (0, VOID_8_BITS):
                 continue
-            label = int(np.bincount(classes[mask]).argmax())
-            if label != IGNORE:
+            counts = np.bincount(classes[mask] - IGNORE)  # ignored pixels first
+            label = int(np.roll(counts, -1).argmax())
+            if label < len(counts) - 1:
                 found.append(Instance(self._dataset.scored[label], rle.encode(mask), float(mask.sum()), False))
         return found
 
-    def _drawn(self, instances: Iterable[Instance], height: int, width: int) -> Pixels:
+    def _drawn(self, instances: Iterable[Instance], height: int, width: int) -> ClassMap:
         """Paint the class map of the instances, with smaller ones in front. Crowds are ignored."""
-        classes = np.zeros((height, width), np.uint8)
+        classes = np.zeros((height, width), np.int16)
         for instance in sorted(instances, key=lambda one: -one.area):
             mask = rle.decode(instance.rle, height, width)
             classes[mask] = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
@@ -212,11 +221,12 @@ class TruthReader:
 
 
 @functools.lru_cache(maxsize=16)
-def _lookup(classes: int, zero_is_ignored: bool, absent: tuple[int, ...]) -> Pixels:
-    """Return the table from values of a published map to classes, 255 for ignored values."""
-    table = np.full(256, IGNORE, np.uint8)
-    values = [value for value in range(256) if value not in absent][int(zero_is_ignored) :][:classes]
-    table[values] = np.arange(len(values))
+def _lookup(classes: int, zero_is_ignored: bool, ignored: int, maps: ClassMaps) -> ClassMap:
+    """Return the table (ignored + 1,) from values of a published map to classes, -1 for ignored values."""
+    first = int(maps.rest_is_background)
+    table = np.full(ignored + 1, 0 if maps.rest_is_background else IGNORE, np.int16)
+    values = [value for value in range(ignored) if value not in maps.absent][int(zero_is_ignored) :][: classes - first]
+    table[values] = np.arange(first, classes)
     return table
 
 

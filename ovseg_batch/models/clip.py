@@ -6,9 +6,11 @@ features are tested against its code (wangf3014/SCLIP).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import open_clip
@@ -30,6 +32,7 @@ from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_
 from ovseg_batch.models.weights import load_weights, read_state_dict
 
 TEXT_BATCH = 256  # prompts per batch
+MISLEADING = "No pretrained weights loaded for model"  # start of a message of open_clip; they are loaded afterwards
 
 
 class DenseClip:
@@ -268,9 +271,34 @@ def _embedded(architecture: str) -> tuple[nn.Module, Callable[[list[str]], Tenso
 def _named(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
     if spec.weights.startswith(zoo.RANDOM):
         torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
-    model = open_clip.create_model(spec.architecture, load_weights=False, pretrained_text=False)
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    return model, open_clip.get_tokenizer(spec.architecture), f"open_clip:{spec.architecture}", preprocess
+    with _true_messages():
+        model = open_clip.create_model(spec.architecture, load_weights=False, pretrained_text=False)
+        preprocess = open_clip.get_model_preprocess_cfg(model)
+        tokenizer = open_clip.get_tokenizer(spec.architecture)
+    return model, tokenizer, f"open_clip:{spec.architecture}", preprocess
+
+
+@contextlib.contextmanager
+def _true_messages() -> Iterator[None]:
+    """Drop the misleading message of open_clip, and leave the root logger of a program as it is.
+
+    open_clip logs with functions of the module `logging`. They install a handler where a program has none.
+    """
+    root = logging.getLogger()
+    handlers = [] if root.handlers else [logging.lastResort or logging.NullHandler()]
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(MISLEADING)
+
+    root.addFilter(is_true)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_true)
+        for handler in handlers:
+            root.removeHandler(handler)
 
 
 def _load_weights(model: Any, spec: zoo.ModelSpec) -> None:

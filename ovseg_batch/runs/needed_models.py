@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ovseg_batch.models import zoo
+from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.missing import Missing, MissingModels
+from ovseg_batch.models.pipelines import PIPELINES
+from ovseg_batch.models.zoo import UNKNOWN_LICENCE
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import ModelKind
 from ovseg_batch.stages.registry import plans_of
@@ -22,6 +24,15 @@ class NeededModel:
     kind: ModelKind
     model: str
     weights: str | None = None
+
+    @property
+    def licence(self) -> str:
+        """The licence of its weights, or a hint where they have no name."""
+        if self.kind == "inpaint":
+            named = PIPELINES.get(self.model)
+            return named.licence if named else UNKNOWN_LICENCE
+        preset = presets.named(self.kind).get(self.model)
+        return preset.licence if preset and self.weights is None else UNKNOWN_LICENCE
 
     def missing(self) -> tuple[Missing, ...]:
         """Return its missing files. Raises UsageError for an unknown name."""

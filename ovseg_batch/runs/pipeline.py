@@ -251,7 +251,9 @@ def cautions(config: Config) -> list[str]:
     notes = []
     if (note := embedded_note(embedded_models(config))) and not called_from_python():  # there it is a UserWarning
         notes.append(note)
-    few = len(config.labels) < FEW_LABELS
+    least = 1 / max(len(config.labels), 1)  # of a pixel's best probability
+    sure = all(max(label.threshold, config.dense.prob_threshold) <= least for label in config.labels)
+    few = len(config.labels) < FEW_LABELS and sure
     if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
         one = len(config.labels) == 1
         notes.append(

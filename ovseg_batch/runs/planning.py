@@ -279,8 +279,15 @@ def check_manifest(manifest: Manifest, config: Config) -> None:
 
 
 def embedded_models(config: Config) -> list[str]:
-    """Return the settings that name a small model of the package, which was trained on rendered scenes only."""
-    return [f"{needed.kind}.model" for needed in needed_models(config) if zoo.is_embedded(needed.kind, needed.model)]
+    """Return the settings that name a small model of the package, which was trained on rendered scenes only.
+
+    Only models that a stage loads count, and only with the weights of the package.
+    """
+    return [
+        f"{needed.kind}.model"
+        for needed in needed_models(config)
+        if needed.weights is None and zoo.is_embedded(needed.kind, needed.model)
+    ]
 
 
 def code_changes(workdir: Workdir, stages: Sequence[PlannedStage]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Boundary F1 where the truth has no boundary, and where 255 lies between its classes."""
+"""Boundary F1 where the truth has no boundary, and where ignored pixels lie between its classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def box(grown: int = 0) -> Array:
     return classes
 
 
-@pytest.mark.parametrize("truth", [np.zeros(SHAPE, int), np.full(SHAPE, 255), np.where(box() == 1, 255, 0)])
+@pytest.mark.parametrize("truth", [np.zeros(SHAPE, int), np.full(SHAPE, -1), np.where(box() == 1, -1, 0)])
 def test_images_without_a_boundary_do_not_count(truth: Array) -> None:
     alone, beside, without = (SemanticScore(5) for _ in range(3))
     alone.add(NOISE, truth)
@@ -36,21 +36,21 @@ def test_images_without_a_boundary_do_not_count(truth: Array) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
 @pytest.mark.parametrize("share", [0, 0.5, 1])
-def test_a_boundary_anywhere_in_a_ring_of_255_is_right(rows: int, share: float) -> None:
-    truth = np.where(box(rows) != box(), 255, box())
+def test_a_boundary_anywhere_in_a_ring_of_ignored_pixels_is_right(rows: int, share: float) -> None:
+    truth = np.where(box(rows) != box(), -1, box())
     assert boundary_f1(box(round(rows * share)), truth) == 1.0
     assert boundary_f1(np.zeros(SHAPE, int), truth) == 0.0
     assert boundary_f1(np.roll(box(), 20, 1), truth) < 0.5
 
 
-def test_what_is_predicted_in_other_pixels_of_255_does_not_count() -> None:
+def test_what_is_predicted_in_other_ignored_pixels_does_not_count() -> None:
     truth, found = box(), box()
-    truth[:8] = 255
+    truth[:8] = -1
     found[:8] = NOISE[:8]
     assert boundary_f1(found, truth) == 1.0
 
 
-def test_maps_without_255_are_scored_as_before() -> None:
+def test_maps_without_ignored_pixels_are_scored_as_before() -> None:
     assert boundary_f1(box(), box()) == 1.0
     assert boundary_f1(box(1), box()) == pytest.approx(0.98110517)
     assert boundary_f1(box(3), box()) == 0.0

@@ -37,6 +37,8 @@ SIZES = {
     "context60": 59,
     "coco-stuff10k": 171,
     "cityscapes": 19,
+    "context459": 459,
+    "ade847": 847,
 }
 
 
@@ -97,6 +99,15 @@ def test_coco_objects_from_the_json_alone(tmp_path: Path, command: Command) -> N
         command("eval", workdir, "--dataset", "coco-object", "--root", tmp_path / "data", "--json").stdout
     )
     assert found["mIoU"] > 0.6 and found["mask AP50"] > 0.3 and found["PQ"] > 0.4, found
+
+
+@pytest.mark.slow("a run and its evaluation")
+def test_coco_objects_from_the_maps_of_coco_stuff(tmp_path: Path, command: Command) -> None:
+    dataset = datasets.load("coco-object")
+    layouts.coco_object_from_stuff(dataset, tmp_path / "data", [scenes.render(seed) for seed in SEEDS])
+    workdir = evaluated("coco-object", tmp_path, command)
+    done = command("eval", workdir, "--dataset", "coco-object", "--root", tmp_path / "data", "--json")
+    assert json.loads(done.stdout)["mIoU"] > 0.6 and done.stderr == ""
 
 
 def test_the_oracle_is_asked_for_what_is_there_alone(tmp_path: Path, command: Command) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ovseg_batch import datasets, scenes
+from ovseg_batch.cli.reproducing import _cells
 from ovseg_batch.config import load_config
 from ovseg_batch.datasets import protocols
 from ovseg_batch.errors import UsageError
@@ -102,7 +103,7 @@ def test_a_word_can_be_background_and_class() -> None:
     assert make_vocabulary(own).queries == ("sky", "bed", "cat")
 
 
-@pytest.mark.parametrize("name", ["voc21", "cityscapes", "coco-stuff10k"])
+@pytest.mark.parametrize("name", ["voc21", "cityscapes", "coco-stuff10k", "context459"])
 def test_the_folder_of_a_data_set_gives_its_split(name: str, tmp_path: Path) -> None:
     dataset = datasets.load(name)
     layouts.write(dataset, tmp_path / "data", SEEDS)
@@ -151,10 +152,23 @@ def test_a_row_that_was_killed_resumes_and_gives_the_same_figure(
     assert "published 64.07" in text and "not the protocol: clip.model" in text and "computed in fp16" in text
 
 
-def test_rows_are_listed_and_named(command: Command, tmp_path: Path) -> None:
+def test_rows_are_listed_with_their_weights(command: Command) -> None:
     listed = json.loads(command("reproduce", "--list", "--json").stdout)
-    assert [one["name"] for one in listed] == list(ROWS) and all(one["source"] and one["licence"] for one in listed)
-    assert "sclip-voc21                 59.63" in command("reproduce", "--list").stdout
+    assert [one["name"] for one in listed] == list(ROWS) and all(one["source"] for one in listed)
+    assert listed[0]["weights"] == [{"name": "openai-b16", "licence": "MIT"}]
+    lines = command("reproduce", "--list").stdout.splitlines()
+    assert lines[1].split() == ["row", "mIoU", "weights", "their", "licence", "data", "set"]
+    assert lines[2].split()[:4] == ["sclip-voc21", "59.63", "openai-b16", "MIT"]
+    assert sum("github.com" in line for line in lines) == len(protocols.NAMES)
+
+
+def test_a_row_with_several_models_names_all_weights() -> None:
+    models = [{"name": "metaclip-b16", "licence": "CC-BY-NC-4.0"}, {"name": "sam2.1-large", "licence": "Apache-2.0"}]
+    assert _cells(models) == ("metaclip-b16, sam2.1-large", "CC-BY-NC-4.0, Apache-2.0")
+    assert _cells([models[1], {"name": "x", "licence": "Apache-2.0"}]) == ("sam2.1-large, x", "Apache-2.0")
+
+
+def test_errors_of_reproduce_are_one_sentence(command: Command, tmp_path: Path) -> None:
     wrong = command("reproduce", "sclip-voc2", "--root", tmp_path)
     assert wrong.returncode == 2 and "Did you mean 'sclip-voc21'?" in wrong.stderr
     for arguments in (("reproduce",), ("reproduce", "sclip-voc21")):
@@ -206,6 +220,9 @@ def test_a_data_set_of_ones_own(
         ("classes: [a]\nimages: x\ntitle: t\ntruth: {absent: [1]}", "truth"),
         ("classes: [a]\nimages: x\ntitle: t\nthings: many", "does not describe"),
         ("classes: [3]\nimages: x\ntitle: t", "does not describe"),
+        ("classes: [a, b]\nimages: x\ntitle: t\ntruth: y\nignored: 1", "do not fit below 1"),
+        ("classes: [a]\nimages: x\ntitle: t\nignored: 70000", "not a value of a map"),
+        ("classes: [a]\nimages: x\ntitle: t\ntruth: {path: y, rest_is_background: true}", "needs a background"),
     ],
 )
 def test_a_wrong_description_is_one_sentence(text: str, expected: str, tmp_path: Path, command: Command) -> None:

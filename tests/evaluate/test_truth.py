@@ -15,6 +15,7 @@ from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.truth import Instance, TruthReader
 from ovseg_batch.io import rle
+from tests.support import layouts
 
 NAME = "000000000001.jpg"
 GOOD = {
@@ -138,3 +139,90 @@ def test_a_class_map_that_cannot_be_read_is_named(content: bytes, tmp_path: Path
         (tmp_path / "truth" / f"a.png.{kind}.png").write_bytes(content)
     with pytest.raises(UsageError, match=r"a\.png\.\w+\.png cannot be read as an image"):
         TruthReader(datasets.load("scenes"), tmp_path).read("a.png")
+
+
+def two_maps(tmp_path: Path, values: np.ndarray[Any, Any], **more: Any) -> datasets.Dataset:
+    """A data set of 300 classes with one image and its map."""
+    for part in ("images", "truth"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((*values.shape, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(values).save(tmp_path / "truth" / "a.tif")
+    described = {"title": "t", "images": "images/*", "truth": "truth/{stem}.tif", "ignored": 65535, **more}
+    file = tmp_path / f"own{len(more)}.yaml"
+    file.write_text(json.dumps({"classes": [f"class {k}" for k in range(300)], **described}))
+    return datasets.load(str(file))
+
+
+def test_maps_of_16_bits_hold_class_255_and_name_their_ignored_value(tmp_path: Path) -> None:
+    values = np.array([[0, 254, 255, 256, 299, 300, 65534, 65535]], np.uint16)
+    dataset = two_maps(tmp_path, values)
+    found = TruthReader(dataset, tmp_path).read("a.png").classes
+    assert found is not None and found.tolist() == [[0, 254, 255, 256, 299, -1, -1, -1]]
+
+
+def test_255_is_ignored_in_every_map_of_8_bits(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8)[None]
+    wide = TruthReader(two_maps(tmp_path, values), tmp_path).read("a.png").classes
+    assert wide is not None and wide.tolist() == [[*range(255), -1]]
+    few = two_maps(tmp_path, values, classes=["a", "b"], ignored=255)
+    narrow = TruthReader(few, tmp_path).read("a.png").classes
+    assert narrow is not None and narrow.tolist() == [[0, 1, *[-1] * 254]]
+
+
+@pytest.mark.parametrize("values", [np.full((2, 3), -7, np.int32), np.full((2, 3), 70000, np.int32)])
+def test_values_that_no_map_of_classes_has_are_ignored(values: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    found = TruthReader(two_maps(tmp_path, values), tmp_path).read("a.png").classes
+    assert found is not None and (found == -1).all()
+
+
+def test_a_map_of_fractions_is_refused(tmp_path: Path) -> None:
+    dataset = two_maps(tmp_path, np.ones((2, 3), np.float32))
+    with pytest.raises(UsageError, match="its pixels are float32"):
+        TruthReader(dataset, tmp_path).read("a.png")
+
+
+@pytest.mark.parametrize("folder", ["annotations_ctx459/validation", "annotations_detectron2/pc459_val"])
+def test_context_459_is_read_in_both_layouts(folder: str, tmp_path: Path) -> None:
+    images = "images/validation" if "ctx459" in folder else "JPEGImages"
+    for part in (images, folder):
+        (tmp_path / part).mkdir(parents=True)
+    for stem in ("a", "b"):
+        Image.fromarray(np.zeros((1, 3, 3), np.uint8)).save(tmp_path / images / f"{stem}.jpg")
+    Image.fromarray(np.array([[255, 458, 65535]], np.uint16)).save(tmp_path / folder / "b.tif")
+    reader = TruthReader(datasets.load("context459"), tmp_path)
+    assert [path.name for path in reader.images()] == ["b.jpg"]
+    classes = reader.read("b.jpg").classes
+    assert classes is not None and classes.tolist() == [[255, 458, -1]]
+    assert reader.present("b.jpg") == [datasets.load("context459").classes[k] for k in (255, 458)]
+
+
+@pytest.mark.parametrize(
+    ("path", "absent", "last"),
+    [
+        ("stuffthingmaps/val2017/a.png", layouts.RAW_ABSENT, 90),
+        ("annotations/val2017/a.png", layouts.RAW_ABSENT, 90),
+        ("annotations/val2017/a_labelTrainIds.png", (), 79),
+    ],
+)
+def test_coco_objects_from_the_maps_of_coco_stuff(
+    path: str, absent: tuple[int, ...], last: int, tmp_path: Path
+) -> None:
+    """Things are classes 1 to 80. Stuff, 255 and values that no class has are background."""
+    for folder in ("images/val2017", Path(path).parent):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((1, 256, 3), np.uint8)).save(tmp_path / "images/val2017/a.jpg")
+    Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(tmp_path / path)
+    reader = TruthReader(datasets.load("coco-object"), tmp_path)
+    found = reader.read("a.jpg")
+    assert found.classes is not None and found.instances is None and not reader.has_instances
+    things = [value for value in range(last + 1) if value not in absent]
+    assert [found.classes[0, value] for value in things] == list(range(1, 81))
+    assert not np.delete(found.classes[0], things).any()
+
+
+def test_maps_have_priority_over_crowds_of_the_json(tmp_path: Path) -> None:
+    read(tmp_path, {"iscrowd": 1})
+    (tmp_path / "stuffthingmaps/val2017").mkdir(parents=True)
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(tmp_path / "stuffthingmaps/val2017/000000000001.png")
+    truth = TruthReader(datasets.load("coco-object"), tmp_path).read(NAME)
+    assert truth.classes is not None and not truth.classes.any() and len(truth.instances or ()) == 2

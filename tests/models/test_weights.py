@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_weights_of_another_architecture(upstream: Path) -> None:
         DenseClip.load(zoo.resolve("clip", "ViT-B-32-quickgelu", str(upstream / "vit-b-16.pt")), CPU, "fp32")
     with pytest.raises(OvsegError, match="do not fit the SAM2 config"):
         Sam.load(zoo.resolve("sam", "sam2.1-tiny", str(upstream / "sam2.1_l.pt")), CPU, "fp32")
+
+
+@pytest.mark.parametrize("handlers", [[], [logging.NullHandler()]])
+def test_open_clip_s_message_of_random_weights_is_dropped(
+    upstream: Path, handlers: list[logging.Handler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are loaded after it. The root logger of a program keeps its handlers and filters."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(handlers))
+    DenseClip.load(zoo.resolve("clip", "ViT-B-16-quickgelu", str(upstream / "vit-b-16.safetensors")), CPU, "fp32")
+    assert root.handlers == handlers and not root.filters and capsys.readouterr().err == ""
+    logging.getLogger("open_clip").warning("another message")
+    assert ("another message" in capsys.readouterr().err) == (not handlers)
 
 
 def test_image_tower_that_is_no_vit() -> None:

@@ -83,7 +83,7 @@ def test_written_scenes_have_their_truth_beside_them(tmp_path: Path) -> None:
 
 def test_scores_by_hand() -> None:
     score = SemanticScore(3)
-    score.add(np.array([[0, 0, 1], [1, -1, 1]]), np.array([[0, 0, 0], [1, 1, 255]]))
+    score.add(np.array([[0, 0, 1], [1, -1, 1]]), np.array([[0, 0, 0], [1, 1, -1]]))
     # class 0: 2 of 3 hit, none wrongly drawn; class 1: 1 of 2 hit, one wrongly drawn; class 2 nowhere
     assert np.allclose(score.class_iou(), [2 / 3, 1 / 3, np.nan], equal_nan=True)
     assert score.mean_iou() == pytest.approx(0.5)

@@ -17,12 +17,17 @@ Array = np.ndarray[Any, Any]
 
 IGNORE = 255
 STUFF = len(scenes.STUFF)
+RAW_ABSENT = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # values below 182 that no class of COCO-Stuff has
 
 
 def class_of(dataset: datasets.Dataset) -> dict[str, str]:
-    """Scene word → the class that it plays; where there is a background, or things alone, stuff plays none."""
+    """Scene word → the class that it plays; where there is a background, or things alone, stuff plays none.
+
+    Where there are more than 255 classes, the numbers are those from 250 on, and 255 is one of them.
+    """
     words = scenes.THING_NAMES if dataset.background or not dataset.truth else scenes.CLASSES
-    return dict(zip(words, dataset.classes, strict=False))
+    first = 250 if len(dataset.classes) > IGNORE else 0
+    return dict(zip(words, dataset.classes[first:], strict=False))
 
 
 def settings(dataset: datasets.Dataset) -> str:
@@ -43,16 +48,16 @@ def class_map(dataset: datasets.Dataset, scene: scenes.Scene) -> Array:
     """The scene in the data set's class numbers (`Dataset.scored`), edges between classes not counted."""
     plays = class_of(dataset)
     number = {name: k for k, name in enumerate(dataset.scored)}
-    table = [number.get(plays.get(name, "background"), IGNORE) for name in scenes.CLASSES]
-    mapped = np.array(table, np.uint8)[scene.classes]
+    table = [number.get(plays.get(name, "background"), dataset.ignored) for name in scenes.CLASSES]
+    mapped = np.array(table, np.min_scalar_type(dataset.ignored))[scene.classes]
     edge = cv2.morphologyEx(scene.classes, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
-    mapped[edge] = IGNORE
+    mapped[edge] = dataset.ignored
     return mapped
 
 
 def save(array: Array, path: Path, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array.astype(np.uint8))
+    image = Image.fromarray(array if array.dtype == np.uint16 else array.astype(np.uint8))
     if palette:
         image.putpalette(np.random.default_rng(0).integers(0, 255, 768).astype(np.uint8).tobytes())
     if path.suffix == ".jpg":
@@ -86,6 +91,16 @@ def _coco_object(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Sc
         save(class_map(dataset, scene), root / f"annotations/val2017/{k:012d}_instanceTrainIds.png")
 
 
+def coco_object_from_stuff(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+    """The published pixel maps of COCO-Stuff: COCO's ids less one, 91 to 181 for stuff and 255 for no class."""
+    ids = np.array([255, *(value for value in range(90) if value not in RAW_ABSENT)], np.uint8)
+    for k, scene in enumerate(rendered):
+        values = ids[class_map(dataset, scene) % 255]  # edges are no class either
+        values[scene.classes == 1] = 100
+        save(scene.image, root / f"images/val2017/{k:012d}.jpg")
+        save(values, root / f"stuffthingmaps/val2017/{k:012d}.png")
+
+
 def _cityscapes(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
     """Two cities. As published, a folder has maps of other kinds beside the `labelTrainIds`."""
     for k, scene in enumerate(rendered):
@@ -114,6 +129,19 @@ def _numbered_from_one(images: str, maps: str) -> Callable[..., None]:
             values = class_map(dataset, scene)
             save(scene.image, root / images.format(k))
             save(np.where(values == IGNORE, 0, values + 1), root / maps.format(k))
+
+    return make
+
+
+def _deep(images: str, maps: str, unmapped: str | None = None) -> Callable[..., None]:
+    """Maps of 16 bits. The paths have the number of the image. `unmapped` is an image without a map."""
+
+    def make(dataset: datasets.Dataset, root: Path, rendered: list[scenes.Scene]) -> None:
+        for k, scene in enumerate(rendered, start=1):
+            save(scene.image, root / images.format(k))
+            save(class_map(dataset, scene), root / maps.format(k))
+        if unmapped:
+            save(rendered[0].image, root / unmapped)
 
     return make
 
@@ -172,6 +200,15 @@ MAKERS: dict[str, Callable[..., None]] = {
     "ade20k": _numbered_from_one(
         "ADEChallengeData2016/images/validation/ADE_val_{:08d}.jpg",
         "ADEChallengeData2016/annotations/validation/ADE_val_{:08d}.png",
+    ),
+    "context459": _deep(
+        "VOCdevkit/VOC2010/JPEGImages/2008_{:06d}.jpg",
+        "VOCdevkit/VOC2010/annotations_detectron2/pc459_val/2008_{:06d}.tif",
+        unmapped="VOCdevkit/VOC2010/JPEGImages/2009_000000.jpg",
+    ),
+    "ade847": _deep(
+        "ADE20K_2021_17_01/images_detectron2/validation/ADE_val_{:08d}.jpg",
+        "ADE20K_2021_17_01/annotations_detectron2/validation/ADE_val_{:08d}.tif",
     ),
     "coco-ov": _coco,
 }
