@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def values(config: Config) -> tuple[object, ...]:
         "naclip-cityscapes": (224, 112, 560, 40, 0, 0, 10, "semantic"),
         "clearclip-voc21": (448, 224, 448, 50, 0.5, 0, 0, "semantic"),
         "clearclip-cityscapes": (224, 224, 448, 50, 0, 0, 0, "semantic"),
+        "corrclip-voc21": (336, 112, 336, 40, 0.2, 0, 0, "semantic"),
+        "corrclip-ade20k": (336, 112, 448, 40, 0, 0, 0, "semantic"),
+        "corrclip-cityscapes": (224, 112, 448, 40, 0, 0, 0, "semantic"),
     }.items(),
 )
 def test_a_row_has_the_settings_of_the_published_config(name: str, expected: tuple[object, ...]) -> None:
@@ -62,7 +66,9 @@ def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
     assert tuple(label.name for label in config.labels) == dataset.classes
     assert make_vocabulary(config).has_background == bool(dataset.background)
     assert config.clip.precision == "fp16" and config.manifest.dataset == row.dataset
-    assert config.refine.method == "none" and (config.refine.pamr_at == "original") == (row.method == "naclip")
+    for key, value in protocols.load(row.method).settings_of(row.dataset).items():
+        assert operator.attrgetter(key)(config) == value, "a preset sets no key that its protocol decides"
+    assert config.refine.method in ("none", "regions") and (config.refine.pamr_at == "original") == (row.method == "naclip")
     assert set(row.words) <= set(dataset.classes)
 
 
