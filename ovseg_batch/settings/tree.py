@@ -90,6 +90,8 @@ class DenseConfig(Section):
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough for CLIP."""
     views: Literal["plain", "itaclip"] = "plain"
     """Views of each window whose scores are mixed: the window itself, or the five of ITACLIP."""
+    view_weight: Share = 0.75
+    """Weight of the views that are not flipped, against the two flipped views of `dense.views: itaclip`."""
     templates: str | tuple[str, ...] = "openai80"
     """Phrases around each word: a set by name, or a list of phrases with {} for the word."""
     prompt_denoising: Share = 0.0
@@ -204,6 +206,9 @@ class RefineConfig(Section):
     pamr_at: Literal["resized", "original"] = "resized"
     """Size at which the scores are refined: the size that CLIP sees, or that of the image, which takes 4 bytes a pixel
     and label."""
+    closing: Annotated[int, Field(ge=2, le=255)] | None = None
+    """Side in pixels of the square of a morphological closing of the label map: classes with higher numbers fill gaps.
+    null: no closing."""
     vote: Share | Literal["soft"] = 0.6
     """Share of a mask's pixels that must carry its class. 0: a mask gets its most frequent class. `soft`: the class of
     the highest mean probability."""

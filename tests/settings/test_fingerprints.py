@@ -38,6 +38,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"refine.method": "guided"},
     {"refine.method": "trident"},
     {"sam.cache": "embeddings"},
+    {"dense.views": "itaclip"},
     {"dense.cache": "features", "refine.bank": "ONE"},
     {"method": "proposals"},
     {"dense.attention": "corrclip-dino", "dino.weights": "random:0"},
