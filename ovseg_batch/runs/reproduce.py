@@ -84,4 +84,5 @@ def reproduce(
     resolved = resolve(config)
     precision = resolved.precision(resolved.clip)()
     measured = 100 * score["mIoU"]
-    return Reproduced(row, measured, precision, int(score["images"]), outcome, tuple(overrides))
+    changed = tuple(one for one in overrides if not (row.definitions and one.startswith("definitions=")))
+    return Reproduced(row, measured, precision, int(score["images"]), outcome, changed)

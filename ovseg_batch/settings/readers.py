@@ -68,6 +68,7 @@ READERS = {
     "labels[].kind": Readers("panoptic exports"),
     "labels[].definition": Readers("dense"),
     "labels[].threshold": Readers("refine, classify"),
+    "definitions": Readers("labels[].definition"),
     "background": Readers("dense, refine, classify"),
     "paint": Readers("refine, classify"),
     "manifest": Readers("the list of images"),

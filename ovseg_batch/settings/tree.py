@@ -352,13 +352,16 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    protocol: Literal["sclip", "naclip", "clearclip", "corrclip"] | None = None
+    protocol: Literal["sclip", "naclip", "naclip-no-pamr", "clearclip", "maskclip", "itaclip", "corrclip"] | None = None
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
+    definitions: PathText | None = None
+    """A file with a definition of every label, one `NAME >= TEXT` a line (docs/benchmarks.md). It sets
+    `labels[].definition`. null: no file."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
     pixel gets a label. `common`: a short list of background words."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-NAMES = ("sclip", "naclip", "clearclip", "corrclip")
+NAMES = ("sclip", "naclip", "naclip-no-pamr", "clearclip", "maskclip", "itaclip", "corrclip")
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 
@@ -27,6 +27,7 @@ class Row:
         words: class → its prompts, where they differ from those of the data set.
         background: background words, where they differ from those of the data set.
         settings: key → value.
+        definitions: name of the published file with a text for each class, which `Config.definitions` must name.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Row:
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     background: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    definitions: str | None = None
 
     @property
     def name(self) -> str:
@@ -50,12 +52,14 @@ class Protocol:
         preset: the settings of the method.
         settings: key → value, for every data set that has a row.
         rows: data set → its row.
+        definitions: where the files of the rows' definitions are published.
     """
 
     source: str
     preset: str
     settings: Mapping[str, Any]
     rows: Mapping[str, Row]
+    definitions: str = ""
 
     def settings_of(self, dataset: str) -> dict[str, Any]:
         """Return all settings on a data set, or an empty dictionary if the data set has no row."""
@@ -88,4 +92,5 @@ def _row(method: str, dataset: str, entry: Mapping[str, Any]) -> Row:
         {name: tuple(words) for name, words in entry.get("words", {}).items()},
         None if background is None else tuple(background),
         entry.get("settings", {}),
+        entry.get("definitions"),
     )
