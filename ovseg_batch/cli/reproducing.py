@@ -79,7 +79,8 @@ def _list_rows(as_json: bool) -> None:
         for row in protocol.rows.values():
             title = datasets.load(row.dataset).title
             entry = {"name": row.name, "mIoU": row.published, "dataset": title, "source": protocol.source}
-            listed.append({**entry, "weights": weights, "licence": named("clip")[weights].licence})
+            licence = named("clip")[weights].licence
+            listed.append({**entry, "weights": weights, "licence": licence, "definitions": row.definitions})
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
@@ -88,7 +89,8 @@ def _list_rows(as_json: bool) -> None:
         if one["source"] != source:
             source = str(one["source"])
             click.echo(f"{source}\n    {one['weights']}; {one['licence']}")
-        click.echo(f"  {one['name']:26} {_percent(one['mIoU']):>6}  {one['dataset']}")
+        texts = f"; definitions={one['definitions']}" if one["definitions"] else ""
+        click.echo(f"  {one['name']:26} {_percent(one['mIoU']):>6}  {one['dataset']}{texts}")
 
 
 def _print(found: Reproduced, workdir: Workdir) -> None:

@@ -196,7 +196,8 @@ def test_a_row_that_was_killed_resumes_and_gives_the_same_figure(
 def test_rows_are_listed_and_named(command: Command, tmp_path: Path) -> None:
     listed = json.loads(command("reproduce", "--list", "--json").stdout)
     assert [one["name"] for one in listed] == list(ROWS) and all(one["source"] and one["licence"] for one in listed)
-    assert "sclip-voc21                 59.63" in command("reproduce", "--list").stdout
+    text = command("reproduce", "--list").stdout
+    assert "sclip-voc21                 59.63" in text and "; definitions=cityscapes_synonyms.txt\n" in text
     wrong = command("reproduce", "sclip-voc2", "--root", tmp_path)
     assert wrong.returncode == 2 and "Did you mean 'sclip-voc21'?" in wrong.stderr
     for arguments in (("reproduce",), ("reproduce", "sclip-voc21")):
