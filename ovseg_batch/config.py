@@ -17,11 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from ovseg_batch import datasets
 from ovseg_batch.datasets import protocols
+from ovseg_batch.datasets.protocols import Protocol, Row
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.settings import Config
+from ovseg_batch.settings.definitions import with_definitions
 from ovseg_batch.settings.errors import explain, similar_keys, unknown_key
-from ovseg_batch.settings.labels import read_labels
+from ovseg_batch.settings.labels import parse_labels, read_labels
 from ovseg_batch.settings.section import usable_path
+from ovseg_batch.wording import setting
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ def load_config(
         if value is not None:
             _assign(tree, key.split("."), value, key)
     _read_labels(tree)
+    _read_definitions(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -86,6 +90,17 @@ def _read_labels(tree: dict[str, Any]) -> None:
         _of_dataset(tree, tree["labels"].removeprefix(datasets.PREFIX))
 
 
+def _read_definitions(tree: dict[str, Any]) -> None:
+    """Replace a file of definitions by the definitions of the labels."""
+    if isinstance(tree.get("definitions"), str) and tree.get("labels"):
+        try:
+            labels = parse_labels(tree["labels"])
+        except ValueError:
+            return  # validation names the error
+        if isinstance(labels, Sequence):
+            tree["labels"] = with_definitions(labels, tree.pop("definitions"))
+
+
 def _no_setting(variable: str, name: str) -> str:
     """Return the warning for an environment variable with the prefix that names no setting."""
     similar = [f"{ENVIRONMENT_PREFIX}{key.replace('.', '__').upper()}" for key in similar_keys(name, Config)]
@@ -111,6 +126,35 @@ def _of_dataset(tree: dict[str, Any], name: str) -> None:
         section, _, name = key.partition(".")
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault(name, value)
+    if own and row:
+        _require_files(tree, protocol, row)
+
+
+#: setting of a file → what a protocol does with its content, and the key that makes it unnecessary at 0, if any
+PURPOSES = {
+    "definitions": ("adds a text to the words of each class of", "dense.definition_weight"),
+    "propose.masks": ("uses regions that its authors made for the images of", ""),
+}
+
+
+def _require_files(tree: Mapping[str, Any], protocol: Protocol, row: Row) -> None:
+    """Raise UsageError where a protocol needs a file that the settings do not name."""
+    for key, file in row.files.items():
+        purpose, weight = PURPOSES[key]
+        if _value(tree, key) is None and not (weight and _value(tree, weight) == 0):
+            without = f" Without them: {setting(weight, 0)}." if weight else ""
+            raise UsageError(
+                f"{key}: the protocol {row.method} {purpose} {row.dataset}. They are not part of this package. "
+                f"Download {file} from {protocol.files_at}, and add {setting(key, file)}.{without}"
+            )
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, or None."""
+    found: Any = tree
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def dump_config(config: Config) -> str:

@@ -75,11 +75,17 @@ def _list_rows(as_json: bool) -> None:
 
     listed: list[dict[str, Any]] = []
     for row in protocols.rows():
-        protocol, labels = protocols.load(row.method), {"labels": f"{datasets.PREFIX}{row.dataset}"}
-        needed = needed_models(load_config(protocol.preset, flags=labels, environment={}))
+        protocol = protocols.load(row.method)
+        given = {key: name for key, name in row.files.items() if key != "definitions"}
+        needed = needed_models(load_config(protocol.preset, flags=given, environment={}))
         weights = [{"name": one.model, "licence": one.licence} for one in needed]
-        title, source = datasets.load(row.dataset).title, protocol.source
-        listed.append({"name": row.name, "mIoU": row.published, "weights": weights, "dataset": title, "source": source})
+        entry = {
+            "name": row.name,
+            "mIoU": row.published,
+            "weights": weights,
+            "dataset": datasets.load(row.dataset).title,
+        }
+        listed.append({**entry, "source": protocol.source, "files": dict(row.files)})
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
@@ -92,7 +98,8 @@ def _list_rows(as_json: bool) -> None:
         if one["source"] != source:
             click.echo(f"{chr(10) if source else ''}{one['source']}\n  {head}")
             source = one["source"]
-        click.echo(f"  {line}")
+        files = "".join(f"; {key}={name}" for key, name in one["files"].items())
+        click.echo(f"  {line}{files}")
 
 
 def _cells(weights: Sequence[Mapping[str, str]]) -> tuple[str, str]:

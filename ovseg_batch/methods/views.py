@@ -13,11 +13,12 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rgb_to_grayscale
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # pixels
-UPRIGHT = 0.75  # weight of the views that are not flipped
 FLIPS = ((-2,), (-1,))  # vertical; horizontal
 
 
-def mixed_logits(images: Tensor, features_of: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
+def mixed_logits(
+    images: Tensor, features_of: Callable[[Tensor], Tensor], text: Tensor, upright_weight: float = 0.75
+) -> Tensor:
     """Return the cosine logits of every patch, averaged over the views.
 
     As published, the mean of the upright views' features is not normalised again. Scores are flipped back before the
@@ -27,6 +28,7 @@ def mixed_logits(images: Tensor, features_of: Callable[[Tensor], Tensor], text: 
         images: (B, 3, h, w), normalised for CLIP.
         features_of: images → (B, gh, gw, D), L2-normalised.
         text: (Q, D).
+        upright_weight: weight in [0, 1] of the views that are not flipped; the code's `img_eng_coefficient`.
 
     Returns:
         (B, Q, gh, gw) float32.
@@ -35,7 +37,7 @@ def mixed_logits(images: Tensor, features_of: Callable[[Tensor], Tensor], text: 
     blurred = gaussian_blur(images, [BLUR_SIZE, BLUR_SIZE], [BLUR_SIGMA, BLUR_SIGMA])
     upright = torch.stack([features_of(view) for view in (images, grey, blurred)]).mean(dim=0)
     turned = [_score(features_of(images.flip(axes)), text).flip(axes) for axes in FLIPS]
-    return UPRIGHT * _score(upright, text) + (1 - UPRIGHT) * torch.stack(turned).mean(dim=0)
+    return upright_weight * _score(upright, text) + (1 - upright_weight) * torch.stack(turned).mean(dim=0)
 
 
 def _score(features: Tensor, text: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def find_row(name: str) -> Row:
 
 def config_of(row: Row, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
     """Return the settings of a row: its preset, with the protocol of the data set."""
-    chosen = {"labels": f"{datasets.PREFIX}{row.dataset}", **(flags or {})}
+    chosen = {"protocol": row.method, "labels": f"{datasets.PREFIX}{row.dataset}", **(flags or {})}
     return load_config(protocols.load(row.method).preset, overrides, chosen)
 
 
@@ -84,4 +84,5 @@ def reproduce(
     resolved = resolve(config)
     precision = resolved.precision(resolved.clip)()
     measured = 100 * score["mIoU"]
-    return Reproduced(row, measured, precision, int(score["images"]), outcome, tuple(overrides))
+    changed = tuple(one for one in overrides if one.partition("=")[0] not in row.files)
+    return Reproduced(row, measured, precision, int(score["images"]), outcome, changed)

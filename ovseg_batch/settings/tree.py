@@ -90,6 +90,8 @@ class DenseConfig(Section):
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough for CLIP."""
     views: Literal["plain", "itaclip"] = "plain"
     """Views of each window whose scores are mixed: the window itself, or the five of ITACLIP."""
+    view_weight: Share = 0.75
+    """Weight of the views that are not flipped, against the two flipped views of `dense.views: itaclip`."""
     templates: str | tuple[str, ...] = "openai80"
     """Phrases around each word: a set by name, or a list of phrases with {} for the word."""
     prompt_denoising: Share = 0.0
@@ -204,6 +206,9 @@ class RefineConfig(Section):
     pamr_at: Literal["resized", "original"] = "resized"
     """Size at which the scores are refined: the size that CLIP sees, or that of the image, which takes 4 bytes a pixel
     and label."""
+    closing: Annotated[int, Field(ge=2, le=255)] | None = None
+    """Side in pixels of the square of a morphological closing of the label map: classes with higher numbers fill gaps.
+    null: no closing."""
     vote: Share | Literal["soft"] = 0.6
     """Share of a mask's pixels that must carry its class. 0: a mask gets its most frequent class. `soft`: the class of
     the highest mean probability."""
@@ -343,17 +348,33 @@ class EditConfig(Section):
         return self
 
 
+#: the names of `datasets.protocols`
+Protocol = Literal[
+    "sclip",
+    "naclip",
+    "naclip-no-pamr",
+    "clearclip",
+    "maskclip",
+    "itaclip",
+    "corrclip",
+    "corrclip-masks",
+]
+
+
 class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    protocol: Literal["sclip", "naclip", "clearclip", "corrclip"] | None = None
+    protocol: Protocol | None = None
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
+    definitions: PathText | None = None
+    """A file with a definition of every label, one `NAME >= TEXT` a line (docs/benchmarks.md). It sets
+    `labels[].definition`. null: no file."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
     pixel gets a label. `common`: a short list of background words."""

@@ -156,7 +156,7 @@ class DenseStage(DensePlan, Stage):
         dense = self._settings
         if self._variant is not None and dense.views == "itaclip":
             features_of = functools.partial(self._clip.patch_features, variant=self._variant, layers=dense.layers)
-            return self._kept(mixed_logits(batch, features_of, self._text))
+            return self._kept(mixed_logits(batch, features_of, self._text, dense.view_weight))
         keys = None
         if self._variant is None:
             features = self._region_features(jobs, windows, batch)

@@ -24,6 +24,7 @@ from ovseg_batch.stages.resolved import Resolved
 
 FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
 VIEWS = {"plain": 1, "itaclip": 5}  # values of dense.views, and CLIP's passes for each window
+VIEW_WEIGHT = 0.75  # dense.view_weight that no fingerprint holds, so that results of earlier versions stay valid
 
 
 class EncodePlan(StagePlan):
@@ -167,6 +168,7 @@ class DensePlan(StagePlan):
         self._short_side = dense.short_side or self._spec.short_side
         self._features = dense.cache == "features"
         self._pools = run.vocabulary.pooled and not self._features
+        self._weighs_views = dense.views != "plain" and dense.view_weight != VIEW_WEIGHT
 
     def inputs(self) -> dict[str, Any]:
         dense = self._settings
@@ -183,6 +185,7 @@ class DensePlan(StagePlan):
             **({"cache": "features"} if self._features else self._words.inputs()),
             **({"pooled": dense.logit_scale} if self._pools else {}),
             "views": dense.views,
+            **({"view_weight": dense.view_weight} if self._weighs_views else {}),
             "key_smoothing": dense.key_smoothing,
             **({"draft": True} if dense.draft else {}),
             **self._run.limits(),

@@ -16,6 +16,7 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.cli.reproducing import _cells
 from ovseg_batch.config import load_config
 from ovseg_batch.datasets import protocols
+from ovseg_batch.datasets.protocols import Row
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.runs.manifests import list_images
@@ -30,6 +31,11 @@ from tests.support import layouts
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
 ROWS = {row.name: row for row in protocols.rows()}
+
+
+def without_files(row: Row) -> list[str]:
+    """Return settings under which a row needs no file of its authors, for a look at its other settings."""
+    return ["propose.masks=." if key == "propose.masks" else "dense.definition_weight=0" for key in row.files]
 
 
 def values(config: Config) -> tuple[object, ...]:
@@ -48,6 +54,15 @@ def values(config: Config) -> tuple[object, ...]:
         "naclip-voc21": (2048, 112, 336, 40, 0.1, 0, 10, "semantic"),
         "naclip-coco-stuff": (224, 112, 336, 40, 0, 0, 10, "semantic"),
         "naclip-cityscapes": (224, 112, 560, 40, 0, 0, 10, "semantic"),
+        "naclip-no-pamr-voc21": (2048, 112, 336, 40, 0.1, 0, 0, "semantic"),
+        "naclip-no-pamr-cityscapes": (224, 112, 560, 40, 0, 0, 0, "semantic"),
+        "maskclip-voc21": (224, 112, 336, 65, 0.1, 0.1, 0, "semantic"),
+        "maskclip-coco-stuff": (224, 112, 448, 40, 0, 0, 0, "semantic"),
+        "itaclip-voc21": (224, 28, 336, 60, 0.1, 0.1, 10, "semantic"),
+        "itaclip-context60": (224, 28, 336, 55, 0.1, 0, 10, "semantic"),
+        "itaclip-coco-object": (224, 28, 336, 50, 0.1, 0, 10, "semantic"),
+        "itaclip-coco-stuff": (224, 28, 448, 40, 0, 0, 10, "semantic"),
+        "itaclip-cityscapes": (224, 28, 560, 40, 0, 0, 10, "semantic"),
         "clearclip-voc21": (448, 224, 448, 50, 0.5, 0, 0, "semantic"),
         "clearclip-cityscapes": (224, 224, 448, 50, 0, 0, 0, "semantic"),
         "corrclip-voc21": (336, 112, 336, 40, 0.2, 0, 0, "semantic"),
@@ -56,19 +71,53 @@ def values(config: Config) -> tuple[object, ...]:
     }.items(),
 )
 def test_a_row_has_the_settings_of_the_published_config(name: str, expected: tuple[object, ...]) -> None:
-    assert values(config_of(find_row(name))) == expected
+    assert values(config_of(find_row(name), without_files(find_row(name)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "weight", "upright", "queries", "classes"),
+    [
+        ("voc21", 0.05, 0.7, 44 + 36, 20),
+        ("context60", 0.15, 0.75, 1 + 74, 59),
+        ("coco-object", 0.1, 0.75, 26 + 93, 80),
+        ("coco-stuff", 0.2, 0.75, 183, 171),
+        ("cityscapes", 0.05, 0.7, 26, 19),
+    ],
+)
+def test_itaclip_mixes_a_text_into_the_words_of_each_class(
+    dataset: str, weight: float, upright: float, queries: int, classes: int, tmp_path: Path
+) -> None:
+    row, file = find_row(f"itaclip-{dataset}"), tmp_path / "texts.txt"
+    file.write_text("".join(f"{name} >=a text for {name}\n" for name in datasets.load(dataset).classes))
+    config = config_of(row, [f"definitions={file}"])
+    assert (config.dense.definition_weight, config.dense.view_weight, config.refine.closing) == (weight, upright, 3)
+    assert (config.dense.attention, config.dense.views, config.refine.pamr_at) == ("itaclip", "itaclip", "original")
+    vocabulary = make_vocabulary(config)
+    assert len(vocabulary.queries) == queries and len(config.labels) == classes
+    assert [label.definition for label in config.labels] == [f"a text for {label.name}" for label in config.labels]
+
+
+@pytest.mark.parametrize("name", [row.name for row in ROWS.values() if row.files])
+def test_a_row_with_files_of_others_names_what_to_download(name: str, command: Command, tmp_path: Path) -> None:
+    [(key, file)] = ROWS[name].files.items()
+    done = command("reproduce", name, "--root", tmp_path, "-o", tmp_path / "run")
+    assert done.returncode == 2 and f"add --set {key}={file}" in done.stderr and not (tmp_path / "run").exists()
+    assert f"Download {file} from {protocols.load(ROWS[name].method).files_at}" in done.stderr
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
-    row, config = ROWS[name], config_of(ROWS[name])
+    row, config = ROWS[name], config_of(ROWS[name], without_files(ROWS[name]))
     dataset = datasets.load(row.dataset)
     assert tuple(label.name for label in config.labels) == dataset.classes
     assert make_vocabulary(config).has_background == bool(dataset.background)
     assert config.clip.precision == "fp16" and config.manifest.dataset == row.dataset
     for key, value in protocols.load(row.method).settings_of(row.dataset).items():
-        assert operator.attrgetter(key)(config) == value, "a preset sets no key that its protocol decides"
-    assert config.refine.method in ("none", "regions") and (config.refine.pamr_at == "original") == (row.method == "naclip")
+        if key != "dense.definition_weight":
+            assert operator.attrgetter(key)(config) == value, "a preset sets no key that its protocol decides"
+    assert config.refine.method == ("regions" if row.method.startswith("corrclip") else "none")
+    assert config.protocol == row.method
+    assert (config.refine.pamr_at == "original") == (row.method in ("naclip", "itaclip"))
     assert set(row.words) <= set(dataset.classes)
 
 
@@ -165,7 +214,8 @@ def test_rows_are_listed_with_their_weights(command: Command) -> None:
     lines = command("reproduce", "--list").stdout.splitlines()
     assert lines[1].split() == ["row", "mIoU", "weights", "their", "licence", "data", "set"]
     assert lines[2].split()[:4] == ["sclip-voc21", "59.63", "openai-b16", "MIT"]
-    assert sum("github.com" in line for line in lines) == len(protocols.NAMES)
+    assert sum(line.startswith("  row ") for line in lines) == len(protocols.NAMES)
+    assert any(line.endswith("; definitions=cityscapes_synonyms.txt") for line in lines)
 
 
 def test_a_row_with_several_models_names_all_weights() -> None:

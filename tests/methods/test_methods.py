@@ -13,7 +13,7 @@ from ovseg_batch.methods.class_scores import (
     scarce_classes,
     vocabulary_probabilities,
 )
-from ovseg_batch.methods.labelling import label_map, resampled, upsampled_strips
+from ovseg_batch.methods.labelling import closed, label_map, resampled, upsampled_strips
 from ovseg_batch.methods.pamr import pamr
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.methods.stitching import Stitched
@@ -271,3 +271,17 @@ def test_every_object_is_looked_at_once_and_whole(tile: int | None) -> None:
         sides = (view.box[2] - view.box[0], view.box[3] - view.box[1])
         assert sides == (1000, 1000) or sides == (tile, tile)
     assert (len(views) == 1) == (tile is None)
+
+
+def test_a_closing_fills_gaps_of_classes_with_lower_numbers() -> None:
+    labels = np.full((9, 9), 2, np.int16)
+    labels[4, 1:8] = 0  # a line
+    labels[2, 2] = 5
+    labels[0, 8] = UNLABELLED
+    found = closed(labels, 3)
+    expected = np.full((9, 9), 2, np.int16)
+    expected[2, 2] = 5
+    assert found.dtype == np.int16 and np.array_equal(found, expected)
+    wide = np.zeros((9, 9), np.int16)
+    wide[:, :3] = wide[:, 6:] = 1
+    assert np.array_equal(closed(wide, 3), wide) and (closed(wide, 5) == 1).all()

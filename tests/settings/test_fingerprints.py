@@ -38,6 +38,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"refine.method": "guided"},
     {"refine.method": "trident"},
     {"sam.cache": "embeddings"},
+    {"dense.views": "itaclip"},
     {"dense.cache": "features", "refine.bank": "ONE"},
     {"method": "proposals"},
     {"dense.attention": "corrclip-dino", "dino.weights": "random:0"},
@@ -57,6 +58,7 @@ OTHER: dict[str, Any] = {
     "clip.model": "openai-l14",
     "clip.precision": "bf16",
     "clip.weights": "random:1",
+    "definitions": "DEFINITIONS",
     "dense.attention": "vanilla",
     "dense.layers": [0.5],
     "dense.short_side": 300,
@@ -111,6 +113,8 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str
     files = {name: str(folder / name) for name in ("ONE", "OTHER")}
     for name, path in files.items():
         Path(path).write_bytes(name.encode())
+    files["DEFINITIONS"] = str(folder / "definitions.txt")
+    Path(files["DEFINITIONS"]).write_text("sky >= grass\ntree >= grass\n")
 
     @functools.cache
     def inputs(settings: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-NAMES = ("sclip", "naclip", "clearclip", "corrclip")
+NAMES = ("sclip", "naclip", "naclip-no-pamr", "clearclip", "maskclip", "itaclip", "corrclip", "corrclip-masks")
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 
@@ -27,6 +27,7 @@ class Row:
         words: class → its prompts, where they differ from those of the data set.
         background: background words, where they differ from those of the data set.
         settings: key → value.
+        files: setting → name of the published file or folder that it must name, because it is not in this package.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Row:
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     background: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -50,12 +52,14 @@ class Protocol:
         preset: the settings of the method.
         settings: key → value, for every data set that has a row.
         rows: data set → its row.
+        files_at: where the files of the rows are published.
     """
 
     source: str
     preset: str
     settings: Mapping[str, Any]
     rows: Mapping[str, Row]
+    files_at: str = ""
 
     def settings_of(self, dataset: str) -> dict[str, Any]:
         """Return all settings on a data set, or an empty dictionary if the data set has no row."""
@@ -66,11 +70,21 @@ class Protocol:
 @functools.cache
 def load(method: str) -> Protocol:
     """Load the protocol of a method, one of `NAMES`."""
+    tree = _tree(method)
+    rows = {name: _row(method, name, entry) for name, entry in tree.pop("datasets").items()}
+    return Protocol(rows=rows, **tree)
+
+
+def _tree(method: str) -> dict[str, Any]:
+    """Return the content of a protocol's file. `base` names a protocol that it differs from."""
     tree: dict[str, Any] = yaml.safe_load(
         resources.files(__name__).joinpath(f"{method}.yaml").read_text(encoding="utf-8")
     )
-    rows = {name: _row(method, name, entry) for name, entry in tree.pop("datasets").items()}
-    return Protocol(rows=rows, **tree)
+    if "base" in tree:
+        base = _tree(tree.pop("base"))
+        datasets = {name: {**base["datasets"][name], **entry} for name, entry in tree["datasets"].items()}
+        tree = {**base, **tree, "datasets": datasets}
+    return tree
 
 
 def rows() -> Iterator[Row]:
@@ -88,4 +102,5 @@ def _row(method: str, dataset: str, entry: Mapping[str, Any]) -> Row:
         {name: tuple(words) for name, words in entry.get("words", {}).items()},
         None if background is None else tuple(background),
         entry.get("settings", {}),
+        entry.get("files", {}),
     )

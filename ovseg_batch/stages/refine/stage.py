@@ -21,7 +21,7 @@ from torch import Tensor
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.class_scores import pool_background, vocabulary_probabilities
-from ovseg_batch.methods.labelling import label_map, resampled
+from ovseg_batch.methods.labelling import closed, label_map, resampled
 from ovseg_batch.methods.maskclip import RULED_OUT, denoise_prompts
 from ovseg_batch.methods.pamr import enlarged, pamr
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
@@ -205,6 +205,8 @@ class RefineStage(RefinePlan, Stage):
         found = label_map(
             scores, size, vocabulary, dense.logit_scale, dense.prob_threshold, dense.area_threshold, self._margin
         )
+        if self._settings.closing is not None:
+            found = found._replace(labels=closed(found.labels, self._settings.closing))
         presence = None
         if found.sure is not None:
             rule = self._presence
