@@ -52,6 +52,8 @@ class EncodePlan(StagePlan):
 def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
     """Return name → shape (C, h, w) of the arrays that `encode` stores per image."""
     parts = {"coarse": (16, 1), "fine0": (4, 8), "fine1": (8, 4)}  # stride in pixels, divisor of the width
+    if sam.is_sam1:
+        return {"coarse": (sam.width, sam.window // sam.patch, sam.window // sam.patch)}
     return {
         name: (sam.width // divisor, sam.window // stride, sam.window // stride)
         for name, (stride, divisor) in parts.items()
