@@ -19,30 +19,6 @@ CEILING = 0.9  # `get_sam_sim`: highest threshold of the similarity of SAM's val
 RAISED = 0.6  # `get_sam_sim`: threshold in place of a negative one
 
 
-def long_side_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return the size of an image whose longer side is resized to `side` pixels, as `ResizeLongestSide` of SAM."""
-    scale = side / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
-def rounded_up(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """Return both sides rounded up to multiples."""
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
-
-
-def spliced_size(height: int, width: int, multiple: int, window: int) -> tuple[int, int]:
-    """Return the size at which the windows of an image are cut, as `preprocess_image` in seg_utils/utils.py.
-
-    The longer side is rounded up to a multiple, and then the shorter one. No side is smaller than a window.
-    """
-    if height % multiple == 0 and width % multiple == 0:
-        return max(height, window), max(width, window)
-    longer = max(height, width)
-    target = -(-longer // multiple) * multiple
-    h, w = rounded_up(int(height * target / longer), int(width * target / longer), multiple)
-    return max(h, window), max(w, window)
-
-
 def mean_similarity(features: Tensor) -> float:
     """Return the mean cosine between all patches of a window, averaged over windows.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 
-from ovseg_batch.methods.splicing import long_side_size
+from ovseg_batch.methods.windows import long_side_size, rounded_up
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import autocast, lower
@@ -111,10 +112,15 @@ class Sam1(Sam):
         """The side of a patch in pixels."""
         return int(self.model.config.vision_config.patch_size)
 
+    @property
+    def cells(self) -> int:
+        """The side of a map of mask logits."""
+        return self.image_size // self.patch * 4
+
     @torch.inference_mode()
     def preprocess(self, image: Pixels) -> Tensor:
         """Resize (H, W, 3) uint8 RGB with Pillow, as the published code does, and pad it: (3, s, s) float32."""
-        h, w = self._seen_size(image.shape[:2])
+        h, w = self.seen_size(image.shape[:2])
         small = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
         pixels = torch.from_numpy(small.copy()).to(self._device).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD))
@@ -153,7 +159,7 @@ class Sam1(Sam):
             image: (H, W, 3) uint8 RGB of any size.
         """
         layer = self.model.vision_encoder.layers[-1]
-        rows, columns = (side // self.patch for side in self._seen_size(image.shape[:2]))
+        rows, columns = (side // self.patch for side in self.seen_size(image.shape[:2]))
         with autocast(self._device, self._precision):
             x = layer.layer_norm1(self._below(self.preprocess(image)[None]))
             side, heads = x.shape[1], layer.attn.num_attention_heads
@@ -182,21 +188,43 @@ class Sam1(Sam):
         boxes: Numbers | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
+        stable: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the masks of P prompts, as `Sam.predict`. The mask logits cover the image without its padding."""
-        cells = self.image_size // self.patch * 4
-        valid = self._cells(embedding.size)
+        """Compute the masks of P prompts, as `Sam.predict`. `stable` has no effect on this model.
+
+        The mask logits cover the image without its padding.
+        """
         if masks is not None:
+            valid = long_side_size(embedding.size[0], embedding.size[1], self.cells)
             masks = F.interpolate(masks[:, None], valid, mode="bilinear", align_corners=False)
-            masks = self.dense_prompts(F.pad(masks, (0, cells - valid[1], 0, cells - valid[0])))
+            masks = self.dense_prompts(F.pad(masks, (0, self.cells - valid[1], 0, self.cells - valid[0])))
         logits, rated = self.decode(embedding, points, boxes, masks, multimask)
-        return self.resized(logits, embedding.size, (cells, cells)), rated
+        return self.resized(logits, embedding.size, (self.cells, self.cells)), rated
 
     @torch.inference_mode()
     def dense_prompts(self, masks: Tensor) -> Tensor:
         """Embed mask logits (P, 1, s / 4, s / 4), which cover the padded image: (P, C, s / 16, s / 16)."""
         found: Tensor = self.model.prompt_encoder.mask_embed(masks.to(self._device))
         return found
+
+    @torch.inference_mode()
+    def row_normalised_prompt(self, mask: Tensor) -> Tensor:
+        """Embed mask logits (1, s / 4, s / 4) as Trident's code does: (1, C, s / 16, s / 16).
+
+        The code passes the map without a batch axis. So SAM's two norms, which are over the channels, are over the rows
+        of a column.
+        """
+        embed = self.model.prompt_encoder.mask_embed
+
+        def normalised(x: Tensor, norm: Any) -> Tensor:
+            centred = x - x.mean(dim=1, keepdim=True)
+            scaled = centred / torch.sqrt(centred.square().mean(dim=1, keepdim=True) + norm.eps)
+            out: Tensor = embed.activation(norm.weight[:, None, None] * scaled + norm.bias[:, None, None])
+            return out
+
+        x = normalised(embed.conv1(mask.to(self._device)), embed.layer_norm1)
+        found: Tensor = embed.conv3(normalised(embed.conv2(x), embed.layer_norm2))
+        return found[None]
 
     @torch.inference_mode()
     def decode(
@@ -217,7 +245,7 @@ class Sam1(Sam):
             mask logits (P, 3 or 1, s / 4, s / 4) float32 over the padded image; predicted IoU (P, 3 or 1) float32.
         """
         h, w = embedding.size
-        seen = self._seen_size(embedding.size)
+        seen = self.seen_size(embedding.size)
         scale = np.array([seen[1] / w, seen[0] / h], np.float32)
         placed = self._placed(np.asarray(points, np.float32).reshape(-1, 1, 2) * scale)
         framed = None if boxes is None else self._placed(np.asarray(boxes, np.float32).reshape(-1, 2, 2) * scale)
@@ -253,16 +281,13 @@ class Sam1(Sam):
             size: (H, W) of the image that SAM has seen.
             at: (H, W) of the result.
         """
-        h, w = self._seen_size(size)
+        h, w = self.seen_size(size)
         whole = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
         return F.interpolate(whole[..., :h, :w], at, mode="bilinear", align_corners=False)
 
-    def _seen_size(self, size: Sequence[int]) -> tuple[int, int]:
+    def seen_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return (H, W) of an image of another (H, W) in the padded square."""
         return long_side_size(size[0], size[1], self.image_size)
-
-    def _cells(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return the part of a map of mask logits that an image covers: (rows, columns)."""
-        return long_side_size(size[0], size[1], self.image_size // self.patch * 4)
 
     def _placed(self, coordinates: Numbers) -> Tensor:
         return torch.from_numpy(np.asarray(coordinates, np.float32)).to(self._device)
@@ -274,6 +299,12 @@ class Sam1(Sam):
         for layer in encoder.layers[:-1]:
             x = layer(x)
         return x
+
+
+def enlarged(image: Pixels, multiple: int) -> Pixels:
+    """Return an image (H, W, 3) with both sides rounded up to multiples of some pixels, as Trident's code gives SAM."""
+    height, width = rounded_up(image.shape[0], image.shape[1], multiple)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _load(spec: zoo.ModelSpec) -> nn.Module:

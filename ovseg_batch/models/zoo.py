@@ -103,10 +103,7 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     Args:
         kind: `clip`, `sam` or `dino`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a DINO, `local-dir:` and a folder that timm wrote.
-        kind: `clip` or `sam`.
-        model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a SAM of the first version, `local-dir:` and a folder that transformers wrote.
+            for a DINO or a SAM of the first version, `local-dir:` and a folder that timm or transformers wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:

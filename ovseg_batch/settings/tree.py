@@ -51,7 +51,7 @@ class About(Section):
     """What the config is good at."""
 
 
-#: the variants of `methods.attention`, and CorrCLIP's
+#: the variants of `methods.attention`, CorrCLIP's and Trident's
 Attention = Literal[
     "vanilla",
     "maskclip",
@@ -64,11 +64,24 @@ Attention = Literal[
     "itaclip",
     "corrclip",
     "corrclip-dino",
+    "trident",
 ]
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 CORRCLIP = "corrclip"  # patches correlate by SAM2's features
-WITH_DINO = ("corrclip-dino",)  # patches correlate by DINO's features
-REGION_LIMITED = (CORRCLIP, *WITH_DINO)  # patches attend only inside SAM2's regions
+SPLICED = "trident"  # patches attend to the whole image, as in SAM
+WITH_DINO = ("corrclip-dino", SPLICED)  # patches correlate by DINO's features
+REGION_LIMITED = (CORRCLIP, "corrclip-dino")  # patches attend only inside SAM2's regions
+
+
+class TridentConfig(Section):
+    """The aggregation over the whole image under `dense.attention: trident`."""
+
+    cosine: Annotated[float, Field(ge=0)] = 1.2
+    """A patch attends to patches whose values in SAM have more than this many times its mean cosine."""
+    raise_negative: bool = False
+    """Replace a negative threshold of that cosine by 0.6."""
+    halves: bool = False
+    """Give SAM the left and the right half of an image. false: the whole image."""
 
 
 class DenseConfig(Section):
@@ -104,6 +117,7 @@ class DenseConfig(Section):
     """Pixels with a lower probability become background, or get no class where there is no background."""
     area_threshold: Share = 0.0
     """Classes with a smaller share of an image's labelled pixels are removed from its dense map."""
+    trident: TridentConfig = TridentConfig()
     cache: Literal["logits", "features", "none"] = "logits"
     """Stored results of every image: scores of the words, features (for any later words), or nothing."""
 
@@ -196,7 +210,7 @@ class PresenceConfig(Section):
 class RefineConfig(Section):
     """The outlines of objects in the dense map."""
 
-    method: Literal["prompted", "guided", "trident", "automatic", "regions", "none"] = "prompted"
+    method: Literal["prompted", "guided", "trident", "trident-map", "automatic", "regions", "none"] = "prompted"
     """How SAM2 draws the outlines (docs/methods.md). `regions` gives each region of `propose` its most frequent class,
     which may be the background. `none` keeps the dense map."""
     pamr: Annotated[int, Field(ge=0)] = 0
@@ -225,6 +239,8 @@ class RefineConfig(Section):
     """Pixels that a component needs to get a prompt."""
     predicted_iou: Share = 0.8
     """Masks that SAM2 rates no higher leave the dense map unchanged."""
+    prompt_floor: Share = 0.1
+    """Pixels below this probability belong to no prompt."""
     same_object: Share = 0.8
     """IoU from which two masks of a class show the same object. The lower rated one is dropped."""
     max_points: Annotated[int, Field(ge=1)] = 256
@@ -347,7 +363,7 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    protocol: Literal["sclip", "naclip", "clearclip", "corrclip"] | None = None
+    protocol: Literal["sclip", "naclip", "clearclip", "corrclip", "trident"] | None = None
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"

@@ -49,6 +49,9 @@ def values(config: Config) -> tuple[object, ...]:
         "naclip-cityscapes": (224, 112, 560, 40, 0, 0, 10, "semantic"),
         "clearclip-voc21": (448, 224, 448, 50, 0.5, 0, 0, "semantic"),
         "clearclip-cityscapes": (224, 224, 448, 50, 0, 0, 0, "semantic"),
+        "trident-voc21": (336, 224, 448, 40, 0.2, 0, 0, "semantic"),
+        "trident-voc20": (336, 112, 336, 40, 0, 0, 0, "semantic"),
+        "trident-cityscapes": (336, 224, 688, 40, 0, 0, 0, "semantic"),
     }.items(),
 )
 def test_a_row_has_the_settings_of_the_published_config(name: str, expected: tuple[object, ...]) -> None:
@@ -62,8 +65,26 @@ def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
     assert tuple(label.name for label in config.labels) == dataset.classes
     assert make_vocabulary(config).has_background == bool(dataset.background)
     assert config.clip.precision == "fp16" and config.manifest.dataset == row.dataset
-    assert config.refine.method == "none" and (config.refine.pamr_at == "original") == (row.method == "naclip")
+    assert config.refine.method == {"corrclip": "regions", "trident": "trident-map"}.get(row.method, "none")
+    assert (config.refine.pamr_at == "original") == (row.method == "naclip")
     assert set(row.words) <= set(dataset.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "trident-voc21": (1.2, False, False, 0.2),
+        "trident-voc20": (0, False, False, 0.2),
+        "trident-ade20k": (1.2, True, False, 0.05),
+        "trident-cityscapes": (3, True, True, 0.1),
+    }.items(),
+)
+def test_a_row_of_trident_has_its_own_settings(name: str, expected: tuple[object, ...]) -> None:
+    config = config_of(find_row(name))
+    own, refine = config.dense.trident, config.refine
+    assert (own.cosine, own.raise_negative, own.halves, refine.prompt_floor) == expected
+    assert (refine.min_region, refine.predicted_iou) == (225, 0.8)
+    assert config_of(find_row(name), ["dense.trident.cosine=2"]).dense.trident.cosine == 2
 
 
 def test_what_the_config_or_a_flag_says_has_priority() -> None:

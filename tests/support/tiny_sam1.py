@@ -22,5 +22,8 @@ def save_tiny_sam1(folder: Path, side: int = 128) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5 if parameter.dim() == 1 else parameter[0].numel() ** -0.5)
+        rating = model.mask_decoder.iou_prediction_head.proj_out
+        rating.weight.mul_(0.1)
+        rating.bias.fill_(0.5)
     model.save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-NAMES = ("sclip", "naclip", "clearclip", "corrclip")
+NAMES = ("sclip", "naclip", "clearclip", "corrclip", "trident")
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 
