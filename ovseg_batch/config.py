@@ -123,9 +123,12 @@ def _of_dataset(tree: dict[str, Any], name: str) -> None:
     tree.setdefault("background", list(background) or "none")
     settings = protocol.settings_of(dataset.name) if own else row.settings if row else {}
     for key, value in {"manifest.dataset": datasets.reference(name), **settings}.items():
-        section, _, name = key.partition(".")
-        if isinstance(tree.setdefault(section, {}), dict):
-            tree[section].setdefault(name, value)
+        *sections, last = key.split(".")
+        branch: Any = tree
+        for section in sections:
+            branch = branch.setdefault(section, {}) if isinstance(branch, dict) else branch
+        if isinstance(branch, dict):
+            branch.setdefault(last, value)
     if own and row:
         _require_files(tree, protocol, row)
 

@@ -40,8 +40,8 @@ class Stitched:
     def rows(self, top: int, bottom: int) -> Tensor:
         """Return the rows from `top` to `bottom`: (Q, bottom - top, w) float32."""
         height, width = (int(v) for v in self.boxes[0, 2:] - self.boxes[0, :2])  # all windows have the same size
-        down = _bilinear(self.logits.shape[2], height, self.device)
-        across = _bilinear(self.logits.shape[3], width, self.device).T
+        down = bilinear_matrix(self.logits.shape[2], height, self.device)
+        across = bilinear_matrix(self.logits.shape[3], width, self.device).T
         inside = np.flatnonzero((self.boxes[:, 0] < bottom) & (self.boxes[:, 2] > top))
         total = torch.zeros(self.logits.shape[1], bottom - top, self.size[1], device=self.device)
         count = torch.zeros(bottom - top, self.size[1], device=self.device)
@@ -65,7 +65,7 @@ def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tenso
     return lower, (lower + 1).clamp(max=source - 1), position - lower
 
 
-def _bilinear(source: int, target: int, device: torch.device) -> Tensor:
+def bilinear_matrix(source: int, target: int, device: torch.device) -> Tensor:
     """Return the (target, source) matrix of a bilinear resize. Two products are much faster than `interpolate`."""
     lower, upper, weight = bilinear_taps(source, target, device)
     matrix = torch.zeros(target, source, device=device)

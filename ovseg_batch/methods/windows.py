@@ -1,6 +1,6 @@
 """Sizes and positions of sliding windows, as in mmsegmentation and SCLIP.
 
-Source: `forward_slide` of wangf3014/SCLIP and `rescale_size` of mmcv.
+Sources: `forward_slide` of wangf3014/SCLIP, `rescale_size` of mmcv, and `preprocess_image` of YuHengsss/Trident.
 """
 
 from __future__ import annotations
@@ -41,3 +41,27 @@ def window_boxes(height: int, width: int, window: int, stride: int) -> Indices:
             y1, x1 = min(r * stride + window, height), min(c * stride + window, width)
             boxes.append((max(y1 - window, 0), max(x1 - window, 0), y1, x1))
     return np.array(boxes, np.int64)
+
+
+def long_side_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Return the size of an image whose longer side is resized to `side` pixels, as `ResizeLongestSide` of SAM."""
+    scale = side / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def rounded_up(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return both sides rounded up to multiples."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def spliced_size(height: int, width: int, multiple: int, window: int) -> tuple[int, int]:
+    """Return the size at which the windows of an image are cut, as `preprocess_image` of Trident.
+
+    The longer side is rounded up to a multiple, and then the shorter one. No side is smaller than a window.
+    """
+    if height % multiple == 0 and width % multiple == 0:
+        return max(height, window), max(width, window)
+    longer = max(height, width)
+    target = -(-longer // multiple) * multiple
+    h, w = rounded_up(int(height * target / longer), int(width * target / longer), multiple)
+    return max(h, window), max(w, window)

@@ -27,6 +27,7 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.mask_tokens import MaskTokens
 from ovseg_batch.models.regions import region_features
+from ovseg_batch.models.spliced import correlated_values
 from ovseg_batch.models.text import encode_tokens
 from ovseg_batch.models.vit import embed, fuse_quick_gelu, query_key_value, run_block
 from ovseg_batch.models.weights import load_weights, read_state_dict
@@ -94,6 +95,11 @@ class DenseClip:
         side = self.image_size
         grey = torch.full((1, side, side, 3), 127, dtype=torch.uint8, device=self._device)
         self.image_features(self.normalise(grey))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self._device
 
     @property
     def patch(self) -> int:
@@ -188,6 +194,19 @@ class DenseClip:
         """Return `regions.region_features` of one window: (gh, gw, D) float32."""
         with autocast(self._device, self._precision):
             return region_features(self.visual, images, correlation, regions, smallest_is_none)
+
+    @torch.inference_mode()
+    def correlated_values(self, images: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return `spliced.correlated_values` at this model's precision: (B, W, h, w) float32."""
+        with autocast(self._device, self._precision):
+            return correlated_values(self.visual, images, weights, grid).float()
+
+    @torch.inference_mode()
+    def projected(self, tokens: Tensor) -> Tensor:
+        """Apply the last norm and the projection to tokens (N, W), and L2-normalise them: (N, D) float32."""
+        with autocast(self._device, self._precision):
+            found = self.visual.ln_post(tokens) @ self.visual.proj
+        return F.normalize(found.float(), dim=-1)
 
     @torch.inference_mode()
     def mask_features(self, tokens: MaskTokens, images: Tensor, touched: Tensor) -> Tensor:

@@ -107,6 +107,14 @@ SAM: dict[str, Preset] = {
     "sam2-small": _sam("small", "s", version="2"),
     "sam2-base-plus": _sam("base-plus", "b+", version="2"),
     "sam2-large": _sam("large", "l", version="2"),
+    "sam1-base": Preset(
+        "sam",
+        "sam1/vit_b",
+        "Apache-2.0",
+        hub="facebook/sam-vit-base",
+        file="model.safetensors",
+        size=FLOAT32 * 93_735_728,
+    ),
 }
 
 

@@ -81,6 +81,10 @@ class Sam:
         Raises:
             OvsegError: the weights do not fit the config, or the file cannot be trusted or read.
         """
+        if spec.is_sam1:
+            from ovseg_batch.models.sam1 import Sam1  # transformers takes seconds to import
+
+            return Sam1.load(spec, device, precision, points)
         sam = cls(load_own(spec), device, precision, points)
         if device.type == "cuda":
             sam.warm_up()

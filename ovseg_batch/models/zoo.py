@@ -26,6 +26,9 @@ HUB, FOLDER = "hf-hub:", "local-dir:"  # prefixes of an architecture: a CLIP of 
 HUB_CONFIG = "open_clip_config.json"  # the architecture of such a CLIP
 TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm wrote
 DINO_WIDTH = 768  # length of a feature of the named DINO models
+SAM1 = "sam1/"  # prefix of the architecture of a SAM of the first version
+SAM1_FILES = {"sam1/vit_b": "sam_vit_b_01ec64.pth"}  # architecture → name under which Meta publishes its weights
+SAM1_CONFIG = "config.json"  # the architecture of a SAM in a folder that transformers wrote
 UNKNOWN_LICENCE = "see the weights' own card"
 
 
@@ -59,6 +62,11 @@ class ModelSpec:
     def embedded(self) -> bool:
         """Return whether the model is part of the package."""
         return self.architecture.startswith("demo/")
+
+    @property
+    def is_sam1(self) -> bool:
+        """Return whether the model is a SAM of the first version."""
+        return self.kind == "sam" and self.architecture.startswith((SAM1, FOLDER))
 
     def identity(self) -> dict[str, str]:
         """Return the values that results depend on, for fingerprints."""
@@ -95,7 +103,7 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     Args:
         kind: `clip`, `sam` or `dino`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a DINO, `local-dir:` and a folder that timm wrote.
+            for a DINO or a SAM of the first version, `local-dir:` and a folder that timm or transformers wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
@@ -135,6 +143,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
 
 
 def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    if architecture.startswith((SAM1, FOLDER)):
+        return _resolve_sam1(model, architecture, preset, weights)
     licence = preset.licence if preset else UNKNOWN_LICENCE
     if preset is None and not re.fullmatch(r"configs/sam2(\.1)?/[\w.+]+\.yaml", model):
         raise UsageError(
@@ -183,6 +193,24 @@ def _resolve_dino(model: str, preset: Preset | None, weights: str | None) -> Mod
     return ModelSpec(
         *("dino", model, architecture, found, int(window), "native", licence, None, own, int(patch), width)
     )
+
+
+def _resolve_sam1(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    if preset is not None:
+        file = SAM1_FILES[architecture]
+        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found = found or _missing(model, file, preset, "SAM weights")
+        return ModelSpec("sam", model, architecture, found, 1024, "native", preset.licence)
+    folder = Path(architecture.removeprefix(FOLDER))
+    try:
+        text = (folder / SAM1_CONFIG).read_text(encoding="utf-8")
+        vision = json.loads(text)["vision_config"]
+        side, width = int(vision["image_size"]), int(vision["output_channels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{model}: {folder} has no readable {SAM1_CONFIG} of a SAM ({error}).") from None
+    found = _given(weights or str(folder / "model.safetensors"))
+    own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return ModelSpec("sam", model, architecture, found, side, "native", UNKNOWN_LICENCE, None, own, width=width)
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.names import ATTENTIONS, CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
-from ovseg_batch.settings.tree import (
-    ATTENTIONS,
-    CORRCLIP,
-    REGION_LIMITED,
-    WITH_DINO,
-    Config,
-    DenseConfig,
-    EditConfig,
-    Label,
-    RefineConfig,
-)
+from ovseg_batch.settings.tree import Config, DenseConfig, EditConfig, Label, RefineConfig
 
 __all__ = [
     "ATTENTIONS",
     "CORRCLIP",
     "REGION_LIMITED",
+    "SPLICED",
     "WITH_DINO",
     "ClipConfig",
     "Config",

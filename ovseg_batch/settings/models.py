@@ -21,12 +21,12 @@ class ClipConfig(Section):
 
 
 class SamConfig(Section):
-    """The SAM2 model for outlines."""
+    """The SAM2 or SAM model for outlines."""
 
     model: PathText = "sam2.1-large"
     """A name from `ovseg-batch models list`, or a Hydra config of sam2."""
     weights: PathText | None = None
-    """A .pt file as Meta publishes it, or safetensors. null: the weights of the named model."""
+    """A .pt or .pth file as Meta publishes it, or safetensors. null: the weights of the named model."""
     precision: Precision | None = None
     """Precision of SAM2. null: `run.precision`."""
     cache: Literal["none", "embeddings"] = "none"

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from ovseg_batch.settings.edit_modes import EditMode, modes_that
-from ovseg_batch.settings.tree import WITH_DINO, Config
+from ovseg_batch.settings.names import SPLICED, WITH_DINO
+from ovseg_batch.settings.tree import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Readers:
         return str(value).lower() in self.values if self.values else value is not None
 
 
-PROMPTING = ("prompted", "guided", "trident")
+POINTING = ("prompted", "guided", "trident")
+PROMPTING = (*POINTING, "trident-map")
 
 
 def _refine(*methods: str) -> Readers:
@@ -75,11 +77,12 @@ READERS = {
     "clip": Readers("dense, embed, classify"),
     "dino": Readers("dense", "dense.attention", WITH_DINO),
     "sam": Readers("propose, encode, refine"),
-    "sam.cache": Readers("encode, refine", "refine.method", PROMPTING),
+    "sam.cache": Readers("encode, refine", "refine.method", POINTING),
     "dense": Readers("dense"),
     "dense.window": Readers("dense, refine"),
     "dense.stride": Readers("dense, refine"),
     "dense.view_weight": Readers("dense", "dense.views", ("itaclip",)),
+    "dense.trident": Readers("dense", "dense.attention", (SPLICED,)),
     "dense.templates": Readers("dense, classify"),
     "dense.prompt_denoising": Readers("refine"),
     "dense.logit_scale": Readers("dense, refine"),
@@ -94,12 +97,13 @@ READERS = {
     "refine.pamr_at": Readers("refine", "refine.pamr_at", ("original",)),
     "refine.closing": Readers("refine", "refine.closing"),
     "refine.vote": _refine("prompted", "automatic"),
-    "refine.tile": _refine(*PROMPTING),
+    "refine.tile": _refine(*POINTING),
     "refine.point": _refine("prompted", "guided"),
     "refine.min_distance": _refine("prompted"),
     "refine.min_confidence": _refine("guided"),
-    "refine.min_region": _refine("guided", "trident"),
-    "refine.predicted_iou": _refine("trident"),
+    "refine.min_region": _refine("guided", "trident", "trident-map"),
+    "refine.predicted_iou": _refine("trident", "trident-map"),
+    "refine.prompt_floor": _refine("trident-map"),
     "refine.same_object": _refine("guided"),
     "refine.max_points": _refine(*PROMPTING),
     "refine.bank": Readers("refine", "refine.bank"),

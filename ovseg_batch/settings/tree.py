@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
 
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
 from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.names import Attention, Protocol
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
 
@@ -51,24 +52,15 @@ class About(Section):
     """What the config is good at."""
 
 
-#: the variants of `methods.attention`, and CorrCLIP's
-Attention = Literal[
-    "vanilla",
-    "maskclip",
-    "maskclip-reduced",
-    "v2",
-    "csa",
-    "csa-joint",
-    "clearclip",
-    "naclip",
-    "itaclip",
-    "corrclip",
-    "corrclip-dino",
-]
-ATTENTIONS: tuple[str, ...] = get_args(Attention)
-CORRCLIP = "corrclip"  # patches correlate by SAM2's features
-WITH_DINO = ("corrclip-dino",)  # patches correlate by DINO's features
-REGION_LIMITED = (CORRCLIP, *WITH_DINO)  # patches attend only inside SAM2's regions
+class TridentConfig(Section):
+    """The aggregation over the whole image under `dense.attention: trident`."""
+
+    cosine: Annotated[float, Field(ge=0)] = 1.2
+    """A patch attends to patches whose values in SAM have more than this many times its mean cosine."""
+    raise_negative: bool = False
+    """Replace a negative threshold of that cosine by 0.6."""
+    halves: bool = False
+    """Give SAM the left and the right half of an image. false: the whole image."""
 
 
 class DenseConfig(Section):
@@ -106,6 +98,7 @@ class DenseConfig(Section):
     """Pixels with a lower probability become background, or get no class where there is no background."""
     area_threshold: Share = 0.0
     """Classes with a smaller share of an image's labelled pixels are removed from its dense map."""
+    trident: TridentConfig = TridentConfig()
     cache: Literal["logits", "features", "none"] = "logits"
     """Stored results of every image: scores of the words, features (for any later words), or nothing."""
 
@@ -198,7 +191,7 @@ class PresenceConfig(Section):
 class RefineConfig(Section):
     """The outlines of objects in the dense map."""
 
-    method: Literal["prompted", "guided", "trident", "automatic", "regions", "none"] = "prompted"
+    method: Literal["prompted", "guided", "trident", "trident-map", "automatic", "regions", "none"] = "prompted"
     """How SAM2 draws the outlines (docs/methods.md). `regions` gives each region of `propose` its most frequent class,
     which may be the background. `none` keeps the dense map."""
     pamr: Annotated[int, Field(ge=0)] = 0
@@ -230,6 +223,8 @@ class RefineConfig(Section):
     """Pixels that a component needs to get a prompt."""
     predicted_iou: Share = 0.8
     """Masks that SAM2 rates no higher leave the dense map unchanged."""
+    prompt_floor: Share = 0.1
+    """Pixels below this probability belong to no prompt."""
     same_object: Share = 0.8
     """IoU from which two masks of a class show the same object. The lower rated one is dropped."""
     max_points: Annotated[int, Field(ge=1)] = 256
@@ -346,19 +341,6 @@ class EditConfig(Section):
         if self.keep and self.drop:
             raise ValueError("has both keep and drop; name either what stays or what goes")
         return self
-
-
-#: the names of `datasets.protocols`
-Protocol = Literal[
-    "sclip",
-    "naclip",
-    "naclip-no-pamr",
-    "clearclip",
-    "maskclip",
-    "itaclip",
-    "corrclip",
-    "corrclip-masks",
-]
 
 
 class Config(Section):

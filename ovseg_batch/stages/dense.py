@@ -32,6 +32,8 @@ from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.dino import Dino
+from ovseg_batch.models.sam1 import Sam1
+from ovseg_batch.models.trident import Trident
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.regions import region_map
@@ -76,11 +78,17 @@ class DenseStage(DensePlan, Stage):
         self._dino: Dino | None = None
         if self._dino_spec is not None:
             self._dino = Dino.load(self._dino_spec, self._device, self._dino_precision())
+        self._trident: Trident | None = None
+        if self._sam_spec is not None and self._dino is not None:
+            sam, own = Sam1.load(self._sam_spec, self._device, self._sam_precision()), self._settings.trident
+            parts = self._clip, self._dino, sam, self._window, self._stride, own.cosine, own.raise_negative, own.halves
+            self._trident = Trident(*parts, BatchSize(self._run.batch_size, "windows"))
         if not self._features:
             self._text = word_features(self._words, self._clip, self._spec).to(self._device)
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         run = self._run
+        together = run.batch_size if self._trident is None else 1
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
         waiting: list[_Pending] = []
@@ -102,13 +110,13 @@ class DenseStage(DensePlan, Stage):
             waiting.append(pending)
             for index, window in enumerate(pending.windows):
                 queue.setdefault(window.shape[:2], []).append((pending, index))
-            for shape in [s for s, jobs in queue.items() if len(jobs) >= run.batch_size]:
+            for shape in [s for s, jobs in queue.items() if len(jobs) >= together]:
                 jobs = queue.pop(shape)
-                whole = len(jobs) - len(jobs) % run.batch_size
+                whole = len(jobs) - len(jobs) % together
                 self._see(jobs[:whole])
                 if jobs[whole:]:
                     queue[shape] = jobs[whole:]
-            if len(waiting) > run.batch_size:
+            if len(waiting) > together:
                 shape = waiting[0].windows[0].shape[:2]
                 self._see(queue.pop(shape, []))
             yield from _finished(waiting, "features" if self._features else "logits")
@@ -118,6 +126,8 @@ class DenseStage(DensePlan, Stage):
 
     def _cut(self, row: ImageRow, image: Pixels, size: tuple[int, int]) -> _Pending:
         """Cut the windows of an image of (H, W) `size`, which may have been decoded smaller."""
+        if self._trident is not None:
+            return _Pending(row, size, size, np.array([[0, 0, *size]], np.int64), [image], [None], [], [])
         resized = self._resized(*size)
         if resized != image.shape[:2]:
             image = np.asarray(cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -151,6 +161,8 @@ class DenseStage(DensePlan, Stage):
     @torch.inference_mode()
     def _seen(self, jobs: Sequence[tuple[_Pending, int]]) -> list[Halves]:
         """Compute the stored arrays of each window."""
+        if self._trident is not None:
+            return [self._spliced(self._trident, pending.windows[index]) for pending, index in jobs]
         windows = np.stack([pending.windows[index] for pending, index in jobs])
         batch = self._clip.normalise(torch.from_numpy(windows).to(self._device))
         dense = self._settings
@@ -170,6 +182,17 @@ class DenseStage(DensePlan, Stage):
         if keys is not None:
             cosine = smooth_by_keys(cosine, keys, dense.key_smoothing)
         return self._kept(cosine)
+
+    def _spliced(self, trident: Trident, image: Pixels) -> Halves:
+        """Compute the stored array of a whole image (H, W, 3): one window with the patches of SAM."""
+        resized = self._resized(image.shape[0], image.shape[1])
+        small = np.asarray(cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+        features = trident.features(image, small)[None]
+        if self._features:
+            return np.asarray(features[0].half().cpu().numpy(), np.float16)
+        cosine = cosines(features, self._text)
+        # a softmax does not change, and fp16 keeps more digits of the highest values
+        return self._kept(cosine - cosine.amax(dim=1, keepdim=True))[0]
 
     def _region_features(self, jobs: Sequence[tuple[_Pending, int]], windows: Pixels, batch: Tensor) -> Tensor:
         """Return the features of CLIP's patches within their regions: (windows, gh, gw, D)."""

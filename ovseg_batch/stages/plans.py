@@ -15,9 +15,9 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash, listing_hash
 from ovseg_batch.io.region_maps import MAP_SUFFIX
 from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
-from ovseg_batch.methods.windows import resized_size, window_boxes
+from ovseg_batch.methods.windows import long_side_size, resized_size, window_boxes
 from ovseg_batch.models import zoo
-from ovseg_batch.settings import CORRCLIP, REGION_LIMITED, WITH_DINO, Config, DenseConfig
+from ovseg_batch.settings import CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO, Config, DenseConfig
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.resolved import Resolved
@@ -53,6 +53,8 @@ class EncodePlan(StagePlan):
 def embedding_shapes(sam: zoo.ModelSpec) -> dict[str, tuple[int, int, int]]:
     """Return name → shape (C, h, w) of the arrays that `encode` stores per image."""
     parts = {"coarse": (16, 1), "fine0": (4, 8), "fine1": (8, 4)}  # stride in pixels, divisor of the width
+    if sam.is_sam1:
+        return {"coarse": (sam.width, sam.window // sam.patch, sam.window // sam.patch)}
     return {
         name: (sam.width // divisor, sam.window // stride, sam.window // stride)
         for name, (stride, divisor) in parts.items()
@@ -118,7 +120,8 @@ class DensePlan(StagePlan):
     """Keeps the cosine similarities of every window, array `logits` (windows, channels, gh, gw) fp16.
 
     Under `dense.cache: features` it keeps the L2-normalised patch features instead: array `features` (windows, gh, gw,
-    D) fp16.
+    D) fp16. `dense.attention: trident` has one window, the whole image, with the patches of SAM. There the highest
+    similarity of each patch is subtracted from the others.
     """
 
     name = "dense"
@@ -141,10 +144,14 @@ class DensePlan(StagePlan):
 
     @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
+        if config.dense.attention == SPLICED:
+            return ("clip", "dino", "sam")
         return ("clip", "dino") if config.dense.attention in WITH_DINO else ("clip",)
 
     @staticmethod
     def cost_of(config: Config) -> str:
+        if config.dense.attention == SPLICED:
+            return "SAM's encoder, CLIP and DINO once a window"
         models = "CLIP and DINO" if config.dense.attention in WITH_DINO else "CLIP"
         return (
             f"{models} once a window" if (views := VIEWS[config.dense.views]) == 1 else f"CLIP {views} times a window"
@@ -165,6 +172,9 @@ class DensePlan(StagePlan):
         self._dino_spec = run.dino if dense.attention in WITH_DINO else None
         if self._dino_spec is not None:
             self._dino_precision = run.precision(self._dino_spec)
+        self._sam_spec = _spliced_sam(run) if dense.attention == SPLICED else None
+        if self._sam_spec is not None:
+            self._sam_precision = run.precision(self._sam_spec)
         self._short_side = dense.short_side or self._spec.short_side
         self._features = dense.cache == "features"
         self._pools = run.vocabulary.pooled and not self._features
@@ -176,6 +186,7 @@ class DensePlan(StagePlan):
             "clip": self._spec.identity(),
             "precision": self._precision(),
             **self._dino_inputs(),
+            **self._sam_inputs(),
             "attention": dense.attention,
             "layers": list(dense.layers),
             "window": self._window,
@@ -196,15 +207,24 @@ class DensePlan(StagePlan):
             return {}
         return {"dino": self._dino_spec.identity(), "dino precision": self._dino_precision()}
 
+    def _sam_inputs(self) -> dict[str, Any]:
+        if self._sam_spec is None:
+            return {}
+        own = self._settings.trident.model_dump(mode="json")
+        return {"sam": self._sam_spec.identity(), "sam precision": self._sam_precision(), "trident": own}
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         short_side = self._short_side if isinstance(self._short_side, int) else None
         return resized_size(height, width, short_side, self._settings.long_side, self._spec.patch)
 
     def estimate_bytes(self, height: int, width: int) -> int:
+        each = self._spec.width if self._features else self._words.vocabulary.channels
+        if self._sam_spec is not None:
+            parts, cells = 2 if self._settings.trident.halves else 1, self._sam_spec.window // self._sam_spec.patch
+            return 2 * each * parts * math.prod(long_side_size(height, max(1, width // parts), cells))
         resized = self._resized(height, width)
         boxes, patch = window_boxes(*resized, self._window, self._stride), self._patch
         patches = ((boxes[:, 2] - boxes[:, 0]) // patch * ((boxes[:, 3] - boxes[:, 1]) // patch)).sum()
-        each = self._spec.width if self._features else self._words.vocabulary.channels
         return 2 * int(patches) * each
 
 
@@ -318,11 +338,25 @@ def _check_propose(config: Config) -> None:
         )
 
 
+def _spliced_sam(run: Resolved) -> zoo.ModelSpec:
+    """Return the SAM that aggregates the image. Raises UsageError for a SAM2, or for settings that exclude it."""
+    if run.config.dense.draft:
+        raise UsageError(f"dense.attention: {SPLICED} goes with dense.draft: false, because SAM needs all pixels.")
+    if not run.sam.is_sam1:
+        raise UsageError(
+            f"dense.attention: {SPLICED} reads the attention of SAM's first version, and sam.model is "
+            f"{run.sam.name!r}. Set sam.model: sam1-base."
+        )
+    return run.sam
+
+
 def _check_dense(dense: DenseConfig) -> None:
     """Raise UsageError for settings that exclude each other."""
     if dense.key_smoothing and dense.views != "plain":
         raise UsageError("dense.key_smoothing goes with dense.views: plain alone.")
-    if dense.attention in REGION_LIMITED and (dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)):
+    if dense.attention in (*REGION_LIMITED, SPLICED) and (
+        dense.key_smoothing or dense.views != "plain" or dense.layers != (1.0,)
+    ):
         raise UsageError(
             f"dense.attention: {dense.attention} goes with dense.views: plain, dense.layers: [1.0] and no "
             "dense.key_smoothing."

@@ -31,6 +31,7 @@ from tests.support import layouts
 
 SEEDS = list(scenes.HELD_OUT_SEEDS[1100:1103])
 ROWS = {row.name: row for row in protocols.rows()}
+METHODS = {"corrclip": "regions", "corrclip-masks": "regions", "trident": "trident-map"}  # other rows have none
 
 
 def without_files(row: Row) -> list[str]:
@@ -68,6 +69,9 @@ def values(config: Config) -> tuple[object, ...]:
         "corrclip-voc21": (336, 112, 336, 40, 0.2, 0, 0, "semantic"),
         "corrclip-ade20k": (336, 112, 448, 40, 0, 0, 0, "semantic"),
         "corrclip-cityscapes": (224, 112, 448, 40, 0, 0, 0, "semantic"),
+        "trident-voc21": (336, 224, 448, 40, 0.2, 0, 0, "semantic"),
+        "trident-voc20": (336, 112, 336, 40, 0, 0, 0, "semantic"),
+        "trident-cityscapes": (336, 224, 688, 40, 0, 0, 0, "semantic"),
     }.items(),
 )
 def test_a_row_has_the_settings_of_the_published_config(name: str, expected: tuple[object, ...]) -> None:
@@ -115,10 +119,27 @@ def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
     for key, value in protocols.load(row.method).settings_of(row.dataset).items():
         if key != "dense.definition_weight":
             assert operator.attrgetter(key)(config) == value, "a preset sets no key that its protocol decides"
-    assert config.refine.method == ("regions" if row.method.startswith("corrclip") else "none")
+    assert config.refine.method == METHODS.get(row.method, "none")
     assert config.protocol == row.method
     assert (config.refine.pamr_at == "original") == (row.method in ("naclip", "itaclip"))
     assert set(row.words) <= set(dataset.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "trident-voc21": (1.2, False, False, 0.2),
+        "trident-voc20": (0, False, False, 0.2),
+        "trident-ade20k": (1.2, True, False, 0.05),
+        "trident-cityscapes": (3, True, True, 0.1),
+    }.items(),
+)
+def test_a_row_of_trident_has_its_own_settings(name: str, expected: tuple[object, ...]) -> None:
+    config = config_of(find_row(name))
+    own, refine = config.dense.trident, config.refine
+    assert (own.cosine, own.raise_negative, own.halves, refine.prompt_floor) == expected
+    assert (refine.min_region, refine.predicted_iou) == (225, 0.8)
+    assert config_of(find_row(name), ["dense.trident.cosine=2"]).dense.trident.cosine == 2
 
 
 def test_what_the_config_or_a_flag_says_has_priority() -> None:

@@ -16,7 +16,11 @@ from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.dino import Dino
 from ovseg_batch.models.missing import MissingModels
-from tests.support.models import small_dino
+from tests.support.tiny_dino import save_tiny_dino
+
+
+def tiny(folder: Path) -> str:
+    return f"local-dir:{save_tiny_dino(folder, patch=8, side=32)}"
 
 
 def load(model: str, weights: str | None = None) -> Dino:
@@ -24,7 +28,7 @@ def load(model: str, weights: str | None = None) -> Dino:
 
 
 def test_features_are_those_of_timm(tmp_path: Path) -> None:
-    dino = load(small_dino(tmp_path))
+    dino = load(tiny(tmp_path))
     images = dino.normalise(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
     kept: dict[str, Any] = {}
     with torch.no_grad():
@@ -39,8 +43,8 @@ def test_features_are_those_of_timm(tmp_path: Path) -> None:
 
 
 def test_other_sizes_resize_the_position_and_crop_the_patches(tmp_path: Path) -> None:
-    dino = load(small_dino(tmp_path))
-    assert dino.features(torch.zeros(1, 3, 45, 24)).shape == (1, 5, 3, 24)
+    dino = load(tiny(tmp_path))
+    assert dino.features(torch.zeros(1, 3, 45, 24)).shape == (1, 5, 3, 32)
 
 
 def test_named_models_have_the_shapes_that_timm_builds() -> None:
@@ -51,7 +55,7 @@ def test_named_models_have_the_shapes_that_timm_builds() -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    model = small_dino(tmp_path)
+    model = tiny(tmp_path)
     save_file({"norm.weight": torch.ones(24)}, tmp_path / "other.safetensors")
     with pytest.raises(OvsegError, match="do not fit the architecture"):
         load(model, str(tmp_path / "other.safetensors"))

@@ -42,6 +42,10 @@ BASES: tuple[dict[str, Any], ...] = (
     {"dense.cache": "features", "refine.bank": "ONE"},
     {"method": "proposals"},
     {"dense.attention": "corrclip-dino", "dino.weights": "random:0"},
+    {
+        **{"dense.attention": "trident", "refine.method": "trident-map", "dino.weights": "random:0"},
+        **{"sam.model": "sam1-base", "sam.weights": "random:0"},
+    },
     {"method": "proposals", "classify.scorer": "mask-tokens"},
     *({"edit.mode": mode, "edit.prompt": "grass"} for mode in EDIT_MODES),
     {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": "ONE"},

@@ -18,7 +18,7 @@ from ovseg_batch.stages.regions import region_map
 from ovseg_batch.types import Proposal
 from ovseg_batch.types.arrays import Mask
 from tests.conftest import Command, run_arguments
-from tests.support.models import small_dino
+from tests.support.tiny_dino import save_tiny_dino
 
 
 def proposal(mask: Mask) -> Proposal:
@@ -77,7 +77,7 @@ def test_corrclip_with_dino_gives_each_region_one_class(
 ) -> None:
     chosen = {
         "dense.attention": "corrclip-dino",
-        "dino.model": small_dino(tmp_path / "dino"),
+        "dino.model": f"local-dir:{save_tiny_dino(tmp_path / 'dino', patch=8)}",
         "propose.masks": maps,
         "refine.method": "regions",
         "refine.output": "semantic",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ovseg_batch.methods.attention import VARIANTS
-from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED
+from ovseg_batch.settings import ATTENTIONS, REGION_LIMITED, SPLICED
 
 PACKAGE = Path(__file__).parents[2] / "ovseg_batch"
 
@@ -115,7 +115,7 @@ print(*sys.modules)
 
 
 def test_attentions_of_the_settings_are_the_variants() -> None:
-    assert (*VARIANTS, *REGION_LIMITED) == ATTENTIONS
+    assert (*VARIANTS, *REGION_LIMITED, SPLICED) == ATTENTIONS
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

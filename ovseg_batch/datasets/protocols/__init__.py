@@ -14,7 +14,17 @@ from typing import Any
 
 import yaml
 
-NAMES = ("sclip", "naclip", "naclip-no-pamr", "clearclip", "maskclip", "itaclip", "corrclip", "corrclip-masks")
+NAMES = (
+    "sclip",
+    "naclip",
+    "naclip-no-pamr",
+    "clearclip",
+    "maskclip",
+    "itaclip",
+    "corrclip",
+    "corrclip-masks",
+    "trident",
+)
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 

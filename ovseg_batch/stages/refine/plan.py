@@ -10,11 +10,13 @@ import pyarrow as pa
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.io.tables import ANNOTATION
-from ovseg_batch.settings import Config
-from ovseg_batch.settings.readers import PROMPTING, read_settings
+from ovseg_batch.settings import SPLICED, Config
+from ovseg_batch.settings.readers import POINTING, PROMPTING, read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
 from ovseg_batch.stages.plans import DensePlan
 from ovseg_batch.stages.resolved import Resolved
+
+WHOLE = 1 << 30  # pixels; a window of this side is the whole image
 
 
 class RefinePlan(StagePlan):
@@ -58,12 +60,18 @@ class RefinePlan(StagePlan):
         self._dense, self._presence = config.dense, config.presence
         self._words, self._vocabulary = run.words, run.vocabulary
         self._read = read_settings(config, self.name, "refine")
-        self._window, self._stride = run.window, run.stride
+        self._spliced = config.dense.attention == SPLICED
+        self._window, self._stride = (WHOLE, WHOLE) if self._spliced else (run.window, run.stride)
         self.needs = self.needs_of(config)
         self._kept = "encode" in self.needs
         self._spec = run.sam if config.refine.method in PROMPTING else None
         if self._spec is not None:
             self._precision = run.precision(self._spec)
+            if config.refine.method == "trident-map" and not self._spec.is_sam1:
+                raise UsageError(
+                    f"refine.method: trident-map needs SAM's first version, and sam.model is {self._spec.name!r}. "
+                    "Set sam.model: sam1-base."
+                )
         self.reads_images = (self._spec is not None and not self._kept) or config.refine.pamr > 0
         # The margin is at CLIP's own logit scale; at that of the cosines it is this.
         self._margin = config.presence.margin / run.clip.logit_scale if self._vocabulary.pooled else 0.0
@@ -136,7 +144,7 @@ class FusedPlan(StagePlan):
 
 def _refine_needs(config: Config) -> tuple[str, ...]:
     """Return the stages that `refine` reads."""
-    embeddings = config.refine.method in PROMPTING and config.sam.cache == "embeddings"
+    embeddings = config.refine.method in POINTING and config.sam.cache == "embeddings"
     others = (("propose", config.refine.method in ("automatic", "regions")), ("encode", embeddings))
     return ("dense", *(name for name, needed in others if needed))
 

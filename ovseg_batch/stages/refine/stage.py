@@ -35,6 +35,8 @@ from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Embedding, Sam
+from ovseg_batch.models.sam1 import Sam1
+from ovseg_batch.settings.readers import POINTING
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.dense import cosines
@@ -43,6 +45,7 @@ from ovseg_batch.stages.refine.memory_bank import Relabeller
 from ovseg_batch.stages.refine.methods import NOTHING, Found, guided, points_of, prompted, trident, voted
 from ovseg_batch.stages.refine.overlap import in_three_steps
 from ovseg_batch.stages.refine.plan import RefinePlan
+from ovseg_batch.stages.refine.sam_map import refined_labels
 from ovseg_batch.stages.regions import region_map
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
@@ -151,7 +154,7 @@ class RefineStage(RefinePlan, Stage):
             proposals = one.upstream["propose"].values(one.row.row)["proposals"]
             regions = region_map(proposals, one.size, self._config)
             one.dense = dataclasses.replace(dense, labels=region_classes(regions, dense.labels))
-        if self._sam is not None:
+        if self._sam is not None and self._settings.method in POINTING:
             one.points = points_of(dense, self._settings, self._min_area(one))
 
     @torch.inference_mode()
@@ -252,9 +255,10 @@ class RefineStage(RefinePlan, Stage):
         """Return the stored arrays of the windows: cosine similarities, or features."""
         top, left, bottom, right = boxes[0].tolist()
         windows, height, width = len(boxes), (bottom - top) // self._patch, (right - left) // self._patch
+        grid = (None, None) if self._spliced else (height, width)
         if self._clip_spec is None:
-            return upstream.array(row, "logits", (windows, self._vocabulary.channels, height, width))
-        return upstream.array(row, "features", (windows, height, width, self._text.shape[1]))
+            return upstream.array(row, "logits", (windows, self._vocabulary.channels, *grid))
+        return upstream.array(row, "features", (windows, *grid, self._text.shape[1]))
 
     def _logits(self, of_windows: Numbers) -> Tensor:
         """Return cosine similarities of every window, (windows, Q, gh, gw), from what the dense stage has kept."""
@@ -276,6 +280,11 @@ class RefineStage(RefinePlan, Stage):
             return voted(proposals, one.dense, Vote.from_setting(settings.vote))
         if self._sam is None:
             return NOTHING
+        if isinstance(self._sam, Sam1) and settings.method == "trident-map":
+            assert one.image is not None
+            labels, prompts = refined_labels(self._sam, one.image, one.dense, settings)
+            one.dense = dataclasses.replace(one.dense, labels=labels)
+            return dataclasses.replace(NOTHING, prompts=prompts)
         see = functools.partial(self._embedding, self._sam, one.row.row, one.image, one.upstream)
         candidates = {"guided": guided, "trident": trident}.get(settings.method, prompted)
         return candidates(self._sam, see, one.dense, one.points, settings)
