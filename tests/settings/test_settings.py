@@ -23,6 +23,7 @@ from ovseg_batch.settings.listing import choices, section_meanings, setting_line
 from ovseg_batch.settings.readers import READERS, readers
 from ovseg_batch.settings.section import Section
 from tests.conftest import LABELS, Command
+from tests.support.tiny_sam1 import save_tiny_sam1
 
 KEYS = {line.key: line for line in setting_lines()}
 
@@ -56,7 +57,10 @@ def test_every_reader_is_of_a_key_and_every_choice_exists() -> None:
     assert set(READERS) <= set(KEYS) | sections
     for one in READERS.values():
         assert set(one.values) <= set(choices(one.choice)), one
-    assert choices("refine.method") == ("prompted", "guided", "trident", "automatic", "regions", "none")
+    assert choices("refine.method") == (
+        *("prompted", "guided", "trident", "trident-map"),
+        *("automatic", "regions", "none"),
+    )
     assert choices("run.allow_remote") == ("true", "false") and choices("refine.vote") == ("soft",)
     assert choices("dense.window") == choices("no.such") == ()
 
@@ -77,14 +81,17 @@ def recorded(model: type[Section], patch: pytest.MonkeyPatch) -> Iterator[set[st
         yield read
 
 
-def test_each_refine_method_reads_the_keys_of_its_line(few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_refine_method_reads_the_keys_of_its_line(
+    few_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.array(Image.open(sorted((few_scenes / "images").iterdir())[0]).convert("RGB"))
     restricted = {name for name in RefineConfig.model_fields if readers(f"refine.{name}").choice == "refine.method"}
     assert len(restricted) >= 9
     for method in choices("refine.method"):
-        segmenter = ovseg_batch.Segmenter(
-            LABELS, config="demo", settings={"refine.method": method, "propose.points_per_side": 4}
-        )
+        settings: dict[str, object] = {"refine.method": method, "propose.points_per_side": 4}
+        if method == "trident-map":
+            settings["sam.model"] = f"local-dir:{save_tiny_sam1(tmp_path)}"
+        segmenter = ovseg_batch.Segmenter(LABELS, config="demo", settings=settings)
         with recorded(RefineConfig, monkeypatch) as read:
             segmenter(pixels)
         expected = {name for name in restricted if method in readers(f"refine.{name}").values}
