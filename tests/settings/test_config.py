@@ -92,7 +92,7 @@ OWN = re.compile("names no layer|is no colour|give one weight for each scale")
         (
             "refine: {method: promted}",
             "refine.method: 'promted' is not allowed. Did you mean 'prompted'? "
-            "Allowed: prompted, guided, trident, automatic, regions or none.",
+            "Allowed: prompted, guided, trident, trident-map, automatic, regions or none.",
         ),
         ("inpaint: {size: 65}", "Allowed: a whole number (at least 64, a multiple of 8) or null."),
         ("run: {allow_remote: maybe}", "run.allow_remote: 'maybe' is not allowed. Allowed: true or false."),
