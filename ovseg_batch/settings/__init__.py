@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ovseg_batch.settings.attentions import ATTENTIONS, CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO
 from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
-from ovseg_batch.settings.names import ATTENTIONS, CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.tree import Config, DenseConfig, EditConfig, Label, RefineConfig
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ovseg_batch.settings.attentions import SPLICED, WITH_DINO
 from ovseg_batch.settings.edit_modes import EditMode, modes_that
-from ovseg_batch.settings.names import SPLICED, WITH_DINO
 from ovseg_batch.settings.tree import Config
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
 
+from ovseg_batch.datasets import protocols
+from ovseg_batch.settings.attentions import Attention
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
 from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
-from ovseg_batch.settings.names import Attention, Protocol
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
 
@@ -347,7 +348,7 @@ class Config(Section):
     """All settings of a run."""
 
     about: About = About()
-    protocol: Protocol | None = None
+    protocol: protocols.Name | None = None
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"

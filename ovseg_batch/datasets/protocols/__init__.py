@@ -10,11 +10,11 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
-NAMES = (
+Name = Literal[
     "sclip",
     "naclip",
     "naclip-no-pamr",
@@ -24,7 +24,8 @@ NAMES = (
     "corrclip",
     "corrclip-masks",
     "trident",
-)
+]
+NAMES: tuple[Name, ...] = get_args(Name)
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use
 
 

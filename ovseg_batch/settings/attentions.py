@@ -1,4 +1,4 @@
-"""The names that settings take where each has code or a file of its own."""
+"""The variants of CLIP's last attention that settings can name, without PyTorch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,3 @@ CORRCLIP = "corrclip"  # patches correlate by SAM2's features
 SPLICED = "trident"  # patches attend to the whole image, as in SAM
 WITH_DINO = ("corrclip-dino", SPLICED)  # patches correlate by DINO's features
 REGION_LIMITED = (CORRCLIP, "corrclip-dino")  # patches attend only inside SAM2's regions
-
-#: the names of `datasets.protocols`
-Protocol = Literal[
-    "sclip",
-    "naclip",
-    "naclip-no-pamr",
-    "clearclip",
-    "maskclip",
-    "itaclip",
-    "corrclip",
-    "corrclip-masks",
-    "trident",
-]
