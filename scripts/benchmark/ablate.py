@@ -28,7 +28,7 @@ from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.runs import pipeline
-from ovseg_batch.settings import CORRCLIP, Config
+from ovseg_batch.settings import CORRCLIP, WITH_DINO, Config
 from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.workdir.store import Workdir
 
@@ -70,7 +70,9 @@ class Table:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    return {name: {"preset": name} for name in presets()}
+    """Every preset except those that need a DINO, of which none is embedded."""
+    configs = {name: load_config(file, environment={}) for name, file in presets().items()}
+    return {name: {"preset": name} for name, one in configs.items() if one.dense.attention not in WITH_DINO}
 
 
 def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -86,9 +88,10 @@ def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 TABLES = {
     "presets": Table(
         "Presets",
-        "Every preset on the embedded models: `demo` for dense maps, `demo-token` for masks first. `background` runs "
-        "without its background words, which the small CLIP was never taught. `trident` gives SAM2 boxes and rough "
-        "masks, which the embedded one never saw in training, so its row shows nothing about Trident.",
+        "Presets on the embedded models, without those that need a DINO: `demo` for dense maps, `demo-token` for masks "
+        "first. `background` runs without its background words, which the small CLIP was never taught. `trident` gives "
+        "SAM2 boxes and rough masks, which the embedded one never saw in training, so its row shows nothing about "
+        "Trident.",
         preset_rows(),
     ),
     "attention": Table(
