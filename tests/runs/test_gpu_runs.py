@@ -30,9 +30,12 @@ from ray.cluster_utils import Cluster
 
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
+from ovseg_batch.settings import SPLICED, WITH_DINO
 from tests.conftest import LABELS, THINGS, Command, Done
 from tests.harness.job import with_embedded_models
 from tests.support.emulation import ROOT, emulated_environment, write_crops
+from tests.support.tiny_dino import save_tiny_dino
+from tests.support.tiny_sam1 import save_tiny_sam1
 
 pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
 
@@ -167,8 +170,14 @@ def embedded_settings(preset: str) -> list[str]:
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both) -> None:
-    cpu, gpu = both(*embedded_settings(preset))
+def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tmp_path: Path) -> None:
+    """No DINO and no SAM of the first version is embedded: theirs are tiny and have random weights."""
+    config, tiny = load_config(Path(preset), environment={}), []
+    if config.dense.attention in WITH_DINO:
+        tiny.append(f"--set=dino.model=local-dir:{save_tiny_dino(tmp_path / 'dino')}")
+    if config.dense.attention == SPLICED:
+        tiny += [f"--set=sam.model=local-dir:{save_tiny_sam1(tmp_path)}", "--set=refine.predicted_iou=0"]
+    cpu, gpu = both(*embedded_settings(preset), *tiny)
     assert cpu.annotations, "a comparison without masks shows nothing"
     assert gpu == cpu
 

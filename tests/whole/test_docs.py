@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from write_cli_docs import PAGE, pages
 
 from ovseg_batch import datasets, scenes
+from ovseg_batch.config import load_config
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.settings import WITH_DINO
 from tests.support import full_size, layouts
 from tests.support.fake_hub import FakeHub
 
@@ -89,6 +93,10 @@ TRIED = {
 MASKS = {"OVSEG_BACKGROUND": "none", "OVSEG_SAM__MODEL": full_size.SMALL_SAM}
 
 
+#: For published rows: one CLIP for all, a DINO of full size, and fewer windows for ITACLIP.
+ROWS = {"OVSEG_CLIP__MODEL": full_size.CLIP, "OVSEG_DINO__WEIGHTS": "random:0", "OVSEG_DENSE__STRIDE": "112"}
+
+
 def test_every_page_with_commands_is_tried() -> None:
     """The commands of the page about edits are all in the README."""
     assert set(runnable(ROOT / "docs/editing.md")) <= set(runnable(ROOT / "README.md"))
@@ -121,7 +129,7 @@ def test_every_command_works_as_printed(
         shutil.copytree(request.getfixturevalue("segmented"), tmp_path, symlinks=True, dirs_exist_ok=True)
     else:
         write_inputs(tmp_path)
-    own = {} if page == "README.md" else MASKS
+    own = {"README.md": {}, "docs/benchmarks.md": {**MASKS, **ROWS}}.get(page, MASKS)
     for line in runnable(ROOT / page):
         reader.run(line, tmp_path, **({} if "-c demo" in line else own))
         if line.startswith("ovseg-batch run "):
@@ -133,9 +141,11 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
     write_inputs(tmp_path)
     planned = 0
     for preset in sorted((ROOT / "configs").glob("*.yaml")):
+        needs_dino = load_config(preset, environment={}).dense.attention in WITH_DINO
+        weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in ("CLIP", "SAM", "DINO")} if needs_dino else {}
         for line in re.findall(r"^# +(ovseg-batch .*?)(?: +#.*)?$", preset.read_text(), re.M):
             if " run " in line:
-                reader.run(f"{line} --dry-run", tmp_path)
+                reader.run(f"{line} --dry-run", tmp_path, **weights)
                 planned += 1
             elif " manifest " in line or " fetch " in line:
                 reader.run(line, tmp_path)
@@ -143,12 +153,18 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
 
 
 def write_inputs(folder: Path) -> None:
-    """Write what the pages name: two photographs, scenes, and a data set."""
+    """Write what the pages name: two photographs, scenes, a data set, and files of the authors of its protocols."""
     seeds = scenes.HELD_OUT_SEEDS[1000:1002]
     write_scenes(folder / "ovseg-demo", seeds, jpeg_every=0)
     for name in ("photos", "scenes"):
         shutil.copytree(folder / "ovseg-demo" / "images", folder / name)
-    layouts.write(datasets.load("voc21"), folder / "VOCdevkit", seeds)
+    dataset, regions = datasets.load("voc21"), folder / "region_masks" / "voc"
+    layouts.write(dataset, folder / "VOCdevkit", seeds)
+    (folder / "voc21_definitions.txt").write_text("".join(f"{name} >= a {name}\n" for name in dataset.classes))
+    regions.mkdir(parents=True)
+    for image in (folder / "VOCdevkit").rglob("JPEGImages/*"):
+        width, height = Image.open(image).size
+        np.savez(regions / f"{image.stem}.npz", instance_mask=np.tile(np.arange(width) // 50, (height, 1)))
 
 
 @pytest.mark.slow("every command of the pages works as printed")
