@@ -83,11 +83,11 @@ def test_own_weights_of_an_embedded_architecture_are_no_demo_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "told"), [(0.0, True), (0.5, True), (0.51, False)], ids=["none", "never below", "some below"]
+    ("threshold", "warned"), [(0.0, True), (0.5, True), (0.51, False)], ids=["none", "never below", "some below"]
 )
-def test_pixels_below_a_threshold_get_no_label(threshold: float, told: bool) -> None:
+def test_pixels_below_a_threshold_get_no_label(threshold: float, warned: bool) -> None:
     settings = {"background": "none", "dense.prob_threshold": threshold}
-    assert any("every pixel gets" in one for one in cautions(config_of(settings))) == told
+    assert any("every pixel gets" in one for one in cautions(config_of(settings))) == warned
 
 
 def test_licences_are_those_of_the_weights() -> None:
