@@ -34,8 +34,9 @@ class SemanticScore:
 
         Args:
             prediction: (H, W) integer class, negative where unlabelled, which counts as wrong.
-            truth: (H, W) integer class, negative for ignored pixels.
+            truth: (H, W) integer class. Pixels of other values than those of the classes are ignored.
         """
+        truth = np.where(truth < self._classes, truth, np.int16(IGNORE))
         self._confusion += confusion(prediction, truth, self._classes)
         score = boundary_f1(prediction, truth)
         if not math.isnan(score):

@@ -54,3 +54,13 @@ def test_maps_without_ignored_pixels_are_scored_as_before() -> None:
     assert boundary_f1(box(), box()) == 1.0
     assert boundary_f1(box(1), box()) == pytest.approx(0.98110517)
     assert boundary_f1(box(3), box()) == 0.0
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+def test_pixels_of_no_class_are_ignored_as_255_in_pngs(kind: type[np.integer[Any]]) -> None:
+    ignored, plain = SemanticScore(5), SemanticScore(5)
+    truth = np.where(np.arange(80) < 20, 255, box()).astype(kind)
+    ignored.add(NOISE, truth)
+    plain.add(NOISE, np.where(np.arange(80) < 20, -1, box()))
+    assert ignored.boundary_f1() == plain.boundary_f1() and ignored.accuracy() == plain.accuracy()
+    assert ignored.arrays()["confusion"].sum() == 60 * 60
