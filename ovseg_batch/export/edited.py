@@ -22,7 +22,7 @@ from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.findings import EditCounts
 from ovseg_batch.workdir.store import FILES, Problem, StageStore, Workdir
 
-BEGUN = "begun"  # content of the marker while `edited/` is written
+OUTDATED = "outdated"  # content of the marker while `edited/` is written, and after a repair
 
 
 def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
@@ -43,7 +43,7 @@ def publish_edited(workdir: Workdir, store: StageStore | None) -> int | None:
     digest, count = _digest(store)
     if _is_published(workdir, digest):
         return count
-    write_text(marker, f"{BEGUN}\n")  # a later run without edits removes these files if this process is killed
+    write_text(marker, f"{OUTDATED}\n")  # a later run without edits removes these files if this process is killed
     fresh = temporary_path(workdir.edited)
     fresh.mkdir()
     try:
@@ -87,8 +87,9 @@ def verify_edited(workdir: Workdir, store: StageStore) -> Iterator[Problem]:
 
 
 def unpublish_edited(workdir: Workdir) -> None:
-    """Mark `edited/` as outdated, so that the next run writes it again."""
-    _marker(workdir).unlink(missing_ok=True)
+    """Mark `edited/` as outdated, so that the next run writes it again, or removes it if it has no edit."""
+    if _marker(workdir).is_file():
+        write_text(_marker(workdir), f"{OUTDATED}\n")
 
 
 def count_edits(store: StageStore, mode: str) -> EditCounts:

@@ -222,14 +222,24 @@ def _execute(
                 place = f"stage {number} of {len(stages)}"
                 redone[planned.name] = _run_planned(planned, place, manifest, config, progress)
         except OvsegError:
-            with workdir.exclusive():
+            with _unchanging(workdir, stages):
                 if workdir.made_of() == _identity(manifest, stages):
                     _write_failures(workdir, manifest, stages)
             raise
         finally:  # drafts of workers that were killed, also of an earlier run's that outlived their parent
             workdir.remove_leftovers()
-        with workdir.exclusive():
+        with _unchanging(workdir, stages):
             return _finish(workdir, manifest, stages, config, redone)
+
+
+@contextlib.contextmanager
+def _unchanging(workdir: Workdir, stages: Sequence[PlannedStage]) -> Iterator[None]:
+    """Let no other process change the outputs, or the commits that they are written from."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.exclusive())
+        for planned in stages:
+            stack.enter_context(planned.job.store.publishing())
+        yield
 
 
 def _identity(manifest: Manifest, stages: Sequence[PlannedStage]) -> list[str]:

@@ -42,8 +42,8 @@ def run_shard(
 ) -> Commit:
     """Compute one shard and commit it. The only place where a commit record is written.
 
-    Another process may commit the same shard meanwhile. Its commit is kept and returned, unless it has more failed
-    rows: replacing it would remove a commit that the other process has already counted.
+    Another process may commit the same shard before or meanwhile. Its commit is kept and returned, unless it has more
+    failed rows: replacing it would remove a commit that the other process has already counted.
 
     Args:
         crashing: row → cause of the rows that crash the process. They fail without being read.
@@ -65,7 +65,9 @@ def run_shard(
             "Committed shards are kept. Run the same command again."
         )
     previous = store.read_commit(shard, outdated=True)
-    keep = previous is not None and previous.follows(above) and (retry or not store.is_current(previous))
+    if previous is not None and store.is_current(previous) and not retry:
+        return previous
+    keep = previous is not None and previous.follows(above)
     with contextlib.ExitStack() as stack:
         stack.enter_context(failpoints.within(stage.name))
         upstream = {name: stack.enter_context(CommittedShard(s, shard)) for name, s in store.upstream.items()}

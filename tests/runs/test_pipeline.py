@@ -13,7 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ovseg_batch.workdir.store import Workdir
+from ovseg_batch.io import locks
+from ovseg_batch.runs import pipeline
+from ovseg_batch.workdir.store import PUBLISH_LOCK, Workdir
 from tests.conftest import Command, data_files, run_arguments
 
 
@@ -40,6 +42,21 @@ def test_outputs_are_what_coco_tools_take(finished: Path) -> None:
             assert 0 <= a["score"] <= 1 and 0 <= a["coverage"] <= 1
             claimed += mask
         assert claimed.max() == 1
+
+
+def test_no_other_run_changes_shards_while_outputs_are_written(
+    few_scenes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def publish_edited(workdir: Workdir, store: object) -> None:
+        for folder in workdir.root.glob("stages/*-*"):
+            with locks.if_free(folder / PUBLISH_LOCK) as granted:
+                free.append(granted)
+
+    monkeypatch.setattr(pipeline, "publish_edited", publish_edited)
+    assert command(*run_arguments(few_scenes / "images", tmp_path / "run")).returncode == 0
+    assert free == [False, False]
 
 
 def test_run_leaves_what_people_look_for(finished: Path, command: Command) -> None:

@@ -108,6 +108,18 @@ def test_verify_finds_a_changed_edited_image(cut_out: Path, few_scenes: Path, tm
     assert tree(workdir / "edited") == tree(cut_out / "edited")
 
 
+def test_a_run_without_edits_removes_edited_after_a_repair(
+    cut_out: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(cut_out, workdir)
+    [victim] = (workdir / "stages").glob("dense-*/data/000/000000.parquet")
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert command("verify", workdir, "--repair").returncode == 1
+    assert command(*run_arguments(few_scenes / "images", workdir)).returncode == 0
+    assert not (workdir / "edited").exists()
+
+
 def test_names_that_cannot_be_cost_one_row(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -91,9 +91,14 @@ def test_numbers_that_are_not_finite_fail_their_row(store: StageStore) -> None:
 
 def test_data_files_of_two_runs_are_equal_byte_for_byte(store: StageStore) -> None:
     first = run_shard(Echo(), store, 0, ROWS)
-    second = run_shard(Echo(), store, 0, ROWS)
+    second = run_shard(Echo(), store, 0, ROWS, retry=True)
     assert first.files == second.files
     assert (first.attempt, second.attempt) == (1, 2)
+
+
+def test_a_shard_that_another_process_has_committed_before_is_kept(store: StageStore) -> None:
+    first = run_shard(Echo(), store, 0, ROWS)
+    assert run_shard(Twice(), store, 0, ROWS) == store.read_commit(0) == first
 
 
 class Overtaken(Echo):
