@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types.arrays import Doubles, Integers, Mask, Pixels
 
 OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
@@ -42,7 +43,13 @@ def encode_regions(regions: Integers) -> dict[int, bytes]:
 def decode(counts: bytes | str, height: int, width: int) -> Mask:
     """Decode counts to a mask (height, width) bool."""
     mask: Pixels = coco.decode({"size": [height, width], "counts": counts})
-    return mask.astype(bool)
+    return mask.view(bool)  # its values are 0 and 1
+
+
+def decode_placed(counts: bytes | str, height: int, width: int) -> PlacedMask:
+    """Decode counts to the part of a mask in its bounding box."""
+    left, top, wide, tall = (int(side) for side in bounding_box(counts, height, width))
+    return PlacedMask(decode(counts, height, width)[top : top + tall, left : left + wide], left, top)
 
 
 def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:

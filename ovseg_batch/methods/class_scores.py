@@ -97,28 +97,33 @@ def scarce_classes(counts: Indices, area_threshold: float, has_background: bool)
     return scarce
 
 
-def decide(
-    probabilities: Tensor, thresholds: Tensor, has_background: bool, scarce: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the most probable class per pixel, its probability, and its lead over the second class.
+def decide(probabilities: Tensor, scarce: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the most probable class per pixel, its probability, and the probability of the second class.
 
     Args:
         probabilities: (C, …) of `class_probabilities`.
-        thresholds: (C,) least probability of a pixel, per class.
-        has_background: whether a pixel below its threshold becomes class 0. Otherwise it becomes `UNLABELLED`.
         scarce: (C,) bool, classes to zero before the decision.
 
     Returns:
-        labels (…) int16, probability and its lead over the next class's (…) float32.
+        labels (…) int16, and two probabilities (…) float32.
     """
     if scarce is not None and bool(scarce.any()):
         probabilities = probabilities * (~scarce).view(-1, *[1] * (probabilities.dim() - 1))
     best, labels = probabilities.max(dim=0)
     probabilities.scatter_(0, labels[None], 0.0)
-    lead = best - probabilities.amax(dim=0)
+    second = probabilities.amax(dim=0)
     # restores the input, which is cheaper than a copy of all classes
     probabilities.scatter_(0, labels[None], best[None])
-    labels = labels.to(torch.int16)
-    if bool((thresholds > 0).any()):
-        labels.masked_fill_(best < thresholds[labels.long()], 0 if has_background else UNLABELLED)
-    return labels, best, lead
+    return labels.to(torch.int16), best, second
+
+
+def drop_unlikely(labels: Tensor, best: Tensor, thresholds: Tensor, has_background: bool) -> None:
+    """Change the class of the pixels that do not reach the threshold of their class.
+
+    Args:
+        labels: (…) int16 of `decide`, changed in place: to class 0 with a background, otherwise to `UNLABELLED`.
+        best: (…) float32, probability of the class.
+        thresholds: (C,) least probability of a pixel, per class.
+        has_background: whether class 0 is the background.
+    """
+    labels.masked_fill_(best < thresholds[labels.long()], 0 if has_background else UNLABELLED)

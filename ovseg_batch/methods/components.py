@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 
-from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.runs import Runs, row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.types.arrays import ClassMap, Indices, Integers
 
@@ -24,12 +24,16 @@ class Components:
         labels: (N + 1,) int16, class.
         areas: (N + 1,) pixels.
         boxes: (N + 1, 4) x0, y0, x1, y1 in pixels.
+        runs: the horizontal runs of the components.
+        run_numbers: (R,) unsigned, component of each run.
     """
 
     numbers: Integers
     labels: ClassMap
     areas: Indices
     boxes: Indices
+    runs: Runs
+    run_numbers: Integers
 
 
 def connected_components(label_map: Integers) -> Components:
@@ -48,4 +52,4 @@ def connected_components(label_map: Integers) -> Components:
     np.minimum.at(boxes[:, 1], number, y)
     np.maximum.at(boxes[:, 2], number, left + runs.lengths)
     np.maximum.at(boxes[:, 3], number, y + 1)
-    return Components(numbers, labels, areas, boxes)
+    return Components(numbers, labels, areas, boxes, runs, number)

@@ -2,11 +2,13 @@
 
 SCLIP upsamples the logits of all classes to full size before the softmax, which needs 8 GB for 171 classes at 12
 megapixels. This module computes the same values in horizontal strips, because a bilinear row depends on two source rows
-only. Source rows are stitched when a strip needs them.
+only. Source rows are stitched when a strip needs them. `enlarging` computes maps of images that are much larger than
+the stitched map.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg_batch.methods.class_scores import decide, scarce_classes, vocabulary_probabilities
+from ovseg_batch.methods.class_scores import decide, drop_unlikely, scarce_classes, vocabulary_probabilities
+from ovseg_batch.methods.enlarging import Decided, enlarged
 from ovseg_batch.methods.presence import CLEAR_MARGIN
 from ovseg_batch.methods.stitching import Stitched, bilinear_taps
 from ovseg_batch.methods.vocabulary import Vocabulary
-from ovseg_batch.types.arrays import ClassMap, Halves, Indices, Pixels
+from ovseg_batch.types.arrays import ClassMap, Floats, Pixels
 
+MUCH_LARGER = 4.0  # pixels of the image for each value of the map, from which on `enlarging` computes the classes
 BLOCK_ELEMENTS = 16_000_000  # float32 values per stitched block: 64 MB
 STRIP_ELEMENTS = 2_000_000  # float32 values per strip on a CPU; few enough to stay in the cache between passes
 
@@ -32,15 +36,15 @@ class LabelMap(NamedTuple):
 
     Attributes:
         labels: (H, W) int16, `UNLABELLED` = -1.
-        confidence: (H, W) float16, probability of the class.
-        lead: (H, W) float16, difference to the probability of the second class.
+        confidence: (H, W) float32, probability of the class.
+        lead: (H, W) float32, difference to the probability of the second class.
         sure: (H, W) uint8, level by which the class exceeds the background: `presence.SURE`, `presence.CLEAR`, or 0.
             None without a margin.
     """
 
     labels: ClassMap
-    confidence: Halves
-    lead: Halves
+    confidence: Floats
+    lead: Floats
     sure: Pixels | None
 
 
@@ -64,35 +68,54 @@ def label_map(
             `area_thd`.
         margin: similarity by which the class of a sure pixel exceeds the best background word. 0: not computed.
     """
-    classes = len(vocabulary.names)
-    thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold).to(logits.device)
-    labels = np.empty(size, np.int16)
-    confidence, leads = np.empty(size, np.float16), np.empty(size, np.float16)
-    sure = np.empty(size, np.uint8) if margin else None
+    classes, device = len(vocabulary.names), logits.device
+    thresholds = torch.tensor(vocabulary.thresholds).clamp(min=prob_threshold)
+    limits = thresholds.to(device) if bool((thresholds > 0).any()) else None
+    labels = torch.empty(size, dtype=torch.int16, device=device)
+    confidence, lead = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+    sure = torch.empty(size, dtype=torch.uint8, device=device) if margin else None
     odds = [math.exp(-factor * margin * logit_scale) for factor in (1.0, CLEAR_MARGIN)]
 
-    def run(scarce: Tensor | None) -> Indices:
-        counts = np.zeros(classes, np.int64)
-        for top, strip in upsampled_strips(logits, size):
-            probabilities = vocabulary_probabilities(vocabulary, strip, logit_scale)
-            won, best, lead = decide(probabilities, thresholds, vocabulary.has_background, scarce)
-            rows = slice(top, top + won.shape[0])
-            labels[rows] = won.cpu().numpy()
-            confidence[rows] = best.half().cpu().numpy()
-            leads[rows] = lead.half().cpu().numpy()
-            if sure is not None:
-                level = (probabilities[0] <= odds[0] * best).byte()
-                level += probabilities[0] <= odds[1] * best
-                sure[rows] = level.cpu().numpy()
-            if area_threshold > 0:
-                counts += np.bincount(labels[rows][labels[rows] >= 0], minlength=classes)
-        return counts
+    def run(scarce: Tensor | None) -> None:
+        for top, found in _decided(logits, size, vocabulary, logit_scale, scarce, bool(margin)):
+            rows = slice(top, top + len(found.labels))
+            if limits is not None:
+                drop_unlikely(found.labels, found.best, limits, vocabulary.has_background)
+            labels[rows], confidence[rows], lead[rows] = found.labels, found.best, found.best - found.second
+            if sure is not None and found.background is not None:
+                sure[rows] = (found.background <= odds[0] * found.best).byte()
+                sure[rows] += found.background <= odds[1] * found.best
 
-    counts = run(None)
-    scarce = scarce_classes(counts, area_threshold, vocabulary.has_background)
-    if (counts[scarce] > 0).any():
-        run(torch.from_numpy(scarce).to(logits.device))
-    return LabelMap(labels, confidence, leads, sure)
+    run(None)
+    if area_threshold > 0:
+        counts = torch.bincount(labels[labels >= 0], minlength=classes).cpu().numpy()
+        scarce = scarce_classes(counts, area_threshold, vocabulary.has_background)
+        if (counts[scarce] > 0).any():
+            run(torch.from_numpy(scarce).to(device))
+    return LabelMap(
+        labels.cpu().numpy(), confidence.cpu().numpy(), lead.cpu().numpy(), None if sure is None else sure.cpu().numpy()
+    )
+
+
+def _decided(
+    logits: Tensor | Stitched,
+    size: tuple[int, int],
+    vocabulary: Vocabulary,
+    logit_scale: float,
+    scarce: Tensor | None,
+    with_background: bool,
+) -> Iterator[tuple[int, Decided]]:
+    """Yield the first row of each strip of the image, and the decisions for its pixels."""
+    _, h, w = logits.shape
+    if size[0] * size[1] >= MUCH_LARGER * h * w:
+        rows = functools.partial(_rows, logits)
+        yield from enlarged(
+            rows, (h, w), size, vocabulary, logit_scale, logits.device, scarce, with_background=with_background
+        )
+        return
+    for top, strip in upsampled_strips(logits, size):
+        probabilities = vocabulary_probabilities(vocabulary, strip, logit_scale)
+        yield top, Decided(*decide(probabilities, scarce), probabilities[0] if with_background else None)
 
 
 def closed(labels: ClassMap, side: int) -> ClassMap:

@@ -13,6 +13,8 @@ import numpy as np
 from ovseg_batch.methods.components import connected_components
 from ovseg_batch.types.arrays import Integers, Mask, Numbers
 
+GRID = 1024  # most pixels along a side of a component that are compared; SAM2 sees no more of a whole image
+
 
 @dataclass(frozen=True, slots=True)
 class PointPrompt:
@@ -47,7 +49,8 @@ def component_points(
         min_area: least area of a component in pixels. Smaller components are skipped as artefacts.
         min_distance: least distance in pixels to the points of larger components of the class. Nearer points are
             skipped.
-        point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform);
+        point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform), to within a
+            1024th of its longer side;
             `centroid` = the component's pixel nearest to its centre of mass; `surest` = its pixel of the highest
             confidence.
         ignore: classes that are not prompted (a background class).
@@ -66,8 +69,7 @@ def component_points(
             continue
         left, top, right, bottom = found.boxes[k].tolist()
         part = slice(top, bottom), slice(left, right)
-        inside = found.numbers[part] == k
-        x, y = _point(inside, point, None if confidence is None else confidence[part])
+        x, y = _point(found.numbers[part], k, point, None if confidence is None else confidence[part])
         x, y = x + left, y + top
         chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
@@ -75,20 +77,25 @@ def component_points(
     return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
 
 
-def _point(inside: Mask, point: str, confidence: Numbers | None) -> tuple[int, int]:
+def _point(numbers: Integers, number: int, point: str, confidence: Numbers | None) -> tuple[int, int]:
     """Return x, y of the point of a component in its box, as `component_points` names it."""
     if point == "peak":
-        return _peak(inside)
+        return _peak(numbers, number)
     if point == "surest" and confidence is not None:
-        return _surest(inside, confidence)
-    return _nearest_to_centre(inside)
+        return _surest(numbers == number, confidence)
+    return _nearest_to_centre(numbers == number)
 
 
-def _peak(inside: Mask) -> tuple[int, int]:
+def _peak(numbers: Integers, number: int) -> tuple[int, int]:
+    """Return the deepest pixel of a component. In a large box, only the pixels of a grid are compared."""
+    step = -(-max(numbers.shape) // GRID)
+    inside = numbers[step // 2 :: step, step // 2 :: step] == number
+    if not inside.any():
+        step, inside = 1, numbers == number
     edged = cv2.copyMakeBorder(inside.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(edged, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])
-    return x, y
+    return x * step + step // 2, y * step + step // 2
 
 
 def _surest(inside: Mask, confidence: Numbers) -> tuple[int, int]:

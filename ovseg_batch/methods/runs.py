@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg_batch.types.arrays import AnyArray, Doubles, Indices
+from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,15 @@ class Runs:
     starts: Indices
     lengths: Indices
 
+    def pixels(self, which: Mask) -> Indices:
+        """Return the indices of all pixels of some runs (R,) bool, in raster order."""
+        starts, lengths = self.starts[which], self.lengths[which]
+        before = lengths.cumsum() - lengths
+        return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
     def sums(self, values: NDArray[np.number[Any] | np.bool_]) -> Doubles:
-        """Return the sum of `values` (H, W) in each run: (R,) float64."""
-        return np.add.reduceat(values.ravel(), self.starts, dtype=np.float64)
+        """Return the sum of `values` (H, W) in each run, added in float32: (R,) float64."""
+        return np.add.reduceat(values.astype(np.float32, copy=False).ravel(), self.starts).astype(np.float64)
 
 
 def row_runs(*maps: AnyArray) -> Runs:

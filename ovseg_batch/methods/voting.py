@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.methods.components import Components, connected_components
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
-from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.types.arrays import ClassMap, Mask, SegmentMap
+from ovseg_batch.types.arrays import ClassMap, SegmentMap
 
 GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
@@ -196,7 +196,7 @@ def distinct_by_class(masks: Tensor, labels: Tensor, rated: Tensor, same: float)
 def assemble(
     dense: ClassMap,
     candidates: Sequence[MaskCandidate],
-    mask_of: Callable[[int], Mask],
+    mask_of: Callable[[int], PlacedMask],
     min_area: int,
     dense_min_area: int | None,
     by_score: bool = False,
@@ -208,7 +208,7 @@ def assemble(
     Args:
         dense: (H, W) int16 class per pixel, `UNLABELLED` where none.
         candidates: the masks.
-        mask_of: index of a candidate → (H, W) bool. It is called for one at a time, so no stack of masks is held.
+        mask_of: index of a candidate → its mask. It is called for one at a time, so no stack of masks is held.
         min_area: a mask with fewer pixels is an artefact and is left out.
         dense_min_area: pixels outside of all masks keep their dense class, in pieces of at least so many pixels.
             None: they are left unlabelled.
@@ -221,12 +221,13 @@ def assemble(
     """
     owner = np.zeros(dense.shape, np.int32)
     segments: list[Segment] = []
+    visible = [0]
     for index in sorted(
         range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
     ):
-        _paint(owner, segments, index, candidates[index], mask_of(index), min_area, merge=not by_score)
+        _paint(owner, segments, visible, index, candidates[index], mask_of(index), min_area, merge=not by_score)
     if not covered:
-        owner, segments = _without_remnants(owner, segments, min_area)
+        owner, segments = _without_remnants(owner, segments, visible, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area, presence)
     return owner, segments
@@ -235,35 +236,46 @@ def assemble(
 def _paint(
     owner: SegmentMap,
     segments: list[Segment],
+    visible: list[int],
     index: int,
     candidate: MaskCandidate,
-    mask: Mask,
+    placed: PlacedMask,
     min_area: int,
     merge: bool,
 ) -> None:
-    """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object."""
+    """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object.
+
+    Args:
+        visible: pixels of each number in the map, where that of 0 does not count. Changed, as `owner` and `segments`.
+    """
+    mask, there = placed.pixels, owner[placed.place]
     area = np.count_nonzero(mask)
     if area < min_area:
         return
-    rivals = [segment.index for segment in segments if merge and segment.label == candidate.label]
-    overlap = np.bincount(owner[mask] if rivals else (), minlength=len(segments) + 1)
-    for rival in rivals:
+    overlap = np.bincount(there[mask], minlength=len(segments) + 1)
+    for rival in (segment.index for segment in segments if merge and segment.label == candidate.label):
         if overlap[rival] >= SAME_OBJECT * area:
-            owner[mask & (owner == 0)] = rival
+            np.copyto(there, rival, where=mask & (there == 0))
+            visible[rival] += int(overlap[0])
             same = segments[rival - 1]
             segments[rival - 1] = replace(same, drawn_by=(*same.drawn_by, index))
             return
         if overlap[rival]:
-            mask = mask & (owner != rival)
+            mask = mask & (there != rival)
+            area -= int(overlap[rival])
+            overlap[rival] = 0
     segments.append(Segment(len(segments) + 1, candidate.label, candidate, drawn_by=(index,)))
-    np.copyto(owner, len(segments), where=mask)
+    np.copyto(there, len(segments), where=mask)
+    for covered in np.flatnonzero(overlap).tolist():
+        visible[covered] -= int(overlap[covered])
+    visible.append(int(area))
 
 
-def _without_remnants(owner: SegmentMap, segments: list[Segment], min_area: int) -> tuple[SegmentMap, list[Segment]]:
+def _without_remnants(
+    owner: SegmentMap, segments: list[Segment], visible: Sequence[int], min_area: int
+) -> tuple[SegmentMap, list[Segment]]:
     """Drop segments with fewer than `min_area` visible pixels, and renumber the others."""
-    runs = row_runs(owner)
-    area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
-    kept = [segment for segment in segments if area[segment.index] >= min_area]
+    kept = [segment for segment in segments if visible[segment.index] >= min_area]
     if len(kept) == len(segments):
         return owner, segments
     index_of = np.zeros(len(segments) + 1, np.int32)
@@ -276,7 +288,9 @@ def _keep_dense(
     owner: SegmentMap, segments: list[Segment], dense: ClassMap, min_area: int, presence: Presence | None
 ) -> None:
     """Assign free pixels to an adjacent instance of their class, or make them a new instance."""
-    pieces = connected_components(np.where(owner == 0, dense, np.int16(UNLABELLED)))
+    free = dense.copy()
+    np.copyto(free, UNLABELLED, where=owner > 0)
+    pieces = connected_components(free)
     drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
     index_of = _touched(pieces, owner, drawn)
     enough = (pieces.areas >= min_area) & (pieces.labels != UNLABELLED)
@@ -286,11 +300,13 @@ def _keep_dense(
         shown = sure >= presence.alone * pieces.areas
         index_of[~shown] = 0
         enough &= shown & (pieces.areas >= presence.alone_area)
-    free = np.flatnonzero((index_of == 0) & enough)
-    for k in free[np.argsort(pieces.labels[free], kind="stable")]:
+    new = np.flatnonzero((index_of == 0) & enough)
+    for k in new[np.argsort(pieces.labels[new], kind="stable")]:
         segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))
         index_of[k] = len(segments)
-    owner += index_of[pieces.numbers]
+    index_of_run = index_of[pieces.run_numbers]
+    joined = index_of_run > 0
+    owner.ravel()[pieces.runs.pixels(joined)] = np.repeat(index_of_run[joined], pieces.runs.lengths[joined])
 
 
 def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[np.int32]:

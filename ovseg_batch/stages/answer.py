@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble
 from ovseg_batch.types import Annotation
-from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Mask, Numbers, SegmentMap
+from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Numbers, SegmentMap
 
 #: (H, W) int32 owner of each pixel, segments → the segments, some with another class
 Relabel = Callable[[SegmentMap, list[Segment]], list[Segment]]
@@ -54,14 +55,14 @@ class Answer:
     Attributes:
         size: (H, W) of the image.
         candidates: proposed masks.
-        mask_of: index of a candidate → (H, W) bool.
+        mask_of: index of a candidate → its mask.
         dense: class of every pixel. None: the method classifies only masks.
         with_sam: whether the run uses SAM2, whose predicted IoU the confidence then includes.
     """
 
     size: tuple[int, int]
     candidates: Sequence[MaskCandidate]
-    mask_of: Callable[[int], Mask]
+    mask_of: Callable[[int], PlacedMask]
     dense: DenseMap | None = None
     with_sam: bool = True
 
@@ -188,7 +189,7 @@ def _of_dense(owner: SegmentMap, segments: Sequence[Segment], dense: DenseMap) -
 
 def _whole(segment: Segment, visible: bytes | None, answer: Answer) -> bytes:
     """Return the counts of all pixels of a segment: those that no other mask covers, and those of its candidates."""
-    drawn = [rle.encode(answer.mask_of(index)) for index in segment.drawn_by]
+    drawn = [rle.encode(answer.mask_of(index).whole(answer.size)) for index in segment.drawn_by]
     return rle.merged([*drawn, *([] if visible is None else [visible])], *answer.size)
 
 

@@ -123,7 +123,7 @@ class ClassifyStage(ClassifyPlan, Stage):
                 rating = float(rated[k]), proposals[k].stability, float(score[k])
                 candidates.append(MaskCandidate(label, proposals[k].area, None, *rating, choice.reason, float(lead[k])))
                 masks.append(counts[k])
-        answer = Answer(size, candidates, lambda index: rle.decode(masks[index], *size))
+        answer = Answer(size, candidates, lambda index: rle.decode_placed(masks[index], *size))
         least_area = max(1, round(settings.min_area * size[0] * size[1]))
         return annotate(answer, vocabulary, Painting(least_area, by_score=True, paint=self._paint))
 

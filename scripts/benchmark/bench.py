@@ -6,6 +6,7 @@ bench.py speed --clip ViT-B-16-quickgelu --clip-weights random:0 --sam sam2.1-ti
 bench.py reference --folder PHOTOGRAPHS   # end to end beside the same work done as single-image scripts do it
 bench.py kernels                  # the models' forwards, their libraries' and ours
 bench.py query                    # another question to a finished run, beside the run
+bench.py around                   # one thread's milliseconds around the models: decoding, label map, masks
 bench.py words                    # three labels and the words that compete, beside four plain labels
 bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 bench.py memory                   # peak memory of 2,000 images against 200
@@ -28,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
+from benchmarks.around import around
 from benchmarks.edits import GivenMasks, edit_memory, edits, generator, run_edits
 from benchmarks.kernels import kernels, run_kernels
 from benchmarks.measure import measured, measured_process
@@ -211,7 +213,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
 
 
 EDITS = (edits, edit_memory, run_edits, generator)
-for command in (*SPEED, kernels, run_kernels, *EDITS, exports, report, query, bank, words):
+for command in (*SPEED, kernels, run_kernels, *EDITS, exports, report, query, bank, around, words):
     main.add_command(command)
 
 

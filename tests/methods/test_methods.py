@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -9,12 +10,14 @@ from ovseg_batch.methods import labelling
 from ovseg_batch.methods.class_scores import (
     class_probabilities,
     decide,
+    drop_unlikely,
     pool_background,
     scarce_classes,
     vocabulary_probabilities,
 )
 from ovseg_batch.methods.labelling import closed, label_map, resampled, upsampled_strips
 from ovseg_batch.methods.pamr import pamr
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.tiles import place_views
@@ -76,11 +79,11 @@ def test_a_pooled_vocabulary_names_the_channels_that_a_row_leaves_out() -> None:
 
 
 def test_a_pixel_under_its_threshold_goes_to_the_background_or_to_nobody() -> None:
-    probabilities = torch.tensor([[0.3, 0.1], [0.35, 0.9]])
-    labels, _, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=True)
-    assert labels.tolist() == [0, 1]
-    labels, _, _ = decide(probabilities, torch.tensor([0.0, 0.5]), has_background=False)
-    assert labels.tolist() == [UNLABELLED, 1]
+    for has_background, instead in ((True, 0), (False, UNLABELLED)):
+        labels, best, second = decide(torch.tensor([[0.3, 0.1], [0.35, 0.9]]))
+        torch.testing.assert_close(torch.stack([best, second]), torch.tensor([[0.35, 0.9], [0.3, 0.1]]))
+        drop_unlikely(labels, best, torch.tensor([0.0, 0.5]), has_background)
+        assert labels.tolist() == [instead, 1]
 
 
 def test_a_class_at_or_under_its_share_of_the_foreground_is_scarce_and_the_background_never() -> None:
@@ -184,11 +187,15 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
     return mask
 
 
+def placed(masks: list[np.ndarray]) -> Callable[[int], PlacedMask]:
+    return [PlacedMask.crop(mask) for mask in masks].__getitem__
+
+
 def test_what_is_small_lies_in_front_of_what_is_large() -> None:
     masks = [box(0, 10, 5, 12), box(0, 10, 0, 10)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(1, masks[0]), candidate(0, masks[1])]
-    owner, segments = assemble(dense, candidates, masks.__getitem__, 1, dense_min_area=None)
+    owner, segments = assemble(dense, candidates, placed(masks), 1, dense_min_area=None)
     assert [s.label for s in segments] == [0, 1]
     assert (owner[0, :5] == 1).all() and (owner[0, 5:12] == 2).all()
 
@@ -197,7 +204,7 @@ def test_what_is_hidden_but_for_a_remnant_is_no_instance() -> None:
     masks = [box(0, 10, 0, 10), box(0, 10, 0, 9), box(15, 20, 0, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(k, mask) for k, mask in enumerate(masks)]
-    owner, segments = assemble(dense, candidates, masks.__getitem__, 11, dense_min_area=None)
+    owner, segments = assemble(dense, candidates, placed(masks), 11, dense_min_area=None)
     assert [(s.index, s.label) for s in segments] == [(1, 2), (2, 1)]
     assert sorted(np.unique(owner)) == [0, 1, 2]
 
@@ -206,7 +213,7 @@ def test_two_masks_of_one_object_become_one_instance_and_two_objects_two() -> No
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(0, mask) for mask in masks]
-    _, segments = assemble(dense, candidates, masks.__getitem__, 1, dense_min_area=None)
+    _, segments = assemble(dense, candidates, placed(masks), 1, dense_min_area=None)
     assert len(segments) == 2
 
 
@@ -214,11 +221,11 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback() -> Non
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
-    owner, segments = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=4)
+    owner, segments = assemble(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
     assert segments[1].candidate is None and segments[1].label == 1
-    owner, _ = assemble(dense, [candidate(0, mask)], lambda _: mask, 4, dense_min_area=None)
+    owner, _ = assemble(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()
 
 
@@ -234,7 +241,7 @@ def test_by_trust_the_better_rated_mask_keeps_the_pixels() -> None:
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [MaskCandidate(0, 100, 1.0, 0.9, 1.0, 0.9), MaskCandidate(1, 30, 1.0, 0.6, 1.0, 0.6)]
     for by_score, label in ((True, 0), (False, 1)):
-        owner, segments = assemble(dense, candidates, masks.__getitem__, 1, None, by_score=by_score)
+        owner, segments = assemble(dense, candidates, placed(masks), 1, None, by_score=by_score)
         assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label
 
 

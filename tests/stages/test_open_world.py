@@ -202,7 +202,8 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
     sure = np.where(np.arange(10) % 2 == 0, dense, np.int16(UNLABELLED))  # half of each
     clear = np.zeros(dense.shape, bool)
     for alone, least, kept in ((0.4, 1, [1, 2]), (0.6, 1, []), (0.4, 16, [1, 2]), (0.4, 17, [])):
-        _, segments = assemble(dense, [], lambda _: dense > 0, 1, 1, presence=Presence(sure, clear, 0.0, alone, least))
+        presence = Presence(sure, clear, 0.0, alone, least)
+        _, segments = assemble(dense, [], [].__getitem__, 1, 1, presence=presence)
         assert [segment.label for segment in segments] == kept
     everything = np.ones(dense.shape, bool)
     assert Presence(sure, clear, 0.5, 1.0, 1).shows(dense, everything, 1)  # half of its pixels, a fifth of the mask's

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovseg_batch.io import rle
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
@@ -48,7 +49,7 @@ def answer(*, dense: bool) -> Answer:
     ]
     half = np.full(SIZE, 0.5, np.float32)
     shown = DenseMap(labels, half, half, no_probabilities, (), None)
-    return Answer(SIZE, candidates, masks.__getitem__, shown if dense else None)
+    return Answer(SIZE, candidates, [PlacedMask.crop(mask) for mask in masks].__getitem__, shown if dense else None)
 
 
 def masks_of(annotations: list[Annotation]) -> dict[str, NDArray[np.bool_]]:
@@ -74,7 +75,7 @@ def test_a_covered_mask_stays_where_masks_overlap() -> None:
         MaskCandidate(WHEEL, int(WHEEL_BOX.sum()), None, 0.9, 0.9, 0.5),
         MaskCandidate(CAR, int(CAR_BOX.sum()), None, 0.9, 0.9, 0.8),
     ]
-    found = Answer(SIZE, candidates, masks.__getitem__)
+    found = Answer(SIZE, candidates, [PlacedMask.crop(mask) for mask in masks].__getitem__)
     assert set(masks_of(annotate(found, VOCABULARY, Painting(1, by_score=True)))) == {"car"}
     whole = annotate(found, VOCABULARY, Painting(1, by_score=True, paint="overlapping"))
     assert np.array_equal(masks_of(whole)["wheel"], WHEEL_BOX)
@@ -91,7 +92,11 @@ def test_two_masks_of_one_object_become_one_whole_mask() -> None:
     front, inside = box(4, 4, 12, 10), box(4, 4, 10, 9)
     masks = [front, inside]
     candidates = [MaskCandidate(CAR, int(mask.sum()), None, 0.9, 0.9, 0.5) for mask in masks]
-    found = annotate(Answer(SIZE, candidates, masks.__getitem__), VOCABULARY, Painting(1, paint="overlapping"))
+    found = annotate(
+        Answer(SIZE, candidates, [PlacedMask.crop(mask) for mask in masks].__getitem__),
+        VOCABULARY,
+        Painting(1, paint="overlapping"),
+    )
     assert [one.area for one in found] == [front.sum()]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg_batch.cli import main
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.settings import Config
 from ovseg_batch.stages import base, implementations, registry
@@ -41,9 +42,9 @@ class DiscStage(Stage):
         for row in todo:
             values = upstream["encode"].values(row.row)
             size = values["height"], values["width"]
-            masks = [disc(size, 5 * number) for number, _ in enumerate(self._vocabulary.names, start=1)]
-            found = [MaskCandidate(k, int(m.sum()), None, 1, 1, 1 / (k + 1), margin=1) for k, m in enumerate(masks)]
-            answer = Answer(size, found, masks.__getitem__)
+            discs = [disc(size, 5 * number) for number, _ in enumerate(self._vocabulary.names, start=1)]
+            found = [MaskCandidate(k, int(m.sum()), None, 1, 1, 1 / (k + 1), margin=1) for k, m in enumerate(discs)]
+            answer = Answer(size, found, [PlacedMask.crop(one) for one in discs].__getitem__)
             annotations = annotate(answer, self._vocabulary, Painting(1, by_score=True, paint=self._paint))
             yield done(row, {"height": size[0], "width": size[1], "annotations": annotations})
 

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import MaskCandidate, assemble, low_resolution_coverage
@@ -76,7 +77,7 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
     dense: Array, drawn: list[tuple[int, Array]], min_area: int, fallback: int | None
 ) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], min_area, fallback)
+    owner, segments = assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
     for segment in segments:
         assert (owner == segment.index).sum() >= (min_area if segment.candidate else fallback)
@@ -125,7 +126,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
     dense: Array, drawn: list[tuple[int, Array]], least: int
 ) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, candidates, lambda k: drawn[k][1], 1, None)
+    owner, segments = assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, None)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
     expected, number = owner.copy(), len(segments)
     for label in range(4):
@@ -137,7 +138,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
             elif piece.sum() >= least:
                 number += 1
                 expected[piece] = number
-    assert (assemble(dense, candidates, lambda k: drawn[k][1], 1, least)[0] == expected).all()
+    assert (assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, least)[0] == expected).all()
 
 
 @given(side=st.integers(1, 40), seed=st.integers(0, 99))

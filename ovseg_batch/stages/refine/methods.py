@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.io import rle
+from ovseg_batch.methods.enlarging import positive
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.tiles import Box, View, place_views
@@ -32,7 +34,7 @@ from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import DenseMap
 from ovseg_batch.types import Proposal
-from ovseg_batch.types.arrays import Mask, Scalar
+from ovseg_batch.types.arrays import Scalar
 
 #: a box (x0, y0, x1, y1) in pixels → SAM2's embedding of that part of the image
 See = Callable[[Box], Embedding]
@@ -46,12 +48,12 @@ class Found:
     """The candidates of an image.
 
     Attributes:
-        mask_of: index of a candidate → (H, W) bool.
+        mask_of: index of a candidate → its mask.
         prompts: number of prompts that SAM2 received.
     """
 
     candidates: list[MaskCandidate]
-    mask_of: Callable[[int], Mask]
+    mask_of: Callable[[int], PlacedMask]
     prompts: int
 
 
@@ -67,7 +69,7 @@ class _Predictions:
     sure: Tensor | None  # (h, w): its sure pixels, where presence counts
 
 
-def _no_mask(index: int) -> Mask:
+def _no_mask(index: int) -> PlacedMask:
     raise IndexError(index)
 
 
@@ -82,8 +84,7 @@ def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[Po
             sure = np.where(dense.confidence >= settings.min_confidence, labels, UNLABELLED)
             points = component_points(sure, settings.min_region, 0.0, settings.point, dense.ignore)
         case "trident":
-            sure = dense.confidence.astype(np.float32)
-            points = component_points(labels, settings.min_region, 0.0, "surest", dense.ignore, sure)
+            points = component_points(labels, settings.min_region, 0.0, "surest", dense.ignore, dense.confidence)
         case _:
             points = component_points(labels, min_area, settings.min_distance, settings.point, dense.ignore)
     return sorted(points, key=lambda p: -p.area)[: settings.max_points]
@@ -117,7 +118,7 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
             if passed and label not in dense.ignore
         ]
 
-    return _found(sam, dense, points, _predict(sam, see, dense, points, settings), select)
+    return _found(dense, points, _predict(sam, see, dense, points, settings), select)
 
 
 def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -136,7 +137,7 @@ def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], s
         chosen, classes, shares = best.tolist(), predictions.classes.tolist(), coverage.tolist()
         return [_Selected(p, chosen[p], classes[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _predict(sam, see, dense, points, settings), select)
+    return _found(dense, points, _predict(sam, see, dense, points, settings), select)
 
 
 def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], settings: RefineConfig) -> Found:
@@ -154,7 +155,7 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
         labels, shares = predictions.classes.tolist(), coverage.tolist()
         return [_Selected(p, 0, labels[p], shares[p]) for p in kept]
 
-    return _found(sam, dense, points, _predict(sam, see, dense, points, settings, rough=True), select)
+    return _found(dense, points, _predict(sam, see, dense, points, settings, rough=True), select)
 
 
 def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
@@ -185,7 +186,7 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
         rated = min(max(float(proposal.predicted_iou), 0.0), 1.0)
         candidates.append(MaskCandidate(label, proposal.area, coverage, rated, proposal.stability, rated))
         kept.append(proposal.rle)
-    return Found(candidates, lambda index: rle.decode(kept[index], *size), 0)
+    return Found(candidates, lambda index: rle.decode_placed(kept[index], *size), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,6 @@ def _predict(
 
 
 def _found(
-    sam: Sam,
     dense: DenseMap,
     points: Sequence[PointPrompt],
     predictions: Iterator[_Predictions],
@@ -239,7 +239,7 @@ def _found(
 ) -> Found:
     """Return the candidates of all views. Masks are stored at SAM2's resolution."""
     candidates: list[MaskCandidate] = []
-    kept: list[tuple[Tensor, View]] = []
+    kept: list[tuple[Tensor, Box]] = []
     for one in predictions:
         x0, y0, x1, y1 = one.view.box
         chosen = _present(one, select(one), dense.presence)
@@ -249,20 +249,15 @@ def _found(
         logits = one.logits[which[:, 0], which[:, 1]]
         rated = one.predicted_iou[which[:, 0], which[:, 1]].clamp(0, 1).tolist()
         areas, steady = (logits > 0).sum(dim=(-2, -1)).tolist(), stability(logits).tolist()
+        small = logits.cpu()  # masks of the original size would take much longer to copy from a GPU
         for k, c in enumerate(chosen):
             pixels = areas[k] * (x1 - x0) * (y1 - y0) // logits[k].numel()
             candidates.append(MaskCandidate(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
-            kept.append((logits[k], one.view))
+            kept.append((small[k], one.view.box))
 
-    def mask_of(index: int) -> Mask:
-        logits, view = kept[index]
-        x0, y0, x1, y1 = view.box
-        drawn: Mask = (sam.upsample(logits[None], (y1 - y0, x1 - x0))[0] > 0).cpu().numpy()
-        if drawn.shape == dense.labels.shape:
-            return drawn
-        mask = np.zeros(dense.labels.shape, bool)
-        mask[y0:y1, x0:x1] = drawn
-        return mask
+    def mask_of(index: int) -> PlacedMask:
+        logits, (x0, y0, x1, y1) = kept[index]
+        return positive(logits, (y1 - y0, x1 - x0)).shifted(x0, y0)
 
     return Found(candidates, mask_of, len(points))
 

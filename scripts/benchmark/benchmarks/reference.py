@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ovseg_batch.config import load_config
 from ovseg_batch.methods.class_scores import class_probabilities
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.prompts import component_points
 from ovseg_batch.methods.voting import MaskCandidate, assemble
 from ovseg_batch.methods.windows import resized_size, window_boxes
@@ -68,7 +69,7 @@ class Reference:
         least = max(1, int(np.ceil(self._config.refine.min_area * labels.size)))
         found = self._generated(image, labels) if self._generator else self._prompted(image, labels, least)
         candidates = [claim for claim, _ in found]
-        owner, segments = assemble(labels, candidates, lambda index: found[index][1], least, least)
+        owner, segments = assemble(labels, candidates, lambda index: PlacedMask.crop(found[index][1]), least, least)
         return [
             {"label": self._vocabulary.names[segment.label], "rle": _encoded(owner == segment.index)}
             for segment in segments
