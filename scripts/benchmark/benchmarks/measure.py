@@ -32,7 +32,9 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def run_all(stage: Any, planned: PlannedStage, manifest: Manifest) -> None:
+    """Compute all shards, also those that are committed."""
     for shard in range(manifest.shards):
+        planned.job.store.uncommit(shard)
         run_shard(stage, planned.job.store, shard, manifest.read_shard(shard))
 
 
