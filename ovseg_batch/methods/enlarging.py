@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.vocabulary import Vocabulary
 
 STRIP_VALUES = 2_000_000  # similarities of a strip of the map
@@ -300,29 +298,3 @@ def _candidates(rivals: _Rivals, corners: Tensor) -> tuple[Tensor, Tensor]:
 def _cells(values: int) -> int:
     """Return how many cells are compared at once, each with so many similarities."""
     return max(1, PATCH_VALUES // values)
-
-
-def positive(logits: Tensor, size: tuple[int, int]) -> PlacedMask:
-    """Return where a map is positive that is resized bilinearly.
-
-    Args:
-        logits: (h, w) float32, on the CPU.
-        size: (H, W) of the mask.
-    """
-    down, across = (_Axis.between(*pair) for pair in zip(logits.shape, size, strict=True))
-    sign = np.pad(logits.numpy() > 0, 1, mode="edge")
-    corners = sign[:-1, :-1], sign[:-1, 1:], sign[1:, :-1], sign[1:, 1:]
-    some, every = np.logical_or.reduce(corners), np.logical_and.reduce(corners)
-    occupied = [np.flatnonzero(some.any(axis=along)).tolist() for along in (1, 0)]
-    if not occupied[0]:
-        return PlacedMask(np.zeros((0, 0), bool), 0, 0)
-    (top, bottom), (left, right) = ((cells[0], cells[-1] + 1) for cells in occupied)
-    rows, source_y, target_y = down.part(top, bottom)
-    columns, source_x, target_x = across.part(left, right)
-    some, every = some[top:bottom, left:right], every[top:bottom, left:right]
-    mask = every.repeat(columns.count.numpy(), 1).repeat(rows.count.numpy(), 0)
-    y, x = (torch.from_numpy(cells) for cells in np.nonzero(some & ~every))
-    pixels = _Pixels.of(y, x, rows, columns)
-    values = pixels.between(_corners(logits[None, source_y, source_x], y, x, rows, columns))[:, 0]
-    pixels.write(torch.from_numpy(mask), values > 0)
-    return PlacedMask(mask, target_x.start, target_y.start)

@@ -13,7 +13,7 @@ import numpy as np
 from ovseg_batch.methods.components import connected_components
 from ovseg_batch.types.arrays import Integers, Mask, Numbers
 
-GRID = 1024  # most pixels along a side of a component that are compared; SAM2 sees no more of a whole image
+GRID = 512  # most pixels along a side of a component that are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ def component_points(
     point: str = "peak",
     ignore: tuple[int, ...] = (),
     confidence: Numbers | None = None,
+    limit: int | None = None,
 ) -> list[PointPrompt]:
     """Return one point per 8-connected component of every class.
 
@@ -50,20 +51,22 @@ def component_points(
         min_distance: least distance in pixels to the points of larger components of the class. Nearer points are
             skipped.
         point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform), to within a
-            1024th of its longer side;
+            512th of its longer side;
             `centroid` = the component's pixel nearest to its centre of mass; `surest` = its pixel of the highest
             confidence.
         ignore: classes that are not prompted (a background class).
         confidence: (H, W) float, required for `surest`.
+        limit: number of points after which smaller components are skipped. None: there is no limit.
 
     Returns:
         Points by class, larger components first. Every point lies in its component.
     """
     found = connected_components(label_map)
     prompts: dict[int, list[PointPrompt]] = {}
+    sizes: list[int] = []
     for k in np.argsort(-found.areas, kind="stable"):
         label, area = int(found.labels[k]), int(found.areas[k])
-        if area < max(1, min_area):
+        if area < max(1, min_area) or (limit is not None and len(sizes) >= limit and area < sizes[-1]):
             break
         if label in ignore:
             continue
@@ -74,6 +77,7 @@ def component_points(
         chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
             chosen.append(PointPrompt(label, float(x), float(y), area, (left, top, right, bottom)))
+            sizes.append(area)
     return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
 
 

@@ -36,9 +36,9 @@ class Runs:
 
 def row_runs(*maps: AnyArray) -> Runs:
     """Return the longest runs in which each of the maps (H, W) is constant."""
-    begins = np.zeros(maps[0].shape, bool)
-    begins[:, :1] = True
-    for values in maps:
+    begins = np.ones(maps[0].shape, bool)
+    np.not_equal(maps[0][:, 1:], maps[0][:, :-1], out=begins[:, 1:])
+    for values in maps[1:]:
         begins[:, 1:] |= values[:, 1:] != values[:, :-1]
     starts = np.flatnonzero(begins)
     return Runs(starts, np.diff(starts, append=begins.size))

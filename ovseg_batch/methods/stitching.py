@@ -5,6 +5,7 @@ Source: `forward_slide` of wangf3014/SCLIP.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,7 @@ class Stitched:
         return self.rows(0, self.size[0])
 
 
+@functools.lru_cache(maxsize=16)  # all masks of an image have the same
 def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return lower and upper source index per target index, and the upper one's weight (align_corners=False)."""
     position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5

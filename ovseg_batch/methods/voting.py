@@ -22,6 +22,8 @@ from torch import Tensor
 from ovseg_batch.methods.components import Components, connected_components
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
+from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.types.arrays import ClassMap, SegmentMap
 
@@ -110,11 +112,17 @@ def low_resolution_coverage(masks: Tensor, label_map: Tensor, labels: Tensor) ->
     return _counted(packed & members[which]) / _counted(packed).clamp(min=1)
 
 
+def count_pixels(masks: Tensor) -> Tensor:
+    """Return the pixels of each mask: (…, h, w) bool → (…) int64. It is several times faster than `sum`."""
+    return _counted(_packed(masks.flatten(-2)))
+
+
 def _packed(flags: Tensor) -> Tensor:
     """(…, n) bool as (…, groups, words) int64: eight flags a word, and so few words a group that bytes can add them."""
     if missing := -flags.shape[-1] % (8 * GROUP):
         flags = F.pad(flags, (0, missing))
-    return flags.contiguous().view(torch.int64).view(*flags.shape[:-1], -1, GROUP)
+    groups = flags.shape[-1] // (8 * GROUP)
+    return flags.contiguous().view(torch.int64).view(*flags.shape[:-1], groups, GROUP)
 
 
 def _counted(packed: Tensor) -> Tensor:
@@ -219,69 +227,86 @@ def assemble(
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
     """
-    owner = np.zeros(dense.shape, np.int32)
-    segments: list[Segment] = []
-    visible = [0]
+    canvas = _Canvas.of(dense.shape)
     for index in sorted(
         range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
     ):
-        _paint(owner, segments, visible, index, candidates[index], mask_of(index), min_area, merge=not by_score)
+        canvas.paint(index, candidates[index], mask_of(index), min_area, merge=not by_score)
+    owner, segments = canvas.owner, canvas.segments
     if not covered:
-        owner, segments = _without_remnants(owner, segments, visible, min_area)
+        owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         _keep_dense(owner, segments, dense, dense_min_area, presence)
     return owner, segments
 
 
-def _paint(
-    owner: SegmentMap,
-    segments: list[Segment],
-    visible: list[int],
-    index: int,
-    candidate: MaskCandidate,
-    placed: PlacedMask,
-    min_area: int,
-    merge: bool,
-) -> None:
-    """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object.
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """The masks that are painted so far.
 
-    Args:
-        visible: pixels of each number in the map, where that of 0 does not count. Changed, as `owner` and `segments`.
+    Attributes:
+        owner: (H, W) int32, number of the segment of each pixel; 0 where there is none.
+        segments: of the numbers 1, 2, ….
+        boxes: x0, y0, x1, y1 of the pixels of each.
     """
-    mask, there = placed.pixels, owner[placed.place]
-    area = np.count_nonzero(mask)
-    if area < min_area:
-        return
-    overlap = np.bincount(there[mask], minlength=len(segments) + 1)
-    for rival in (segment.index for segment in segments if merge and segment.label == candidate.label):
-        if overlap[rival] >= SAME_OBJECT * area:
-            np.copyto(there, rival, where=mask & (there == 0))
-            visible[rival] += int(overlap[0])
-            same = segments[rival - 1]
-            segments[rival - 1] = replace(same, drawn_by=(*same.drawn_by, index))
+
+    owner: SegmentMap
+    segments: list[Segment]
+    boxes: list[Box]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> _Canvas:
+        return cls(np.zeros(shape, np.int32), [], [])
+
+    def paint(self, index: int, candidate: MaskCandidate, placed: PlacedMask, min_area: int, merge: bool) -> None:
+        """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object."""
+        mask, there = placed.pixels, self.owner[placed.place]
+        area = np.count_nonzero(mask)
+        if area < min_area:
             return
-        if overlap[rival]:
-            mask = mask & (there != rival)
-            area -= int(overlap[rival])
-            overlap[rival] = 0
-    segments.append(Segment(len(segments) + 1, candidate.label, candidate, drawn_by=(index,)))
-    np.copyto(there, len(segments), where=mask)
-    for covered in np.flatnonzero(overlap).tolist():
-        visible[covered] -= int(overlap[covered])
-    visible.append(int(area))
+        hidden = np.zeros_like(mask)
+        for rival in self._rivals(candidate.label, placed.box) if merge else ():
+            shared = mask & (there == rival.index)
+            overlap = np.count_nonzero(shared)
+            if overlap >= SAME_OBJECT * area:
+                np.copyto(there, rival.index, where=mask & (there == 0))
+                self.segments[rival.index - 1] = replace(rival, drawn_by=(*rival.drawn_by, index))
+                self.boxes[rival.index - 1] = _union(self.boxes[rival.index - 1], placed.box)
+                return
+            if overlap:
+                hidden |= shared
+        self.segments.append(Segment(len(self.segments) + 1, candidate.label, candidate, drawn_by=(index,)))
+        self.boxes.append(placed.box)
+        np.copyto(there, len(self.segments), where=mask & ~hidden)
+
+    def _rivals(self, label: int, box: Box) -> list[Segment]:
+        """Return the segments of a class whose boxes overlap with a box."""
+        return [
+            segment
+            for segment, other in zip(self.segments, self.boxes, strict=True)
+            if segment.label == label
+            and other[0] < box[2]
+            and box[0] < other[2]
+            and other[1] < box[3]
+            and box[1] < other[3]
+        ]
 
 
-def _without_remnants(
-    owner: SegmentMap, segments: list[Segment], visible: Sequence[int], min_area: int
-) -> tuple[SegmentMap, list[Segment]]:
+def _union(one: Box, other: Box) -> Box:
+    """Return the bounding box of two boxes."""
+    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+
+
+def _without_remnants(owner: SegmentMap, segments: list[Segment], min_area: int) -> tuple[SegmentMap, list[Segment]]:
     """Drop segments with fewer than `min_area` visible pixels, and renumber the others."""
-    kept = [segment for segment in segments if visible[segment.index] >= min_area]
+    runs = row_runs(owner)
+    area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
+    kept = [segment for segment in segments if area[segment.index] >= min_area]
     if len(kept) == len(segments):
         return owner, segments
     index_of = np.zeros(len(segments) + 1, np.int32)
-    for number, segment in enumerate(kept, start=1):
-        index_of[segment.index] = number
-    return index_of[owner], [replace(segment, index=number) for number, segment in enumerate(kept, start=1)]
+    index_of[[segment.index for segment in kept]] = np.arange(1, len(kept) + 1)
+    return index_of[owner], [replace(s, index=int(index_of[s.index])) for s in kept]
 
 
 def _keep_dense(

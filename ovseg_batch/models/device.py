@@ -78,9 +78,9 @@ def prepare(device: str) -> None:
     Raises:
         DeviceLost: the GPU cannot be used.
     """
+    keep_memory()
     target = torch.device(device)
     if target.type != "cuda":
-        keep_memory()
         return
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sam2.build_sam import build_sam2
 from torch import Tensor, nn
 
+from ovseg_batch.methods.voting import count_pixels
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import DTYPES, autocast, lower
@@ -240,16 +241,15 @@ class _NoPosition(nn.Module):
         return x.new_zeros(1).expand(x.shape)
 
 
-def foreground(logits: Tensor) -> Tensor:
-    """Return where mask logits are positive: bool, same shape. NumPy is more than twice as fast as torch here."""
-    return torch.from_numpy(logits.numpy() > 0) if logits.device.type == "cpu" else logits > 0
+def foreground(logits: Tensor, least: float = 0.0) -> Tensor:
+    """Return where mask logits exceed `least`: bool, same shape. NumPy is more than twice as fast as torch here."""
+    return torch.from_numpy(logits.numpy() > least) if logits.device.type == "cpu" else logits > least
 
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
     """Return the IoU of the masks at thresholds `offset` and -`offset`: (…, h, w) → (…) float32 in [0, 1]."""
-    inner = (logits > offset).sum(dim=(-2, -1)).float()
-    outer = (logits > -offset).sum(dim=(-2, -1)).float()
-    return inner / outer.clamp(min=1)
+    inner, outer = (count_pixels(foreground(logits, least)) for least in (offset, -offset))
+    return inner.float() / outer.float().clamp(min=1)
 
 
 def load_own(spec: zoo.ModelSpec) -> nn.Module:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovseg_batch.methods import enlarging, labelling
-from ovseg_batch.methods.enlarging import positive
 from ovseg_batch.methods.labelling import LabelMap, label_map
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.vocabulary import Vocabulary
@@ -102,27 +101,3 @@ def test_classes_of_cells_with_equal_corners_are_not_compared(monkeypatch: pytes
     logits[0, :, :5], logits[1, :, 5:] = 0.2, 0.2
     label_map(logits, (100, 100), vocabulary, 40.0, 0.0, 0.0)
     assert compared == [11]  # of 121 cells, those between the two halves
-
-
-@settings(deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    seed=st.integers(0, 2**20),
-    offset=st.floats(-2.0, 2.0),
-)
-def test_a_mask_by_cells_equals_the_sign_of_the_resized_logits(
-    shape: tuple[int, int], size: tuple[int, int], seed: int, offset: float
-) -> None:
-    logits = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
-    resized = torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear")[0, 0]
-    mask = torch.from_numpy(positive(logits, size).whole(size))
-    clear = resized.abs() > 1e-4
-    assert torch.equal(mask[clear], (resized > 0)[clear])
-
-
-def test_a_mask_by_cells_holds_its_own_box_alone() -> None:
-    logits = torch.full((16, 16), -1.0)
-    logits[4:6, 8:9] = 1.0
-    mask = positive(logits, (160, 320))
-    assert mask.place == (slice(35, 65), slice(150, 190)) and not positive(-logits.abs(), (160, 320)).pixels.size

@@ -26,6 +26,7 @@ from ovseg_batch.methods.voting import (
     MaskCandidate,
     assemble,
     choose,
+    count_pixels,
     distinct_by_class,
     low_resolution_coverage,
     mode_labels,
@@ -168,6 +169,30 @@ def test_the_best_of_three_is_taken_among_the_masks_that_pass_the_vote() -> None
     best, kept = choose(coverage, torch.tensor([[0.99, 0.8, 0.7]]), vote=0.6)
     assert (best.item(), kept.item()) == (1, True)
     assert not choose(coverage * 0.5, torch.ones(1, 3), vote=0.6)[1].item()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 37, 50), (2, 256, 256), (0, 3, 8, 8), (5, 9)])
+def test_counted_pixels_are_the_sum_of_the_flags(shape: tuple[int, ...]) -> None:
+    masks = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    assert torch.equal(count_pixels(masks), masks.sum(dim=(-2, -1)))
+
+
+def test_points_after_the_limit_are_those_of_smaller_components() -> None:
+    labels = np.zeros((40, 400), np.int16)
+    for k in range(10):
+        labels[5 : 15 + k, 40 * k : 40 * k + 20] = 1 + k % 3
+    points = component_points(labels, 5, 0.0, ignore=(0,))
+    largest = sorted(points, key=lambda p: -p.area)[:4]
+    assert component_points(labels, 5, 0.0, ignore=(0,), limit=4) == [p for p in points if p in largest]
+
+
+def test_the_deepest_point_of_a_large_component_is_found_on_a_grid() -> None:
+    labels = np.zeros((1500, 2300), np.int16)
+    labels[200:1300, 300:2200] = 1
+    labels[40, 100:1900] = 2  # thinner than the grid is wide
+    points = {point.label: point for point in component_points(labels, 5, 0.0, ignore=(0,))}
+    assert abs(points[1].y - 750) <= 5 and 850 <= points[1].x <= 1650
+    assert points[2].y == 40 and 100 <= points[2].x < 1900
 
 
 def test_with_no_floor_a_mask_takes_the_class_that_most_of_its_pixels_carry() -> None:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.io import rle
-from ovseg_batch.methods.enlarging import positive
-from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.methods.placed_mask import PlacedMask, positive
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt, component_points
 from ovseg_batch.methods.tiles import Box, View, place_views
@@ -25,6 +24,7 @@ from ovseg_batch.methods.voting import (
     MaskCandidate,
     Vote,
     choose,
+    count_pixels,
     distinct_by_class,
     low_resolution_coverage,
     mode_labels,
@@ -86,7 +86,9 @@ def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[Po
         case "trident":
             points = component_points(labels, settings.min_region, 0.0, "surest", dense.ignore, dense.confidence)
         case _:
-            points = component_points(labels, min_area, settings.min_distance, settings.point, dense.ignore)
+            points = component_points(
+                labels, min_area, settings.min_distance, settings.point, dense.ignore, limit=settings.max_points
+            )
     return sorted(points, key=lambda p: -p.area)[: settings.max_points]
 
 
@@ -248,7 +250,7 @@ def _found(
         )
         logits = one.logits[which[:, 0], which[:, 1]]
         rated = one.predicted_iou[which[:, 0], which[:, 1]].clamp(0, 1).tolist()
-        areas, steady = (logits > 0).sum(dim=(-2, -1)).tolist(), stability(logits).tolist()
+        areas, steady = count_pixels(foreground(logits)).tolist(), stability(logits).tolist()
         small = logits.cpu()  # masks of the original size would take much longer to copy from a GPU
         for k, c in enumerate(chosen):
             pixels = areas[k] * (x1 - x0) * (y1 - y0) // logits[k].numel()

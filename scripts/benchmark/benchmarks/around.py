@@ -22,6 +22,7 @@ from ovseg_batch.methods.prompts import PointPrompt
 from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.windows import resized_size, window_boxes
+from ovseg_batch.models.device import keep_memory
 from ovseg_batch.models.sam import Sam
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
@@ -41,6 +42,7 @@ SIZES = {"0.2 MP": (375, 500), "12 MP": (3000, 4000)}
 @torch.inference_mode()
 def around(words: str, size: tuple[str, ...], threads: int, repeats: int) -> None:
     """Milliseconds around the models: decoding, label map, points, assembling, of random smooth maps and 64 masks."""
+    keep_memory()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
