@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ovseg_batch.methods.placed_mask import PlacedMask
-from ovseg_batch.types.arrays import Doubles, Integers, Mask, Pixels
+from ovseg_batch.types.arrays import Doubles, Indices, Integers, Mask, Pixels
 
 OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
 
@@ -35,9 +35,15 @@ def encode_regions(regions: Integers) -> dict[int, bytes]:
     for number, runs in zip(numbers.tolist(), np.split(order, firsts[1:]), strict=True):
         if number:
             lengths = np.diff(np.stack([starts[runs], ends[runs]], axis=1).ravel(), prepend=0, append=flat.size)
-            plain = {"size": [height, width], "counts": lengths[: None if lengths[-1] else -1].tolist()}
-            found[number] = bytes(coco.frPyObjects(plain, height, width)["counts"])
+            found[number] = from_counts(lengths, height, width)
     return found
+
+
+def from_counts(counts: Indices, height: int, width: int) -> bytes:
+    """Return the compressed counts of the lengths of runs outside and inside of a mask, in turn, down its columns."""
+    used = counts[:-1] if len(counts) > 1 and not counts[-1] else counts  # pycocotools writes no empty last run
+    plain = {"size": [height, width], "counts": used.tolist()}
+    return bytes(coco.frPyObjects(plain, height, width)["counts"])
 
 
 def decode(counts: bytes | str, height: int, width: int) -> Mask:

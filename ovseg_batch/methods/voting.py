@@ -227,12 +227,12 @@ def assemble(
     Returns:
         segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
     """
-    canvas = _Canvas.of(dense.shape)
+    assembly = _Assembly.of(dense.shape)
     for index in sorted(
         range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
     ):
-        canvas.paint(index, candidates[index], mask_of(index), min_area, merge=not by_score)
-    owner, segments = canvas.owner, canvas.segments
+        assembly.paint(index, candidates[index], mask_of(index), min_area, merge=not by_score)
+    owner, segments = assembly.owner, assembly.segments
     if not covered:
         owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
@@ -241,7 +241,7 @@ def assemble(
 
 
 @dataclass(frozen=True, slots=True)
-class _Canvas:
+class _Assembly:
     """The masks that are painted so far.
 
     Attributes:
@@ -255,7 +255,7 @@ class _Canvas:
     boxes: list[Box]
 
     @classmethod
-    def of(cls, shape: tuple[int, ...]) -> _Canvas:
+    def of(cls, shape: tuple[int, ...]) -> _Assembly:
         return cls(np.zeros(shape, np.int32), [], [])
 
     def paint(self, index: int, candidate: MaskCandidate, placed: PlacedMask, min_area: int, merge: bool) -> None:

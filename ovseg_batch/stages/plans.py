@@ -69,7 +69,7 @@ class ProposePlan(StagePlan):
     """
 
     name = "propose"
-    version = 4
+    version = 5
     reads_images = True
     columns = pa.schema(
         [

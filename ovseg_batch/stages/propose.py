@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -18,8 +17,9 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.io.region_maps import read_region_map
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
+from ovseg_batch.methods.resized_masks import above
 from ovseg_batch.models.device import resolve_device
-from ovseg_batch.models.sam import Sam, stability
+from ovseg_batch.models.sam import Sam
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.plans import FEATURE_SIDE, ProposePlan
 from ovseg_batch.stages.splitting import split_on_failure
@@ -73,8 +73,10 @@ class ProposeStage(ProposePlan, Stage):
         for start in range(0, len(points), step):  # in parts, because the masks of all points would not fit into memory
             prompts = points[start : start + step]
             logits, rated = self._sam.predict(embedding, prompts, multimask=settings.multimask, stable=False)
-            for p, m in (rated > settings.predicted_iou).nonzero().tolist():
-                proposal = self._proposal(logits[p, m], float(rated[p, m]), embedding.size, tuple(prompts[p].tolist()))
+            which = rated > settings.predicted_iou
+            numbers, kept, scores = which.nonzero()[:, 0].tolist(), logits[which].float().cpu(), rated[which].tolist()
+            for number, one, score in zip(numbers, kept, scores, strict=True):
+                proposal = self._proposal(one, score, embedding.size, tuple(prompts[number].tolist()))
                 if proposal is not None:
                     found.append(proposal)
         arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
@@ -83,14 +85,12 @@ class ProposeStage(ProposePlan, Stage):
     def _proposal(
         self, logits: torch.Tensor, rated: float, size: tuple[int, int], point: tuple[float, ...]
     ) -> Proposal | None:
-        [mask] = self._sam.upsample(logits[None], size)
-        steady = float(stability(mask))
-        if steady < self._settings.stability:
+        """Return the mask of logits (h, w), measured at full size along its columns, as RLE needs it."""
+        inner, mask, outer = (above(logits.T, size[::-1], threshold) for threshold in (1.0, 0.0, -1.0))
+        steady, area = inner.area() / max(outer.area(), 1), mask.area()
+        if steady < self._settings.stability or area == 0:
             return None
-        counts = rle.encode(np.asfortranarray((mask > 0).cpu().numpy()))
-        area = rle.area(counts, *size)
-        if area == 0:
-            return None
+        counts = rle.from_counts(mask.counts(), *size)
         return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
 
 

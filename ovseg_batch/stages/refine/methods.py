@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovseg_batch.io import rle
-from ovseg_batch.methods.placed_mask import PlacedMask, positive
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt, component_points
+from ovseg_batch.methods.resized_masks import above
 from ovseg_batch.methods.tiles import Box, View, place_views
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import (
@@ -259,7 +260,7 @@ def _found(
 
     def mask_of(index: int) -> PlacedMask:
         logits, (x0, y0, x1, y1) = kept[index]
-        return positive(logits, (y1 - y0, x1 - x0)).shifted(x0, y0)
+        return above(logits, (y1 - y0, x1 - x0)).placed().shifted(x0, y0)
 
     return Found(candidates, mask_of, len(points))
 
