@@ -57,13 +57,14 @@ class Segmenter:
         """
         import torch
 
-        from ovseg_batch.runs import pipeline, planning
+        from ovseg_batch.runs import planning
+        from ovseg_batch.runs.cautions import cautions
 
         loaded = without_workers(load_settings(config, labels, settings))
         no_edit = loaded.edit.model_copy(update={"mode": "none"})
         self._config: Config = planning.settle(loaded.model_copy(update={"edit": no_edit}))
         warn_of_embedded_models(self._config)
-        for caution in pipeline.cautions(self._config):
+        for caution in cautions(self._config):
             log.warning("warning: %s", caution)
         self._colours = label_colours([label.name for label in self._config.labels])
         self._stages: dict[str, Stage] = {}  # with their models

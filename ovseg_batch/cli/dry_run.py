@@ -7,8 +7,8 @@ import json
 import click
 
 from ovseg_batch.cli.base import log
+from ovseg_batch.runs.cautions import cautions
 from ovseg_batch.runs.needed_models import needed_models
-from ovseg_batch.runs.pipeline import cautions
 from ovseg_batch.runs.planning import DryRun, competition_lines
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition

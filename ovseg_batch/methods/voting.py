@@ -25,7 +25,7 @@ from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.runs import row_runs
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.types.arrays import ClassMap, SegmentMap
+from ovseg_batch.types.arrays import ClassMap, Indices, Integers, SegmentMap
 
 GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
@@ -334,6 +334,24 @@ def _keep_dense(
     owner.ravel()[pieces.runs.pixels(joined)] = np.repeat(index_of_run[joined], pieces.runs.lengths[joined])
 
 
+def _neighbours(values: Integers, pixels: Indices) -> Integers:
+    """Return the values of the eight pixels around each of some pixels: (8, N).
+
+    At the edge of the map, a pixel outside is replaced by the nearest one inside, which is another neighbour or the
+    pixel itself.
+
+    Args:
+        values: (H, W).
+        pixels: (N,) indices in the flattened map.
+    """
+    height, width = values.shape
+    y, x = np.divmod(pixels, width)
+    rows = [down * width for down in ((y - 1).clip(min=0), y, (y + 1).clip(max=height - 1))]
+    columns = (x - 1).clip(min=0), x, (x + 1).clip(max=width - 1)
+    flat = values.ravel()
+    return np.stack([flat[rows[k // 3] + columns[k % 3]] for k in range(9) if k != 4])
+
+
 def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[np.int32]:
     """For each piece the segment of its class that most of the pixels around it belong to; 0 where none does.
 
@@ -344,15 +362,16 @@ def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[
     """
     free = (pieces.numbers > 0).view(np.uint8)
     near = np.flatnonzero(cv2.dilate(free, np.ones((3, 3), np.uint8)).view(bool) & (owner > 0))
-    segment, width = owner.ravel()[near], owner.shape[1] + 2
-    edged, place = np.pad(pieces.numbers, 1).ravel(), near + 2 * (near // owner.shape[1]) + width + 1
-    around = np.stack([edged[place + down * width + across] for down in (-1, 0, 1) for across in (-1, 0, 1)])
+    segment, around = owner.ravel()[near], _neighbours(pieces.numbers, near)
     around[pieces.labels[around] != drawn[segment]] = 0
-    touching = around.any(axis=0)
-    around, segment = around[:, touching], segment[touching]
-    around.sort(axis=0)  # a pixel counts once for a piece, however many of the piece's pixels it touches
-    counts = (around > 0) & (np.diff(around, axis=0, prepend=0) != 0)
-    pairs = around[counts].astype(np.int64) << 32 | np.broadcast_to(segment, around.shape)[counts]
+    first = around.max(axis=0)
+    several = ((around != first) & (around > 0)).any(axis=0)
+    one, many = np.flatnonzero((first > 0) & ~several), np.flatnonzero(several)
+    touched = np.sort(around[:, many], axis=0)  # a pixel counts once for a piece, however many it touches of its pixels
+    counts = (touched > 0) & (np.diff(touched, axis=0, prepend=0) != 0)
+    piece = np.concatenate([first[one], touched[counts]]).astype(np.int64)
+    segment = np.concatenate([segment[one], np.broadcast_to(segment[many], touched.shape)[counts]])
+    pairs = piece << 32 | segment
     pairs, votes = np.unique(pairs, return_counts=True)
     index_of = np.zeros(len(pieces.labels), np.int32)
     order = np.lexsort((-pairs, votes))  # the most votes last, of equals the segment that was there first

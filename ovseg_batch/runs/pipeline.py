@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from ovseg_batch.io.marks import DESCRIPTION
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.models.precision import uses_gpu
 from ovseg_batch.runs import manifests
+from ovseg_batch.runs.cautions import cautions
 from ovseg_batch.runs.meter import Meter
 from ovseg_batch.runs.planning import (
     PlannedStage,
@@ -42,15 +42,13 @@ from ovseg_batch.stages.registry import make_vocabulary
 from ovseg_batch.types import Commit
 from ovseg_batch.units import counted, extent
 from ovseg_batch.version import __version__
-from ovseg_batch.wording import called_from_python, setting, spelled
-from ovseg_batch.workdir.findings import Findings, embedded_note
+from ovseg_batch.wording import setting, spelled
+from ovseg_batch.workdir.findings import Findings
 from ovseg_batch.workdir.progress import StageStatus, ranges, stage_status
 from ovseg_batch.workdir.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
 from ovseg_batch.workdir.store import Workdir
 
 log = logging.getLogger(__name__)
-
-FEW_LABELS = 10  # fewer than these do not cover what photographs show
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,31 +252,6 @@ def _announce(config: Config, workdir: Workdir) -> None:
             log.warning("warning: %s", caution)
     for line in competition_lines(config, listed=False):
         log.info("%s", line)
-
-
-def cautions(config: Config) -> list[str]:
-    """Return warnings about the settings of a run."""
-    notes = []
-    if (note := embedded_note(embedded_models(config))) and not called_from_python():  # there it is a UserWarning
-        notes.append(note)
-    least = 1 / max(len(config.labels), 1)  # of a pixel's best probability
-    sure = all(max(label.threshold, config.dense.prob_threshold) <= least for label in config.labels)
-    few = len(config.labels) < FEW_LABELS and sure
-    if few and config.method == "dense" and config.labels and not make_vocabulary(config).has_background:
-        one = len(config.labels) == 1
-        notes.append(
-            f"{counted(len(config.labels), 'label')} and no background: every pixel gets "
-            f"{'it' if one else 'one of them'}. Set background: auto, or name words for everything else."
-        )
-    workers, cores = config.run.workers or 1, len(os.sched_getaffinity(0))
-    threads = config.run.threads or cores
-    shared = config.run.engine == "local" and workers > 1 and not uses_gpu(config.run.device)
-    if shared and workers * threads > cores:
-        notes.append(
-            f"{workers} workers of {threads} threads each on {cores} cores stand in each other's way. "
-            f"Give each fewer: {setting('run.threads', max(1, cores // workers))}, from the run's first shard on."
-        )
-    return notes
 
 
 def _devices(config: Config, accelerator: bool = True) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ovseg_batch.config import load_config
-from ovseg_batch.runs.pipeline import cautions
+from ovseg_batch.runs.cautions import cautions
 from tests.conftest import Command, data_files, run_arguments
 from tests.harness.job import Running
 

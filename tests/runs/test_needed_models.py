@@ -13,8 +13,8 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.sam import Sam
+from ovseg_batch.runs.cautions import cautions
 from ovseg_batch.runs.needed_models import needed_models
-from ovseg_batch.runs.pipeline import cautions
 from ovseg_batch.runs.planning import embedded_models
 from ovseg_batch.settings import Config
 from tests.conftest import Command

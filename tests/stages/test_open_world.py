@@ -20,7 +20,8 @@ from ovseg_batch.methods.labelling import label_map
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import assemble
-from ovseg_batch.runs import pipeline, planning
+from ovseg_batch.runs import planning
+from ovseg_batch.runs.cautions import cautions
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition, make_vocabulary
 from ovseg_batch.workdir.results import Results
@@ -180,7 +181,7 @@ def test_words_without_an_effect_are_errors(labels: list[object], background: ob
 def test_a_full_vocabulary_has_no_background() -> None:
     config = load_config("demo", flags={"labels": list(scenes.CLASSES)}, environment={})
     assert not make_vocabulary(config).has_background
-    assert not any("no background" in caution for caution in pipeline.cautions(config))
+    assert not any("no background" in caution for caution in cautions(config))
 
 
 def test_sure_pixels_exceed_the_background_by_the_margin() -> None:
