@@ -11,7 +11,6 @@ the corners. Where the corners have the same winner, the logit of the second cla
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -64,7 +63,6 @@ class _Axis:
     after: Tensor
 
     @classmethod
-    @functools.lru_cache(maxsize=16)  # all masks of an image have the same axes
     def between(cls, source: int, target: int) -> _Axis:
         """Return all cells of an axis, on the CPU."""
         position = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) + 0.5

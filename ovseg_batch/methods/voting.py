@@ -259,7 +259,7 @@ class _Assembly:
         return cls(np.zeros(shape, np.int32), [], [])
 
     def paint(self, index: int, candidate: MaskCandidate, placed: PlacedMask, min_area: int, merge: bool) -> None:
-        """Paint the mask of a candidate, as a segment of its own or as a part of one that shows the same object."""
+        """Paint a candidate's mask. It becomes a segment, or a part of a segment that shows the same object."""
         mask, there = placed.pixels, self.owner[placed.place]
         area = np.count_nonzero(mask)
         if area < min_area:

@@ -223,11 +223,6 @@ class Sam:
                 logits, rated = logits[:, :1], rated[:, :1]
         return logits.float(), rated.float()
 
-    @staticmethod
-    def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resize mask logits (K, s, s) bilinearly to the original (H, W), as `SAM2ImagePredictor` does."""
-        return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-
 
 def _places(features: Tensor) -> Tensor:
     """Reshape (B, C, h, w) to (B, h · w, C), without a copy if channels are last."""

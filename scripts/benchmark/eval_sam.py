@@ -13,6 +13,7 @@ import torch
 
 from ovseg_batch import scenes
 from ovseg_batch.methods.prompts import component_points
+from ovseg_batch.methods.resized_masks import above
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.precision import precision
@@ -41,7 +42,7 @@ def main(images: int) -> None:
         [embedding] = model.embed([scene.image])
         logits, rated = model.predict(embedding, np.array([(p.x, p.y) for p in points], np.float32))
         best = logits[torch.arange(len(logits)), rated.argmax(dim=1)]
-        masks = (Sam.upsample(best, (size[0], size[1])) > 0).cpu().numpy()
+        masks = [above(one, (size[0], size[1])).placed().whole((size[0], size[1])) for one in best.cpu()]
         for (kind, truth), mask in zip(targets, masks, strict=True):
             overlaps[kind].append(float((truth & mask).sum() / (truth | mask).sum()))
     everything = overlaps["stuff"] + overlaps["things"]

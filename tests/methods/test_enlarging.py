@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,12 +40,12 @@ def similarities(vocabulary: Vocabulary, h: int, w: int, seed: int) -> torch.Ten
     return logits
 
 
-def both(monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: object) -> tuple[LabelMap, LabelMap]:
+def both(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> tuple[LabelMap, LabelMap]:
     """Return the map by cells, and by a softmax for every pixel."""
     maps = []
     for least in (0.0, np.inf):
         monkeypatch.setattr(labelling, "MUCH_LARGER", least)
-        maps.append(label_map(*arguments, **options))  # type: ignore[arg-type]
+        maps.append(label_map(*arguments, **options))
     return maps[0], maps[1]
 
 

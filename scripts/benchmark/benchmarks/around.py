@@ -6,7 +6,7 @@ import functools
 import io
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import cv2
@@ -23,7 +23,6 @@ from ovseg_batch.methods.stitching import Stitched
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.models.device import keep_memory
-from ovseg_batch.models.sam import Sam
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.refine.methods import points_of, prompted
@@ -81,8 +80,8 @@ def _measure(size: tuple[int, int], words: int, timed: Callable[[str, Callable[[
     dense = DenseMap(found.labels, found.confidence, found.lead, probabilities, (), None)
     settings, least = RefineConfig(max_points=MASKS), round(MIN_AREA * size[0] * size[1])
     points = timed("points", lambda: points_of(dense, settings, least))
-    sam: Any = _DrawnSam(dense, points)
-    candidates = timed("vote", lambda: prompted(sam, lambda box: None, dense, points, settings))  # type: ignore[arg-type, return-value]
+    sam, no_embedding = cast(Any, _DrawnSam(dense, points)), cast(Any, lambda box: None)
+    candidates = timed("vote", lambda: prompted(sam, no_embedding, dense, points, settings))
     answer = Answer(size, candidates.candidates, candidates.mask_of, dense)
     annotations = timed("annotations", lambda: annotate(answer, vocabulary, Painting(least, least)))
     click.echo(f"  {len(points)} points, {len(candidates.candidates)} masks, {len(annotations)} annotations")
@@ -90,8 +89,6 @@ def _measure(size: tuple[int, int], words: int, timed: Callable[[str, Callable[[
 
 class _DrawnSam:
     """Takes SAM2's place: the masks of its prompts are drawn from the components that the points lie in."""
-
-    upsample = staticmethod(Sam.upsample)
 
     def __init__(self, dense: DenseMap, points: list[PointPrompt]) -> None:
         drawn = torch.stack([self._draw(dense, point) for point in points])

@@ -32,7 +32,6 @@ PARTS: list[tuple[Any, str, str]] = [
     (Sam, "preprocess", "transfer"),
     (Sam, "forward_bare", "SAM2 encoder"),
     (Sam, "_decode", "SAM2 decoder"),
-    (Sam, "upsample", "upsampling"),
     (refine, "label_map", "label map"),
     (refine_methods, "component_points", "components"),
     (refine_methods, "low_resolution_coverage", "vote"),
