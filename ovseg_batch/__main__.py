@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 
+from ovseg_batch.engine.imports import without_collection
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED, hold_signals
 
 
@@ -17,11 +18,10 @@ def main() -> None:
     Python also waits for threads. This function ends an interrupted command at once, with its exit code.
     """
     hold_signals()
-    gc.disable()  # imports leave no garbage, and a tenth of their time would be spent on the search for it
-    from ovseg_batch.cli import main as command
+    with without_collection():
+        from ovseg_batch.cli import main as command
 
     gc.freeze()
-    gc.enable()
     try:
         command(prog_name="ovseg-batch")
     except SystemExit as end:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from ovseg_batch.engine.flight import InFlight, Report, Tally, describe_rest, ignore
 from ovseg_batch.engine.job import StageJob
 from ovseg_batch.engine.stopping import stop_on_signal
-from ovseg_batch.engine.workers import WorkerPool
+from ovseg_batch.engine.workers import IdleWorkers, WorkerPool
 from ovseg_batch.errors import DeviceLost, Interrupted
 from ovseg_batch.models.faults import first_line, is_lost
 from ovseg_batch.types import Commit
@@ -19,7 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(
-    job: StageJob, shards: Sequence[int], devices: Sequence[str], in_process: bool = False, report: Report = ignore
+    job: StageJob,
+    shards: Sequence[int],
+    devices: Sequence[str],
+    in_process: bool = False,
+    report: Report = ignore,
+    idle: IdleWorkers | None = None,
 ) -> Iterator[Commit]:
     """Compute the shards, one worker per entry of `devices`, and yield each commit as it is made.
 
@@ -29,6 +34,7 @@ def run_stage(
     Args:
         report: called with the shards in flight when images are finished. If a worker dies, its shard starts again from
             0.
+        idle: GPU workers that are kept from stage to stage.
 
     Raises:
         Interrupted: after the first SIGINT or SIGTERM, once the shards in flight are committed; a second stops at once.
@@ -37,7 +43,7 @@ def run_stage(
     stop = threading.Event()
     left = (yield from _here(job, shards, devices[0], stop, report)) if in_process else shards
     if left:
-        pool = WorkerPool(job, devices[:1] if in_process else devices, stop, report)
+        pool = WorkerPool(job, devices[:1] if in_process else devices, stop, report, idle)
         with stop_on_signal(stop, lambda: describe_rest(pool.flights())), pool:
             yield from pool.run(left)
     if stop.is_set():

@@ -1,13 +1,14 @@
 """A worker process: start, computation and end.
 
-Workers on a GPU are spawned, because CUDA does not work after a fork. Workers on a CPU are forked from a server that
-has imported the stages and has started no thread.
+Workers on a GPU are spawned, because CUDA does not work after a fork. Their start takes seconds, so they serve the jobs
+of several stages. Workers on a CPU are forked from a server that has imported the stages and has started no thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import multiprocessing
 import os
@@ -26,14 +27,13 @@ from typing import Any
 
 from ovseg_batch.engine.devices import is_gpu, own_device
 from ovseg_batch.engine.flight import InFlight, Tally
-from ovseg_batch.engine.job import StageJob
+from ovseg_batch.engine.job import OpenJob, StageJob
 from ovseg_batch.engine.logs import OWN, send_logs_to
 from ovseg_batch.engine.stopping import SIGNALS
 from ovseg_batch.errors import DeviceLost, OvsegError
-from ovseg_batch.models.faults import first_line, is_lost
+from ovseg_batch.models.faults import first_line, is_lost, release_memory
 
-# Imported by the fork server. None of these modules may query CUDA on import.
-PRELOADED = ["ovseg_batch.stages.implementations"]
+PRELOADED = ["ovseg_batch.engine.preloaded"]  # modules that the fork server imports
 LOST = 70  # exit status of a worker that has lost its GPU
 END_SECONDS = 10.0  # longest wait for a killed process, which may hang in a driver
 STOP_SECONDS = 60.0  # longest wait for a worker to end by itself
@@ -63,7 +63,7 @@ class Task:
 
 
 class Worker:
-    """A process with the models of a stage, and a pipe to it.
+    """A process that computes shards on a device, and a pipe to it.
 
     Attributes:
         task: the shard that it computes. None: it is idle.
@@ -74,7 +74,8 @@ class Worker:
         last_message: time of its last message, by `time.monotonic()`.
     """
 
-    def __init__(self, job: StageJob, device: str) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.task: Task | None = None
         self.row: int | None = None
         self.flight: InFlight | None = None
@@ -86,7 +87,7 @@ class Worker:
         environment = {**os.environ, **own}  # the present environment, not that of the start of the fork server
         self.pipe, theirs = context.Pipe()
         level = logging.getLogger(OWN).getEffectiveLevel()
-        args = (job, device, theirs, environment, level)
+        args = (device, theirs, environment, level)
         self._process: Any = context.Process(target=_serve, args=args)  # type: ignore[attr-defined]
         with _without_main():
             with _spawning(own):
@@ -105,11 +106,17 @@ class Worker:
                 "are kept. Free some memory, and run the same command again."
             ) from error
 
+    def load(self, job: StageJob) -> None:
+        """Send a job to the worker, which drops the models of its last job and loads those of this one."""
+        self.ready, self.flight, self.last_message = False, None, time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # the process has died, which the end of the pipe reports
+            self.pipe.send(job)
+
     def assign(self, task: Task, tries: int) -> None:
         """Send a shard to the worker. A shard on which `tries` workers have died is searched first."""
         self.task, self.row, self.flight, self.last_message = task, None, None, time.monotonic()
         self.searching = search = task.deaths >= tries and not task.searched
-        with contextlib.suppress(BrokenPipeError):  # the process has died, which the end of the pipe reports
+        with contextlib.suppress(BrokenPipeError):
             self.pipe.send((task.shard, task.crashed, task.passed if search else None, task.suspect))
 
     def cause_of_death(self) -> str:
@@ -242,8 +249,8 @@ class _PipeHandler(logging.Handler):
         self.send("log", record)
 
 
-def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[str, str], level: int) -> None:
-    """Load the models, then compute shards until the parent closes the pipe."""
+def _serve(device: str, pipe: Connection, environment: Mapping[str, str], level: int) -> None:
+    """Load the models of each job that the parent sends, and compute its shards, until the parent closes the pipe."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -254,17 +261,17 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
     send_logs_to(handler, level)
     threading.Thread(target=handler.keep_flushing, daemon=True).start()
     try:
-        opened = job.open(device)
-        handler.send("ready")
-        while (task := handler.receive()) is not None:
-            shard, crashed, passed, suspect = task
-            tally = Tally(shard, opened.manifest.rows_of(shard), handler.report)
-            if passed is not None:
-                begin = functools.partial(handler.send, "row")
-                opened.probe(shard, passed.union(crashed), suspect, begin, tally.add)
-                handler.send("searched")
-            else:
-                handler.send("commit", opened.compute(shard, crashed, tally.add))
+        for module in PRELOADED:  # a process that was not forked has not imported them
+            importlib.import_module(module)
+        opened: OpenJob | None = None
+        while (message := handler.receive()) is not None:
+            if isinstance(message, StageJob):
+                opened = None
+                release_memory()
+                opened = message.open(device)
+                handler.send("ready")
+            elif opened is not None:
+                _compute(opened, message, handler)
     except _ParentEnded:
         return
     except Exception as error:
@@ -274,6 +281,20 @@ def _serve(job: StageJob, device: str, pipe: Connection, environment: Mapping[st
             os._exit(LOST)  # a normal exit would use the GPU, and may hang
         with contextlib.suppress(_ParentEnded):
             handler.send("error", _portable(error))
+
+
+def _compute(
+    opened: OpenJob, message: tuple[int, dict[int, str], set[int] | None, int | None], handler: _PipeHandler
+) -> None:
+    """Compute a shard, or search it for the row that crashes workers, and send the result."""
+    shard, crashed, passed, suspect = message
+    tally = Tally(shard, opened.manifest.rows_of(shard), handler.report)
+    if passed is None:
+        handler.send("commit", opened.compute(shard, crashed, tally.add))
+        return
+    begin = functools.partial(handler.send, "row")
+    opened.probe(shard, passed.union(crashed), suspect, begin, tally.add)
+    handler.send("searched")
 
 
 def _portable(error: Exception) -> Exception:

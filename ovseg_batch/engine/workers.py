@@ -70,6 +70,32 @@ class _Slot:
         return bool(rows)
 
 
+class IdleWorkers:
+    """The GPU workers that have finished a stage and wait for the next one."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> IdleWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.stop(at_once=False)
+
+    def add(self, worker: Worker) -> None:
+        """Keep a worker that computes no shard."""
+        self._workers.append(worker)
+
+    def take(self, device: str) -> Worker:
+        """Return a worker on a device: one that is idle, or a new one."""
+        for worker in self._workers:
+            if worker.device == device:
+                self._workers.remove(worker)
+                return worker
+        return Worker(device)
+
+
 class WorkerPool:
     """The workers of one stage.
 
@@ -78,10 +104,18 @@ class WorkerPool:
         devices: one entry per worker.
         stop: once it is set, no further shard starts.
         report: called with the shards in flight when images are finished.
+        idle: workers of earlier stages. At the end, it gets the GPU workers of this one. None: they end.
     """
 
-    def __init__(self, job: StageJob, devices: Sequence[str], stop: threading.Event, report: Report = ignore) -> None:
-        self._job, self._stop, self._report = job, stop, report
+    def __init__(
+        self,
+        job: StageJob,
+        devices: Sequence[str],
+        stop: threading.Event,
+        report: Report = ignore,
+        idle: IdleWorkers | None = None,
+    ) -> None:
+        self._job, self._stop, self._report, self._idle = job, stop, report, idle
         self._slots = [_Slot(device) for device in devices]
         self._todo: deque[Task] = deque()
         self._name = job.store.stage
@@ -97,8 +131,13 @@ class WorkerPool:
         A worker that is still loading its models is also killed, because it has begun no shard.
         """
         for slot in self._slots:
-            if slot.worker is not None:
-                slot.worker.stop(at_once=error is not None or not slot.worker.ready)
+            worker = slot.worker
+            if worker is None:
+                continue
+            if self._idle is not None and error is None and worker.ready and is_gpu(slot.device):
+                self._idle.add(worker)
+            else:
+                worker.stop(at_once=error is not None or not worker.ready)
 
     def flights(self) -> list[InFlight]:
         """Return the shards that are being computed."""
@@ -113,7 +152,7 @@ class WorkerPool:
         """
         for slot in self._slots:
             while slot.fault is None and not (slot.worker and slot.worker.ready):
-                slot.worker = slot.worker or Worker(self._job, slot.device)
+                self._start(slot)
                 self._receive(slot)
         faults = [slot.fault for slot in self._slots if slot.fault is not None]
         return "; ".join(faults) if len(faults) == len(self._slots) else None
@@ -148,14 +187,20 @@ class WorkerPool:
             if not self._todo or self._stop.is_set():
                 return
             if slot.fault is None and (slot.worker is None or slot.worker.task is None):
-                slot.worker = slot.worker or Worker(self._job, slot.device)
-                slot.worker.assign(self._next(slot), TRIES)
+                self._start(slot).assign(self._next(slot), TRIES)
         if self._todo and all(slot.fault is not None for slot in self._slots):
             faults = "; ".join(dict.fromkeys(f"{slot.device}: {slot.fault}" for slot in self._slots))
             raise NoDeviceLeft(
                 f"{self._name}: no device is left to compute on. {faults}. Committed shards are kept. "
                 "`ovseg-batch doctor` checks the devices. Then run the same command again."
             )
+
+    def _start(self, slot: _Slot) -> Worker:
+        """Return the worker of a slot. If the slot is empty, it gets one, which begins to load the models."""
+        if slot.worker is None:
+            slot.worker = Worker(slot.device) if self._idle is None else self._idle.take(slot.device)
+            slot.worker.load(self._job)
+        return slot.worker
 
     def _receive(self, slot: _Slot) -> Commit | None:
         """Handle one message of a worker, or its death."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +41,8 @@ class Dino:
         Raises:
             OvsegError: the weights do not fit the architecture, or the file cannot be trusted or read.
         """
+        import timm  # its import takes a quarter of a second, and few runs use DINO
+
         if spec.weights.startswith(zoo.RANDOM):
             torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
         model = timm.create_model(spec.architecture, pretrained=False, num_classes=0)

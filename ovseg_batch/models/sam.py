@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import initialize_config_dir, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from sam2.build_sam import build_sam2
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.methods.voting import count_pixels
-from ovseg_batch.models import zoo
+from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.device import DTYPES, autocast, lower
 from ovseg_batch.models.mask_decoder import MaskDecoder, laid_by_place
@@ -32,6 +34,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as in sam2.utils.tra
 #: Prompts per decoder call. On a CPU, small batches are faster. On a GPU, 64 prompts of SAM 2.1 large take about
 #: 1.3 GiB in bf16, which fits an 8 GB card beside the weights and the encoder; 256 would take 4.5 GiB.
 POINTS_CPU, POINTS_GPU = 8, 64
+#: `build_sam2` adds these to every config.
+STABLE_MASKS = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ class Sam:
             OvsegError: the weights do not fit the config, or the file cannot be trusted or read.
         """
         if spec.is_sam1:
-            from ovseg_batch.models.sam1 import Sam1  # transformers takes seconds to import
+            from ovseg_batch.models.sam1 import Sam1  # it imports this module
 
             return Sam1.load(spec, device, precision, points)
         sam = cls(load_own(spec), device, precision, points)
@@ -258,16 +266,22 @@ def load_own(spec: zoo.ModelSpec) -> nn.Module:
 
 
 def build(config: str) -> nn.Module:
-    """Build a SAM2 without weights from a config of the sam2 package, or the embedded one."""
-    if config != "demo/sam2.yaml":
-        model: nn.Module = build_sam2(config, None, device="cpu")
-        return model
-    file = zoo.embedded_file(config)
-    GlobalHydra.instance().clear()  # Hydra supports one search path at a time
-    try:
-        with initialize_config_dir(str(file.parent), version_base="1.2"):
-            model = build_sam2(file.name, None, device="cpu")
-    finally:
-        GlobalHydra.instance().clear()
-        initialize_config_module("sam2", version_base="1.2")
-    return model
+    """Build a SAM2 without weights from a config of the sam2 package, or the embedded one, as `build_sam2` does.
+
+    Hydra would search for the file and compose it, which takes longer than building the model.
+
+    Raises:
+        UsageError: the sam2 package has no such config.
+    """
+    if config == presets.SAM["demo"].architecture:
+        file = zoo.embedded_file(config)
+    else:
+        file = Path(str(resources.files("sam2"))) / config
+    if not file.is_file():
+        names = sorted(str(path.relative_to(file.parents[2])) for path in file.parents[1].glob("*/*.yaml"))
+        raise UsageError(f"sam.model: the sam2 package has no config {config!r}.{nearest(config, names)}")
+    tree = OmegaConf.load(file)
+    OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", STABLE_MASKS, force_add=True)
+    OmegaConf.resolve(tree)
+    model: nn.Module = instantiate(tree.model, _recursive_=True)
+    return model.eval()

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import SamConfig, SamModel
 
 from ovseg_batch.methods.windows import long_side_size, rounded_up
 from ovseg_batch.models import zoo
@@ -309,6 +308,8 @@ def enlarged(image: Pixels, multiple: int) -> Pixels:
 
 def _load(spec: zoo.ModelSpec) -> nn.Module:
     """Build a SAM with its weights, on the CPU."""
+    from transformers import SamConfig, SamModel  # its import takes half a second, and few runs use SAM 1
+
     if spec.architecture.startswith(zoo.FOLDER):
         config = SamConfig.from_pretrained(Path(spec.architecture.removeprefix(zoo.FOLDER)), local_files_only=True)
     else:

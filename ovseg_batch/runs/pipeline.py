@@ -14,6 +14,7 @@ from typing import Any
 from ovseg_batch import failpoints
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.engine.flight import Report
+from ovseg_batch.engine.workers import IdleWorkers
 from ovseg_batch.errors import OvsegError, UsageError
 from ovseg_batch.export.coco import write_coco
 from ovseg_batch.export.edited import count_edits, publish_edited
@@ -216,9 +217,10 @@ def _execute(
         for planned in stages:
             stack.enter_context(planned.job.store.in_use(planned.inputs))
         try:
-            for number, planned in enumerate(stages, 1):
-                place = f"stage {number} of {len(stages)}"
-                redone[planned.name] = _run_planned(planned, place, manifest, config, progress)
+            with IdleWorkers() as idle:
+                for number, planned in enumerate(stages, 1):
+                    place = f"stage {number} of {len(stages)}"
+                    redone[planned.name] = _run_planned(planned, place, manifest, config, progress, idle)
         except OvsegError:
             with _unchanging(workdir, stages):
                 if workdir.made_of() == _identity(manifest, stages):
@@ -276,7 +278,7 @@ def _workers(config: Config) -> int:
 
 
 def _run_planned(
-    planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None
+    planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None, idle: IdleWorkers
 ) -> list[int]:
     """Compute the missing shards of a stage, and return their numbers."""
     store, shards = planned.job.store, manifest.shards
@@ -292,7 +294,7 @@ def _run_planned(
     waiting = "loading models and words" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
     with Meter.of(store, missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
-        for commit in _commits(planned, missing, config, meter.follow):
+        for commit in _commits(planned, missing, config, meter.follow, idle):
             meter.add(commit)
             rows += commit.rows
             failed.update(commit.failed)
@@ -300,14 +302,16 @@ def _run_planned(
     return missing
 
 
-def _commits(planned: PlannedStage, missing: list[int], config: Config, report: Report) -> Iterator[Commit]:
+def _commits(
+    planned: PlannedStage, missing: list[int], config: Config, report: Report, idle: IdleWorkers
+) -> Iterator[Commit]:
     """Compute the missing shards with the engine that the settings name. Ray reports no images in flight."""
     from ovseg_batch.engine import local, ray
 
     run, on_gpu = config.run, planned.accelerator and config.run.device != "cpu"
     if run.engine == "local":
         devices = _devices(config, planned.accelerator)
-        return local.run_stage(planned.job, missing, devices, run.workers == 0, report)
+        return local.run_stage(planned.job, missing, devices, run.workers == 0, report, idle)
     share = run.gpus_per_worker.get(planned.name, 1.0) if on_gpu else 0.0
     pool = ray.Pool("cuda" if on_gpu else "cpu", cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
     return ray.run_stage(planned.job, missing, pool)

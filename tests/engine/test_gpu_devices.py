@@ -13,13 +13,14 @@ from ovseg_batch.config import load_config
 from ovseg_batch.engine import local, ray
 from ovseg_batch.engine.devices import own_device
 from ovseg_batch.engine.flight import ignore
+from ovseg_batch.engine.workers import IdleWorkers
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.runs.planning import PlannedStage
 from ovseg_batch.settings import Config
 from ovseg_batch.workdir.store import Workdir
-from tests.support.emulation import emulated_environment
+from tests.support.emulation import emulated_environment, write_crops
 
 SETTLED = """
 from ovseg_batch.config import load_config
@@ -107,6 +108,22 @@ def test_a_module_that_queries_cuda_would_be_named() -> None:
     assert modules_that_query_cuda("diffusers.utils.torch_utils") == {"diffusers.utils.torch_utils"}
 
 
+COUNTED = """
+from ovseg_batch.cli import main
+from ovseg_batch.engine import process, workers
+
+
+class Counted(process.Worker):
+    def __init__(self, device):
+        print("started on", device)
+        super().__init__(device)
+
+
+workers.Worker = Counted
+main(%r)
+"""
+
+
 def config(**flags: object) -> Config:
     return load_config("demo", flags={"labels": "sky", **flags}, environment={})
 
@@ -128,7 +145,7 @@ def test_on_ray_a_stage_without_a_model_reserves_no_gpu(
     monkeypatch.setattr(ray, "run_stage", lambda job, shards, pool: pools.append(pool))
     settings = config(**{"run.engine": "ray", "run.device": "cuda", "run.gpus_per_worker": {"refine": 0.5}})
     for stage in cutout:
-        pipeline._commits(stage, stage.missing, settings, ignore)
+        pipeline._commits(stage, stage.missing, settings, ignore, IdleWorkers())
     assert [(pool.device, pool.gpus) for pool in pools] == [("cuda", 1.0), ("cuda", 0.5), ("cpu", 0.0)]
 
 
@@ -136,11 +153,11 @@ def test_on_this_machine_a_stage_without_a_model_computes_on_the_cpu(
     cutout: list[PlannedStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[Any] = []
-    monkeypatch.setattr(local, "run_stage", lambda job, shards, chosen, in_process, report: devices.append(chosen))
+    monkeypatch.setattr(local, "run_stage", lambda job, shards, chosen, *_: devices.append(chosen))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for stage in cutout:
-        pipeline._commits(stage, stage.missing, config(**{"run.device": "cuda"}), ignore)
+        pipeline._commits(stage, stage.missing, config(**{"run.device": "cuda"}), ignore, IdleWorkers())
     assert devices == [["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"], ["cpu", "cpu"]]
 
 
@@ -164,3 +181,20 @@ def test_a_gpu_by_number_means_nothing_on_a_cluster(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "connect", lambda: {"GPU": 2.0})
     with pytest.raises(UsageError, match=r"With run\.engine: ray write cuda or cpu"):
         planning.settle(config(**{"run.engine": "ray", "run.device": "cuda:1"}))
+
+
+@pytest.mark.slow("a GPU worker starts once for all stages of a run")
+@pytest.mark.parametrize("fault", ["", "assert@refine/stage.py:_found:4"])
+def test_a_gpu_worker_computes_all_stages(fault: str, few_scenes: Path, tmp_path: Path, cache: Path) -> None:
+    """A worker that a fault ends in the second stage is replaced."""
+    images = write_crops(few_scenes / "images", tmp_path / "images", 4)
+    arguments = ["run", str(images), "-o", str(tmp_path / "run"), "-c", "demo", "--labels", "sky, grass, tree, house"]
+    arguments += ["--device", "cuda", "--set", "run.precision=fp32", "--set", "run.threads=1"]
+    marked = fault and f"{fault}!{tmp_path / 'mark'}"
+    environment = emulated_environment(1, OVSEG_CACHE=str(cache), EMULATED_FAULTS=marked)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED % arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("started on cuda:0") == (2 if fault else 1)
+    assert "4 images" in done.stdout

@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -36,11 +34,9 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build(config: Path) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config.parent.resolve()), version_base="1.2"):
-        model_config = compose(config.name).model
-    OmegaConf.resolve(model_config)
-    return instantiate(model_config, _recursive_=True)
+    tree = OmegaConf.load(config)
+    OmegaConf.resolve(tree)
+    return instantiate(tree.model, _recursive_=True)
 
 
 def listen_to_points(model: Any) -> None:
