@@ -33,7 +33,7 @@ def region_features(
         visual: an open_clip `VisionTransformer`.
         images: (1, 3, h, w), normalised for CLIP.
         correlation: (fh, fw, C) float32, L2-normalised features of a second model. The result has their grid.
-        regions: (h, w) int64, region of each pixel; 0 for none.
+        regions: (h, w) int64 on the CPU, region of each pixel; 0 for none.
         smallest_is_none: the region with the smallest number in the window counts as unsegmented, as in CorrCLIP's
             code. Otherwise only region 0 does.
 
@@ -45,11 +45,11 @@ def region_features(
     if smallest_is_none:
         regions = regions.masked_fill(regions == regions.min(), 0)
     merged = merge_regions(correlation, regions)
-    weights = _weights(correlation.flatten(0, 1), merged.flatten())
+    weights = _weights(correlation.flatten(0, 1), merged.flatten().to(correlation.device))
     x = embed(visual, images)
     token_grid = (images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1])
     at_tokens = _nearest(merged, token_grid)
-    member = at_tokens == torch.unique(at_tokens)[:, None, None]
+    member = (at_tokens == torch.unique(at_tokens)[:, None, None]).to(correlation.device)
     allowed = F.pad(member.flatten(1), (1, 0), value=True)[None]
     tokens = x[:, :1].expand(-1, len(member), -1)
     blocks = visual.transformer.resblocks
@@ -73,26 +73,27 @@ def region_features(
 def merge_regions(correlation: Tensor, regions: Tensor) -> Tensor:
     """Merge similar regions: DBSCAN on mean features, with every point as a core point.
 
-    As published, distances are differences to the greatest similarity of any pair.
+    As published, distances are differences to the greatest similarity of any pair. A GPU is read once.
 
     Args:
         correlation: (fh, fw, C), L2-normalised.
-        regions: (fh, fw) int64, 0 for none.
+        regions: (fh, fw) int64 on the CPU, 0 for none.
 
     Returns:
-        (fh, fw) int64, new region numbers, 0 for none.
+        (fh, fw) int64 on the CPU, new region numbers, 0 for none.
     """
-    numbers = [int(number) for number in torch.unique(regions) if number > 0]
-    if len(numbers) < 2:
+    flat = regions.flatten()
+    numbers, index, counts = torch.unique(flat, return_inverse=True, return_counts=True)
+    first = int((numbers == 0).any())
+    if len(numbers) - first < 2:
         return regions
-    means = torch.stack([correlation[regions == number].mean(dim=0) for number in numbers])
-    means = F.normalize(means, dim=1)
+    order = torch.argsort(index, stable=True).to(correlation.device)
+    parts = correlation.flatten(0, 1)[order].split(counts.tolist())[first:]
+    means = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
     similarity = means @ means.T
     close = (similarity.max() - similarity <= SAME_REGION).cpu().numpy()
-    merged = regions.clone()
-    for number, group in zip(numbers, _linked(close), strict=True):
-        merged[regions == number] = group
-    return merged
+    groups = torch.tensor([0] * first + _linked(close))
+    return groups[index].view_as(regions)
 
 
 def _linked(close: Mask) -> list[int]:

@@ -142,7 +142,7 @@ class DenseStage(DensePlan, Stage):
             small = cv2.resize(regions, pending.resized[::-1], interpolation=cv2.INTER_NEAREST)
             regions = np.asarray(small, np.int32)
         for y0, x0, y1, x1 in pending.boxes.tolist():
-            pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)).to(self._device))
+            pending.regions.append(torch.from_numpy(regions[y0:y1, x0:x1].astype(np.int64)))
         if self._dino is not None:
             return
         kept = propose.array(pending.row.row, "features", (None, None, None))
