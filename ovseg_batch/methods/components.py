@@ -12,7 +12,7 @@ import numpy as np
 
 from ovseg_batch.methods.runs import Runs, row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.types.arrays import ClassMap, Indices, Integers
+from ovseg_batch.types.arrays import ClassMap, Indices, Integers, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class Components:
     boxes: Indices
     runs: Runs
     run_numbers: Integers
+
+    def within(self, which: Mask) -> Mask:
+        """Return where some components (N + 1,) are: (H, W) bool."""
+        chosen = which[self.run_numbers]
+        return np.repeat(chosen, self.runs.lengths).reshape(self.numbers.shape)
 
 
 def connected_components(label_map: Integers) -> Components:

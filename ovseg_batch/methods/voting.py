@@ -313,9 +313,7 @@ def _keep_dense(
     owner: SegmentMap, segments: list[Segment], dense: ClassMap, min_area: int, presence: Presence | None
 ) -> None:
     """Assign free pixels to an adjacent instance of their class, or make them a new instance."""
-    free = dense.copy()
-    np.copyto(free, UNLABELLED, where=owner > 0)
-    pieces = connected_components(free)
+    pieces = connected_components(np.where(owner > 0, UNLABELLED, dense))
     drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
     index_of = _touched(pieces, owner, drawn)
     enough = (pieces.areas >= min_area) & (pieces.labels != UNLABELLED)
@@ -329,9 +327,7 @@ def _keep_dense(
     for k in new[np.argsort(pieces.labels[new], kind="stable")]:
         segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))
         index_of[k] = len(segments)
-    index_of_run = index_of[pieces.run_numbers]
-    joined = index_of_run > 0
-    owner.ravel()[pieces.runs.pixels(joined)] = np.repeat(index_of_run[joined], pieces.runs.lengths[joined])
+    owner |= np.repeat(index_of[pieces.run_numbers], pieces.runs.lengths).reshape(owner.shape)
 
 
 def _neighbours(values: Integers, pixels: Indices) -> Integers:
@@ -345,11 +341,14 @@ def _neighbours(values: Integers, pixels: Indices) -> Integers:
         pixels: (N,) indices in the flattened map.
     """
     height, width = values.shape
+    flat, found = values.ravel(), np.empty((8, len(pixels)), values.dtype)
     y, x = np.divmod(pixels, width)
-    rows = [down * width for down in ((y - 1).clip(min=0), y, (y + 1).clip(max=height - 1))]
-    columns = (x - 1).clip(min=0), x, (x + 1).clip(max=width - 1)
-    flat = values.ravel()
-    return np.stack([flat[rows[k // 3] + columns[k % 3]] for k in range(9) if k != 4])
+    outer = np.flatnonzero((y == 0) | (y == height - 1) | (x == 0) | (x == width - 1))
+    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+    for row, (down, right) in zip(found, steps, strict=True):
+        np.take(flat, pixels + (down * width + right), out=row, mode="clip")
+        row[outer] = values[(y[outer] + down).clip(0, height - 1), (x[outer] + right).clip(0, width - 1)]
+    return found
 
 
 def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[np.int32]:
@@ -360,10 +359,10 @@ def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[
         owner: (H, W) int32, 0 where there is no segment.
         drawn: class of each segment.
     """
-    free = (pieces.numbers > 0).view(np.uint8)
+    free = pieces.within(np.isin(pieces.labels, drawn[1:])).view(np.uint8)
     near = np.flatnonzero(cv2.dilate(free, np.ones((3, 3), np.uint8)).view(bool) & (owner > 0))
     segment, around = owner.ravel()[near], _neighbours(pieces.numbers, near)
-    around[pieces.labels[around] != drawn[segment]] = 0
+    np.copyto(around, 0, where=np.take(pieces.labels, around, mode="clip") != drawn[segment])
     first = around.max(axis=0)
     several = ((around != first) & (around > 0)).any(axis=0)
     one, many = np.flatnonzero((first > 0) & ~several), np.flatnonzero(several)
