@@ -116,9 +116,9 @@ class Sam:
         side = (self.image_size, self.image_size)
         channels = []
         for channel in range(3):  # one at a time: three float32 channels of 100 megapixels take 1.2 GB
-            plane = pixels[None, None, :, :, channel].float().div_(255)
+            plane = pixels[None, None, :, :, channel].float()
             plane = F.interpolate(plane, side, mode="bilinear", align_corners=False, antialias=True)
-            channels.append(plane[0].sub_(MEAN[channel]).div_(STD[channel]))
+            channels.append(plane[0].div_(255).sub_(MEAN[channel]).div_(STD[channel]))
         return torch.cat(channels)
 
     @torch.inference_mode()

@@ -31,7 +31,7 @@ class EncodePlan(StagePlan):
     """Keeps SAM2's embedding of every image: arrays `coarse`, `fine0` and `fine1`, (C, h, w) fp16 each."""
 
     name = "encode"
-    version = 2
+    version = 3
     arrays = True
     reads_images = True
     columns = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32())])
@@ -69,7 +69,7 @@ class ProposePlan(StagePlan):
     """
 
     name = "propose"
-    version = 5
+    version = 6
     reads_images = True
     columns = pa.schema(
         [
