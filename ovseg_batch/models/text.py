@@ -1,6 +1,6 @@
 """Run CLIP's text tower without padding.
 
-Attention is causal and the end token is pooled, so tokens after the longest prompt of a batch have no effect.
+Attention is causal and the end token is pooled, so tokens after the end of a prompt have no effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
-    """Return the text features of a CLIP model, computed up to the longest prompt where the tower allows it.
+    """Return the text features of a CLIP model. Where the tower allows it, prompts of one length are computed together.
 
     Args:
         model: a model of open_clip.
@@ -27,12 +27,19 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
     if tower is None:
         full: Tensor = model.encode_text(tokens)
         return full
-    ends = tokens.argmax(dim=-1)
-    tokens = tokens[:, : int(ends.max()) + 1]
+    lengths, order = torch.sort(tokens.argmax(dim=-1).cpu() + 1, stable=True)
+    distinct, counts = lengths.unique_consecutive(return_counts=True)
+    groups = zip(order.split(counts.tolist()), distinct.tolist(), strict=True)
+    features = torch.cat([_encode(tower, tokens[rows, :length]) for rows, length in groups])
+    return features[torch.argsort(order)]
+
+
+def _encode(tower: Any, tokens: Tensor) -> Tensor:
+    """Return the features (P, D) of prompts (P, L) that end with their last token."""
     length = tokens.shape[1]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    pooled: Tensor = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
+    pooled: Tensor = tower.ln_final(x[:, -1])
     projection = tower.text_projection
     if projection is None:
         return pooled

@@ -125,7 +125,7 @@ class DensePlan(StagePlan):
     """
 
     name = "dense"
-    version = 6
+    version = 7
     arrays = True
     reads_images = True
     columns = pa.schema(
@@ -281,7 +281,7 @@ class ClassifyPlan(StagePlan):
     """Keeps the annotations of every image, made of its proposals, in the frame after EXIF rotation."""
 
     name = "classify"
-    version = 6
+    version = 7
     needs: tuple[str, ...] = ("propose", "embed")
     columns = pa.schema(
         [

@@ -15,7 +15,7 @@ from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.stages.words import Words
 from ovseg_batch.workdir.store import fingerprint
 
-TEXT_VERSION = 2  # of the embeddings' last bits: prompts are encoded without their padding
+TEXT_VERSION = 3  # of the embeddings' last bits: prompts of one length are encoded together
 
 
 def word_features(words: Words, clip: DenseClip, spec: ModelSpec) -> Tensor:
