@@ -9,8 +9,10 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.methods.runs import placed_counts
 from ovseg_batch.types.arrays import Doubles, Indices, Integers, Mask, Pixels
 
+BITS = 5  # of a number in a character of compressed counts
 OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
 
 
@@ -52,10 +54,56 @@ def decode(counts: bytes | str, height: int, width: int) -> Mask:
     return mask.view(bool)  # its values are 0 and 1
 
 
+def run_lengths(counts: bytes | str) -> Indices:
+    """Return the lengths of runs outside and inside of a mask, in turn, down its columns: (R,) int64.
+
+    A number is five bits per character, lowest first, and from the fourth on the difference to the second before it.
+    Source of the format: pycocotools, `rleToString` in maskApi.c.
+
+    Raises:
+        ValueError: the counts end within a number.
+    """
+    letters = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64)
+    letters -= ord("0")
+    ends = np.flatnonzero(letters & 0x20 == 0)  # the last character of each number
+    if not len(ends) or ends[-1] != len(letters) - 1:
+        raise ValueError("the run lengths end within a number")
+    first = np.concatenate([[0], ends[:-1] + 1])
+    place = BITS * (np.arange(len(letters)) - np.repeat(first, np.diff(ends, prepend=-1)))
+    lengths = np.add.reduceat((letters & 0x1F) << place, first)
+    lengths -= (letters[ends] >> 4 & 1) << (place[ends] + BITS)  # the sign
+    lengths[1::2], lengths[2::2] = lengths[1::2].cumsum(), lengths[2::2].cumsum()
+    return lengths
+
+
 def decode_placed(counts: bytes | str, height: int, width: int) -> PlacedMask:
-    """Decode counts to the part of a mask in its bounding box."""
-    left, top, wide, tall = (int(side) for side in bounding_box(counts, height, width))
-    return PlacedMask(decode(counts, height, width)[top : top + tall, left : left + wide], left, top)
+    """Decode counts to the part of a mask in its bounding box, whose columns are contiguous in memory.
+
+    Raises:
+        ValueError: the counts do not describe a mask of this size.
+    """
+    lengths = run_lengths(counts)
+    turns = lengths.cumsum()
+    if lengths.min() < 0 or turns[-1] > height * width:
+        raise ValueError(f"the run lengths describe no mask of {height} × {width} pixels")
+    inside = lengths[1::2] > 0
+    starts, ends = turns[: len(inside) * 2 : 2][inside], turns[1::2][inside]
+    if not len(starts):
+        return PlacedMask(np.zeros((0, 0), bool), 0, 0)
+    first, last = starts // height, (ends - 1) // height  # columns
+    left, right, top, bottom = first[0], last[-1] + 1, 0, height
+    if (first == last).all():  # otherwise a run reaches the bottom and continues at the top of the next column
+        top, bottom = (starts - first * height).min(), (ends - 1 - last * height).max() + 1
+    column, row = np.divmod(np.stack([starts, ends], axis=1).ravel(), height)
+    within = (column - left) * (bottom - top) + (row - top).clip(0, bottom - top)
+    flags = np.arange(len(within) + 1) % 2 == 1
+    pixels = flags.repeat(np.diff(within, prepend=0, append=(right - left) * (bottom - top)))
+    return PlacedMask(pixels.reshape(right - left, bottom - top).T, int(left), int(top))
+
+
+def encode_placed(placed: PlacedMask, height: int, width: int) -> bytes:
+    """Return the compressed counts of a mask in its box, as `encode` does for the whole image."""
+    return from_counts(placed_counts(placed.pixels.T, placed.top, placed.left, (width, height)), height, width)
 
 
 def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:
