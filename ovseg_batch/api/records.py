@@ -83,7 +83,7 @@ class Mask:
         """
         from ovseg_batch.methods.polygons import edge_rings
 
-        return edge_rings(self.array, tolerance)
+        return edge_rings(rle.decode_placed(self.rle, *self.size), tolerance)
 
 
 @dataclass(frozen=True, slots=True)

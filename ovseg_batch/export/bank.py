@@ -87,7 +87,7 @@ def _parts(
 def _of_image(features: Numbers, boxes: Indices, resized: tuple[int, int], image: FinishedImage) -> Floats:
     owner = np.zeros(image.size, np.int32)
     for number, one in enumerate(image.annotations, start=1):
-        owner[rle.decode(one.rle, *image.size)] = number
+        rle.decode_placed(one.rle, *image.size).paint(owner, number)
     small = np.asarray(cv2.resize(owner, resized[::-1], interpolation=cv2.INTER_NEAREST), np.int32)
     return region_features(features, boxes, small, len(image.annotations))
 

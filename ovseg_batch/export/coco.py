@@ -85,7 +85,7 @@ class CocoWriter:
     def _polygons(self, counts: bytes, height: int, width: int) -> list[list[float]]:
         from ovseg_batch.methods.polygons import edge_rings  # imported here: it imports OpenCV, which RLE does not need
 
-        rings = edge_rings(rle.decode(counts, height, width), self._plan.options.tolerance)
+        rings = edge_rings(rle.decode_placed(counts, height, width), self._plan.options.tolerance)
         return [[int(v) if v == int(v) else round(v, 2) for v in ring.ravel().tolist()] for ring in rings]
 
     def finish(self, shards: Sequence[int]) -> list[Path]:

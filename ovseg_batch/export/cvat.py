@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-import numpy as np
-
 from ovseg_batch.export.exporting import Plan, Tally
 from ovseg_batch.export.parts import ShardLines, of_split, split_path
 from ovseg_batch.export.selection import ChosenImage
@@ -15,6 +13,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.entries import without_controls
 from ovseg_batch.methods.colours import hex_palette
+from ovseg_batch.methods.runs import placed_counts
 from ovseg_batch.types import Annotation
 from ovseg_batch.types.arrays import Mask
 
@@ -55,20 +54,18 @@ class CvatWriter:
 
 
 def _mask(one: Annotation, height: int, width: int) -> str:
-    x, y, wide, tall = (int(side) for side in one.bbox)
-    counts = row_counts(rle.decode(one.rle, height, width)[y : y + tall, x : x + wide])
-    place = f'left="{x}" top="{y}" width="{wide}" height="{tall}"'
+    placed = rle.decode_placed(one.rle, height, width)
+    tall, wide = placed.pixels.shape
+    place = f'left="{placed.left}" top="{placed.top}" width="{wide}" height="{tall}"'
     values = "".join(f'<attribute name="{name}">{getattr(one, name):.4f}</attribute>' for name in ATTRIBUTES)
     label = quoteattr(without_controls(one.category))
-    return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
+    return f'<mask label={label} source="auto" occluded="0" rle="{row_counts(placed.pixels)}" {place} z_order="0">{values}</mask>'
 
 
 def row_counts(mask: Mask) -> str:
     """Return the run lengths of a mask (H, W) in raster order. The first run is outside the mask, and may be 0."""
-    flat = mask.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    lengths = np.diff([0, *changes.tolist(), len(flat)])
-    return ", ".join(map(str, [0, *lengths] if flat[0] else lengths))
+    lengths = placed_counts(mask, 0, 0, mask.shape).tolist()
+    return ", ".join(map(str, lengths if lengths[-1] else lengths[:-1]))
 
 
 def _label(name: str, colour: str) -> str:

@@ -20,7 +20,8 @@ from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.entries import without_controls
 from ovseg_batch.io.remote import is_remote
 from ovseg_batch.methods.colours import hex_palette
-from ovseg_batch.types.arrays import Mask
+from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.methods.runs import placed_counts
 
 FROM_NAME, TO_NAME = "masks", "image"
 TASKS_PER_FILE = 500  # Label Studio loads a whole file into memory
@@ -58,7 +59,7 @@ class LabelStudioWriter:
                 "meta": {"text": [f"{one.source}, confidence {one.confidence:.2f}"]},
                 "value": {
                     "format": "rle",
-                    "rle": list(brush_counts(rle.decode(one.rle, image.height, image.width))),
+                    "rle": list(brush_counts(rle.decode_placed(one.rle, *image.size), image.size)),
                     "brushlabels": [without_controls(one.category)],
                 },
             }
@@ -136,17 +137,16 @@ def label_config(labels: Sequence[str]) -> str:
     )
 
 
-def brush_counts(mask: Mask) -> bytes:
-    """Encode a mask (H, W) bool in Label Studio's brush format: run lengths of RGBA bytes, packed into bits.
+def brush_counts(mask: PlacedMask, size: tuple[int, int]) -> bytes:
+    """Encode a mask of an image of (H, W) pixels in Label Studio's brush format: run lengths of RGBA bytes, as bits.
 
     The format is rle-pack of thi.ng/umbrella. Header: 32 bits for the number of values, 5 bits for the bits per value
     minus 1, and four times 4 bits for the possible bits of a length minus 1. Each run: a bit 1, two bits that select
     the size of the length, the length minus 1, and the value. Here, all sizes are 16 bits, and values are 0 and 255.
     """
-    flat = mask.ravel()
-    bounds = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
-    lengths = np.diff(bounds) * 4  # each pixel is four equal bytes
-    inside = np.arange(len(lengths)) % 2 == (0 if flat[0] else 1)
+    lengths = placed_counts(mask.pixels, mask.left, mask.top, size) * 4  # each pixel is four equal bytes
+    inside = (np.arange(len(lengths)) % 2 == 1)[lengths > 0]
+    lengths = lengths[lengths > 0]
     pieces = -(-lengths // LONGEST)
     values = np.repeat(inside, pieces)
     sizes = np.full(pieces.sum(), LONGEST)
@@ -155,5 +155,5 @@ def brush_counts(mask: Mask) -> bytes:
     runs[:, 0] = 1
     runs[:, 3 : 3 + RUN_BITS] = (sizes[:, None] - 1) >> np.arange(RUN_BITS - 1, -1, -1) & 1
     runs[:, 3 + RUN_BITS :] = values[:, None]
-    head = [int(bit) for bit in f"{mask.size * 4:032b}{8 - 1:05b}" + f"{RUN_BITS - 1:04b}" * 4]
+    head = [int(bit) for bit in f"{size[0] * size[1] * 4:032b}{8 - 1:05b}" + f"{RUN_BITS - 1:04b}" * 4]
     return np.packbits(np.concatenate([np.array(head, np.uint8), runs.ravel()])).tobytes()

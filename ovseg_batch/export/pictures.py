@@ -19,8 +19,9 @@ from ovseg_batch.export.selection import ChosenImage
 from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text, write_text
 from ovseg_batch.io.pictures import part_name
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types import Annotation, painting_order
-from ovseg_batch.types.arrays import DeepPixels, Mask, Pixels
+from ovseg_batch.types.arrays import DeepPixels, Pixels
 
 IGNORE = 255
 MANY = 254  # most classes (with the background) that fit into 8 bits beside `IGNORE`
@@ -38,12 +39,12 @@ def class_map(image: ChosenImage, plan: Plan) -> DeepPixels:
     deep = len(plan.labels) + first > MANY
     ignore = IGNORE_16 if deep else IGNORE
     empty = 0 if plan.has_background else ignore
-    classes = np.full((image.height, image.width), empty, np.uint16 if deep else np.uint8)
+    classes = np.full(image.size, empty, np.uint16 if deep else np.uint8, order="F")  # as decoded masks are
     for number in painting_order(image.annotations):
         one = image.annotations[number]
-        mask = rle.decode(one.rle, *classes.shape)
-        classes[mask] = plan.labels.index(one.category) + first if _is_sure(one, plan) else ignore
-    return classes
+        value = plan.labels.index(one.category) + first if _is_sure(one, plan) else ignore
+        rle.decode_placed(one.rle, *image.size).paint(classes, value)
+    return np.ascontiguousarray(classes)
 
 
 def _is_sure(annotation: Annotation, plan: Plan) -> bool:
@@ -129,7 +130,7 @@ class PanopticWriter:
 
     def _segments(self, image: ChosenImage) -> tuple[NDArray[np.uint32], list[dict[str, Any]]]:
         """Return the segment of each pixel (H, W) uint32 (0: none), and an entry per segment."""
-        owner = np.zeros((image.height, image.width), np.uint32)
+        owner = np.zeros(image.size, np.uint32, order="F")  # as decoded masks are
         entries: list[dict[str, Any]] = []
         stuff: dict[str, dict[str, Any]] = {}
         owners: list[int] = []
@@ -148,11 +149,12 @@ class PanopticWriter:
             owners.append(entry["id"])
             entry["area"] += one.area
         for number in painting_order(image.annotations):
-            owner[rle.decode(image.annotations[number].rle, image.height, image.width)] = owners[number]
+            rle.decode_placed(image.annotations[number].rle, *image.size).paint(owner, owners[number])
+        owner = np.ascontiguousarray(owner)
         counts = np.bincount(owner.ravel(), minlength=len(entries) + 1)
         for entry in entries:
             if entry["area"] != counts[entry["id"]]:  # another mask covers a part of it
-                entry |= {"area": int(counts[entry["id"]]), "bbox": _box(owner == entry["id"])}
+                entry |= {"area": int(counts[entry["id"]]), "bbox": _visible_box(owner, entry["id"], entry["bbox"])}
         return owner, [entry for entry in entries if entry["area"]]
 
     def finish(self, shards: Sequence[int]) -> list[Path]:
@@ -184,9 +186,12 @@ class MasksWriter:
         tally = Tally()
         with self._plan.files(shard) as files:
             for image in images:
+                canvas = np.zeros(image.size, np.uint8)
                 for number, one in enumerate(image.annotations, start=1):
-                    mask = rle.decode(one.rle, image.height, image.width)
-                    files.add(part_name(image.under, number, one.category, ".png"), png(mask.astype(np.uint8) * 255))
+                    mask = rle.decode_placed(one.rle, *image.size)
+                    mask.paint(canvas, 255)
+                    files.add(part_name(image.under, number, one.category, ".png"), png(canvas))
+                    canvas[mask.place] = 0
                 tally.update(images=1, masks=len(image.annotations))
             files.publish()
         return tally
@@ -197,16 +202,16 @@ class MasksWriter:
 
 def _id_colours(segments: NDArray[np.uint32]) -> Pixels:
     """Encode ids (H, W) as colours of panoptic PNGs: (H, W, 3) uint8."""
-    return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
+    return segments.astype("<u4", copy=False)[..., None].view(np.uint8)[..., :3]
 
 
-def _box(mask: Mask) -> list[int]:
-    """Return the box (x, y, width, height) of a mask; zeros if it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+def _visible_box(owner: NDArray[np.uint32], number: int, around: Sequence[int]) -> list[int]:
+    """Return the box (x, y, width, height) of a segment's pixels, which lie in a given box; zeros if it has none."""
+    x, y, width, height = around
+    seen = PlacedMask.crop(owner[y : y + height, x : x + width] == number)
+    if not seen.pixels.size:
         return [0, 0, 0, 0]
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    return [x + seen.left, y + seen.top, seen.pixels.shape[1], seen.pixels.shape[0]]
 
 
 def _around(one: Sequence[float], other: Sequence[float]) -> list[int]:

@@ -50,7 +50,7 @@ class YoloWriter:
         # imported here: it imports OpenCV, which other formats do not need
         from ovseg_batch.methods.polygons import centre_ring
 
-        mask = rle.decode(counts, image.height, image.width)
+        mask = rle.decode_placed(counts, image.height, image.width)
         ring = centre_ring(mask, self._plan.options.tolerance) / (image.width, image.height)
         if len(ring) < 3:  # a point or a line of pixels; readers require three corners
             ring = np.resize(ring, (3, 2))

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from ovseg_batch.methods.column_runs import ColumnRuns
 from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.methods.runs import placed_counts
 from ovseg_batch.types.arrays import Doubles, Indices, Integers, Mask, Pixels
 
+BITS = 5  # of a number in a character of compressed counts
 OUTSIDE = 4  # times the longer side: polygons with coordinates farther outside are refused, because they need memory
 
 
@@ -52,10 +55,41 @@ def decode(counts: bytes | str, height: int, width: int) -> Mask:
     return mask.view(bool)  # its values are 0 and 1
 
 
+def run_lengths(counts: bytes | str) -> Indices:
+    """Return the lengths of runs outside and inside of a mask, in turn, down its columns: (R,) int64.
+
+    A number is five bits per character, lowest first, and from the fourth on the difference to the second before it.
+    Source of the format: pycocotools, `rleToString` in maskApi.c.
+
+    Raises:
+        ValueError: the counts end within a number.
+    """
+    letters = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64)
+    letters -= ord("0")
+    ends = np.flatnonzero(letters & 0x20 == 0)  # the last character of each number
+    if not len(ends) or ends[-1] != len(letters) - 1:
+        raise ValueError("the run lengths end within a number")
+    first = np.concatenate([[0], ends[:-1] + 1])
+    place = BITS * (np.arange(len(letters)) - np.repeat(first, np.diff(ends, prepend=-1)))
+    lengths = np.add.reduceat((letters & 0x1F) << place, first)
+    lengths -= (letters[ends] >> 4 & 1) << (place[ends] + BITS)  # the sign
+    lengths[1::2], lengths[2::2] = lengths[1::2].cumsum(), lengths[2::2].cumsum()
+    return lengths
+
+
+def column_runs(counts: bytes | str, height: int, width: int) -> ColumnRuns:
+    """Return the runs of a mask. Raises ValueError if the counts do not describe a mask of this size."""
+    return ColumnRuns.from_lengths(run_lengths(counts), (height, width))
+
+
 def decode_placed(counts: bytes | str, height: int, width: int) -> PlacedMask:
-    """Decode counts to the part of a mask in its bounding box."""
-    left, top, wide, tall = (int(side) for side in bounding_box(counts, height, width))
-    return PlacedMask(decode(counts, height, width)[top : top + tall, left : left + wide], left, top)
+    """Decode counts to the part of a mask in its bounding box. Raises ValueError as `column_runs`."""
+    return column_runs(counts, height, width).placed()
+
+
+def encode_placed(placed: PlacedMask, height: int, width: int) -> bytes:
+    """Return the compressed counts of a mask in its box, as `encode` does for the whole image."""
+    return from_counts(placed_counts(placed.pixels.T, placed.top, placed.left, (width, height)), height, width)
 
 
 def merged(counts: Sequence[bytes], height: int, width: int) -> bytes:

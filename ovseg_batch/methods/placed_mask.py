@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ovseg_batch.methods.tiles import Box
-from ovseg_batch.types.arrays import Mask
+from ovseg_batch.types.arrays import AnyArray, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ class PlacedMask:
     def shifted(self, right: int, down: int) -> PlacedMask:
         """Return the same mask at another position."""
         return PlacedMask(self.pixels, self.left + right, self.top + down)
+
+    def paint(self, image: AnyArray, value: int) -> None:
+        """Set the pixels of the mask in an array (H, W) of the image to a value."""
+        np.copyto(image[self.place], value, where=self.pixels)
 
     def whole(self, size: tuple[int, int]) -> Mask:
         """Return the mask of the whole image (H, W) bool."""

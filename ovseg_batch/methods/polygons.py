@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types.arrays import Doubles, Integers, Mask
 
 PAIRS = 1_000_000  # largest number of corner pairs that are all compared
@@ -17,20 +18,20 @@ PAIRS = 1_000_000  # largest number of corner pairs that are all compared
 Ring = Doubles  # (N, 2) x, y; the last corner connects to the first
 
 
-def edge_rings(mask: Mask, tolerance: float = 0.0) -> list[Ring]:
+def edge_rings(mask: PlacedMask, tolerance: float = 0.0) -> list[Ring]:
     """Return outlines along pixel edges, for readers that fill as pycocotools does (even-odd, without the outline).
 
     Args:
-        mask: (H, W) bool.
+        mask: the mask in its bounding box.
         tolerance: tolerance of the simplification in pixels (Douglas-Peucker); 0 reproduces the mask exactly.
 
     Returns:
         One ring (N, 2) float64 for each part, in pixels with (0, 0) at the image's corner. A part with holes is one
         ring: outline and holes joined by bridges of no width.
     """
-    if not mask.any():
+    if not mask.pixels.any():
         return []
-    left, top, part = _cropped(mask)
+    part = np.ascontiguousarray(mask.pixels)
     loops = [(loop, _signed_area(loop)) for loop in _edge_loops(part)]
     _, labels = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
     groups: dict[int, tuple[list[Ring], list[Ring]]] = {}
@@ -41,34 +42,26 @@ def edge_rings(mask: Mask, tolerance: float = 0.0) -> list[Ring]:
     for outlines, holes in groups.values():
         # Where parts touch at a corner, the owner of a hole is ambiguous, so these parts form one ring.
         rings += [_bridged([*outlines, *holes])] if holes else outlines
-    return [ring + np.array([left, top]) for ring in rings if len(ring) > 2]
+    return [ring + np.array([mask.left, mask.top]) for ring in rings if len(ring) > 2]
 
 
-def centre_ring(mask: Mask, tolerance: float = 0.0) -> Ring:
+def centre_ring(mask: PlacedMask, tolerance: float = 0.0) -> Ring:
     """Return one outline through the centres of the border pixels, for readers that use OpenCV's `fillPoly`.
 
     Args:
-        mask: (H, W) bool.
+        mask: the mask in its bounding box.
         tolerance: as in `edge_rings`.
 
     Returns:
         (N, 2) float64: x + 0.5, y + 0.5 for the pixel (x, y), so that truncation returns the pixel. Parts and holes are
         joined by bridges. A bridge between parts is drawn as a line one pixel wide.
     """
-    if not mask.any():
+    if not mask.pixels.any():
         return np.zeros((0, 2))
-    left, top, part = _cropped(mask)
-    found, _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    found, _ = cv2.findContours(mask.pixels.astype(np.uint8, order="C"), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     loops = [_simplified(loop[:, 0].astype(np.float64), tolerance) for loop in found]
-    ring: Ring = _bridged(sorted(loops, key=len, reverse=True)) + np.array([left + 0.5, top + 0.5])
+    ring: Ring = _bridged(sorted(loops, key=len, reverse=True)) + np.array([mask.left + 0.5, mask.top + 0.5])
     return ring
-
-
-def _cropped(mask: Mask) -> tuple[int, int, Mask]:
-    """Return x and y of a mask's box, and the mask within it."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    return left, top, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
 
 
 def _edge_loops(mask: Mask) -> list[Ring]:
@@ -80,10 +73,10 @@ def _edge_loops(mask: Mask) -> list[Ring]:
     height, width = mask.shape
     padded = np.zeros((height + 2, width + 2), np.int8)
     padded[1:-1, 1:-1] = mask
-    border = np.diff(padded, axis=0)  # (H + 1, W + 2): +1 where the mask begins below, -1 where it ends
-    starts = np.diff(border, axis=1, prepend=0) != 0  # a segment begins, ends, or changes its sign
-    y, x = np.nonzero(starts)
-    before, after = border[y, np.maximum(x - 1, 0)], border[y, x]
+    border = padded[1:] - padded[:-1]  # (H + 1, W + 2): +1 where the mask begins below, -1 where it ends
+    y, x = np.divmod(np.flatnonzero(border[:, 1:] != border[:, :-1]), width + 1)
+    x += 1  # a segment begins, ends, or changes its sign
+    before, after = border[y, x - 1], border[y, x]
     # A point where one segment ends and the opposite one begins counts as two corners.
     ends, begins = before != 0, after != 0
     corner_y = np.concatenate([y[ends], y[begins]])

@@ -42,3 +42,24 @@ def row_runs(*maps: AnyArray) -> Runs:
         begins[:, 1:] |= values[:, 1:] != values[:, :-1]
     starts = np.flatnonzero(begins)
     return Runs(starts, np.diff(starts, append=begins.size))
+
+
+def placed_counts(pixels: Mask, left: int, top: int, size: tuple[int, int]) -> Indices:
+    """Return the lengths of runs outside and inside of a mask in turn, in raster order.
+
+    Args:
+        pixels: (h, w) bool, the part of the mask in a box.
+        left, top: position of the box.
+        size: (H, W) of the image.
+
+    Returns:
+        (R,) int64 with the sum H × W. Only the first and the last can be 0.
+    """
+    height, width = pixels.shape
+    framed = np.zeros((height, width + 2), bool)
+    framed[:, 1:-1] = pixels
+    row, column = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), width + 1)
+    turns = (top + row) * size[1] + left + column
+    meets = np.flatnonzero(turns[1:] == turns[:-1])  # one run through the end of a row of the image
+    turns = np.delete(turns, np.concatenate([meets, meets + 1]))
+    return np.diff(turns, prepend=0, append=size[0] * size[1])

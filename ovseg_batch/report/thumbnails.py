@@ -16,6 +16,7 @@ from ovseg_batch.io.atomic import atomic_path
 from ovseg_batch.io.images import read_row
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.colours import palette
+from ovseg_batch.methods.small_masks import small_mask
 from ovseg_batch.types import FinishedImage, ImageRow
 from ovseg_batch.types.arrays import Pixels
 
@@ -58,8 +59,7 @@ class Album:
         colours = np.zeros((len(image.annotations) + 1, 3), np.uint8)
         chosen = palette(len(labels))
         for number, one in enumerate(image.annotations, start=1):
-            mask = rle.decode(one.rle, height, width).astype(np.uint8)
-            owner[cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA) > 0] = number
+            small_mask(rle.column_runs(one.rle, height, width), shape).paint(owner, number)
             colours[number] = chosen[labels.index(one.category)]
         layer = np.zeros((*shape, 4), np.uint8)
         layer[..., :3], layer[..., 3] = colours[owner], np.where(owner > 0, 255, 0)

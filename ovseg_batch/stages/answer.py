@@ -47,6 +47,17 @@ class DenseMap:
     ignore: tuple[int, ...]
     presence: Presence | None
 
+    def within(self, place: tuple[slice, slice]) -> DenseMap:
+        """Return the map in a box, given as its rows and columns. `probabilities` remains that of the image."""
+        presence = self.presence
+        return replace(
+            self,
+            labels=self.labels[place],
+            confidence=self.confidence[place],
+            margin=self.margin[place],
+            presence=presence and replace(presence, labels=presence.labels[place], clear=presence.clear[place]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -189,14 +200,15 @@ def _of_dense(owner: SegmentMap, segments: Sequence[Segment], dense: DenseMap) -
 
 def _whole(segment: Segment, visible: bytes | None, answer: Answer) -> bytes:
     """Return the counts of all pixels of a segment: those that no other mask covers, and those of its candidates."""
-    drawn = [rle.encode(answer.mask_of(index).whole(answer.size)) for index in segment.drawn_by]
+    drawn = [rle.encode_placed(answer.mask_of(index), *answer.size) for index in segment.drawn_by]
     return rle.merged([*drawn, *([] if visible is None else [visible])], *answer.size)
 
 
 def _of_whole(segment: Segment, counts: bytes, size: tuple[int, int], dense: DenseMap) -> _Measured:
     """Return the figures of a segment from all of its pixels, whether other masks cover them or not."""
-    alone = rle.decode(counts, *size).astype(np.int32)
-    [measured] = _of_dense(alone, [replace(segment, index=1)], dense)
+    placed = rle.decode_placed(counts, *size)
+    alone = placed.pixels.astype(np.int32, order="C")
+    [measured] = _of_dense(alone, [replace(segment, index=1)], dense.within(placed.place))
     return measured
 
 

@@ -16,6 +16,7 @@ bench.py edits                    # cutting out against bare Pillow decoding and
 bench.py edit-memory              # peak memory of cutting out 5,000 images against 500
 bench.py generator                # Stable Diffusion 1.5's inpainting pipeline at full size, random weights
 bench.py exports                  # a million masks into other formats: time and peak memory
+bench.py formats                  # milliseconds of every export format for photographs of 12 megapixels
 bench.py report                   # a report of 100,000 images: until a browser shows it
 bench.py rows                     # peak memory of a trivial stage over a million rows against ten thousand
 """
@@ -31,6 +32,7 @@ from pathlib import Path
 import click
 from benchmarks.around import around
 from benchmarks.edits import GivenMasks, edit_memory, edits, generator, run_edits
+from benchmarks.formats import formats
 from benchmarks.kernels import kernels, run_kernels
 from benchmarks.measure import measured, measured_process
 from benchmarks.outputs import exports, report
@@ -213,7 +215,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
 
 
 EDITS = (edits, edit_memory, run_edits, generator)
-for command in (*SPEED, kernels, run_kernels, *EDITS, exports, report, query, bank, around, words):
+for command in (*SPEED, kernels, run_kernels, *EDITS, exports, formats, report, query, bank, around, words):
     main.add_command(command)
 
 

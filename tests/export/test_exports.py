@@ -27,6 +27,7 @@ from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.label_studio import brush_counts
 from ovseg_batch.export.thresholds import keep_share
 from ovseg_batch.io import rle
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.polygons import centre_ring, edge_rings
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
@@ -259,7 +260,8 @@ def read_brush(content: bytes) -> Array:
 def test_long_runs_of_the_brush_format(value: bool) -> None:
     mask = np.full((200, 300), value)  # 240,000 values: four runs of at most 65,536
     mask[100, 7] = not value
-    assert np.array_equal(read_brush(brush_counts(mask)).reshape(mask.shape), mask)
+    brush = brush_counts(PlacedMask.crop(mask), mask.shape)
+    assert np.array_equal(read_brush(brush).reshape(mask.shape), mask)
 
 
 def test_cvat_keeps_run_lengths_in_their_box(run_of_six: Path, masks: Masks, tmp_path: Path) -> None:
@@ -343,7 +345,7 @@ SMALL_MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 1
 @given(SMALL_MASKS)
 def test_edges_of_pixels_give_the_mask_back(mask: Array) -> None:
     """Whatever touches at corners, lies in holes, or fills the frame."""
-    rings = edge_rings(mask)
+    rings = edge_rings(PlacedMask.crop(mask))
     if not mask.any():
         assert rings == []
         return
@@ -356,14 +358,14 @@ def test_edges_of_pixels_give_the_mask_back(mask: Array) -> None:
 def test_centres_of_pixels_lose_nothing(mask: Array) -> None:
     canvas = np.zeros(mask.shape, np.uint8)
     if mask.any():
-        cv2.fillPoly(canvas, [centre_ring(mask).astype(np.int32)], 1)
+        cv2.fillPoly(canvas, [centre_ring(PlacedMask.crop(mask)).astype(np.int32)], 1)
     assert (canvas[mask] == 1).all()
 
 
 def test_tolerance_takes_corners_away() -> None:
     y, x = np.mgrid[:200, :200]
     disc = (y - 100) ** 2 + (x - 100) ** 2 < 80**2
-    [exact], [simple] = edge_rings(disc), edge_rings(disc, 1.5)
+    [exact], [simple] = (edge_rings(PlacedMask.crop(disc), tolerance) for tolerance in (0, 1.5))
     assert len(simple) < len(exact) / 8
     back = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([simple.ravel().tolist()], 200, 200))).astype(bool)
     assert (back & disc).sum() / (back | disc).sum() > 0.97

@@ -6,7 +6,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.report.thumbnails import Album
 from ovseg_batch.stages.answer import make_annotation
-from ovseg_batch.stages.base import Upstream
+from ovseg_batch.stages.base import Stage, Upstream
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.workdir.store import Workdir
 
@@ -66,21 +66,28 @@ def write_synthetic_run(folder: Path, images: int) -> Workdir:
     """A finished workdir of so many images without running any model: `folder/run`, and `folder/images`."""
     write_scenes(folder, SEEDS, jpeg_every=0)
     files = sorted((folder / "images").iterdir())
+    return write_run(folder / "run", files, images, RepeatedMasks, scenes.CLASSES)
+
+
+def write_run(
+    root: Path, files: Sequence[Path], images: int, make_stage: Callable[[], Stage], labels: Sequence[str]
+) -> Workdir:
+    """A finished workdir whose masks a stage makes; its images are the files, over and over."""
     entries = (
-        Entry(str(files[k % len(files)]), f"{k // 1000:05d}/image-{k:07d}.png", "synthetic") for k in range(images)
+        Entry(str(files[k % len(files)]), f"{k // 1000:05d}/image-{k:07d}{files[0].suffix}", "synthetic")
+        for k in range(images)
     )
-    workdir = Workdir(folder / "run")
+    workdir = Workdir(root)
     workdir.create()
     build_manifest([Source("synthetic", [], entries)], workdir.manifest, 256)
     manifest = Manifest.open(workdir.manifest)
     store = workdir.stage("refine", "0" * 32)
     store.create({})
-    job = StageJob(RepeatedMasks, store, workdir.manifest, threads=1)
+    job = StageJob(make_stage, store, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
     stage = {"name": "refine", "folder": store.folder.name, "fingerprint": store.fingerprint}
-    labels = list(scenes.CLASSES)
-    plan = {"manifest": manifest.fingerprint, "rows": images, "shards": manifest.shards, "labels": labels}
+    plan = {"manifest": manifest.fingerprint, "rows": images, "shards": manifest.shards, "labels": list(labels)}
     workdir.write_plan({**plan, "stages": [stage]})
     return workdir
 
