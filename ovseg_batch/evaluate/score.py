@@ -169,7 +169,8 @@ class Score:
         for one in annotations:
             if one.category in self._dataset.scored:
                 label = self._dataset.scored.index(one.category)
-                under = truth[rle.decode(one.rle, *truth.shape)]
+                mask = rle.decode_placed(one.rle, *truth.shape)
+                under = truth[mask.place][mask.pixels]
                 self._calibration.add_mask(label, one.confidence, int((under >= 0).sum()), int((under == label).sum()))
 
     def _add_segments(self, annotations: Sequence[Annotation], truth: Truth) -> int:
@@ -190,7 +191,7 @@ class Score:
                 stuff[category] = number
             numbers.append(number)
         for index in painting_order(counted):
-            found[rle.decode(counted[index].rle, *shape)] = numbers[index]
+            rle.decode_placed(counted[index].rle, *shape).paint(found, numbers[index])
         wanted, wanted_class, crowds = np.zeros(shape, np.int32), list[int](), list[int]()
         for label in np.unique(truth.classes):
             if label >= 0 and scored[label] not in things:
@@ -198,7 +199,7 @@ class Score:
                 wanted[truth.classes == label] = len(wanted_class)
         for instance in sorted(truth.instances, key=lambda one: -one.area):
             wanted_class.append(scored.index(instance.category))
-            wanted[rle.decode(instance.rle, *shape)] = len(wanted_class)
+            rle.decode_placed(instance.rle, *shape).paint(wanted, len(wanted_class))
             if instance.crowd:
                 crowds.append(len(wanted_class))
         return self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
@@ -213,5 +214,5 @@ def paint(image: FinishedImage, dataset: Dataset) -> ClassMap:
     for number in painting_order(image.annotations):
         one = image.annotations[number]
         if one.category in dataset.scored:
-            classes[rle.decode(one.rle, *image.size)] = dataset.scored.index(one.category)
+            rle.decode_placed(one.rle, *image.size).paint(classes, dataset.scored.index(one.category))
     return classes

@@ -208,8 +208,8 @@ class TruthReader:
         """Paint the class map of the instances, with smaller ones in front. Crowds are ignored."""
         classes = np.zeros((height, width), np.int16)
         for instance in sorted(instances, key=lambda one: -one.area):
-            mask = rle.decode(instance.rle, height, width)
-            classes[mask] = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
+            value = IGNORE if instance.crowd else self._dataset.scored.index(instance.category)
+            rle.decode_placed(instance.rle, height, width).paint(classes, value)
         return classes
 
     def _of_image(self, name: str) -> tuple[int, int, list[_Object]]:

@@ -9,17 +9,18 @@ import cv2
 import numpy as np
 
 from ovseg_batch.methods.blending import check_square
-from ovseg_batch.types.arrays import Mask, Pixels
+from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.types.arrays import Pixels
 
 CONTEXT = 0.1  # padding around the box, as a share of its longer side
 
 
-def isolated_crop(image: Pixels, mask: Mask, fill: tuple[int, int, int], keep: float) -> Pixels:
+def isolated_crop(image: Pixels, mask: PlacedMask, fill: tuple[int, int, int], keep: float) -> Pixels:
     """Return the square around a mask. Pixels outside the mask are faded to one colour.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool with at least one pixel.
+        mask: the mask in its bounding box, which has at least one pixel.
         fill: RGB of the colour. Pixels beyond the image have it too.
         keep: weight of the image outside the mask: 0 isolates the mask, 1 keeps the image unchanged.
 
@@ -29,17 +30,17 @@ def isolated_crop(image: Pixels, mask: Mask, fill: tuple[int, int, int], keep: f
     Raises:
         RowError: as `check_square`.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    (x0, y0, x1, y1), (height, width) = mask.box, image.shape[:2]
     side = max(y1 - y0, x1 - x0)
     side += 2 * round(CONTEXT * side)
-    check_square(side, *mask.shape)
+    check_square(side, height, width)
     top, left = (y0 + y1 - side) // 2, (x0 + x1 - side) // 2
     square = np.empty((side, side, 3), np.uint8)
     square[:] = fill
     a, b = max(top, 0), max(left, 0)
-    c, d = min(top + side, mask.shape[0]), min(left + side, mask.shape[1])
-    inside, part = mask[a:c, b:d, None], image[a:c, b:d]
+    c, d = min(top + side, height), min(left + side, width)
+    inside, part = np.zeros((c - a, d - b, 1), bool), image[a:c, b:d]
+    inside[mask.shifted(-b, -a).place] = mask.pixels[..., None]
     colour = np.array(fill, np.float32)
     faded = part if keep == 1 else (keep * part + (1 - keep) * colour).astype(np.uint8)
     square[a - top : c - top, b - left : d - left] = np.where(inside, part, faded)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types.arrays import ClassMap, Mask
 
 # level of a pixel: its class exceeds the background by the margin, or by `CLEAR_MARGIN` times the margin
@@ -37,13 +38,13 @@ class Presence:
     alone: float
     alone_area: int
 
-    def shows(self, classes: ClassMap, mask: Mask, label: int) -> bool:
+    def shows(self, classes: ClassMap, mask: PlacedMask, label: int) -> bool:
         """Return whether enough pixels of a class in a mask are sure.
 
         Args:
             classes: (H, W) int16 class of every pixel.
-            mask: (H, W) bool.
+            mask: the mask in its bounding box.
             label: the mask's class.
         """
-        sure = np.count_nonzero(self.labels[mask] == label)
-        return bool(sure >= self.share * np.count_nonzero(classes[mask] == label))
+        sure, all_of = (np.count_nonzero(labels[mask.place][mask.pixels] == label) for labels in (self.labels, classes))
+        return bool(sure >= self.share * all_of)

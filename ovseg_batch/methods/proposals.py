@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types import Proposal
-from ovseg_batch.types.arrays import ClassMap, Floats, Mask, SegmentMap
+from ovseg_batch.types.arrays import ClassMap, Floats, SegmentMap
 
 
 def point_grid(points_per_side: int, size: tuple[int, int]) -> Floats:
@@ -65,14 +66,14 @@ def region_classes(regions: SegmentMap, labels: ClassMap) -> ClassMap:
     return np.where(of_pixel == 0, labels, modes[of_pixel])
 
 
-def paint_regions(masks: Iterable[Mask], size: tuple[int, int]) -> SegmentMap:
+def paint_regions(masks: Iterable[PlacedMask], size: tuple[int, int]) -> SegmentMap:
     """Paint masks into a region map (H, W) int32, numbered from 1. Later masks cover earlier ones; 0 means no mask.
 
     Args:
-        masks: (H, W) bool each.
+        masks: in their bounding boxes.
         size: (H, W) in pixels.
     """
     regions = np.zeros(size, np.int32)
     for number, mask in enumerate(masks, start=1):
-        regions[mask] = number
+        mask.paint(regions, number)
     return regions

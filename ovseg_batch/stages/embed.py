@@ -17,6 +17,7 @@ from ovseg_batch.errors import RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.models.batches import BatchSize
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
@@ -65,9 +66,10 @@ class EmbedStage(EmbedPlan, Stage):
         [image] = images
         if not proposals:
             return [done(row, {"masks": 0, "forwards": 0})]
-        masks = (rle.decode(proposal.rle, *image.shape[:2]) for proposal in proposals)
+        size = (image.shape[0], image.shape[1])
+        masks = (rle.decode_placed(proposal.rle, *size) for proposal in proposals)
         if self._tokens is not None:
-            features, forwards = self._by_tokens(self._tokens, image, masks), 1
+            features, forwards = self._by_tokens(self._tokens, image, (mask.whole(size) for mask in masks)), 1
         else:
             features = self._by_crops(image, masks)
             forwards = features.shape[0] * features.shape[1]
@@ -87,7 +89,7 @@ class EmbedStage(EmbedPlan, Stage):
 
         return np.concatenate(self._masks.run(len(touched), encode), axis=1)
 
-    def _by_crops(self, image: Pixels, masks: Iterable[Mask]) -> Numbers:
+    def _by_crops(self, image: Pixels, masks: Iterable[PlacedMask]) -> Numbers:
         settings, patch = self._settings, self._clip.patch
         sides = [max(1, round(scale * self._clip.image_size / patch)) * patch for scale in settings.scales]
         pictures: list[list[Pixels]] = [[] for _ in sides]

@@ -28,4 +28,4 @@ def region_map(proposals: Sequence[Proposal], size: tuple[int, int], config: Con
     if config.propose.masks is None:
         sign = -1 if config.dense.attention == CORRCLIP else 1
         proposals = sorted(proposals, key=lambda proposal: sign * proposal.area)
-    return paint_regions((rle.decode(proposal.rle, *size) for proposal in proposals), size)
+    return paint_regions((rle.decode_placed(proposal.rle, *size) for proposal in proposals), size)

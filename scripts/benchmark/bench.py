@@ -8,6 +8,7 @@ bench.py kernels                  # the models' forwards, their libraries' and o
 bench.py query                    # another question to a finished run, beside the run
 bench.py around                   # one thread's milliseconds around the models: decoding, label map, masks
 bench.py words                    # three labels and the words that compete, beside four plain labels
+bench.py paper-gpu                # an H100 on paper: its busy share, and the CPU cores that it wants
 bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 bench.py memory                   # peak memory of 2,000 images against 200
 bench.py manifest                 # write, plan and read the status of a million rows
@@ -36,6 +37,7 @@ from benchmarks.formats import formats
 from benchmarks.kernels import kernels, run_kernels
 from benchmarks.measure import measured, measured_process
 from benchmarks.outputs import exports, report
+from benchmarks.paper_gpu import paper_gpu
 from benchmarks.queries import bank, query
 from benchmarks.speed import COMMANDS as SPEED
 from benchmarks.words import words
@@ -215,7 +217,7 @@ def _commit_everything(workdir: Path, rows: int) -> None:
 
 
 EDITS = (edits, edit_memory, run_edits, generator)
-for command in (*SPEED, kernels, run_kernels, *EDITS, exports, formats, report, query, bank, around, words):
+for command in (*SPEED, kernels, run_kernels, *EDITS, exports, formats, report, query, bank, around, words, paper_gpu):
     main.add_command(command)
 
 

@@ -16,6 +16,7 @@ from ovseg_batch.methods.blending import blend, feathered, frame_around, seamles
 from ovseg_batch.methods.crops import isolated_crop
 from ovseg_batch.methods.fills import blurred, closed, covering
 from ovseg_batch.methods.matting import soften
+from ovseg_batch.methods.placed_mask import PlacedMask
 from tests.harness.image_variants import disc
 
 # --- alpha -----------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_a_strip_does_not_decide_how_much_memory_is_taken() -> None:
     mask = np.ones((65_536, 1), bool)
     for square in (
         lambda: frame_around(mask, 0.0, 64),
-        lambda: isolated_crop(np.zeros((65_536, 1, 3), np.uint8), mask, (0, 0, 0), 0.0),
+        lambda: isolated_crop(np.zeros((65_536, 1, 3), np.uint8), PlacedMask.crop(mask), (0, 0, 0), 0.0),
     ):
         with pytest.raises(RowError, match="strip of 1 × 65536") as caught:
             square()

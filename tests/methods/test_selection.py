@@ -11,6 +11,7 @@ import pytest
 
 from ovseg_batch import scenes
 from ovseg_batch.methods.crops import isolated_crop, resized_crop
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.selection import (
     adaptive_floor,
     choose_adaptively,
@@ -90,10 +91,10 @@ def test_a_crop_holds_the_mask_and_little_else() -> None:
     image = np.full((40, 60, 3), 200, np.uint8)
     mask = np.zeros((40, 60), bool)
     mask[0:10, 50:60] = True  # in a corner: the square goes beyond the image
-    alone = isolated_crop(image, mask, (1, 2, 3), keep=0.0)
+    alone = isolated_crop(image, PlacedMask.crop(mask), (1, 2, 3), keep=0.0)
     assert alone.shape == (12, 12, 3) and (alone == 200).all(axis=-1).sum() == 100
     assert set(map(tuple, alone.reshape(-1, 3).tolist())) == {(200, 200, 200), (1, 2, 3)}
-    assert (isolated_crop(image, mask, (1, 2, 3), keep=1.0) == 200).all(axis=-1).sum() == 121
+    assert (isolated_crop(image, PlacedMask.crop(mask), (1, 2, 3), keep=1.0) == 200).all(axis=-1).sum() == 121
     assert resized_crop(alone, 32).shape == (32, 32, 3)
 
 

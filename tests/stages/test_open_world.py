@@ -17,6 +17,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.methods.labelling import label_map
+from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import CLEAR, SURE, Presence
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import assemble
@@ -206,7 +207,7 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
         presence = Presence(sure, clear, 0.0, alone, least)
         _, segments = assemble(dense, [], [].__getitem__, 1, 1, presence=presence)
         assert [segment.label for segment in segments] == kept
-    everything = np.ones(dense.shape, bool)
+    everything = PlacedMask(np.ones(dense.shape, bool), 0, 0)
     assert Presence(sure, clear, 0.5, 1.0, 1).shows(dense, everything, 1)  # half of its pixels, a fifth of the mask's
     assert not Presence(sure, clear, 0.6, 1.0, 1).shows(dense, everything, 1)
 

@@ -71,7 +71,7 @@ def disjoint(annotations: list[Annotation], height: int, width: int) -> list[Ann
         return annotations
     owner = np.zeros((height, width), np.int32)
     for number in painting_order(annotations):
-        owner[rle.decode(annotations[number].rle, height, width)] = number + 1
+        rle.decode_placed(annotations[number].rle, height, width).paint(owner, number + 1)
     counts = rle.encode_regions(owner)
     return [replace(one, rle=counts[k]) for k, one in enumerate(annotations, start=1) if k in counts]
 

@@ -172,13 +172,13 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
     small = (min(size[0], 256), min(size[1], 256))
     probabilities = dense.probabilities((0, 0, size[1], size[0]), small) if vote.by == "mean" else None
     for proposal in proposals:
-        mask = rle.decode(proposal.rle, *size)
+        mask = rle.decode_placed(proposal.rle, *size)
         if probabilities is not None:
-            drawn = torch.from_numpy(sampled(mask, *small)).to(probabilities.device)
+            drawn = torch.from_numpy(sampled(mask.whole(size), *small)).to(probabilities.device)
             label, coverage = (float(part) for part in soft_labels(drawn[None, None], probabilities))
             label = int(label)
         else:
-            inside = dense.labels[mask]
+            inside = dense.labels[mask.place][mask.pixels]
             counts = np.bincount(inside[inside >= 0], minlength=1)
             label = int(counts.argmax())
             coverage = float(counts[label] / max(inside.size, 1))

@@ -26,6 +26,7 @@ from ovseg_batch.models.device import keep_memory
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
 from ovseg_batch.stages.refine.methods import points_of, prompted
+from ovseg_batch.types.arrays import Indices
 
 Result = TypeVar("Result")
 
@@ -71,7 +72,8 @@ def _decode(data: bytes) -> object:
 
 def _measure(size: tuple[int, int], words: int, timed: Callable[[str, Callable[[], Any]], Any]) -> None:
     vocabulary = Vocabulary.build([(f"word {k}", [f"word {k}"], 0.0) for k in range(words)])
-    similarities = _similarities(size, words)
+    resized = resized_size(*size, 336, 2048, 16)
+    similarities = smooth_similarities(resized, window_boxes(*resized, 224, 112), 16, words)
     found = timed("label map", lambda: label_map(similarities, size, vocabulary, SCALE, 0.0, 0.0))
 
     def probabilities(box: tuple[int, int, int, int], at: tuple[int, int]) -> torch.Tensor:
@@ -80,14 +82,14 @@ def _measure(size: tuple[int, int], words: int, timed: Callable[[str, Callable[[
     dense = DenseMap(found.labels, found.confidence, found.lead, probabilities, (), None)
     settings, least = RefineConfig(max_points=MASKS), round(MIN_AREA * size[0] * size[1])
     points = timed("points", lambda: points_of(dense, settings, least))
-    sam, no_embedding = cast(Any, _DrawnSam(dense, points)), cast(Any, lambda box: None)
+    sam, no_embedding = cast(Any, DrawnSam(dense, points)), cast(Any, lambda box: None)
     candidates = timed("vote", lambda: prompted(sam, no_embedding, dense, points, settings))
     answer = Answer(size, candidates.candidates, candidates.mask_of, dense)
     annotations = timed("annotations", lambda: annotate(answer, vocabulary, Painting(least, least)))
     click.echo(f"  {len(points)} points, {len(candidates.candidates)} masks, {len(annotations)} annotations")
 
 
-class _DrawnSam:
+class DrawnSam:
     """Takes SAM2's place: the masks of its prompts are drawn from the components that the points lie in."""
 
     def __init__(self, dense: DenseMap, points: list[PointPrompt]) -> None:
@@ -118,13 +120,20 @@ def _photograph(height: int, width: int) -> bytes:
     return data.getvalue()
 
 
-def _similarities(size: tuple[int, int], words: int) -> Stitched:
-    """Return the windows of a map that changes slowly, with a little noise from patch to patch."""
-    made = torch.Generator().manual_seed(0)
-    h, w = resized_size(*size, 336, 2048, 16)
-    boxes = window_boxes(h, w, 224, 112)
-    patches = F.interpolate(torch.randn(1, words, 7, 9, generator=made), (h // 16, w // 16), mode="bicubic")[0]
+def smooth_similarities(resized: tuple[int, int], boxes: Indices, patch: int, words: int, seed: int = 0) -> Stitched:
+    """Return the windows of a random map that changes slowly, with a little noise from patch to patch.
+
+    Args:
+        resized: (h, w) of the image as CLIP sees it.
+        boxes: windows, of `window_boxes`.
+        patch: side of a patch in pixels.
+        words: number of queries.
+        seed: of the random numbers.
+    """
+    made = torch.Generator().manual_seed(seed)
+    h, w = resized
+    patches = F.interpolate(torch.randn(1, words, 7, 9, generator=made), (h // patch, w // patch), mode="bicubic")[0]
     patches = patches * 0.03 + torch.randn(patches.shape, generator=made) * 0.002 + 0.25
     whole = F.interpolate(patches[None], (h, w), mode="bilinear")[0]
     parts = [whole[:, y0:y1, x0:x1] for y0, x0, y1, x1 in boxes.tolist()]
-    return Stitched(torch.stack([F.avg_pool2d(part, 16) for part in parts]).half(), boxes, (h, w))
+    return Stitched(torch.stack([F.avg_pool2d(part, patch) for part in parts]).half(), boxes, (h, w))

@@ -52,7 +52,7 @@ def words(megapixels: str, repeats: int, overrides: Sequence[str], json_file: Pa
         root = Path(temporary)
         source = chosen_folder(options, root / "source")
         for size in megapixels.split(","):
-            images = _resized(source, root / size, float(size))
+            images = write_resized(source, root / size, float(size))
             for rule, settings in RULES.items():
                 sides = {}
                 for name, vocabulary in SIDES.items():
@@ -63,7 +63,7 @@ def words(megapixels: str, repeats: int, overrides: Sequence[str], json_file: Pa
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _resized(source: Path, folder: Path, megapixels: float) -> Path:
+def write_resized(source: Path, folder: Path, megapixels: float) -> Path:
     """Write the images of a folder at another size."""
     folder.mkdir()
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
