@@ -45,6 +45,7 @@ from ovseg_batch.types.arrays import Halves, Numbers, Pixels
 CPU = torch.device("cpu")
 BLOCK = bytes(4096)  # hashed without the GIL in a few microseconds, as long as an operator's kernel is launched
 LAUNCHING = "launching operators"
+RECORD = ".record"  # ending of the files that workers write
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class PaperDevice:
             "parts": dict(self._parts),
             "began": self._began[0],
         }
-        (self._paper.folder / f"{os.getpid()}.record").write_text(json.dumps(record))
+        (self._paper.folder / f"{os.getpid()}{RECORD}").write_text(json.dumps(record))
 
 
 class PaperDense(DenseStage):
