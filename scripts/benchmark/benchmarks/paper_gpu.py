@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Case:
             planned.job.store.create(planned.inputs)
             make = functools.partial(paper_stage, resolved, planned.name, paper)
             job = dataclasses.replace(planned.job, make_stage=make)
-            stages[planned.name] = self._stage(job, list(range(manifest.shards)), paper, workers)
+            stages[planned.name] = self._stage(job, list(range(manifest.shards)), paper)
         both = {key: sum(stage[key] for stage in stages.values()) for key in ("wall", "busy", "cpu")}
         return {
             "workers": workers,
@@ -166,10 +166,15 @@ class Case:
             **self._figures(both, paper),
         }
 
-    def _stage(self, job: StageJob, shards: list[int], paper: Paper, workers: int) -> dict[str, Any]:
-        """Run a stage. Return seconds: of the wall clock, of the device, of the CPU, and the CPU's parts."""
+    def _stage(self, job: StageJob, shards: list[int], paper: Paper) -> dict[str, Any]:
+        """Run a stage, a worker for each shard.
+
+        Returns:
+            Seconds of the wall clock, of the device and of the CPU, and of the CPU's parts. The slowest step of an
+            image, which one thread of a worker computes, and how many workers keep the device busy in spite of it.
+        """
         failed, ended = Counter[str](), 0.0
-        for commit in local.run_stage(job, shards, ["cpu"] * workers):
+        for commit in local.run_stage(job, shards, ["cpu"] * len(shards)):
             failed.update(commit.failed)
             ended = time.monotonic()
         if failed:
@@ -179,12 +184,15 @@ class Case:
             records.append(json.loads(file.read_text()))
             file.unlink()
         cpu = sum(record["cpu"] for record in records)
-        names = dict.fromkeys(name for record in records for name in record["parts"])
-        parts = {name: sum(record["parts"].get(name, 0.0) for record in records) for name in names}
+        parts, steps = _summed(records, "parts"), _summed(records, "steps")
         parts["images, tables and arrays"] = cpu - sum(parts.values())
         began = min(record["began"] for record in records)
         busy = sum(record["busy"] for record in records)
-        return {"wall": ended - began, "busy": busy, "cpu": cpu, "parts": parts}
+        slowest = max(steps, key=lambda name: steps[name])
+        ms = 1000 * steps[slowest] / self.images
+        workers_per_gpu = steps[slowest] * paper.slower / busy
+        step = {"slowest_step": slowest, "slowest_step_ms": ms, "workers_per_busy_gpu": workers_per_gpu}
+        return {"wall": ended - began, "busy": busy, "cpu": cpu, "parts": parts, **step}
 
     def _figures(self, seconds: Mapping[str, Any], paper: Paper) -> dict[str, float]:
         """Return what a GPU of full speed would have: shares, images/s, and milliseconds per image."""
@@ -232,9 +240,16 @@ def _line(found: Mapping[str, Any]) -> str:
         parts = ", ".join(f"{part} {1000 * spent / images:.1f}" for part, spent in stage["parts"].items())
         lines.append(
             f"    {name:6} busy share {stage['busy_share']:.2f}, {stage['core_ms']:.1f} core-ms, "
-            f"{stage['device_ms']:.1f} ms of the device; core-ms: {parts}"
+            f"{stage['device_ms']:.1f} ms of the device; slowest step: {stage['slowest_step']}, "
+            f"{stage['slowest_step_ms']:.1f} ms; core-ms: {parts}"
         )
     return "\n".join(lines)
+
+
+def _summed(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """Return the sum of each entry of a mapping that every record has."""
+    names = dict.fromkeys(name for record in records for name in record[key])
+    return {name: sum(record[key].get(name, 0.0) for record in records) for name in names}
 
 
 def _calls(options: Mapping[str, Any], photographs: Path, published: bool) -> tuple[Forwards, str]:
