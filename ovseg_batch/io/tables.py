@@ -113,7 +113,7 @@ def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Convert the value of a column for Parquet. `dataclasses.asdict` would copy every value, and take longer."""
+    """Convert the value of a column for Parquet. `dataclasses.asdict` would copy every value, which takes longer."""
     if name not in RECORDS:
         return value
     return [{field: getattr(one, field) for field in FIELDS[name]} for one in value]

@@ -77,6 +77,9 @@ def test_figures_of_a_run_are_consistent(few_scenes: Path, tmp_path: Path) -> No
             assert part["images_per_second"] == pytest.approx(slower * IMAGES / part["wall"])
             assert part["cores_per_busy_gpu"] == pytest.approx(part["core_ms"] / part["device_ms"])
         assert all(sum(stage["parts"].values()) == pytest.approx(stage["cpu"]) for stage in stages)
+        for stage in stages:
+            assert stage["workers_per_busy_gpu"] == pytest.approx(stage["slowest_step_ms"] / stage["device_ms"])
+            assert stage["slowest_step"] in stage["parts"]
         assert found["device_ms"] == pytest.approx(sum(stage["device_ms"] for stage in stages))
     first, second = (found["device_ms"] for found in figures["runs"])
     assert first == pytest.approx(second)

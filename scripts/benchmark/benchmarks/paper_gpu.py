@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from benchmarks.paper_scenes import Scene, store_scene
-from benchmarks.paper_stages import Paper, PaperDense, PaperRefine, paper_stage
+from benchmarks.paper_stages import RECORD, Paper, PaperDense, PaperRefine, paper_stage
 from benchmarks.paper_times import Forwards, forwards
 from benchmarks.speed import machine
 from benchmarks.words import write_resized
@@ -76,6 +76,9 @@ def paper_gpu(
     **options: Any,
 ) -> None:
     """Busy share of an H100 on paper, images/s, and core-milliseconds of the CPU per image."""
+    cases = [*zip(megapixels.split(","), images.split(","), strict=False)]
+    if megapixels.count(",") != images.count(","):
+        raise click.UsageError("--megapixels and --images: give as many numbers of images as sizes.")
     cores = len(os.sched_getaffinity(0))
     slower = (cores_per_gpu or cores) / cores
     figures: dict[str, Any] = {"machine": machine(torch.device("cpu")), "cores": cores, "slower": slower, "runs": []}
@@ -83,14 +86,16 @@ def paper_gpu(
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         source = folder or _rendered(root / "rendered")
-        for size, count in zip(megapixels.split(","), images.split(","), strict=True):
+        for size, count in cases:
             photographs = write_resized(source, root / size, float(size))
+            calls, sources = _calls(options, photographs, times == "published")
+            click.echo(f"\n{size} MP\n{sources}")
             for number in map(int, words.split(",")):
                 case = Case(root / f"{size} {number}", photographs, int(count), number, options)
-                paper = case.prepare(times == "published", slower)
+                paper = case.prepare(calls, slower)
                 click.echo(f"\n{size} MP, {number} words: {case.described(paper)}")
-                for crew in map(int, workers.split(",")):
-                    found = case.run(paper, crew)
+                for processes in map(int, workers.split(",")):
+                    found = case.run(paper, processes)
                     figures["runs"].append({"megapixels": float(size), "words": number, "times": times, **found})
                     click.echo(_line(found))
     if json_file is not None:
@@ -126,21 +131,16 @@ class Case:
             "run.threads": self.options["threads"],
         }
         for kind in ("clip", "sam"):
-            model = self.options[f"{kind}_model"]
-            flags |= {f"{kind}.model": model, f"{kind}.weights": None if model == "demo" else "random:0"}
+            flags |= {f"{kind}.model": self.options[f"{kind}_model"], f"{kind}.weights": _weights(self.options, kind)}
         return load_config("prompted", overrides=self.options["overrides"], flags=flags, environment={})
 
-    def prepare(self, published: bool, slower: float) -> Paper:
-        """Store the outputs of the models for every photograph, and compute the times of the calls."""
-        run = registry.resolve(self.config(1))
-        sizes = [_size(path) for path in sorted(self.photographs.iterdir())]
-        calls, sources = _forwards(run.clip, run.sam, sizes[0], published)
-        click.echo(sources)
+    def prepare(self, calls: Forwards, slower: float) -> Paper:
+        """Store the outputs of the models for every photograph."""
+        run, folder = registry.resolve(self.config(1)), self.root / "paper"
+        dense, refine, sizes = PaperDense(run), PaperRefine(run), _sizes(self.photographs)
         for number, size in enumerate(sizes):
-            store_scene(
-                self.root / "paper" / str(number), PaperDense(run), PaperRefine(run), size, number, calls.slower
-            )
-        return Paper(self.root / "paper", len(sizes), calls, self.options["launch"] * 1e-6, slower)
+            store_scene(folder / str(number), dense, refine, size, number, calls.slower)
+        return Paper(folder, len(sizes), calls, self.options["launch"] * 1e-6, slower)
 
     def run(self, paper: Paper, workers: int) -> dict[str, Any]:
         """Run both stages, and return the figures of each and of both."""
@@ -156,7 +156,7 @@ class Case:
             planned.job.store.create(planned.inputs)
             make = functools.partial(paper_stage, resolved, planned.name, paper)
             job = dataclasses.replace(planned.job, make_stage=make)
-            stages[planned.name] = self._stage(job, list(range(manifest.shards)), paper, workers)
+            stages[planned.name] = self._stage(job, list(range(manifest.shards)), paper)
         both = {key: sum(stage[key] for stage in stages.values()) for key in ("wall", "busy", "cpu")}
         return {
             "workers": workers,
@@ -166,25 +166,33 @@ class Case:
             **self._figures(both, paper),
         }
 
-    def _stage(self, job: StageJob, shards: list[int], paper: Paper, workers: int) -> dict[str, Any]:
-        """Run a stage. Return seconds: of the wall clock, of the device, of the CPU, and the CPU's parts."""
+    def _stage(self, job: StageJob, shards: list[int], paper: Paper) -> dict[str, Any]:
+        """Run a stage, a worker for each shard.
+
+        Returns:
+            Seconds of the wall clock, of the device and of the CPU, and of the CPU's parts. The slowest step of an
+            image, which one thread of a worker computes, and how many workers keep the device busy in spite of it.
+        """
         failed, ended = Counter[str](), 0.0
-        for commit in local.run_stage(job, shards, ["cpu"] * workers):
+        for commit in local.run_stage(job, shards, ["cpu"] * len(shards)):
             failed.update(commit.failed)
             ended = time.monotonic()
         if failed:
             raise click.ClickException(f"{job.store.stage}: images failed ({dict(failed)})")
         records = []
-        for file in paper.folder.glob("*.record"):
+        for file in paper.folder.glob(f"*{RECORD}"):
             records.append(json.loads(file.read_text()))
             file.unlink()
         cpu = sum(record["cpu"] for record in records)
-        names = dict.fromkeys(name for record in records for name in record["parts"])
-        parts = {name: sum(record["parts"].get(name, 0.0) for record in records) for name in names}
+        parts, steps = _summed(records, "parts"), _summed(records, "steps")
         parts["images, tables and arrays"] = cpu - sum(parts.values())
         began = min(record["began"] for record in records)
         busy = sum(record["busy"] for record in records)
-        return {"wall": ended - began, "busy": busy, "cpu": cpu, "parts": parts}
+        slowest = max(steps, key=lambda name: steps[name])
+        ms = 1000 * steps[slowest] / self.images
+        workers_per_gpu = steps[slowest] * paper.slower / busy
+        step = {"slowest_step": slowest, "slowest_step_ms": ms, "workers_per_busy_gpu": workers_per_gpu}
+        return {"wall": ended - began, "busy": busy, "cpu": cpu, "parts": parts, **step}
 
     def _figures(self, seconds: Mapping[str, Any], paper: Paper) -> dict[str, float]:
         """Return what a GPU of full speed would have: shares, images/s, and milliseconds per image."""
@@ -223,23 +231,35 @@ def _line(found: Mapping[str, Any]) -> str:
     """Describe the figures of a run."""
     cores = ", ".join(f"{share * found['cores_per_busy_gpu']:.1f} for {share:.0%}" for share in SHARES)
     lines = [
-        f"{found['workers']} workers: busy share {found['busy_share']:.2f}, {found['images_per_second']:.1f} images/s; "
-        f"an image takes {found['core_ms']:.1f} core-ms and {found['device_ms']:.1f} ms of the device; cores: {cores}"
-        f" (load {found['load']:.1f})"
+        f"workers: {found['workers']}, load {found['load']:.1f}, busy share {found['busy_share']:.2f}, "
+        f"{found['images_per_second']:.1f} images/s; an image takes {found['core_ms']:.1f} core-ms and "
+        f"{found['device_ms']:.1f} ms of the device; cores: {cores}"
     ]
     for name, stage in found["stages"].items():
         images = stage["cpu"] / stage["core_ms"] * 1000
         parts = ", ".join(f"{part} {1000 * spent / images:.1f}" for part, spent in stage["parts"].items())
         lines.append(
             f"    {name:6} busy share {stage['busy_share']:.2f}, {stage['core_ms']:.1f} core-ms, "
-            f"{stage['device_ms']:.1f} ms of the device; core-ms: {parts}"
+            f"{stage['device_ms']:.1f} ms of the device; slowest step: {stage['slowest_step']}, "
+            f"{stage['slowest_step_ms']:.1f} ms; core-ms: {parts}"
         )
     return "\n".join(lines)
 
 
-@functools.cache
-def _forwards(clip: zoo.ModelSpec, sam: zoo.ModelSpec, size: tuple[int, int], published: bool) -> tuple[Forwards, str]:
-    return forwards(clip, sam, size, published)
+def _summed(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """Return the sum of each entry of a mapping that every record has."""
+    names = dict.fromkeys(name for record in records for name in record[key])
+    return {name: sum(record[key].get(name, 0.0) for record in records) for name in names}
+
+
+def _calls(options: Mapping[str, Any], photographs: Path, published: bool) -> tuple[Forwards, str]:
+    """Return the calls of both models, and where their times come from."""
+    clip, sam = (zoo.resolve(kind, options[f"{kind}_model"], _weights(options, kind)) for kind in ("clip", "sam"))
+    return forwards(clip, sam, _sizes(photographs)[0], published)
+
+
+def _weights(options: Mapping[str, Any], kind: str) -> str | None:
+    return None if options[f"{kind}_model"] == "demo" else "random:0"
 
 
 def _labels(clip: str, count: int) -> list[str]:
@@ -249,9 +269,13 @@ def _labels(clip: str, count: int) -> list[str]:
     return known[:count]
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.height, image.width
+def _sizes(photographs: Path) -> list[tuple[int, int]]:
+    """Return (H, W) of the images of a folder."""
+    sizes = []
+    for path in sorted(photographs.iterdir()):
+        with Image.open(path) as image:
+            sizes.append((image.height, image.width))
+    return sizes
 
 
 def _rendered(folder: Path) -> Path:

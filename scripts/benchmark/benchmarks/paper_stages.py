@@ -45,6 +45,7 @@ from ovseg_batch.types.arrays import Halves, Numbers, Pixels
 CPU = torch.device("cpu")
 BLOCK = bytes(4096)  # hashed without the GIL in a few microseconds, as long as an operator's kernel is launched
 LAUNCHING = "launching operators"
+RECORD = ".record"  # ending of the files that workers write
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class PaperDevice:
         self._own = threading.local()
         self._busy = 0.0
         self._parts: defaultdict[str, float] = defaultdict(float)
+        self._steps: defaultdict[str, float] = defaultdict(float)
         self._began: tuple[float, float] | None = None
         Finalize(None, self._write, exitpriority=1)
 
@@ -109,6 +111,7 @@ class PaperDevice:
             time.sleep(max(0.0, end - time.monotonic()))
         with self._lock:
             self._busy += seconds
+            self._steps[self._own.part] += max(call.seconds, launch)
 
     def _launch(self, seconds: float) -> None:
         """Use the CPU for so long, as launching operators does: the GIL is free for a part of the time."""
@@ -122,7 +125,12 @@ class PaperDevice:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the CPU time of this thread to a part of the record, without the time of launching."""
+        """Add the CPU time of this thread to a part of the record, without the time of launching.
+
+        The record also has the seconds that the step would take with a core and a device of its own: the CPU time, and
+        the calls at the full speed of the device.
+        """
+        self._own.part = name
         before = time.thread_time(), getattr(self._own, "launched", 0.0)
         try:
             yield
@@ -130,6 +138,7 @@ class PaperDevice:
             spent = time.thread_time() - before[0] - (getattr(self._own, "launched", 0.0) - before[1])
             with self._lock:
                 self._parts[name] += spent
+                self._steps[name] += spent
 
     def _write(self) -> None:
         """Write the record of this process: seconds of the device and of the CPU, and when it began."""
@@ -139,9 +148,10 @@ class PaperDevice:
             "busy": self._busy,
             "cpu": time.process_time() - self._began[1],
             "parts": dict(self._parts),
+            "steps": dict(self._steps),
             "began": self._began[0],
         }
-        (self._paper.folder / f"{os.getpid()}.record").write_text(json.dumps(record))
+        (self._paper.folder / f"{os.getpid()}{RECORD}").write_text(json.dumps(record))
 
 
 class PaperDense(DenseStage):
