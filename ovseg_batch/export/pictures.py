@@ -202,7 +202,7 @@ class MasksWriter:
 
 def _id_colours(segments: NDArray[np.uint32]) -> Pixels:
     """Encode ids (H, W) as colours of panoptic PNGs: (H, W, 3) uint8."""
-    return np.stack([segments & 255, segments >> 8 & 255, segments >> 16 & 255], axis=2).astype(np.uint8)
+    return segments.astype("<u4", copy=False)[..., None].view(np.uint8)[..., :3]
 
 
 def _visible_box(owner: NDArray[np.uint32], number: int, around: Sequence[int]) -> list[int]:

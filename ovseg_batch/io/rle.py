@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from ovseg_batch.methods.column_runs import ColumnRuns
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.runs import placed_counts
 from ovseg_batch.types.arrays import Doubles, Indices, Integers, Mask, Pixels
@@ -76,29 +77,14 @@ def run_lengths(counts: bytes | str) -> Indices:
     return lengths
 
 
-def decode_placed(counts: bytes | str, height: int, width: int) -> PlacedMask:
-    """Decode counts to the part of a mask in its bounding box, whose columns are contiguous in memory.
+def column_runs(counts: bytes | str, height: int, width: int) -> ColumnRuns:
+    """Return the runs of a mask. Raises ValueError if the counts do not describe a mask of this size."""
+    return ColumnRuns.from_lengths(run_lengths(counts), (height, width))
 
-    Raises:
-        ValueError: the counts do not describe a mask of this size.
-    """
-    lengths = run_lengths(counts)
-    turns = lengths.cumsum()
-    if lengths.min() < 0 or turns[-1] > height * width:
-        raise ValueError(f"the run lengths describe no mask of {height} × {width} pixels")
-    inside = lengths[1::2] > 0
-    starts, ends = turns[: len(inside) * 2 : 2][inside], turns[1::2][inside]
-    if not len(starts):
-        return PlacedMask(np.zeros((0, 0), bool), 0, 0)
-    first, last = starts // height, (ends - 1) // height  # columns
-    left, right, top, bottom = first[0], last[-1] + 1, 0, height
-    if (first == last).all():  # otherwise a run reaches the bottom and continues at the top of the next column
-        top, bottom = (starts - first * height).min(), (ends - 1 - last * height).max() + 1
-    column, row = np.divmod(np.stack([starts, ends], axis=1).ravel(), height)
-    within = (column - left) * (bottom - top) + (row - top).clip(0, bottom - top)
-    flags = np.arange(len(within) + 1) % 2 == 1
-    pixels = flags.repeat(np.diff(within, prepend=0, append=(right - left) * (bottom - top)))
-    return PlacedMask(pixels.reshape(right - left, bottom - top).T, int(left), int(top))
+
+def decode_placed(counts: bytes | str, height: int, width: int) -> PlacedMask:
+    """Decode counts to the part of a mask in its bounding box. Raises ValueError as `column_runs`."""
+    return column_runs(counts, height, width).placed()
 
 
 def encode_placed(placed: PlacedMask, height: int, width: int) -> bytes:

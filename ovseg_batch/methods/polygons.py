@@ -73,10 +73,10 @@ def _edge_loops(mask: Mask) -> list[Ring]:
     height, width = mask.shape
     padded = np.zeros((height + 2, width + 2), np.int8)
     padded[1:-1, 1:-1] = mask
-    border = np.diff(padded, axis=0)  # (H + 1, W + 2): +1 where the mask begins below, -1 where it ends
-    starts = np.diff(border, axis=1, prepend=0) != 0  # a segment begins, ends, or changes its sign
-    y, x = np.nonzero(starts)
-    before, after = border[y, np.maximum(x - 1, 0)], border[y, x]
+    border = padded[1:] - padded[:-1]  # (H + 1, W + 2): +1 where the mask begins below, -1 where it ends
+    y, x = np.divmod(np.flatnonzero(border[:, 1:] != border[:, :-1]), width + 1)
+    x += 1  # a segment begins, ends, or changes its sign
+    before, after = border[y, x - 1], border[y, x]
     # A point where one segment ends and the opposite one begins counts as two corners.
     ends, begins = before != 0, after != 0
     corner_y = np.concatenate([y[ends], y[begins]])

@@ -56,9 +56,9 @@ def placed_counts(pixels: Mask, left: int, top: int, size: tuple[int, int]) -> I
         (R,) int64 with the sum H × W. Only the first and the last can be 0.
     """
     height, width = pixels.shape
-    framed = np.zeros((height, width + 2), np.int8)  # no run continues from a row of the box to the next one
+    framed = np.zeros((height, width + 2), bool)
     framed[:, 1:-1] = pixels
-    row, column = np.divmod(np.flatnonzero(np.diff(framed.ravel(), append=0)), width + 2)
+    row, column = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), width + 1)
     turns = (top + row) * size[1] + left + column
     meets = np.flatnonzero(turns[1:] == turns[:-1])  # one run through the end of a row of the image
     turns = np.delete(turns, np.concatenate([meets, meets + 1]))

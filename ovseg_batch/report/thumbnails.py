@@ -59,7 +59,7 @@ class Album:
         colours = np.zeros((len(image.annotations) + 1, 3), np.uint8)
         chosen = palette(len(labels))
         for number, one in enumerate(image.annotations, start=1):
-            small_mask(rle.decode_placed(one.rle, height, width), image.size, shape).paint(owner, number)
+            small_mask(rle.column_runs(one.rle, height, width), shape).paint(owner, number)
             colours[number] = chosen[labels.index(one.category)]
         layer = np.zeros((*shape, 4), np.uint8)
         layer[..., :3], layer[..., 3] = colours[owner], np.where(owner > 0, 255, 0)
