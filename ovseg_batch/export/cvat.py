@@ -59,7 +59,8 @@ def _mask(one: Annotation, height: int, width: int) -> str:
     place = f'left="{placed.left}" top="{placed.top}" width="{wide}" height="{tall}"'
     values = "".join(f'<attribute name="{name}">{getattr(one, name):.4f}</attribute>' for name in ATTRIBUTES)
     label = quoteattr(without_controls(one.category))
-    return f'<mask label={label} source="auto" occluded="0" rle="{row_counts(placed.pixels)}" {place} z_order="0">{values}</mask>'
+    counts = row_counts(placed.pixels)
+    return f'<mask label={label} source="auto" occluded="0" rle="{counts}" {place} z_order="0">{values}</mask>'
 
 
 def row_counts(mask: Mask) -> str:
