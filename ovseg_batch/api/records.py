@@ -112,7 +112,12 @@ class SegmentedImage:
 
     @classmethod
     def from_finished(
-        cls, name: str, path: str | None, image: FinishedImage, colours: Colours, source: Callable[[], Pixels]
+        cls,
+        name: str,
+        path: str | None,
+        image: FinishedImage[Annotation],
+        colours: Colours,
+        source: Callable[[], Pixels],
     ) -> SegmentedImage:
         """Return a finished image under a name. `source` returns its pixels."""
         masks = tuple(Mask.from_annotation(one, image.size) for one in image.annotations)

@@ -34,7 +34,7 @@ from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.settings.edit_modes import modes_that
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.text import text_features
-from ovseg_batch.types import FinishedImage
+from ovseg_batch.types import Annotation, FinishedImage
 from ovseg_batch.types.arrays import Floats, Mask, Pixels
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import status
@@ -91,7 +91,7 @@ def edit_figures(workdir: Workdir, root: Path) -> dict[str, float]:
     return {**{name: float(np.mean(values)) for name, values in tally.values.items()}, **_by_clip(config, tally)}
 
 
-def _edited(workdir: Workdir) -> Iterator[tuple[FinishedImage, dict[str, Any]]]:
+def _edited(workdir: Workdir) -> Iterator[tuple[FinishedImage[Annotation], dict[str, Any]]]:
     """Yield every edited image, and its line in the table of the edit stage."""
     results = Results.open(workdir)
     assert results.edits is not None
@@ -104,7 +104,7 @@ def _edited(workdir: Workdir) -> Iterator[tuple[FinishedImage, dict[str, Any]]]:
 
 def _measure(
     config: Config,
-    image: FinishedImage,
+    image: FinishedImage[Annotation],
     edits: Mapping[str, Any],
     file: Path,
     seed: int | None,

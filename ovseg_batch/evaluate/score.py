@@ -47,7 +47,7 @@ class Score:
         self._images: dict[int, float] = {}  # manifest row → mean IoU of the image
         self.skipped: tuple[str, ...] = ()  # for each image without a score, the reason
 
-    def add(self, image: FinishedImage) -> None:
+    def add(self, image: FinishedImage[Annotation]) -> None:
         """Add one image. An image whose size differs from that of its ground truth is skipped."""
         name, size = image.row.file_name, image.size
         truth = self._reader.read(name)
@@ -205,7 +205,7 @@ class Score:
         return self._panoptic.add(found, found_class, wanted, wanted_class, crowds)
 
 
-def paint(image: FinishedImage, dataset: Dataset) -> ClassMap:
+def paint(image: FinishedImage[Annotation], dataset: Dataset) -> ClassMap:
     """Return the class map (H, W) int16 of an image's masks: indices into `Dataset.scored`.
 
     Pixels without a mask are background if the data set counts it, otherwise -1. Other classes are ignored.

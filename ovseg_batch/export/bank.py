@@ -19,7 +19,7 @@ from ovseg_batch.methods.banking import region_features
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.stages.refine.memory_bank import made_of
 from ovseg_batch.stages.upstream import CommittedShard
-from ovseg_batch.types import FinishedImage, ImageRow
+from ovseg_batch.types import Annotation, FinishedImage, ImageRow, MaskSummary
 from ovseg_batch.types.arrays import Floats, Indices, Numbers
 from ovseg_batch.wording import setting
 from ovseg_batch.workdir.results import Results
@@ -48,7 +48,7 @@ def build_bank(workdir: Workdir, out: Path, limit: int) -> int:
             f"{setting('dense.cache', 'features')}."
         )
     shards = [commit.shard for commit in results.masks.commits()]
-    total = sum(len(image.annotations) for shard in shards for image in results.shard(shard))
+    total = sum(len(image.annotations) for shard in shards for image in results.shard(shard, MaskSummary))
     share = min(1.0, limit / max(total, 1))
     width = next((part[1].shape[1] for part in _parts(results, dense, inputs, shards, 1.0, None)), None)
     if width is None:
@@ -84,7 +84,7 @@ def _parts(
                     yield [row.key] * len(features), features
 
 
-def _of_image(features: Numbers, boxes: Indices, resized: tuple[int, int], image: FinishedImage) -> Floats:
+def _of_image(features: Numbers, boxes: Indices, resized: tuple[int, int], image: FinishedImage[Annotation]) -> Floats:
     owner = np.zeros(image.size, np.int32)
     for number, one in enumerate(image.annotations, start=1):
         rle.decode_placed(one.rle, *image.size).paint(owner, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,9 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.atomic import atomic_path, create_text
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
-from ovseg_batch.types import Annotation, FinishedImage
+from ovseg_batch.types import Annotation, MaskSummary
+from ovseg_batch.workdir.results import finished_images
+from ovseg_batch.workdir.store import StageStore
 
 HEAD = f'{{"info": {{"description": "{DESCRIPTION}"'  # start of every file that `_write` writes
 
@@ -25,8 +27,8 @@ def write_coco(
     path: Path,
     categories: Iterable[str],
     info: Mapping[str, Any],
-    finished: Callable[[], Iterator[FinishedImage]],
     manifest: Manifest,
+    masks: StageStore,
 ) -> tuple[int, int, dict[str, int]]:
     """Write a COCO instances file. One shard at a time is held in memory.
 
@@ -34,9 +36,9 @@ def write_coco(
         path: replaced atomically.
         categories: names in order. Ids start at 1.
         info: provenance, written to `info` of the file.
-        finished: returns the finished images in manifest order; called twice. Failed images are not written, because a
-            trainer would treat them as empty.
         manifest: manifest of the run, which decides the ids of images.
+        masks: the stage that computed the masks. It is read twice. Failed images are not written, because a trainer
+            would treat them as empty.
 
     Returns:
         numbers of images and annotations, and category → number of images with a mask of it, in order.
@@ -45,14 +47,14 @@ def write_coco(
     label_images, image_id = dict.fromkeys(ids, 0), manifest.image_id
 
     def images() -> Iterator[str]:
-        for image in finished():
+        for image in finished_images(manifest, masks, None, ids, MaskSummary):
             for label in {one.category for one in image.annotations}:
                 label_images[label] += 1
             yield dumps(_image(image.row.file_name, image_id(image.row), *image.size))
 
     annotations = (
         dumps(_annotation(one, image_id(image.row), ids, _counts(one, *image.size)))
-        for image in finished()
+        for image in finished_images(manifest, masks, labels=ids)
         for one in image.annotations
     )
     return *_write(path, {**info, **manifest.id_info}, _categories(ids), images(), annotations), label_images

@@ -12,6 +12,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.methods.confidence import STEPS, step_of
+from ovseg_batch.types import MaskSummary
 from ovseg_batch.types.arrays import Doubles
 from ovseg_batch.workdir.results import Results
 
@@ -28,7 +29,7 @@ def keep_share(results: Results, share: float) -> dict[str, float]:
     """
     pixels = {label: np.zeros(STEPS + 1) for label in results.labels}
     for commit in results.masks.commits():
-        for image in results.shard(commit.shard):
+        for image in results.shard(commit.shard, MaskSummary):
             for one in image.annotations:
                 pixels[one.category][step_of(one.confidence)] += one.area
     return {label: _highest(counts, share) for label, counts in pixels.items() if counts.any()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+import itertools
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,40 @@ class ResultWriter:
             self._writer.close()
 
 
-def read_results(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the lines of one shard's table in row order, as dictionaries of the given columns (None: all).
+def read_results(
+    path: Path, columns: Sequence[str] | None = None, masks: type[Any] = Annotation
+) -> list[dict[str, Any]]:
+    """Return the lines of one shard's table in row order, as dictionaries.
+
+    Args:
+        path: the table.
+        columns: columns to read. None: all.
+        masks: the dataclass to return for each mask: `Annotation`, or one with some of its fields. No others are read.
 
     Raises:
         ValueError: the file is not a table of a shard.
     """
+    records = {**RECORDS, "annotations": masks}
     with pq.ParquetFile(path) as file:  # `read_table` would import pandas if it is installed
-        rows: list[dict[str, Any]] = file.read(list(columns) if columns else None).to_pylist()
-    try:
-        return [{name: _record(name, value) for name, value in row.items()} for row in rows]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"its masks have other fields: {error}") from None
+        table = file.read(_leaves(file.schema, columns, masks))
+    names = table.column_names
+    values = [
+        _records(column, records[name]) if name in records else _values(column.combine_chunks())
+        for name, column in zip(names, table.columns, strict=True)
+    ]
+    return [dict(zip(names, line, strict=True)) for line in zip(*values, strict=True)]
+
+
+def _leaves(schema: pq.ParquetSchema, columns: Sequence[str] | None, masks: type[Any]) -> list[str]:
+    """Return the paths of the Parquet columns to read, such as `annotations.list.element.area`."""
+    unread = Annotation.__dataclass_fields__.keys() - masks.__dataclass_fields__.keys()
+    paths = [schema.column(k).path for k in range(len(schema))]
+    parts = {path: path.split(".") for path in paths}
+    return [
+        path
+        for path, (name, *inside) in parts.items()
+        if (columns is None or name in columns) and not (name == "annotations" and unread.intersection(inside[2:3]))
+    ]
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -119,10 +142,42 @@ def _plain(name: str, value: Any) -> Any:
     return [{field: getattr(one, field) for field in FIELDS[name]} for one in value]
 
 
-def _record(name: str, value: Any) -> Any:
-    """Convert the value of a column from Parquet. Failed rows have None."""
-    return [_made(RECORDS[name], one) for one in value] if name in RECORDS and value is not None else value
+def _records(column: pa.ChunkedArray, kind: type[Any]) -> list[list[Any] | None]:
+    """Convert a column of lists of records from Parquet. Failed rows have None."""
+    if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)):
+        raise ValueError(f"its masks are {column.type}")
+    found = {field.name for field in column.type.value_type}
+    fields = kind.__dataclass_fields__
+    missing = {name for name, field in fields.items() if field.default is MISSING} - found
+    if other := sorted(missing | found - fields.keys()):
+        raise ValueError(f"its masks have other fields: {', '.join(other)}")
+    lines: list[list[Any] | None] = []
+    for chunk in column.chunks:
+        parts = chunk.flatten()
+        values = [
+            _frozen(parts.field(name)) if name in found else [field.default] * len(parts)
+            for name, field in fields.items()
+        ]
+        made = map(kind, *values)
+        lines += [None if n is None else list(itertools.islice(made, n)) for n in chunk.value_lengths().to_pylist()]
+    return lines
 
 
-def _made(kind: Callable[..., Annotation | Proposal], fields: Mapping[str, Any]) -> Annotation | Proposal:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def _frozen(part: pa.Array) -> list[Any]:
+    """Return the values of a field of records, which are immutable: lists become tuples."""
+    if pa.types.is_fixed_size_list(part.type) and part.null_count == 0:
+        return list(zip(*[iter(_values(part.flatten()))] * part.type.list_size, strict=True))
+    return [tuple(one) if isinstance(one, list) else one for one in _values(part)]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return the values of a column. `to_pylist` takes several times as long for numbers and repeated texts."""
+    kind = column.type
+    if column.null_count == 0 and len(column):
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return list(column.to_numpy(zero_copy_only=False).tolist())
+        if pa.types.is_string(kind):
+            words = column.dictionary_encode()
+            texts = words.dictionary.to_pylist()
+            return [texts[k] for k in words.indices.to_numpy(zero_copy_only=False).tolist()]
+    return list(column.to_pylist())

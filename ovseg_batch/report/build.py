@@ -23,7 +23,7 @@ from ovseg_batch.report.page import write_page
 from ovseg_batch.report.thumbnails import CLOSED, DATA, KINDS, Album
 from ovseg_batch.report.totals import gather, worth_showing
 from ovseg_batch.settings import RunConfig
-from ovseg_batch.types import FinishedImage, ImageRow
+from ovseg_batch.types import Annotation, FinishedImage, ImageRow
 from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.results import Results
@@ -181,7 +181,12 @@ def _edited_files(results: Results, shard: int) -> dict[int, Path]:
 
 
 def _entry(
-    job: Job, results: Results, album: Album, row: ImageRow, image: FinishedImage | None, edited: Path | None
+    job: Job,
+    results: Results,
+    album: Album,
+    row: ImageRow,
+    image: FinishedImage[Annotation] | None,
+    edited: Path | None,
 ) -> tuple[list[Any], list[Any]]:
     """Return the gallery entry of an image, in the order that report.js reads, and its details."""
     if image is not None:

@@ -17,7 +17,7 @@ from ovseg_batch.io.images import read_row
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.methods.colours import palette
 from ovseg_batch.methods.small_masks import small_mask
-from ovseg_batch.types import FinishedImage, ImageRow
+from ovseg_batch.types import Annotation, FinishedImage, ImageRow
 from ovseg_batch.types.arrays import Pixels
 
 KINDS = ("images", "masks", "edited")  # kinds of thumbnails, with a folder each
@@ -47,7 +47,7 @@ class Album:
                 return False
         return True
 
-    def add_layer(self, image: FinishedImage, labels: Sequence[str]) -> None:
+    def add_layer(self, image: FinishedImage[Annotation], labels: Sequence[str]) -> None:
         """Write the masks of an image in their labels' colours with darker edges."""
         target = self.path("masks", image.row.row)
         if target.exists():

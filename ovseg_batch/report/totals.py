@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ovseg_batch.methods.confidence import STEPS, ImageConfidence, step_of
-from ovseg_batch.types import FinishedImage
+from ovseg_batch.types import FinishedImage, MaskSummary
 from ovseg_batch.types.arrays import Floats, Indices
 from ovseg_batch.workdir.progress import StageStatus, stage_status
 from ovseg_batch.workdir.results import Results, failed_rows
@@ -61,7 +61,7 @@ def gather(results: Results, listed: int) -> Gathered:
         [stage_status(store, results.manifest.shards) for store in results.stores],
     )
     for commit in results.masks.commits():
-        for image in results.shard(commit.shard):
+        for image in results.shard(commit.shard, MaskSummary):
             _count(found, image)
     for number, _, stage, code, message in failed_rows(results.manifest, results.stores):
         found.codes[code] += 1
@@ -70,7 +70,7 @@ def gather(results: Results, listed: int) -> Gathered:
     return found
 
 
-def _count(found: Gathered, image: FinishedImage) -> None:
+def _count(found: Gathered, image: FinishedImage[MaskSummary]) -> None:
     masks, size = image.annotations, image.height * image.width
     confidence = ImageConfidence.from_masks(one.confidence for one in masks)
     found.doubt[image.row.row] = confidence.doubt

@@ -46,7 +46,7 @@ from ovseg_batch.version import __version__
 from ovseg_batch.wording import setting, spelled
 from ovseg_batch.workdir.findings import Findings
 from ovseg_batch.workdir.progress import StageStatus, ranges, stage_status
-from ovseg_batch.workdir.results import EDIT, committed_content, failed_rows, finished_images, mask_stage
+from ovseg_batch.workdir.results import EDIT, committed_content, failed_rows, mask_stage
 from ovseg_batch.workdir.store import Workdir
 
 log = logging.getLogger(__name__)
@@ -367,9 +367,7 @@ def _finish(
     path = workdir.annotations
     workdir.unseal_outputs()
     with failpoints.within("export"):
-        images, annotations, label_images = write_coco(
-            path, labels, info, lambda: finished_images(manifest, last, labels=labels), manifest
-        )
+        images, annotations, label_images = write_coco(path, labels, info, manifest, last)
         edited = publish_edited(workdir, edits)
         failures = _write_failures(workdir, manifest, stages)
         found = Findings(images, label_images, None if edits is None else count_edits(edits, config.edit.mode))

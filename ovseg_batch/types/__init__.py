@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
 
 from pydantic import AfterValidator, TypeAdapter
 
@@ -79,6 +79,29 @@ class Annotation:
     reason: str | None = None
 
 
+class MaskRecord(Protocol):
+    """What every record of a mask has, as in `Annotation`."""
+
+    @property
+    def category(self) -> str: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def area(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSummary:
+    """The fields of an `Annotation` that statistics need."""
+
+    category: str
+    confidence: float
+    area: int
+
+
+M = TypeVar("M", bound=MaskRecord)
+
+
 def painting_order(annotations: Sequence[Annotation]) -> list[int]:
     """Return the indices of masks in the order in which to paint them where a pixel has one owner.
 
@@ -106,13 +129,13 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedImage:
+class FinishedImage(Generic[M]):
     """An image with the masks that a run has committed. `height` and `width` are pixels after EXIF rotation."""
 
     row: ImageRow
     height: int
     width: int
-    annotations: tuple[Annotation, ...]
+    annotations: tuple[M, ...]
 
     @property
     def size(self) -> tuple[int, int]:

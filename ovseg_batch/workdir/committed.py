@@ -9,6 +9,7 @@ from typing import Any
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.atomic import damage
 from ovseg_batch.io.tables import TABLE, read_results
+from ovseg_batch.types import Annotation
 from ovseg_batch.units import counted
 from ovseg_batch.workdir.store import StageStore
 
@@ -33,7 +34,9 @@ def checked(store: StageStore, shard: int, path: Path) -> Path:
             )
 
 
-def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_lines(
+    store: StageStore, shard: int, columns: Sequence[str] | None = None, masks: type[Any] = Annotation
+) -> list[dict[str, Any]]:
     """Return the lines of a shard's table in row order, as `read_results` does. The column `row` is always read.
 
     Raises:
@@ -43,7 +46,7 @@ def read_lines(store: StageStore, shard: int, columns: Sequence[str] | None = No
     while True:
         commit = store.read_sealed(shard)
         try:
-            lines = read_results(checked(store, shard, path), columns and ("row", *columns))
+            lines = read_results(checked(store, shard, path), columns and ("row", *columns), masks)
             if commit is not None:
                 _check_rows(lines, commit.rows)
             return lines

@@ -7,18 +7,19 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from ovseg_batch.errors import OF_THE_FILE
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.types import FinishedImage
+from ovseg_batch.types import Annotation, FinishedImage, M
 from ovseg_batch.workdir.committed import foreign, read_lines
 from ovseg_batch.workdir.store import StageStore, Workdir
 
 T = TypeVar("T")
 
 EDIT = "edit"
+COLUMNS = ("status", "content", "height", "width", "annotations")
 
 
 def mask_stage(stages: Sequence[T], name: Callable[[T], str]) -> T:
@@ -73,34 +74,57 @@ class Results:
             digest.update(b"-" if commit is None else commit.digest.encode())
         return digest.hexdigest()
 
-    def shard(self, shard: int) -> Iterator[FinishedImage]:
+    @overload
+    def shard(self, shard: int) -> Iterator[FinishedImage[Annotation]]: ...
+    @overload
+    def shard(self, shard: int, masks: type[M]) -> Iterator[FinishedImage[M]]: ...
+    def shard(self, shard: int, masks: type[Any] = Annotation) -> Iterator[FinishedImage[Any]]:
         """Yield the finished images of a committed shard, as `finished_images` does."""
-        yield from finished_images(self.manifest, self.masks, [shard], self.labels)
+        yield from finished_images(self.manifest, self.masks, [shard], self.labels, masks)
 
 
+@overload
 def finished_images(
     manifest: Manifest,
     store: StageStore,
     shards: Iterable[int] | None = None,
     labels: Collection[str] | None = None,
-) -> Iterator[FinishedImage]:
+) -> Iterator[FinishedImage[Annotation]]: ...
+@overload
+def finished_images(
+    manifest: Manifest,
+    store: StageStore,
+    shards: Iterable[int] | None,
+    labels: Collection[str] | None,
+    masks: type[M],
+) -> Iterator[FinishedImage[M]]: ...
+def finished_images(
+    manifest: Manifest,
+    store: StageStore,
+    shards: Iterable[int] | None = None,
+    labels: Collection[str] | None = None,
+    masks: type[Any] = Annotation,
+) -> Iterator[FinishedImage[Any]]:
     """Yield the images that the mask stage has finished, in manifest order. Shards are read one at a time.
 
     Args:
         shards: shards to read. None: all.
         labels: allowed labels of masks. None: any.
+        masks: the dataclass of a mask: `Annotation`, or one with some of its fields. Only these are read from disk.
 
     Raises:
         OvsegError: the table of a shard is damaged, or the stage did not write it.
     """
     for shard in range(manifest.shards) if shards is None else shards:
         rows = {row.row: row for row in manifest.read_shard(shard)}
-        for line in read_lines(store, shard):
+        for line in read_lines(store, shard, COLUMNS, masks):
             try:
                 if line["status"] != "ok" or line["row"] not in rows:
                     continue
                 row = dataclasses.replace(rows[line["row"]], content=line.get("content"))
-                image = FinishedImage(row, line["height"], line["width"], tuple(line["annotations"]))
+                image: FinishedImage[Any] = FinishedImage(
+                    row, line["height"], line["width"], tuple(line["annotations"])
+                )
                 _check_masks(image, labels)
             except (KeyError, TypeError, ValueError) as error:
                 reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -108,7 +132,7 @@ def finished_images(
             yield image
 
 
-def _check_masks(image: FinishedImage, labels: Collection[str] | None) -> None:
+def _check_masks(image: FinishedImage[Any], labels: Collection[str] | None) -> None:
     """Raise ValueError or TypeError if a mask of an image is invalid."""
     number = image.row.row
     if min(image.size) < 1:
@@ -118,7 +142,8 @@ def _check_masks(image: FinishedImage, labels: Collection[str] | None) -> None:
             raise ValueError(f"row {number} has a mask of {one.category!r}, which is no label")
         if not 0 <= one.confidence <= 1:
             raise ValueError(f"row {number} has a confidence of {one.confidence}")
-        if rle.area(one.rle, *image.size) != one.area:
+        area = rle.area(one.rle, *image.size) if isinstance(one, Annotation) else one.area
+        if not 0 <= area == one.area <= image.height * image.width:
             raise ValueError(f"row {number} has a mask that is not of its size")
 
 

@@ -55,7 +55,6 @@ from ovseg_batch.runs import planning
 from ovseg_batch.stages.base import Upstream
 from ovseg_batch.types import Annotation, Commit, ImageRow, RowResult
 from ovseg_batch.workdir.progress import stage_status
-from ovseg_batch.workdir.results import finished_images
 from ovseg_batch.workdir.store import StageStore, Workdir
 
 LABELS = list(scenes.CLASSES)
@@ -165,7 +164,7 @@ def run_rows(folder: Path, count: int) -> None:
     job = StageJob(TrivialStage, store, workdir.manifest, threads=1)
     for _ in local.run_stage(job, store.missing(manifest.shards), ["cpu"], in_process=True):
         pass
-    write_coco(workdir.annotations, ["sky"], {}, lambda: finished_images(manifest, store), manifest)
+    write_coco(workdir.annotations, ["sky"], {}, manifest, store)
     if stage_status(store, manifest.shards).ok != count:
         raise click.ClickException("not every row was done")
 

@@ -78,8 +78,8 @@ def test_a_small_mask_equals_the_resized_whole_one(
     drawn: Mask, factors: tuple[int, int], data: st.DataObject | None
 ) -> None:
     mask = scaled(drawn, factors)
-    size = mask.shape
-    small = (4, 5) if data is None else tuple(data.draw(st.integers(1, min(side, 360))) for side in size)
+    size: tuple[int, int] = mask.shape
+    small = (4, 5) if data is None else data.draw(st.tuples(*(st.integers(1, min(side, 360)) for side in size)))
     resized = cv2.resize(mask.astype(np.uint8), small[::-1], interpolation=cv2.INTER_AREA)
     found = small_mask(rle.column_runs(rle.encode(mask), *size), small)
     assert np.array_equal(found.whole(small), resized > 0)
