@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Kind = Literal["clip", "sam", "dino"]
+Kind = Literal["clip", "sam", "dino", "owl"]
 
 LOGIT_SCALE = 100.0  # factor of CLIP's similarities; training limits it to this value
 FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number of parameters
@@ -13,7 +13,7 @@ FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named CLIP, SAM2 or DINO model.
+    """A named CLIP, SAM2, DINO or OWLv2 model.
 
     Attributes:
         architecture: name in open_clip or timm, or config of the sam2 package; `demo/…` for embedded models.
@@ -126,7 +126,31 @@ DINO: dict[str, Preset] = {
     "dino-b8": _dino("vit_base_patch8_224.dino"),
     "dino-b16": _dino("vit_base_patch16_224.dino"),
 }
-NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO}
+
+
+def _owl(size: str, parameters: int) -> Preset:
+    hub = f"google/owlv2-{size}-ensemble"
+    return Preset("owl", f"owlv2/{size}", "Apache-2.0", hub=hub, file="model.safetensors", size=FLOAT32 * parameters)
+
+
+OWL: dict[str, Preset] = {
+    "owlv2-base": _owl("base-patch16", 154_966_792),
+    "owlv2-large": _owl("large-patch14", 437_610_760),
+}
+#: architecture → its `config.json` on the hub, without the defaults of transformers
+OWL_CONFIGS: dict[str, dict[str, Any]] = {
+    "owlv2/base-patch16": {"vision_config": {"image_size": 960}},
+    "owlv2/large-patch14": {
+        "projection_dim": 768,
+        "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        "vision_config": {
+            **{"hidden_size": 1024, "intermediate_size": 4096, "image_size": 1008, "patch_size": 14},
+            **{"num_attention_heads": 16, "num_hidden_layers": 24},
+        },
+    },
+}
+
+NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO, "owl": OWL}
 
 
 def named(kind: Kind) -> dict[str, Preset]:

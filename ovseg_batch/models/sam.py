@@ -160,13 +160,13 @@ class Sam:
     def predict(
         self,
         embedding: Embedding,
-        points: Numbers,
+        points: Numbers | None,
         boxes: Numbers | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
         stable: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the masks of P prompts: points, optionally with boxes and mask logits.
+        """Compute the masks of P prompts: points, boxes or both, optionally with mask logits.
 
         Args:
             embedding: embedding of the image.
@@ -182,9 +182,10 @@ class Sam:
         h, w = embedding.size
         scale = torch.tensor([self.image_size / w, self.image_size / h], device=self._device)
         corners = [] if boxes is None else [np.asarray(boxes, np.float32).reshape(-1, 2, 2)]
-        prompts = np.concatenate([*corners, np.asarray(points, np.float32)[:, None]], axis=1)
-        coordinates = torch.from_numpy(prompts).to(self._device) * scale
-        kinds = torch.tensor([1] if boxes is None else [2, 3, 1], dtype=torch.int32, device=self._device)
+        places = [] if points is None else [np.asarray(points, np.float32)[:, None]]
+        coordinates = torch.from_numpy(np.concatenate([*corners, *places], axis=1)).to(self._device) * scale
+        labels = [*([2, 3] if corners else []), *([1] if places else [])]  # of SAM2's prompts
+        kinds = torch.tensor(labels, dtype=torch.int32, device=self._device)
         grid = (embedding.coarse.shape[-2], embedding.coarse.shape[-1])
         finest, finer = (laid_by_place(part, grid) for part in embedding.fine)
 

@@ -183,7 +183,7 @@ class Sam1(Sam):
     def predict(
         self,
         embedding: Embedding,
-        points: Numbers,
+        points: Numbers | None,
         boxes: Numbers | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
@@ -229,7 +229,7 @@ class Sam1(Sam):
     def decode(
         self,
         embedding: Embedding,
-        points: Numbers,
+        points: Numbers | None,
         boxes: Numbers | None = None,
         dense: Tensor | None = None,
         multimask: bool = True,
@@ -246,14 +246,15 @@ class Sam1(Sam):
         h, w = embedding.size
         seen = self.seen_size(embedding.size)
         scale = np.array([seen[1] / w, seen[0] / h], np.float32)
-        placed = self._placed(np.asarray(points, np.float32).reshape(-1, 1, 2) * scale)
+        placed = None if points is None else self._placed(np.asarray(points, np.float32).reshape(-1, 1, 2) * scale)
         framed = None if boxes is None else self._placed(np.asarray(boxes, np.float32).reshape(-1, 2, 2) * scale)
-        labels = torch.ones(placed.shape[:2], dtype=torch.int64, device=self._device)
+        prompts = cast(Tensor, framed if placed is None else placed)
+        labels = torch.ones(len(prompts), 1, dtype=torch.int64, device=self._device)
 
         def part(batch: slice) -> tuple[Tensor, Tensor]:
             sparse, usual = self.model.prompt_encoder(
-                placed[None, batch],
-                labels[None, batch],
+                None if placed is None else placed[None, batch],
+                None if placed is None else labels[None, batch],
                 None if framed is None else framed[batch].reshape(1, -1, 4),
                 None,
             )
@@ -269,7 +270,7 @@ class Sam1(Sam):
             )
             return logits[:, 0], rated[:, 0]
 
-        parts = self.points.run(len(placed), part)
+        parts = self.points.run(len(prompts), part)
         return torch.cat([logits for logits, _ in parts]), torch.cat([rated for _, rated in parts])
 
     @torch.inference_mode()

@@ -54,13 +54,14 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what: str) -> None:
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what: str, assign: bool = False) -> None:
     """Copy the tensors of a weights file into a module.
 
     Args:
         state: result of `read_state_dict`.
         file: the weights file, for the message.
         what: description of the module, for the message.
+        assign: put the tensors themselves in place of the module's, which may be on the meta device.
 
     Raises:
         OvsegError: the names or shapes of the tensors differ from those of the module.
@@ -76,4 +77,4 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what
     ]
     if found:
         raise OvsegError(f"The weights {Path(file).name} do not fit {what}: {'; '.join(found)}.")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)

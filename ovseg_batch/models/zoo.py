@@ -28,6 +28,7 @@ TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm
 DINO_WIDTH = 768  # length of a feature of the named DINO models
 SAM1 = "sam1/"  # prefix of the architecture of a SAM of the first version
 SAM1_FILES = {"sam1/vit_b": "sam_vit_b_01ec64.pth"}  # architecture → name under which Meta publishes its weights
+OWL_CONFIG = "config.json"  # the architecture of an OWLv2 in a folder that transformers wrote
 SAM1_CONFIG = "config.json"  # the architecture of a SAM in a folder that transformers wrote
 UNKNOWN_LICENCE = "see the weights' own card"
 
@@ -101,9 +102,10 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
     Args:
-        kind: `clip`, `sam` or `dino`.
+        kind: `clip`, `sam`, `dino` or `owl`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a DINO or a SAM of the first version, `local-dir:` and a folder that timm or transformers wrote.
+            for a DINO, an OWLv2 or a SAM of the first version, `local-dir:` and a folder that timm or transformers
+            wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
@@ -116,6 +118,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_sam(model, architecture, preset, weights)
     if kind == "dino":
         return _resolve_dino(model, preset, weights)
+    if kind == "owl":
+        return _resolve_owl(model, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -213,6 +217,32 @@ def _resolve_sam1(model: str, architecture: str, preset: Preset | None, weights:
     return ModelSpec("sam", model, architecture, found, side, "native", UNKNOWN_LICENCE, None, own, width=width)
 
 
+def _resolve_owl(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    if preset is not None:
+        config, own, architecture = presets.OWL_CONFIGS[preset.architecture], "", preset.architecture
+        file = f"{preset.hub.partition('/')[2]}.safetensors"
+        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found = found or _missing(model, file, preset)
+    elif model.startswith(FOLDER):
+        folder, architecture = Path(model.removeprefix(FOLDER)), model
+        try:
+            text = (folder / OWL_CONFIG).read_text(encoding="utf-8")
+            config = dict(json.loads(text))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{model}: {folder} has no readable {OWL_CONFIG} of an OWLv2 ({error}).") from None
+        found = _given(weights or str(folder / "model.safetensors"))
+        own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    else:
+        raise UsageError(
+            f"There is no OWLv2 model {model!r}.{nearest(model, presets.OWL)} Names: {', '.join(presets.OWL)}; "
+            f"or {FOLDER}FOLDER for an OWLv2 that transformers has saved."
+        )
+    vision, licence = config.get("vision_config", {}), preset.licence if preset else UNKNOWN_LICENCE
+    side, patch = (int(vision.get(*key)) for key in (("image_size", 768), ("patch_size", 16)))  # of transformers
+    width = int(config.get("text_config", {}).get("hidden_size", 512))
+    return ModelSpec("owl", model, architecture, found, side, "native", licence, None, own, patch, width)
+
+
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
     """Return the patch side in pixels and the feature width of a CLIP."""
     patch = config["vision_cfg"].get("patch_size") or 16
@@ -303,7 +333,8 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
         name: argument of `models fetch`.
         file: name of the weights file in a checkpoint folder.
     """
-    kind = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights"}[preset.kind if preset else "clip"]
+    kinds = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights", "owl": "OWLv2 weights"}
+    kind = kinds[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)
     alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
     raise MissingModels([Missing(name, what or kind, weight, licence, alternative=alternative)])

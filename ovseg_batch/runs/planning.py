@@ -27,7 +27,7 @@ from ovseg_batch.runs import manifests
 from ovseg_batch.runs.meter import are_metrics
 from ovseg_batch.runs.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import StagePlan, read_limits
+from ovseg_batch.stages.base import WORDS_ALONE, StagePlan, read_limits
 from ovseg_batch.stages.edit.plan import needs_prompts
 from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, resolve, stage_names
 from ovseg_batch.workdir.findings import printable
@@ -239,7 +239,7 @@ def _with_precision(config: Config, precision: str) -> Config:
     """Replace every precision of `auto`."""
     chosen = {
         name: section.model_copy(update={"precision": precision})
-        for name in ("clip", "sam", "dino", "run")
+        for name in ("clip", "sam", "dino", "owl", "run")
         if (section := getattr(config, name)).precision == "auto"
     }
     return config.model_copy(update=chosen)
@@ -330,7 +330,8 @@ def write_plan(
         "revisions": manifest.revisions,
         "labels": [label.name for label in config.labels],
         "stuff": [label.name for label in config.labels if label.kind == "stuff"],
-        "background": make_vocabulary(config).has_background,
+        "background": make_vocabulary(config).has_background
+        or (config.method in WORDS_ALONE and config.background != "none"),
         "embedded_models": embedded_models(config),
         "stages": [
             {

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ovseg_batch.datasets import protocols
 from ovseg_batch.settings.attentions import Attention
+from ovseg_batch.settings.detection import DetectConfig, OwlConfig
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
 from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
@@ -352,7 +353,8 @@ class Config(Section):
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"
-    """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
+    """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them. `detect` finds
+    boxes first and draws a mask in each."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
     definitions: PathText | None = None
@@ -360,22 +362,29 @@ class Config(Section):
     `labels[].definition`. null: no file."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
-    pixel gets a label. `common`: a short list of background words."""
-    paint: Literal["exclusive", "overlapping"] = "exclusive"
+    pixel gets a label. `common`: a short list of background words. Under `method: detect`, no word competes."""
+    paint: Literal["exclusive", "overlapping"] | None = None
     """`exclusive`: a pixel belongs to one mask at most. `overlapping`: every mask stays whole, such as that of a car
-    with its wheels."""
+    with its wheels. null: `overlapping` under `method: detect`, otherwise `exclusive`."""
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
     dino: DinoConfig = DinoConfig()
+    owl: OwlConfig = OwlConfig()
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
     presence: PresenceConfig = PresenceConfig()
     refine: RefineConfig = RefineConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    detect: DetectConfig = DetectConfig()
     edit: EditConfig = EditConfig()
     inpaint: InpaintConfig = InpaintConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def painting(self) -> Literal["exclusive", "overlapping"]:
+        """How masks share pixels, where `paint` leaves it to the method."""
+        return self.paint or ("overlapping" if self.method == "detect" else "exclusive")
 
     @field_validator("labels", mode="before")
     @classmethod

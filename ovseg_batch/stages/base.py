@@ -21,10 +21,12 @@ from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.types.arrays import AnyArray, Numbers
 
 Shape = tuple[int | None, ...]
-ModelKind = Literal["clip", "sam", "dino", "inpaint"]  # the section of the settings that names a model
+ModelKind = Literal["clip", "sam", "dino", "owl", "inpaint"]  # the section of the settings that names a model
 
 ARRAYS = ".npz"
-ANSWER_STAGES = {"dense": "refine", "proposals": "classify"}  # value of `method` → the stage that gives the masks
+#: value of `method` → the stage that gives the masks
+ANSWER_STAGES = {"dense": "refine", "proposals": "classify", "detect": "classify"}
+WORDS_ALONE = ("detect",)  # values of `method` that score each word alone: no words compete with the labels
 
 
 def answer_stage(config: Config) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from ovseg_batch.stages.base import Stage
 from ovseg_batch.stages.classify import ClassifyStage
 from ovseg_batch.stages.dense import DenseStage
+from ovseg_batch.stages.detect.classify import ClassifyBoxesStage
+from ovseg_batch.stages.detect.stage import DetectStage
 from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.encode import EncodeStage
@@ -22,5 +24,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "fused": FusedStage,
     "embed": EmbedStage,
     "classify": ClassifyStage,
+    "detect": DetectStage,
+    "classify-boxes": ClassifyBoxesStage,
     "edit": EditStage,
 }

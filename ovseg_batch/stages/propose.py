@@ -76,22 +76,31 @@ class ProposeStage(ProposePlan, Stage):
             which = rated > settings.predicted_iou
             numbers, kept, scores = which.nonzero()[:, 0].tolist(), logits[which].float().cpu(), rated[which].tolist()
             for number, one, score in zip(numbers, kept, scores, strict=True):
-                proposal = self._proposal(one, score, embedding.size, tuple(prompts[number].tolist()))
+                point = tuple(prompts[number].tolist())
+                proposal = measured_proposal(one, score, embedding.size, point, settings.stability)
                 if proposal is not None:
                     found.append(proposal)
         arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
         return _Found(keep_distinct(found, settings.nms), arrays)
 
-    def _proposal(
-        self, logits: torch.Tensor, rated: float, size: tuple[int, int], point: tuple[float, ...]
-    ) -> Proposal | None:
-        """Return the mask of logits (h, w), measured at full size along its columns, as RLE needs it."""
-        inner, mask, outer = (above(logits.T, size[::-1], threshold) for threshold in (1.0, 0.0, -1.0))
-        steady, area = inner.area() / max(outer.area(), 1), mask.area()
-        if steady < self._settings.stability or area == 0:
-            return None
-        counts = rle.from_counts(mask.counts(), *size)
-        return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
+
+def measured_proposal(
+    logits: torch.Tensor, rated: float, size: tuple[int, int], point: tuple[float, ...], least_stability: float = 0.0
+) -> Proposal | None:
+    """Return the mask of logits (h, w), measured at full size along its columns, as RLE needs it.
+
+    Args:
+        rated: SAM2's predicted IoU.
+        size: (H, W) of the image.
+        point: x, y of the prompt in pixels.
+        least_stability: masks below it give None, as empty ones do.
+    """
+    inner, mask, outer = (above(logits.T, size[::-1], threshold) for threshold in (1.0, 0.0, -1.0))
+    steady, area = inner.area() / max(outer.area(), 1), mask.area()
+    if steady < least_stability or area == 0:
+        return None
+    counts = rle.from_counts(mask.counts(), *size)
+    return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
 
 
 def _proposals_of(regions: SegmentMap) -> list[Proposal]:

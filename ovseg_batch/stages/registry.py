@@ -13,7 +13,8 @@ from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Stage, StagePlan, answer_stage
+from ovseg_batch.stages.base import WORDS_ALONE, Stage, StagePlan, answer_stage
+from ovseg_batch.stages.detect.plan import ClassifyBoxesPlan, DetectPlan
 from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
 from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
@@ -22,7 +23,7 @@ from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
 #: A run computes stages that do not need each other in this order. Under `dense.cache: none`, `fused` replaces `dense`
-#: and `refine`.
+#: and `refine`. Under `method: detect`, `classify-boxes` replaces `classify`.
 PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
@@ -31,6 +32,8 @@ PLANS: dict[str, type[StagePlan]] = {
     "fused": FusedPlan,
     "embed": EmbedPlan,
     "classify": ClassifyPlan,
+    "detect": DetectPlan,
+    "classify-boxes": ClassifyBoxesPlan,
     "edit": EditPlan,
 }
 
@@ -52,6 +55,8 @@ def stage_names(config: Config) -> tuple[str, ...]:
 
 def _entry(config: Config, name: str) -> str:
     """Return the key of a stage in the tables of plans and implementations."""
+    if name == "classify" and config.method == "detect":
+        return "classify-boxes"
     return "fused" if name == "refine" and config.dense.cache == "none" else name
 
 
@@ -90,11 +95,14 @@ def _cost(config: Config) -> str:
 def competition(config: Config) -> Competition:
     """Return the words that compete with the labels, and those left out because of a label.
 
-    Under `background: auto` they come from the lexicon. An embedded model has its other words instead.
+    Under `background: auto` they come from the lexicon. An embedded model has its other words instead. Methods that
+    score each word alone have none.
 
     Raises:
         UsageError: `allow` or `compete` of a label that cannot have an effect.
     """
+    if config.method in WORDS_ALONE:
+        return Competition((), {})
     decided = next((label.name for label in config.labels if label.allow or label.compete), None)
     if decided is not None and config.background != "auto":
         raise UsageError(f"Label {decided!r} has allow or compete, which act under background: auto alone.")

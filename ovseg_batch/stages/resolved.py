@@ -51,6 +51,11 @@ class Resolved:
         return zoo.resolve("dino", self.config.dino.model, self.config.dino.weights)
 
     @cached_property
+    def owl(self) -> ModelSpec:
+        """The OWLv2 of the settings."""
+        return zoo.resolve("owl", self.config.owl.model, self.config.owl.weights)
+
+    @cached_property
     def inpaint(self) -> PipelineSpec:
         """The inpainting pipeline of the settings."""
         return zoo.resolve_inpainting(self.config.inpaint.model)

@@ -70,9 +70,13 @@ class Table:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    """Every preset except those that need a DINO, of which none is embedded."""
+    """Every preset except those that need a DINO or an OWLv2, of which none is embedded."""
     configs = {name: load_config(file, environment={}) for name, file in presets().items()}
-    return {name: {"preset": name} for name, one in configs.items() if one.dense.attention not in WITH_DINO}
+    return {
+        name: {"preset": name}
+        for name, one in configs.items()
+        if one.dense.attention not in WITH_DINO and one.method != "detect"
+    }
 
 
 def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -88,10 +92,10 @@ def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 TABLES = {
     "presets": Table(
         "Presets",
-        "Presets on the embedded models, without those that need a DINO: `demo` for dense maps, `demo-token` for masks "
-        "first. `background` runs without its background words, which the small CLIP was never taught. `trident` gives "
-        "SAM2 boxes and rough masks, which the embedded one never saw in training, so its row shows nothing about "
-        "Trident.",
+        "Presets on the embedded models, without those that need a DINO or an OWLv2: `demo` for dense maps, "
+        "`demo-token` for masks first. `background` runs without its background words, which the small CLIP was never "
+        "taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in training, so its row "
+        "shows nothing about Trident.",
         preset_rows(),
     ),
     "attention": Table(

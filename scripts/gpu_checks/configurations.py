@@ -8,7 +8,8 @@ from typing import Any
 
 from ovseg_batch import scenes
 from ovseg_batch.config import load_config, presets
-from ovseg_batch.models.zoo import embedded_file
+from ovseg_batch.models.zoo import embedded_file, is_embedded
+from ovseg_batch.runs.needed_models import needed_models
 from ovseg_batch.settings import Config
 
 FULL_CLIP, FULL_SAM, RANDOM = "ViT-B-16-quickgelu", "sam2.1-large", "random:0"
@@ -64,6 +65,12 @@ def preset_config(name: str, device: str, precision: str, more: Mapping[str, Any
     if preset.classify.tuned:
         settings["classify.tuned"] = str(embedded_file("demo/masq.safetensors"))
     return load_config(file, _overrides({**settings, **_placed(device, precision), **(more or {})}), environment={})
+
+
+def embedded_presets() -> list[str]:
+    """Return the presets whose models are all embedded: those without a DINO and without an OWLv2."""
+    configs = {name: preset_config(name, "cpu", "fp32") for name in presets()}
+    return [n for n, one in configs.items() if all(is_embedded(m.kind, m.model) for m in needed_models(one))]
 
 
 def edit_config(mode: str, device: str, precision: str, more: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""Every preset and edit mode with the embedded models: the GPU's masks and pictures against those of CPU fp32.
+"""Every preset of embedded models and every edit mode: the GPU's masks and pictures against those of CPU fp32.
 
 Limits. In fp32 only the order of sums differs, and the mean IoU of a preset's masks must reach 0.995. In a half
 precision edges move by a pixel, and some masks below 1 % of the image change much: on a CPU in bf16 `prompted` had a
@@ -26,10 +26,9 @@ import numpy as np
 import torch
 
 from gpu_checks.comparison import Array, Masks, agreement, masks_of, picture_difference
-from gpu_checks.configurations import EDIT_MODES, QUICK, edit_config, preset_config
+from gpu_checks.configurations import EDIT_MODES, QUICK, edit_config, embedded_presets, preset_config
 from gpu_checks.records import Options, Report
 from ovseg_batch import datasets, scenes
-from ovseg_batch.config import presets
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.runs import pipeline
@@ -146,7 +145,7 @@ def run(report: Report, options: Options) -> None:
     sides = [Side(options.device, kind, Workdir(root / f"gpu-{kind}")) for kind in ("auto", "fp32")]
     comparison = Comparison(root, sides, QUICK if options.quick else {})
     modes = QUICK_MODES if options.quick else tuple(EDIT_MODES)
-    names = (*(QUICK_PRESETS if options.quick else presets()), *modes)
+    names = (*(QUICK_PRESETS if options.quick else embedded_presets()), *modes)
     processes = max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         wanted: dict[str, Future[Found]] = {

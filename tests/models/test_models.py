@@ -99,6 +99,25 @@ def test_boxes_and_rough_masks_equal_its_own_predictor(size: tuple[int, int], mu
         assert np.abs(rated[k].numpy() - scores).max() < 1e-4
 
 
+@pytest.mark.parametrize("size", [(256, 256), (200, 300)])
+def test_boxes_alone_equal_its_own_predictor(size: tuple[int, int]) -> None:
+    sam = Sam.load(zoo.resolve("sam", "demo"), CPU, "fp32", points=2)
+    image = np.resize(scenes.render(7).image, (*size, 3))
+    rng = np.random.default_rng(2)
+    corners = rng.uniform(0, 90, (5, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 110, (5, 2)).astype(np.float32)], axis=1)
+    [embedding] = sam.embed([image])
+    logits, rated = sam.predict(embedding, None, boxes, multimask=False)
+    assert logits.shape == (5, 1, sam.image_size // 4, sam.image_size // 4)
+    predictor = own_predictor(sam, image)
+    for k, box in enumerate(boxes):
+        masks, scores, low = predictor.predict(box=box, multimask_output=False, return_logits=True)
+        assert np.abs(logits[k].clamp(-32, 32).numpy() - low).max() < 1e-3
+        assert np.abs(rated[k].numpy() - scores).max() < 1e-4
+        drawn = above(logits[k, 0], size).placed().whole(size)
+        assert (drawn != (masks[0] > 0)).mean() < 1e-4
+
+
 def test_image_features_are_open_clips_own() -> None:
     for name in ("demo-image", "demo-token"):
         clip = DenseClip.load(zoo.resolve("clip", name), CPU, "fp32")

@@ -66,6 +66,21 @@ def test_masks_equal_those_of_transformers(folder: Path, sam: Sam1) -> None:
     assert (whole != again).mean() < 0.05
 
 
+def test_masks_of_boxes_alone_equal_those_of_transformers(folder: Path, sam: Sam1) -> None:
+    image = scenes.render(7).image[:200, :150]
+    boxes = np.array([[10, 20, 90, 110], [0, 0, 149, 199], [5, 5, 20, 20]], np.float32)
+    [embedding] = sam.embed([image])
+    with torch.inference_mode():
+        found = theirs(folder)(
+            pixel_values=sam.preprocess(image)[None],
+            input_boxes=torch.from_numpy(boxes * 128 / 200)[None],
+            multimask_output=False,
+        )
+    logits, rated = sam.decode(embedding, None, boxes, multimask=False)
+    assert torch.allclose(logits, found.pred_masks[0], atol=1e-4)
+    assert torch.allclose(rated, found.iou_scores[0], atol=1e-5)
+
+
 def test_the_last_attention_is_that_of_transformers_without_the_padding(folder: Path, sam: Sam1) -> None:
     image = scenes.render(7).image[:120, :200]
     found = sam.last_attention(image)

@@ -35,6 +35,7 @@ from tests.conftest import LABELS, THINGS, Command, Done
 from tests.harness.job import with_embedded_models
 from tests.support.emulation import ROOT, emulated_environment, write_crops
 from tests.support.tiny_dino import save_tiny_dino
+from tests.support.tiny_owl import save_tiny_owl
 from tests.support.tiny_sam1 import save_tiny_sam1
 
 pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
@@ -171,12 +172,14 @@ def embedded_settings(preset: str) -> list[str]:
 
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tmp_path: Path) -> None:
-    """No DINO and no SAM of the first version is embedded: theirs are tiny and have random weights."""
+    """No DINO, OWLv2 or SAM of the first version is embedded: theirs are tiny and have random weights."""
     config, tiny = load_config(Path(preset), environment={}), []
     if config.dense.attention in WITH_DINO:
         tiny.append(f"--set=dino.model=local-dir:{save_tiny_dino(tmp_path / 'dino')}")
     if config.dense.attention == SPLICED:
         tiny += [f"--set=sam.model=local-dir:{save_tiny_sam1(tmp_path)}", "--set=refine.predicted_iou=0"]
+    if config.method == "detect":
+        tiny += [f"--set=owl.model=local-dir:{save_tiny_owl(tmp_path / 'owl')}", "--set=detect.boxes=20"]
     cpu, gpu = both(*embedded_settings(preset), *tiny)
     assert cpu.annotations, "a comparison without masks shows nothing"
     assert gpu == cpu

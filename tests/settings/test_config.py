@@ -24,7 +24,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one() -> None:
         ("vot", "'refine.vote'"),
         ("sam.weight", "'sam.weights'"),
         ("segment.vote", "'refine.vote'"),
-        ("model", "'clip.model', 'sam.model', 'dino.model' or 'inpaint.model'"),
+        ("model", "'clip.model', 'sam.model', 'dino.model', 'owl.model' or 'inpaint.model'"),
         ("refine.batch_size", "'inpaint.batch_size' or 'run.batch_size'"),
     ):
         with pytest.raises(UsageError, match=rf"unknown key .*Did you mean {right}\? Valid here: "):
@@ -82,7 +82,7 @@ def test_every_wrong_value_is_explained_in_plain_words(key: str) -> None:
     assert refused
 
 
-OWN = re.compile("names no layer|is no colour|give one weight for each scale")
+OWN = re.compile("names no layer|is no colour|give one weight for each scale|exactly one {} each")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
 from tests.conftest import Command
 
-PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino")}, "inpaint.model": "demo"}
+PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino", "owl")}, "inpaint.model": "demo"}
 
 
 @pytest.mark.parametrize("name", presets())
@@ -38,7 +38,7 @@ def test_methods_lists_every_preset_with_its_cost(command: Command) -> None:
     text = command("methods").stdout
     for name in presets():
         assert f"\n{name}\n" in f"\n{text}"
-    assert text.count("CLIP") >= len(presets()) and "1024 prompts" in text
+    assert text.count("CLIP") + text.count("OWLv2") >= len(presets()) and "1024 prompts" in text
 
 
 def test_a_file_wins_over_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +59,6 @@ def test_one_preset_alone_names_models_that_are_not_for_photographs() -> None:
         tree = yaml.safe_load(file.read_text())
         if name == "demo":
             continue
-        assert "demo" not in tree["clip"]["model"] and "demo" not in tree.get("sam", {}).get("model", ""), name
+        assert "demo" not in tree.get("clip", {}).get("model", "") and "demo" not in tree.get("sam", {}).get(
+            "model", ""
+        ), name

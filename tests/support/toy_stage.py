@@ -31,7 +31,7 @@ class DiscStage(Stage):
         return DiscStage.needs
 
     def __init__(self, run: Resolved) -> None:
-        self._vocabulary, self._paint = run.vocabulary, run.config.paint
+        self._vocabulary, self._paint = run.vocabulary, run.config.painting
 
     def inputs(self) -> dict[str, Any]:
         return {"classes": list(self._vocabulary.names), "paint": self._paint}

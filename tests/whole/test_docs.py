@@ -141,8 +141,9 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
     write_inputs(tmp_path)
     planned = 0
     for preset in sorted((ROOT / "configs").glob("*.yaml")):
-        needs_dino = load_config(preset, environment={}).dense.attention in WITH_DINO
-        weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in ("CLIP", "SAM", "DINO")} if needs_dino else {}
+        config = load_config(preset, environment={})
+        others = config.dense.attention in WITH_DINO or config.method == "detect"
+        weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in ("CLIP", "SAM", "DINO", "OWL")} if others else {}
         for line in re.findall(r"^# +(ovseg-batch .*?)(?: +#.*)?$", preset.read_text(), re.M):
             if " run " in line:
                 reader.run(f"{line} --dry-run", tmp_path, **weights)
