@@ -6,6 +6,7 @@ are imported late, so that a missing package is reported and not raised.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,9 +142,15 @@ def _try(
 def _workers(config: Config, found: Gpus) -> int:
     """Return the number of worker processes of a run with these settings on this machine. 0: only its own process."""
     from ovseg_batch.doctor.gpus import used_gpus
+    from ovseg_batch.engine.devices import workers_per_gpu
 
-    workers = config.run.workers
-    return max(len(used_gpus(found, config.run.device)), 1) if workers is None else workers
+    if config.run.workers is not None:
+        return config.run.workers
+    used = used_gpus(found, config.run.device)
+    if not used:
+        return 1
+    memory = min(found.probes[k]["total"] for k in used)
+    return len(used) * workers_per_gpu(len(os.sched_getaffinity(0)), len(used), memory)
 
 
 def _pace(config: Config, found: Gpus, limits: Limits) -> Pace:

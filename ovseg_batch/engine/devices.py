@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+SHARING = 4  # workers of a GPU at most
+WORKER_CORES, WORKER_BYTES = 3, 16 << 30  # CPU cores and bytes of GPU memory for each worker of a shared GPU
 
 
 def is_gpu(device: str) -> bool:
     """Return whether a device name means a GPU."""
     return device.startswith("cuda")
+
+
+def workers_per_gpu(cores: int, gpus: int, memory: int) -> int:
+    """Return how many workers share each GPU by default. One worker cannot keep a fast GPU busy (docs/performance.md).
+
+    Args:
+        cores: CPU cores of this machine.
+        gpus: number of GPUs.
+        memory: bytes of the smallest of them.
+    """
+    return max(1, min(SHARING, cores // max(gpus, 1) // WORKER_CORES, memory // WORKER_BYTES))
 
 
 def own_device(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:

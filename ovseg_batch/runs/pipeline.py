@@ -23,9 +23,9 @@ from ovseg_batch.io.atomic import write_text
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.io.marks import DESCRIPTION
 from ovseg_batch.io.tables import TABLE
-from ovseg_batch.models.precision import uses_gpu
 from ovseg_batch.runs import manifests
 from ovseg_batch.runs.cautions import cautions
+from ovseg_batch.runs.devices import worker_count, worker_devices, worker_threads
 from ovseg_batch.runs.meter import Meter
 from ovseg_batch.runs.planning import (
     PlannedStage,
@@ -256,27 +256,6 @@ def _announce(config: Config, workdir: Workdir) -> None:
         log.info("%s", line)
 
 
-def _devices(config: Config, accelerator: bool = True) -> list[str]:
-    """Return one device per worker: the visible GPUs in turn, or the CPU for a stage that needs no accelerator."""
-    if not uses_gpu(config.run.device):
-        return ["cpu"] * (config.run.workers or 1)
-    import torch
-
-    from ovseg_batch.models.device import resolve_device
-
-    device = str(resolve_device(config.run.device))
-    count = torch.cuda.device_count() if device == "cuda" else 0
-    workers = config.run.workers or max(count, 1)
-    if not accelerator:
-        return ["cpu"] * workers
-    return [f"cuda:{k % count}" if count else device for k in range(workers)]
-
-
-def _workers(config: Config) -> int:
-    """Return the number of shards that are computed at once; 1 on a cluster if the settings have no number."""
-    return max(len(_devices(config)) if config.run.engine == "local" else config.run.workers or 1, 1)
-
-
 def _run_planned(
     planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None, idle: IdleWorkers
 ) -> list[int]:
@@ -293,7 +272,7 @@ def _run_planned(
     run, rows, failed = config.run, 0, Counter[str]()
     waiting = "loading models and words" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
-    with Meter.of(store, missing, manifest, place, _workers(config), progress, waiting, metrics) as meter:
+    with Meter.of(store, missing, manifest, place, worker_count(planned, config), progress, waiting, metrics) as meter:
         for commit in _commits(planned, missing, config, meter.follow, idle):
             meter.add(commit)
             rows += commit.rows
@@ -310,8 +289,9 @@ def _commits(
 
     run, on_gpu = config.run, planned.accelerator and config.run.device != "cpu"
     if run.engine == "local":
-        devices = _devices(config, planned.accelerator)
-        return local.run_stage(planned.job, missing, devices, run.workers == 0, report, idle)
+        devices = worker_devices(config, planned.plan.resources)
+        job = replace(planned.job, threads=worker_threads(planned, devices))
+        return local.run_stage(job, missing, devices, run.workers == 0, report, idle)
     share = run.gpus_per_worker.get(planned.name, 1.0) if on_gpu else 0.0
     pool = ray.Pool("cuda" if on_gpu else "cpu", cpus=run.cpus_per_worker, gpus=share, workers=run.workers)
     return ray.run_stage(planned.job, missing, pool)

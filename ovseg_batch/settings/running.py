@@ -30,9 +30,11 @@ class RunExecution(Execution):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`. `auto` is every visible GPU, or the CPU where there is none."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Number of worker processes. 0 computes in this process. null: one per GPU, or one on a CPU."""
+    """Number of worker processes. 0 computes in this process. null: one on a CPU, and up to four
+    on each GPU, one for every 3 cores and 16 GiB of its memory (docs/gpus.md)."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of PyTorch on a CPU, in every worker. null: as many as there are cores."""
+    """Threads of PyTorch on a CPU, in every worker. null: as many as there are cores. Workers of a shared GPU divide
+    them."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves for a worker."""
     gpus_per_worker: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)

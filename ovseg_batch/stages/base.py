@@ -45,9 +45,15 @@ def answer_stage(config: Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of a worker. Without an `accelerator`, it computes on the CPU and reserves no GPU."""
+    """The resources of a worker.
+
+    Attributes:
+        accelerator: False: it computes on the CPU and reserves no GPU.
+        shared: several workers may share a GPU, because the models of the stage are small beside its memory.
+    """
 
     accelerator: bool = True
+    shared: bool = True
 
 
 class Upstream(Protocol):

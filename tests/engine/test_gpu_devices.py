@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
 from ovseg_batch.config import load_config
 from ovseg_batch.engine import local, ray
-from ovseg_batch.engine.devices import own_device
+from ovseg_batch.engine.devices import own_device, workers_per_gpu
 from ovseg_batch.engine.flight import ignore
 from ovseg_batch.engine.workers import IdleWorkers
 from ovseg_batch.errors import UsageError
@@ -152,13 +153,41 @@ def test_on_ray_a_stage_without_a_model_reserves_no_gpu(
 def test_on_this_machine_a_stage_without_a_model_computes_on_the_cpu(
     cutout: list[PlannedStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    devices: list[Any] = []
-    monkeypatch.setattr(local, "run_stage", lambda job, shards, chosen, *_: devices.append(chosen))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    for stage in cutout:
-        pipeline._commits(stage, stage.missing, config(**{"run.device": "cuda"}), ignore, IdleWorkers())
-    assert devices == [["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"], ["cpu", "cpu"]]
+    devices = devices_of(cutout, monkeypatch, cores=2, memory=24 << 30)
+    assert devices == [(["cuda:0", "cuda:1"], None), (["cuda:0", "cuda:1"], None), (["cpu", "cpu"], None)]
+
+
+def test_workers_share_a_large_gpu_and_the_cores(cutout: list[PlannedStage], monkeypatch: pytest.MonkeyPatch) -> None:
+    two_each = ["cuda:0", "cuda:1"] * 2
+    cpu = (["cpu", "cpu"], None)
+    assert devices_of(cutout, monkeypatch, cores=13, memory=80 << 30) == [(two_each, 3), (two_each, 3), cpu]
+    assert devices_of(cutout, monkeypatch, cores=64, memory=39 << 30) == [(two_each, 16), (two_each, 16), cpu]
+    three = (["cuda:0", "cuda:1", "cuda:0"], 21)
+    assert devices_of(cutout[:1], monkeypatch, cores=64, memory=80 << 30, **{"run.workers": 3}) == [three]
+
+
+@pytest.mark.parametrize(
+    "cores, gpus, gigabytes, workers", [(2, 1, 80, 1), (24, 1, 80, 4), (192, 8, 80, 4), (64, 8, 80, 2), (24, 1, 15, 1)]
+)
+def test_how_many_workers_share_a_gpu(cores: int, gpus: int, gigabytes: int, workers: int) -> None:
+    assert workers_per_gpu(cores, gpus, gigabytes << 30) == workers
+
+
+def devices_of(
+    stages: list[PlannedStage], monkeypatch: pytest.MonkeyPatch, cores: int, memory: int, **settings: object
+) -> list[tuple[list[str], int | None]]:
+    """The devices and the threads of the workers of each stage, on a machine with two GPUs."""
+    chosen: list[tuple[list[str], int | None]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run_stage", lambda job, _, devices, *__: chosen.append((devices, job.threads)))
+        patch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        patch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
+        for stage in stages:
+            stage = dataclasses.replace(stage, job=dataclasses.replace(stage.job, threads=None))
+            pipeline._commits(stage, stage.missing, config(**{"run.device": "cuda", **settings}), ignore, IdleWorkers())
+    return chosen
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class EditPlan(StagePlan):
         self._read = read_settings(config, self.name, "edit")
         self.needs = self.needs_of(config)
         edit, mode = config.edit, EDIT_MODES[config.edit.mode]
-        self.resources = Resources(accelerator=mode.generated)
+        self.resources = Resources(accelerator=mode.generated, shared=False)
         self._spec = run.inpaint if mode.generated else None
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
         self._chosen = self._labels([label.name for label in config.labels])

@@ -19,7 +19,7 @@ import torch
 from emulated_cuda import faults
 
 ENTRY = re.compile(r"(?:(?:GPU|MIG)-)?(\d+)")
-MEMORY = 80 << 30
+MEMORY = 24 << 30
 CAPABILITY = "9.0"
 
 _real_device_count = getattr(torch._C, "_cuda_getDeviceCount", lambda: 0)
