@@ -8,7 +8,7 @@ bench.py kernels                  # the models' forwards, their libraries' and o
 bench.py query                    # another question to a finished run, beside the run
 bench.py around                   # one thread's milliseconds around the models: decoding, label map, masks
 bench.py words                    # three labels and the words that compete, beside four plain labels
-bench.py paper-gpu                # an H100 on paper: its busy share, and the CPU cores that it wants
+bench.py paper-gpu                # an H100 on paper: its busy share, and the CPU cores that it needs
 bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 bench.py memory                   # peak memory of 2,000 images against 200
 bench.py manifest                 # write, plan and read the status of a million rows
