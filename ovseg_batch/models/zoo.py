@@ -19,6 +19,7 @@ from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import is_openai_layout
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
+from ovseg_batch.models.sam3_layout import sam3_layout
 
 RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -43,6 +44,7 @@ class ModelSpec:
         patch: side of a patch in pixels.
         width: length of a feature.
         logit_scale: multiplies the similarities of image and text.
+        context: most tokens of a prompt of SAM 3.
     """
 
     kind: Kind
@@ -57,6 +59,7 @@ class ModelSpec:
     patch: int = 16
     width: int = 256
     logit_scale: float = LOGIT_SCALE
+    context: int = 32
 
     @property
     def embedded(self) -> bool:
@@ -101,9 +104,9 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
     Args:
-        kind: `clip`, `sam` or `dino`.
+        kind: `clip`, `sam`, `dino` or `sam3`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a DINO or a SAM of the first version, `local-dir:` and a folder that timm or transformers wrote.
+            for a DINO, a first SAM or a SAM 3, `local-dir:` and a folder that timm or transformers wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
@@ -116,6 +119,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_sam(model, architecture, preset, weights)
     if kind == "dino":
         return _resolve_dino(model, preset, weights)
+    if kind == "sam3":
+        return _resolve_sam3(model, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -213,6 +218,17 @@ def _resolve_sam1(model: str, architecture: str, preset: Preset | None, weights:
     return ModelSpec("sam", model, architecture, found, side, "native", UNKNOWN_LICENCE, None, own, width=width)
 
 
+def _resolve_sam3(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    layout = sam3_layout(model)
+    if preset is None:
+        found = _given(weights or str(Path(model.removeprefix(FOLDER)) / "model.safetensors"))
+    else:
+        found = (_given(weights) if weights else _cached(preset.hub, preset.file)) or _missing(model, "", preset)
+    architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
+    shape = (layout.side, "native", licence, None, layout.config_hash, layout.patch, layout.width)
+    return ModelSpec("sam3", model, architecture, found, *shape, context=layout.context)  # type: ignore[arg-type]
+
+
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
     """Return the patch side in pixels and the feature width of a CLIP."""
     patch = config["vision_cfg"].get("patch_size") or 16
@@ -303,10 +319,12 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
         name: argument of `models fetch`.
         file: name of the weights file in a checkpoint folder.
     """
-    kind = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights"}[preset.kind if preset else "clip"]
+    kinds = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights", "sam3": "SAM 3 weights"}
+    kind = kinds[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)
+    gated = preset is not None and preset.gated
     alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
-    raise MissingModels([Missing(name, what or kind, weight, licence, alternative=alternative)])
+    raise MissingModels([Missing(name, what or kind, weight, licence, gated, alternative)])
 
 
 def _require_text_files(name: str, config: dict[str, Any]) -> None:
