@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovseg_batch.io.atomic import create
-from ovseg_batch.types import Annotation, Proposal, RowResult
+from ovseg_batch.types import Annotation, Proposal, RowResult, WordMask
 
 TABLE = ".parquet"  # suffix of a shard's table
 
@@ -57,8 +57,20 @@ PROPOSAL = pa.struct(
     ]
 )
 
+#: the fields of `types.WordMask`
+WORD_MASK = pa.struct(
+    [
+        pa.field("query", pa.int32()),
+        pa.field("score", pa.float32()),
+        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+    ]
+)
+
+Record = Annotation | Proposal | WordMask
 #: column → the record of each of its elements
-RECORDS: dict[str, type[Annotation] | type[Proposal]] = {"annotations": Annotation, "proposals": Proposal}
+RECORDS: dict[str, type[Record]] = {"annotations": Annotation, "proposals": Proposal, "word_masks": WordMask}
 
 
 class ResultWriter:
@@ -121,5 +133,5 @@ def _record(name: str, value: Any) -> Any:
     return [_made(RECORDS[name], one) for one in value] if name in RECORDS and value is not None else value
 
 
-def _made(kind: Callable[..., Annotation | Proposal], fields: Mapping[str, Any]) -> Annotation | Proposal:
+def _made(kind: Callable[..., Record], fields: Mapping[str, Any]) -> Record:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -221,12 +221,17 @@ def _resolve_sam1(model: str, architecture: str, preset: Preset | None, weights:
 def _resolve_sam3(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     layout = sam3_layout(model)
     if preset is None:
-        found = _given(weights or str(Path(model.removeprefix(FOLDER)) / "model.safetensors"))
+        found: str | None = _given(weights or str(Path(model.removeprefix(FOLDER)) / "model.safetensors"))
     else:
-        found = (_given(weights) if weights else _cached(preset.hub, preset.file)) or _missing(model, "", preset)
+        file = f"{preset.architecture}.safetensors"
+        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found = found or _missing(model, file, preset)
     architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
-    shape = (layout.side, "native", licence, None, layout.config_hash, layout.patch, layout.width)
-    return ModelSpec("sam3", model, architecture, found, *shape, context=layout.context)  # type: ignore[arg-type]
+    return ModelSpec(
+        *("sam3", model, architecture, str(found), layout.side, "native", licence, None),
+        *(layout.config_hash, layout.patch, layout.width),
+        context=layout.context,
+    )
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ovseg_batch.datasets import protocols
 from ovseg_batch.settings.attentions import Attention
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
-from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, Sam3Config, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
 
@@ -352,7 +352,8 @@ class Config(Section):
     """The published evaluation protocol that `labels: dataset:NAME` follows (docs/benchmarks.md). null: SCLIP's words
     and thresholds alone."""
     method: str = "dense"
-    """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them."""
+    """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them. `sam3` asks
+    SAM 3 for the masks of each word."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
     definitions: PathText | None = None
@@ -360,14 +361,16 @@ class Config(Section):
     `labels[].definition`. null: no file."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
-    pixel gets a label. `common`: a short list of background words."""
-    paint: Literal["exclusive", "overlapping"] = "exclusive"
+    pixel gets a label. `common`: a short list of background words. Under `method: sam3` no word competes, so `auto` is
+    `none`."""
+    paint: Literal["exclusive", "overlapping"] | None = None
     """`exclusive`: a pixel belongs to one mask at most. `overlapping`: every mask stays whole, such as that of a car
-    with its wheels."""
+    with its wheels. null: `overlapping` for the objects of `method: sam3`, otherwise `exclusive`."""
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
     dino: DinoConfig = DinoConfig()
+    sam3: Sam3Config = Sam3Config()
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
     presence: PresenceConfig = PresenceConfig()
@@ -376,6 +379,12 @@ class Config(Section):
     edit: EditConfig = EditConfig()
     inpaint: InpaintConfig = InpaintConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def painting(self) -> Literal["exclusive", "overlapping"]:
+        """Return `paint`, or the value of the method where it is null."""
+        objects = self.method == "sam3" and self.sam3.output == "instances"
+        return self.paint or ("overlapping" if objects else "exclusive")
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -13,6 +13,8 @@ from ovseg_batch.stages.encode import EncodeStage
 from ovseg_batch.stages.fused import FusedStage
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine.stage import RefineStage
+from ovseg_batch.stages.sam3 import Sam3Stage, TokensStage
+from ovseg_batch.stages.settle import SettleStage
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "propose": ProposeStage,
@@ -22,5 +24,8 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "fused": FusedStage,
     "embed": EmbedStage,
     "classify": ClassifyStage,
+    "tokens": TokensStage,
+    "sam3": Sam3Stage,
+    "settle": SettleStage,
     "edit": EditStage,
 }

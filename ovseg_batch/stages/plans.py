@@ -301,7 +301,7 @@ class ClassifyPlan(StagePlan):
 
     def __init__(self, run: Resolved) -> None:
         self._settings, self._spec = run.config.classify, run.clip
-        self._read, self._paint = read_settings(run.config, self.name, "classify"), run.config.paint
+        self._read, self._paint = read_settings(run.config, self.name, "classify"), run.config.painting
         self._vocabulary, self._templates = run.vocabulary, run.words.templates
         confusers = {label.name: label.confusers for label in run.config.labels}
         self._confusers = [confusers.get(name, ()) for name in self._vocabulary.names]

@@ -13,11 +13,12 @@ from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import Stage, StagePlan, answer_stage
+from ovseg_batch.stages.base import WORDS_ALONE, Stage, StagePlan, answer_stage
 from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
 from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
 from ovseg_batch.stages.resolved import Resolved
+from ovseg_batch.stages.sam3_plans import Sam3Plan, SettlePlan, TokensPlan
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
@@ -31,6 +32,9 @@ PLANS: dict[str, type[StagePlan]] = {
     "fused": FusedPlan,
     "embed": EmbedPlan,
     "classify": ClassifyPlan,
+    "tokens": TokensPlan,
+    "sam3": Sam3Plan,
+    "settle": SettlePlan,
     "edit": EditPlan,
 }
 
@@ -98,7 +102,11 @@ def competition(config: Config) -> Competition:
     decided = next((label.name for label in config.labels if label.allow or label.compete), None)
     if decided is not None and config.background != "auto":
         raise UsageError(f"Label {decided!r} has allow or compete, which act under background: auto alone.")
-    if config.background == "none":
+    if decided is not None and config.method in WORDS_ALONE:
+        raise UsageError(
+            f"Label {decided!r} has allow or compete. Under method: {config.method} no word competes with the labels."
+        )
+    if config.background == "none" or (config.background == "auto" and config.method in WORDS_ALONE):
         return Competition((), {})
     if config.background == "common":
         return Competition(COMMON_BACKGROUND, {})

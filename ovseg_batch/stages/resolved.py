@@ -51,6 +51,11 @@ class Resolved:
         return zoo.resolve("dino", self.config.dino.model, self.config.dino.weights)
 
     @cached_property
+    def sam3(self) -> ModelSpec:
+        """The SAM 3 of the settings."""
+        return zoo.resolve("sam3", self.config.sam3.model, self.config.sam3.weights)
+
+    @cached_property
     def inpaint(self) -> PipelineSpec:
         """The inpainting pipeline of the settings."""
         return zoo.resolve_inpainting(self.config.inpaint.model)

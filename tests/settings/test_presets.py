@@ -11,7 +11,7 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
 from tests.conftest import Command
 
-PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino")}, "inpaint.model": "demo"}
+PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino", "sam3")}, "inpaint.model": "demo"}
 
 
 @pytest.mark.parametrize("name", presets())
@@ -59,4 +59,6 @@ def test_one_preset_alone_names_models_that_are_not_for_photographs() -> None:
         tree = yaml.safe_load(file.read_text())
         if name == "demo":
             continue
-        assert "demo" not in tree["clip"]["model"] and "demo" not in tree.get("sam", {}).get("model", ""), name
+        assert "demo" not in tree.get("clip", {}).get("model", "") and "demo" not in tree.get("sam", {}).get(
+            "model", ""
+        ), name

@@ -56,7 +56,7 @@ class RefinePlan(StagePlan):
     def __init__(self, run: Resolved) -> None:
         config = run.config
         _check_refine(config)
-        self._run, self._settings, self._paint = config.run, config.refine, config.paint
+        self._run, self._settings, self._paint = config.run, config.refine, config.painting
         self._dense, self._presence = config.dense, config.presence
         self._words, self._vocabulary = run.words, run.vocabulary
         self._read = read_settings(config, self.name, "refine")
@@ -157,7 +157,7 @@ def _check_refine(config: Config) -> None:
         raise UsageError(
             f"refine.bank: there is no file {config.refine.bank}. `ovseg-batch bank build WORKDIR -o FILE` makes one."
         )
-    if config.refine.output == "semantic" and config.paint == "overlapping":
+    if config.refine.output == "semantic" and config.painting == "overlapping":
         raise UsageError("refine.output: semantic makes one mask of each class, so it needs paint: exclusive.")
     if config.sam.cache == "embeddings" and config.refine.tile is not None:
         raise UsageError(
