@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovseg_batch.io.atomic import create
-from ovseg_batch.types import Annotation, Proposal, RowResult
+from ovseg_batch.types import Annotation, Proposal, RowResult, WordMask
 
 TABLE = ".parquet"  # suffix of a shard's table
 
@@ -58,8 +58,20 @@ PROPOSAL = pa.struct(
     ]
 )
 
+#: the fields of `types.WordMask`
+WORD_MASK = pa.struct(
+    [
+        pa.field("query", pa.int32()),
+        pa.field("score", pa.float32()),
+        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("area", pa.int64()),
+        pa.field("rle", pa.binary()),
+    ]
+)
+
+Record = Annotation | Proposal | WordMask
 #: column → the record of each of its elements
-RECORDS: dict[str, type[Annotation] | type[Proposal]] = {"annotations": Annotation, "proposals": Proposal}
+RECORDS: dict[str, type[Record]] = {"annotations": Annotation, "proposals": Proposal, "word_masks": WordMask}
 FIELDS = {name: tuple(field.name for field in fields(record)) for name, record in RECORDS.items()}
 
 

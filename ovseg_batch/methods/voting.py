@@ -60,7 +60,7 @@ class MaskCandidate:
         label: index of the class.
         area: pixels, at the resolution of the model.
         coverage: share of its pixels that carry its class in the dense map. None where there is no dense map.
-        predicted_iou, stability: SAM2's, in [0, 1].
+        predicted_iou, stability: SAM2's, in [0, 1]. None for masks of another model.
         score: by which the method ranks it among other masks, in [0, 1].
         reason: why the method chose it, where a rule decided between several.
         margin: by how much its class won, in [0, 1], where the mask and not its pixels were classified.
@@ -69,8 +69,8 @@ class MaskCandidate:
     label: int
     area: int
     coverage: float | None
-    predicted_iou: float
-    stability: float
+    predicted_iou: float | None
+    stability: float | None
     score: float
     reason: str | None = None
     margin: float = 0.0

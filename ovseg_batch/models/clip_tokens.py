@@ -8,13 +8,17 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from ovseg_batch.errors import UsageError
+
 TABLE = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 48894  # lines of the table that CLIP uses
 START, END = 49406, 49407
+MARKS = 2  # tokens before and after a text
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # parts of a text that are never merged
 BYTES = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that the table writes as characters of their own
 
@@ -22,6 +26,24 @@ BYTES = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that the 
 def token_ids(text: str) -> list[int]:
     """Return the ids of a text between the start and the end token."""
     return [START, *_tokenizer().encode(text).ids, END]
+
+
+def require_short(prompts: Iterable[str], most: int, model: str, advice: str = "") -> None:
+    """Require that every prompt has at most so many tokens.
+
+    Args:
+        most: tokens that a model takes, with the marks of start and end.
+        model, advice: name of the model, and what else helps, for the message.
+
+    Raises:
+        UsageError: a prompt is longer.
+    """
+    for prompt in prompts:
+        if len(prompt.encode()) + MARKS > most and (count := len(token_ids(prompt))) > most:
+            raise UsageError(
+                f"labels: the prompt {prompt!r} has {count} tokens, and {model} takes {most}. Name the label in fewer "
+                f"words{advice}."
+            )
 
 
 @functools.cache

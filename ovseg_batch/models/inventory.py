@@ -23,7 +23,7 @@ class ListedModel:
     """A named model.
 
     Attributes:
-        kind: `clip`, `sam`, `dino`, `owl` or `inpaint`.
+        kind: `clip`, `sam`, `dino`, `owl`, `sam3` or `inpaint`.
         state: `embedded` in the package, `here` on this machine, or `missing`.
         size: bytes of the local files or of the download. None where unknown before the download.
         gated: whether the hub requires that its licence is accepted there before a download.
@@ -56,7 +56,7 @@ def _model(name: str, preset: Preset) -> ListedModel:
         state=_state(path, preset.embedded),
         size=Path(path).stat().st_size if path else preset.size,
         licence=preset.licence,
-        gated=False,
+        gated=preset.gated,
         architecture=f"{preset.architecture} {preset.tag}".strip(),
         path=path,
         hub=preset.hub,

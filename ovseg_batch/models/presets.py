@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["clip", "sam", "dino", "owl"]
+Kind = Literal["clip", "sam", "dino", "owl", "sam3"]
 
 LOGIT_SCALE = 100.0  # factor of CLIP's similarities; training limits it to this value
 FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number of parameters
@@ -13,7 +13,7 @@ FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named CLIP, SAM2, DINO or OWLv2 model.
+    """A named CLIP, SAM2, DINO, OWLv2 or SAM 3 model.
 
     Attributes:
         architecture: name in open_clip or timm, or config of the sam2 package; `demo/…` for embedded models.
@@ -24,6 +24,7 @@ class Preset:
         embedded: whether the file comes with the package.
         logit_scale: factor of the similarities of image and text.
         size: bytes of the published file, or None where unknown before the download.
+        gated: whether the hub requires that its licence is accepted there before a download.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Preset:
     embedded: bool = False
     logit_scale: float = LOGIT_SCALE
     size: int | None = None
+    gated: bool = False
 
 
 def _demo(architecture: str, file: str, logit_scale: float) -> Preset:
@@ -150,7 +152,17 @@ OWL_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO, "owl": OWL}
+SAM3: dict[str, Preset] = {
+    "sam3": Preset(
+        "sam3",
+        "sam3",
+        "SAM License (commercial use allowed; no military use, weapons or espionage)",
+        hub="facebook/sam3",
+        file="model.safetensors",
+        gated=True,
+    )
+}
+NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO, "owl": OWL, "sam3": SAM3}
 
 
 def named(kind: Kind) -> dict[str, Preset]:

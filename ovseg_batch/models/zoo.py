@@ -19,6 +19,7 @@ from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import is_openai_layout
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
+from ovseg_batch.models.sam3_layout import sam3_layout
 
 RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -44,6 +45,7 @@ class ModelSpec:
         patch: side of a patch in pixels.
         width: length of a feature.
         logit_scale: multiplies the similarities of image and text.
+        context: most tokens of a prompt of SAM 3.
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class ModelSpec:
     patch: int = 16
     width: int = 256
     logit_scale: float = LOGIT_SCALE
+    context: int = 32
 
     @property
     def embedded(self) -> bool:
@@ -102,9 +105,9 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
     Args:
-        kind: `clip`, `sam`, `dino` or `owl`.
+        kind: `clip`, `sam`, `dino`, `owl` or `sam3`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for a DINO, an OWLv2 or a SAM of the first version, `local-dir:` and a folder that timm or transformers
+            for the other kinds and a SAM of the first version, `local-dir:` and a folder that timm or transformers
             wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
@@ -120,6 +123,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_dino(model, preset, weights)
     if kind == "owl":
         return _resolve_owl(model, preset, weights)
+    if kind == "sam3":
+        return _resolve_sam3(model, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -243,6 +248,22 @@ def _resolve_owl(model: str, preset: Preset | None, weights: str | None) -> Mode
     return ModelSpec("owl", model, architecture, found, side, "native", licence, None, own, patch, width)
 
 
+def _resolve_sam3(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    layout = sam3_layout(model)
+    if preset is None:
+        found: str | None = _given(weights or str(Path(model.removeprefix(FOLDER)) / "model.safetensors"))
+    else:
+        file = f"{preset.architecture}.safetensors"
+        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found = found or _missing(model, file, preset)
+    architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
+    return ModelSpec(
+        *("sam3", model, architecture, str(found), layout.side, "native", licence, None),
+        *(layout.config_hash, layout.patch, layout.width),
+        context=layout.context,
+    )
+
+
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
     """Return the patch side in pixels and the feature width of a CLIP."""
     patch = config["vision_cfg"].get("patch_size") or 16
@@ -333,11 +354,18 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
         name: argument of `models fetch`.
         file: name of the weights file in a checkpoint folder.
     """
-    kinds = {"clip": "CLIP weights", "sam": "SAM2 weights", "dino": "DINO weights", "owl": "OWLv2 weights"}
+    kinds = {
+        "clip": "CLIP weights",
+        "sam": "SAM2 weights",
+        "dino": "DINO weights",
+        "owl": "OWLv2 weights",
+        "sam3": "SAM 3 weights",
+    }
     kind = kinds[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)
+    gated = preset is not None and preset.gated
     alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
-    raise MissingModels([Missing(name, what or kind, weight, licence, alternative=alternative)])
+    raise MissingModels([Missing(name, what or kind, weight, licence, gated, alternative)])
 
 
 def _require_text_files(name: str, config: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ def needed_models(config: Config) -> list[NeededModel]:
         "sam": NeededModel("sam", config.sam.model, config.sam.weights),
         "dino": NeededModel("dino", config.dino.model, config.dino.weights),
         "owl": NeededModel("owl", config.owl.model, config.owl.weights),
+        "sam3": NeededModel("sam3", config.sam3.model, config.sam3.weights),
         "inpaint": NeededModel("inpaint", config.inpaint.model),
     }
     needed = {kind for plan in plans_of(config) for kind in plan.models_of(config)}

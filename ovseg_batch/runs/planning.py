@@ -239,7 +239,7 @@ def _with_precision(config: Config, precision: str) -> Config:
     """Replace every precision of `auto`."""
     chosen = {
         name: section.model_copy(update={"precision": precision})
-        for name in ("clip", "sam", "dino", "owl", "run")
+        for name in ("clip", "sam", "dino", "owl", "sam3", "run")
         if (section := getattr(config, name)).precision == "auto"
     }
     return config.model_copy(update=chosen)

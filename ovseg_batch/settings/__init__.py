@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ovseg_batch.settings.attentions import ATTENTIONS, CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO
-from ovseg_batch.settings.models import ClipConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.models import ClipConfig, InpaintConfig, Sam3Config, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.tree import Config, DenseConfig, EditConfig, Label, RefineConfig
 
@@ -22,5 +22,6 @@ __all__ = [
     "ManifestConfig",
     "RefineConfig",
     "RunConfig",
+    "Sam3Config",
     "SamConfig",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovseg_batch.settings.section import Execution, PathText, Precision, Section
+from ovseg_batch.settings.section import Execution, PathText, Precision, Section, Share
 
 
 class ClipConfig(Section):
@@ -42,6 +42,46 @@ class DinoConfig(Section):
     """A .pth file as Meta publishes it, or safetensors. null: the weights of the named model."""
     precision: Precision | None = None
     """Precision of DINO. null: `run.precision`."""
+
+
+class Sam3Execution(Execution):
+    """The memory that SAM 3 takes."""
+
+    words_chunk: Annotated[int, Field(ge=1)] | None = None
+    """Words that SAM 3 computes together on a GPU. It is halved when memory runs out. A CPU computes one at a time.
+    null: 8."""
+
+
+class Sam3Config(Sam3Execution):
+    """SAM 3 and the masks of `method: sam3`."""
+
+    model: PathText = "sam3"
+    """A name from `ovseg-batch models list`, or `local-dir:` and a folder that transformers wrote."""
+    weights: PathText | None = None
+    """Safetensors with the names of transformers. null: the weights of the named model."""
+    precision: Precision | None = None
+    """Precision of SAM 3. null: `run.precision`."""
+    size: Annotated[int, Field(ge=336, multiple_of=336)] | None = None
+    """Side in pixels of the square that SAM 3 sees: a multiple of 336. null: that of its training, 1008."""
+    floor: Share = 0.1
+    """Masks with a lower score are not computed, and no mask of a word that has no better one."""
+    mask: Share = 0.5
+    """Probability from which a pixel belongs to a mask."""
+    cache: Literal["none", "embeddings"] = "none"
+    """Stored results of every image. With `embeddings`, a later `query` needs neither the images nor their encoder."""
+    threshold: Share = 0.3
+    """Masks whose score is not higher are dropped. It is at least `sam3.floor`."""
+    nms: Share = 0.7
+    """Of two masks of a class that overlap by more than this IoU, the one with the lower score is dropped."""
+    contained: Share = 0.9
+    """Of two masks of a class, one of which has a larger share than this in the other, the one with the lower score is
+    dropped."""
+    output: Literal["instances", "semantic"] = "instances"
+    """One mask per object, or one per class from the maximum of both heads of SAM 3."""
+    soft: Share = 0.5
+    """Lowest value of a pixel under `sam3.output: semantic`."""
+    min_area: Share = 0.0
+    """Masks that cover a smaller share of the image are dropped."""
 
 
 class InpaintExecution(Execution):

@@ -12,7 +12,7 @@ from ovseg_batch.datasets import protocols
 from ovseg_batch.settings.attentions import Attention
 from ovseg_batch.settings.detection import DetectConfig, OwlConfig
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
-from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, SamConfig
+from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, Sam3Config, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
 
@@ -354,7 +354,7 @@ class Config(Section):
     and thresholds alone."""
     method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them. `detect` finds
-    boxes first and draws a mask in each."""
+    boxes first and draws a mask in each. `sam3` searches for the masks of each word with SAM 3."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
     definitions: PathText | None = None
@@ -362,15 +362,18 @@ class Config(Section):
     `labels[].definition`. null: no file."""
     background: tuple[str, ...] | Literal["auto", "none", "common"] = "auto"
     """Words for everything that is not a label. `auto`: a vocabulary of common things (docs/words.md). `none`: every
-    pixel gets a label. `common`: a short list of background words. Under `method: detect`, no word competes."""
+    pixel gets a label. `common`: a short list of background words. Under `method: detect` no word competes, and under
+    `method: sam3` only those that are given here."""
     paint: Literal["exclusive", "overlapping"] | None = None
     """`exclusive`: a pixel belongs to one mask at most. `overlapping`: every mask stays whole, such as that of a car
-    with its wheels. null: `overlapping` under `method: detect`, otherwise `exclusive`."""
+    with its wheels. null: `overlapping` under `method: detect` and for the objects of `method: sam3`, otherwise
+    `exclusive`."""
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
     dino: DinoConfig = DinoConfig()
     owl: OwlConfig = OwlConfig()
+    sam3: Sam3Config = Sam3Config()
     dense: DenseConfig = DenseConfig()
     propose: ProposeConfig = ProposeConfig()
     presence: PresenceConfig = PresenceConfig()
@@ -383,8 +386,9 @@ class Config(Section):
 
     @property
     def painting(self) -> Literal["exclusive", "overlapping"]:
-        """How masks share pixels, where `paint` leaves it to the method."""
-        return self.paint or ("overlapping" if self.method == "detect" else "exclusive")
+        """How masks share pixels: `paint`, or the value of the method where it is null."""
+        objects = self.method == "detect" or (self.method == "sam3" and self.sam3.output == "instances")
+        return self.paint or ("overlapping" if objects else "exclusive")
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -192,7 +192,8 @@ def _of_dense(owner: SegmentMap, segments: Sequence[Segment], dense: DenseMap) -
         k, candidate = segment.index, segment.candidate
         pixels = max(area[k], 1)
         score, margin = segment.renamed or (probability[k] / max(agreeing[k], 1), float(lead[k] / pixels))
-        score *= candidate.predicted_iou if candidate else 1.0
+        if candidate is not None and candidate.predicted_iou is not None:
+            score *= candidate.predicted_iou
         shown = 1.0 if segment.renamed else float(clear[k] / pixels)
         found.append(_Measured(score, float(agreeing[k] / pixels), margin, shown))
     return found

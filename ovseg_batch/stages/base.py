@@ -18,15 +18,15 @@ from ovseg_batch.io.remote import Remote
 from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.types import ImageRow, RowResult
-from ovseg_batch.types.arrays import AnyArray, Numbers
+from ovseg_batch.types.arrays import AnyArray, Numbers, Pixels
 
 Shape = tuple[int | None, ...]
-ModelKind = Literal["clip", "sam", "dino", "owl", "inpaint"]  # the section of the settings that names a model
+ModelKind = Literal["clip", "sam", "dino", "owl", "sam3", "inpaint"]  # the section of the settings that names a model
 
 ARRAYS = ".npz"
 #: value of `method` → the stage that gives the masks
-ANSWER_STAGES = {"dense": "refine", "proposals": "classify", "detect": "classify"}
-WORDS_ALONE = ("detect",)  # values of `method` that score each word alone: no words compete with the labels
+ANSWER_STAGES = {"dense": "refine", "proposals": "classify", "detect": "classify", "sam3": "settle"}
+WORDS_ALONE = ("detect", "sam3")  # methods that score each word alone, so that no word competes with the labels
 
 
 def answer_stage(config: Config) -> str:
@@ -72,12 +72,16 @@ class Upstream(Protocol):
         ...
 
     def array(self, row: int, name: str, shape: Shape) -> Numbers:
-        """Return a numeric array that the stage has stored for the row.
+        """Return an array of floating-point numbers that the stage has stored for the row.
 
         Args:
             name: of the array.
             shape: required shape. None: any length of at least 1.
         """
+        ...
+
+    def pixels(self, row: int, name: str, shape: Shape) -> Pixels:
+        """Return an array of uint8 that the stage has stored for the row. Args: as `array`."""
         ...
 
 

@@ -15,6 +15,8 @@ from ovseg_batch.stages.encode import EncodeStage
 from ovseg_batch.stages.fused import FusedStage
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine.stage import RefineStage
+from ovseg_batch.stages.sam3.settle import SettleStage
+from ovseg_batch.stages.sam3.stage import Sam3Stage, TokensStage
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "propose": ProposeStage,
@@ -26,5 +28,8 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "classify": ClassifyStage,
     "detect": DetectStage,
     "classify-boxes": ClassifyBoxesStage,
+    "tokens": TokensStage,
+    "sam3": Sam3Stage,
+    "settle": SettleStage,
     "edit": EditStage,
 }

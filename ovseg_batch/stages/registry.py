@@ -19,6 +19,7 @@ from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
 from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
 from ovseg_batch.stages.resolved import Resolved
+from ovseg_batch.stages.sam3.plan import Sam3Plan, SettlePlan, TokensPlan
 from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
@@ -34,6 +35,9 @@ PLANS: dict[str, type[StagePlan]] = {
     "classify": ClassifyPlan,
     "detect": DetectPlan,
     "classify-boxes": ClassifyBoxesPlan,
+    "tokens": TokensPlan,
+    "sam3": Sam3Plan,
+    "settle": SettlePlan,
     "edit": EditPlan,
 }
 
@@ -101,12 +105,15 @@ def competition(config: Config) -> Competition:
     Raises:
         UsageError: `allow` or `compete` of a label that cannot have an effect.
     """
-    if config.method in WORDS_ALONE:
-        return Competition((), {})
     decided = next((label.name for label in config.labels if label.allow or label.compete), None)
     if decided is not None and config.background != "auto":
         raise UsageError(f"Label {decided!r} has allow or compete, which act under background: auto alone.")
-    if config.background == "none":
+    if decided is not None and config.method in WORDS_ALONE:
+        raise UsageError(
+            f"Label {decided!r} has allow or compete. Under method: {config.method} no word competes with the labels."
+        )
+    alone = config.method == "detect" or (config.method in WORDS_ALONE and config.background == "auto")
+    if config.background == "none" or alone:
         return Competition((), {})
     if config.background == "common":
         return Competition(COMMON_BACKGROUND, {})

@@ -56,6 +56,11 @@ class Resolved:
         return zoo.resolve("owl", self.config.owl.model, self.config.owl.weights)
 
     @cached_property
+    def sam3(self) -> ModelSpec:
+        """The SAM 3 of the settings."""
+        return zoo.resolve("sam3", self.config.sam3.model, self.config.sam3.weights)
+
+    @cached_property
     def inpaint(self) -> PipelineSpec:
         """The inpainting pipeline of the settings."""
         return zoo.resolve_inpainting(self.config.inpaint.model)

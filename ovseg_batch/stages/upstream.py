@@ -12,7 +12,7 @@ from ovseg_batch.io.logits import ArrayReader
 from ovseg_batch.io.tables import RESULT_COLUMNS
 from ovseg_batch.stages.base import ARRAYS, Shape
 from ovseg_batch.types import ImageRow, RowResult
-from ovseg_batch.types.arrays import AnyArray, Numbers
+from ovseg_batch.types.arrays import AnyArray, Numbers, Pixels
 from ovseg_batch.workdir.committed import checked, read_lines
 from ovseg_batch.workdir.store import FILES, StageStore
 
@@ -37,7 +37,15 @@ class CommittedShard:
         return self._values[row].get("content")
 
     def array(self, row: int, name: str, shape: Shape) -> Numbers:
-        """Return an array as `Upstream.array`.
+        """Return an array as `Upstream.array`. Raises OvsegError as `_read`."""
+        return self._read(row, name, shape, "f")
+
+    def pixels(self, row: int, name: str, shape: Shape) -> Pixels:
+        """Return an array as `Upstream.pixels`. Raises OvsegError as `_read`."""
+        return self._read(row, name, shape, "u")
+
+    def _read(self, row: int, name: str, shape: Shape, kind: str) -> AnyArray:
+        """Return an array of one kind of numbers: `f` floating-point numbers, `u` unsigned integers.
 
         Raises:
             OvsegError: the shard holds no such array. Where hashes are forged, its bytes can still be those committed.
@@ -47,7 +55,7 @@ class CommittedShard:
             if self._arrays is None:
                 raise KeyError(name)
             array = self._arrays.read(row, name)
-            if array.dtype.kind != "f" or not _fits(array.shape, shape):
+            if array.dtype.kind != kind or not _fits(array.shape, shape):
                 raise ValueError(f"it is {array.dtype} of the shape {array.shape}")
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise OvsegError(
@@ -99,6 +107,9 @@ class InMemoryShard:
         return self._results[row].content
 
     def array(self, row: int, name: str, shape: Shape) -> Numbers:
+        return self._results[row].arrays[name]
+
+    def pixels(self, row: int, name: str, shape: Shape) -> Pixels:
         return self._results[row].arrays[name]
 
 

@@ -129,6 +129,24 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class WordMask:
+    """One mask that a model has found for one word, in the frame after EXIF rotation and at the original size.
+
+    Attributes:
+        query: index of the word among those of the vocabulary.
+        score: probability of the object, in [0, 1].
+        box: x0, y0, x1, y1 that the model gives, in pixels, inside of the image.
+        area, rle: as in `Annotation`.
+    """
+
+    query: int
+    score: float
+    box: tuple[float, ...]
+    area: int
+    rle: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedImage(Generic[M]):
     """An image with the masks that a run has committed. `height` and `width` are pixels after EXIF rotation."""
 

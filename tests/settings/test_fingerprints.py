@@ -17,7 +17,7 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.edit_modes import EDIT_MODES
 from ovseg_batch.settings.listing import SettingLine, choices, setting_lines
-from ovseg_batch.settings.models import InpaintExecution
+from ovseg_batch.settings.models import InpaintExecution, Sam3Execution
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.settings.running import RunExecution
 from ovseg_batch.stages.registry import make_plan, resolve, stage_names
@@ -29,6 +29,8 @@ FULL_SIZE = {
     "sam.model": "sam2.1-large",
     "sam.weights": "random:0",
 }
+
+SAM3 = {"method": "sam3", "sam3.weights": "random:0"}
 
 #: settings under which each key is read by some stage
 BASES: tuple[dict[str, Any], ...] = (
@@ -48,6 +50,9 @@ BASES: tuple[dict[str, Any], ...] = (
     },
     {"method": "proposals", "classify.scorer": "mask-tokens"},
     {"method": "detect", "owl.weights": "random:0"},
+    SAM3,
+    {**SAM3, "sam3.output": "semantic"},
+    {**SAM3, "sam3.floor": 0.05, "sam3.cache": "embeddings"},
     *({"edit.mode": mode, "edit.prompt": "grass"} for mode in EDIT_MODES),
     {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": "ONE"},
     FULL_SIZE,
@@ -95,6 +100,10 @@ OTHER: dict[str, Any] = {
     "sam.model": "sam2.1-tiny",
     "sam.precision": "bf16",
     "sam.weights": "random:1",
+    "sam3.model": "TINY_SAM3",
+    "sam3.precision": "bf16",
+    "sam3.size": 336,
+    "sam3.weights": "random:1",
 }
 
 #: keys of which no stage reads anything, and what they decide
@@ -105,7 +114,7 @@ ELSEWHERE = {
     "inpaint.model": "the pipeline, of which this machine has one",
 }
 
-EXECUTION: dict[str, type[BaseModel]] = {"run": RunExecution, "inpaint": InpaintExecution}
+EXECUTION: dict[str, type[BaseModel]] = {"run": RunExecution, "inpaint": InpaintExecution, "sam3": Sam3Execution}
 LINES = [one for one in setting_lines() if one.key not in ELSEWHERE and one.key.partition(".")[0] not in ELSEWHERE]
 
 
@@ -122,6 +131,9 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str
     files = {name: str(folder / name) for name in ("ONE", "OTHER")}
     for name, path in files.items():
         Path(path).write_bytes(name.encode())
+    sizes = {"vision_config": {"backbone_config": {}}, "text_config": {}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "sam3", **sizes}))
+    files["TINY_SAM3"] = f"local-dir:{folder}"
     files["DEFINITIONS"] = str(folder / "definitions.txt")
     Path(files["DEFINITIONS"]).write_text("sky >= grass\ntree >= grass\n")
 

@@ -11,7 +11,8 @@ from ovseg_batch.config import load_config, presets
 from ovseg_batch.stages.registry import stage_names
 from tests.conftest import Command
 
-PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in ("clip", "sam", "dino", "owl")}, "inpaint.model": "demo"}
+KINDS = ("clip", "sam", "dino", "owl", "sam3")
+PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in KINDS}, "inpaint.model": "demo"}
 
 
 @pytest.mark.parametrize("name", presets())

@@ -103,7 +103,7 @@ from ovseg_batch.stages.registry import make_plan, resolve, stage_names
 for file in presets().values():
     labels = {{"labels": "person; sky; number plate"}}
     overrides = {{**labels, "edit.mode": "cutout", "inpaint.model": "demo", "classify.tuned": {__file__!r}}}
-    kinds = ("clip", "sam", "dino", "owl")
+    kinds = ("clip", "sam", "dino", "owl", "sam3")
     weights = {{"clip.model": "openai-b16", **{{f"{{kind}}.weights": "random:0" for kind in kinds}}}}
     config = load_config(file, (), {{**overrides, **weights}}, environment={{}})
     resolved = resolve(config)

@@ -6,10 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ovseg_batch.errors import UsageError
 from ovseg_batch.io.tables import PROPOSAL
 from ovseg_batch.methods.vocabulary import prompts_of
-from ovseg_batch.models.clip_tokens import token_ids
+from ovseg_batch.models.clip_tokens import require_short
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.stages.base import ModelKind, Resources, StagePlan
@@ -88,7 +87,10 @@ class ClassifyBoxesPlan(StagePlan):
         self._settings, self._spec = run.config.detect, run.owl
         self._read, self._paint = read_settings(run.config, self.name, "detect"), run.config.painting
         self._vocabulary = run.vocabulary
-        _check_prompts(self._vocabulary.queries, self._settings.templates)
+        prompts = [
+            prompt for query in self._vocabulary.queries for prompt in prompts_of(query, self._settings.templates)
+        ]
+        require_short(prompts, TOKENS, "OWLv2", ", or shorten detect.templates")
 
     def inputs(self) -> dict[str, Any]:
         vocabulary = self._vocabulary
@@ -101,14 +103,3 @@ class ClassifyBoxesPlan(StagePlan):
             "detect": self._read,
             "paint": self._paint,
         }
-
-
-def _check_prompts(queries: tuple[str, ...], templates: tuple[str, ...]) -> None:
-    """Raise UsageError for a word that is too long for OWLv2 in one of the templates."""
-    for query in queries:
-        for prompt in prompts_of(query, templates):
-            if (tokens := len(token_ids(prompt))) > TOKENS:
-                raise UsageError(
-                    f"labels: the prompt {prompt!r} has {tokens} tokens, and OWLv2 takes {TOKENS}. Give the label "
-                    "shorter words, or shorten detect.templates."
-                )

@@ -1,0 +1,134 @@
+"""SAM 3 over the images: their tokens, and the masks of every word.
+
+What is kept decides all later thresholds of scores and overlaps, so that they run no model. With kept tokens, other
+words need neither the images nor their encoder.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ovseg_batch.errors import FailureCode, RowError
+from ovseg_batch.io import rle
+from ovseg_batch.io.ahead import decode_ahead
+from ovseg_batch.methods.concepts import fused_word, stored
+from ovseg_batch.methods.resized_masks import above
+from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.sam3 import Sam3, WordAnswer
+from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
+from ovseg_batch.stages.sam3.plan import Sam3Plan, TokensPlan
+from ovseg_batch.stages.splitting import split_on_failure
+from ovseg_batch.types import ImageRow, RowResult, WordMask
+from ovseg_batch.types.arrays import Pixels
+
+
+class TokensStage(TokensPlan, Stage):
+    """Encodes every image with SAM 3."""
+
+    def setup(self, device: str) -> None:
+        self._sam3 = Sam3.load(self._spec, resolve_device(device), self._precision(), side=self._side)
+        self._sam3.forget()
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        run = self._run
+        for row, image in decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run)):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            [seen] = split_on_failure(lambda images: [self._sam3.see(images[0])], [image])
+            if isinstance(seen, RowError):
+                yield failed(row, seen.code, seen.message)
+                continue
+            yield done(row, {"height": image.shape[0], "width": image.shape[1]}, {"tokens": seen})
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What is kept of one word in an image. `fused` is None where no mask reaches the floor."""
+
+    query: int
+    presence: float
+    best: float
+    masks: list[WordMask]
+    fused: Pixels | None
+
+
+class Sam3Stage(Sam3Plan, Stage):
+    """Searches every image for every word."""
+
+    def setup(self, device: str) -> None:
+        target, chunk = resolve_device(device), self._settings.words_chunk
+        self._sam3 = Sam3.load(self._spec, target, self._precision(), chunk, self._side)
+        self._words = self._sam3.encode_words(self._vocabulary.queries)
+        self._sam3.forget()
+
+    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+        todo, answers = ready(rows, upstream, self.needs)
+        yield from answers
+        for row, image in self._images(todo):
+            if isinstance(image, RowError):
+                yield failed(row, image.code, image.message)
+                continue
+            try:
+                chosen = self._chosen(row)
+            except ValueError as error:  # of the row's own prompts
+                yield failed(row, FailureCode.MODEL, str(error))
+                continue
+            [found] = split_on_failure(functools.partial(self._found, row, chosen, upstream), [image])
+            yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
+
+    def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Pixels | RowError | None]]:
+        """Yield the decoded images, or None for each where their tokens are kept."""
+        run = self._run
+        if not self.reads_images:
+            yield from ((row, None) for row in rows)
+        else:
+            yield from decode_ahead(rows, run.decode_threads, run.decode_bytes, read_limits(run))
+
+    def _chosen(self, row: ImageRow) -> list[int]:
+        """Return the indices of the words of a row. Raises ValueError for prompts that name no label."""
+        left_out = set(self._vocabulary.left_out(row.extra.get("prompts")))
+        return [query for query in range(len(self._vocabulary.queries)) if query not in left_out]
+
+    def _found(
+        self, row: ImageRow, chosen: Sequence[int], upstream: Mapping[str, Upstream], images: Sequence[Pixels | None]
+    ) -> list[RowResult]:
+        """Search one image, or its kept tokens, for words."""
+        [image] = images
+        if image is not None:
+            size, tokens = (image.shape[0], image.shape[1]), self._sam3.see(image)
+        else:
+            values, grid = upstream["tokens"].values(row.row), self._sam3.grid
+            size = (values["height"], values["width"])
+            shape = (grid, grid, self._spec.width)
+            tokens = upstream["tokens"].array(row.row, "tokens", shape).astype(np.float16, copy=False)
+        keep = functools.partial(self._kept, size)
+        words = self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen)
+        columns = [
+            {"query": one.query, "presence": one.presence, "best": one.best, "found": one.fused is not None}
+            for one in words
+        ]
+        masks = [mask for one in words for mask in one.masks]
+        maps = [one.fused for one in words if one.fused is not None]
+        found = {"height": size[0], "width": size[1], "words": columns, "word_masks": masks}
+        return [done(row, found, {"maps": np.stack(maps)} if maps else {})]
+
+    def _kept(self, size: tuple[int, int], query: int, answer: WordAnswer) -> _Word:
+        best = float(answer.scores.max())
+        if answer.soft is None:
+            return _Word(query, answer.presence, best, [], None)
+        scores, corners = answer.scores[answer.kept], answer.boxes[answer.kept].clip(0, 1)
+        boxes = corners * np.array([size[1], size[0], size[1], size[0]], np.float32)
+        masks = []
+        for probabilities, score, box in zip(answer.masks, scores.tolist(), boxes.tolist(), strict=True):
+            # as the processor of the published model: probabilities are resized, and not logits
+            runs = above(probabilities.T, size[::-1], self._settings.mask)
+            if area := runs.area():
+                masks.append(WordMask(query, score, tuple(box), area, rle.from_counts(runs.counts(), *size)))
+        fused = fused_word(answer.masks, torch.from_numpy(scores), answer.presence, answer.soft)
+        return _Word(query, answer.presence, best, masks, stored(fused))

@@ -1,0 +1,361 @@
+"""`method: sam3` over rendered scenes, with a tiny SAM 3 of random weights, whose masks mean nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+import ovseg_batch
+from ovseg_batch.config import load_config
+from ovseg_batch.io import rle
+from ovseg_batch.io.images import read_image
+from ovseg_batch.io.limits import Limits
+from ovseg_batch.methods.concepts import fused_word, stored
+from ovseg_batch.models import zoo
+from ovseg_batch.models.sam3 import Sam3
+from ovseg_batch.stages.registry import stage_names
+from ovseg_batch.workdir.store import Workdir
+from tests.conftest import Command, data_files
+from tests.harness.job import Running
+from tests.support.tiny_sam3 import save_tiny_sam3
+
+WORDS = ["car", "sky", "a red house", "dog"]
+LABELS = "; ".join(WORDS)
+#: every mask stays, so that there are many
+LOOSE = ("--set", "sam3.nms=1", "--set", "sam3.contained=1")
+ASK = ("--labels", LABELS)
+KEEP = ("--set", "sam3.cache=embeddings")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_sam3(tmp_path_factory.mktemp("sam3"))
+
+
+@pytest.fixture(scope="module")
+def arguments(model: Path, few_scenes: Path) -> Callable[..., tuple[object, ...]]:
+    """Return the arguments of a run in three shards, in this process."""
+
+    def given(workdir: Path, *more: object, labels: str = LABELS, images: Path | None = None) -> tuple[object, ...]:
+        small = ("--set", "manifest.shard_rows=2", "--workers", "0", "--set", f"sam3.model=local-dir:{model}")
+        own = ("--set", "sam3.cache=none", *small)
+        return ("run", images or few_scenes / "images", "-o", workdir, "-c", "sam3", "--labels", labels, *own, *more)
+
+    return given
+
+
+@pytest.fixture(scope="module")
+def run(
+    arguments: Callable[..., tuple[object, ...]], tmp_path_factory: pytest.TempPathFactory, command: Command
+) -> Path:
+    """A run without kept tokens, in which masks of a class may overlap."""
+    workdir = tmp_path_factory.mktemp("sam3-run") / "run"
+    done = command(*arguments(workdir, *LOOSE))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def annotations(workdir: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((workdir / "annotations.json").read_text())["annotations"]
+    return found
+
+
+def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:
+    """Return the rows of a stage, in order."""
+    paths = sorted((workdir / "stages").glob(f"{stage}-*/data/*/*.parquet"))
+    return [line for path in paths for line in pq.read_table(path).to_pylist()]
+
+
+def maps(workdir: Path) -> dict[str, np.ndarray]:
+    paths = sorted((workdir / "stages").glob("sam3-*/data/*/*.npz"))
+    return {name: array for path in paths for name, array in np.load(path).items()}
+
+
+def test_masks_are_those_of_the_model(run: Path, model: Path, few_scenes: Path) -> None:
+    """Scores, masks and confidence of the annotations, and the fused maps, from the model's own answers."""
+    sam3 = Sam3.load(zoo.resolve("sam3", f"local-dir:{model}"), torch.device("cpu"), "fp32")
+    words, config = sam3.encode_words(WORDS), load_config(run / "config.yaml", environment={})
+    assert stage_names(config) == ("sam3", "settle") and config.painting == "overlapping"
+    found, seen = annotations(run), 0
+    for number, path in enumerate(sorted((few_scenes / "images").iterdir())):
+        image = read_image(path, Limits(10**8, 10**9))
+        size = image.shape[:2]
+        answers = sam3.answer(sam3.see(image), words, 0.1, lambda _, answer: answer)
+        own = [one for one in found if one["image_id"] == number + 1]
+        for index, answer in enumerate(answers):
+            scores = sorted(answer.scores[answer.scores > 0.3].tolist(), reverse=True)
+            of_word = sorted((one for one in own if one["category_id"] == index + 1), key=lambda one: -one["score"])
+            assert np.allclose([one["score"] for one in of_word], scores, atol=1e-5)
+            for one in of_word:
+                mask = coco.decode(one["segmentation"]).astype(bool)
+                slot = int(np.abs(answer.scores - one["score"]).argmin())
+                probabilities = answer.masks[answer.kept.tolist().index(slot)]
+                wide = torch.nn.functional.interpolate(probabilities[None, None], size, mode="bilinear")[0, 0]
+                wrong = wide[torch.from_numpy(mask) != (wide > 0.5)]
+                assert (wrong - 0.5).abs().max() < 1e-6 if len(wrong) else True  # rounding at the threshold
+                seen += 1
+        line = lines(run, "sam3")[number]
+        assert [word["found"] for word in line["words"]] == [answer.soft is not None for answer in answers]
+        fused = [
+            stored(fused_word(one.masks, torch.from_numpy(one.scores[one.kept]), one.presence, one.soft))
+            for one in answers
+            if one.soft is not None
+        ]
+        assert (f"{number}/maps" in maps(run)) == bool(fused)
+        assert not fused or np.array_equal(maps(run)[f"{number}/maps"], np.stack(fused))
+    assert seen == len(found) > 20
+
+
+def test_confidence_is_the_score_without_that_of_its_best_rival(run: Path) -> None:
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for one in annotations(run):
+        by_image.setdefault(one["image_id"], []).append(one)
+    lowered = 0
+    for number, line in enumerate(lines(run, "sam3")):
+        found = line["word_masks"]
+        overlap, _ = rle.overlaps([one["rle"] for one in found], line["height"], line["width"])
+        for one in by_image.get(number + 1, []):
+            [k] = [k for k, mask in enumerate(found) if mask["rle"].decode() == one["segmentation"]["counts"]][:1]
+            rivals = [
+                other["score"]
+                for j, other in enumerate(found)
+                if other["query"] != found[k]["query"] and overlap[k, j] >= 0.5
+            ]
+            assert one["confidence"] == pytest.approx(one["score"] * (1 - max(rivals, default=0)), abs=1e-4)
+            lowered += bool(rivals)
+    assert lowered
+
+
+def test_kept_tokens_change_no_byte_of_the_result(
+    run: Path, arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    done = command(*arguments(tmp_path / "kept", *LOOSE, *KEEP))
+    assert done.returncode == 0, done.stderr
+    assert annotations(tmp_path / "kept") == annotations(run)
+    assert lines(tmp_path / "kept", "sam3") == lines(run, "sam3")
+    tokens = [np.load(path) for path in (tmp_path / "kept" / "stages").glob("tokens-*/data/*/*.npz")]
+    assert {array.shape for one in tokens for array in one.values()} == {(8, 8, 32)}
+
+
+def test_a_word_has_the_same_masks_alone(
+    run: Path, arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    chunk = ("--set", "sam3.words_chunk=3")
+    assert command(*arguments(tmp_path / "one", *LOOSE, *chunk, labels="dog; car")).returncode == 0
+    for alone, together in zip(lines(tmp_path / "one", "sam3"), lines(run, "sam3"), strict=True):
+        for query, word in enumerate(("dog", "car")):
+            masks = [
+                [{**mask, "query": 0} for mask in line["word_masks"] if mask["query"] == own]
+                for line, own in ((alone, query), (together, WORDS.index(word)))
+            ]
+            assert masks[0] == masks[1]
+
+
+def test_a_query_gives_the_masks_of_a_full_run(
+    arguments: Callable[..., tuple[object, ...]], few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    images = Path(shutil.copytree(few_scenes / "images", tmp_path / "images"))
+    original, answer, full = (tmp_path / name for name in ("original", "answer", "full"))
+    assert command(*arguments(original, *LOOSE, *KEEP, images=images)).returncode == 0
+    assert command(*arguments(full, *LOOSE, *KEEP, labels="water; car", images=images)).returncode == 0
+    shutil.rmtree(images)
+    done = command("query", original, "--labels", "water; car", "-o", answer)
+    assert done.returncode == 0, done.stderr
+    assert (answer / "annotations.json").read_bytes() == (full / "annotations.json").read_bytes()
+    assert annotations(answer)
+
+
+def test_without_kept_tokens_a_query_says_what_it_would_take(run: Path, tmp_path: Path, command: Command) -> None:
+    done = command("query", run, "--labels", "water", "-o", tmp_path / "answer")
+    assert done.returncode == 2 and "--set sam3.cache=embeddings" in done.stderr
+
+
+def test_another_threshold_runs_no_model(run: Path, tmp_path: Path, command: Command) -> None:
+    done = command(
+        "query", run, *ASK, "-o", tmp_path / "answer", "--set", "sam3.threshold=0.6", "--set", "sam3.nms=0.7"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 shards already committed" in done.stderr and "sam3: computing" not in done.stderr
+    kept = annotations(tmp_path / "answer")
+    assert 0 < len(kept) < len(annotations(run)) and min(one["score"] for one in kept) > 0.6
+    done = command("query", run, *ASK, "-o", tmp_path / "lower", "--set", "sam3.threshold=0.05")
+    assert done.returncode == 2 and "below sam3.floor: 0.1" in done.stderr
+
+
+def test_masks_of_a_class_are_distinct(
+    arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    assert command(*arguments(tmp_path / "run")).returncode == 0
+    found = annotations(tmp_path / "run")
+    assert found
+    for one in found:
+        others = [
+            other["segmentation"]
+            for other in found
+            if (other["image_id"], other["category_id"]) == (one["image_id"], one["category_id"]) and other is not one
+        ]
+        if others:
+            assert coco.iou([one["segmentation"]], others, [0] * len(others)).max() <= 0.7
+
+
+def test_exclusive_painting_gives_a_pixel_to_the_best_mask(run: Path, tmp_path: Path, command: Command) -> None:
+    assert command("query", run, *ASK, "-o", tmp_path / "answer", "--set", "paint=exclusive").returncode == 0
+    owned: dict[int, np.ndarray] = {}
+    for one in annotations(tmp_path / "answer"):
+        mask = coco.decode(one["segmentation"]).astype(int)
+        owned[one["image_id"]] = owned.get(one["image_id"], 0) + mask
+    assert owned and all(count.max() == 1 for count in owned.values())
+
+
+def test_semantic_output_is_the_maximum_of_both_heads(run: Path, tmp_path: Path, command: Command) -> None:
+    settings = ("--set", "sam3.output=semantic", "--set", "sam3.soft=0.3")
+    done = command("query", run, *ASK, "-o", tmp_path / "answer", *settings)
+    assert done.returncode == 0, done.stderr
+    found = annotations(tmp_path / "answer")
+    assert len({(one["image_id"], one["category_id"]) for one in found}) == len(found) > 3
+    for number, line in enumerate(lines(run, "sam3")):
+        queries = [word["query"] for word in line["words"] if word["found"]]
+        size = (line["height"], line["width"])
+        values = np.zeros((len(WORDS), *size), np.float32)
+        for query, one in zip(queries, maps(run).get(f"{number}/maps", ()), strict=True):
+            wide = torch.nn.functional.interpolate(torch.from_numpy(one)[None, None] / 255, size, mode="bilinear")
+            values[query] = wide[0, 0].numpy()
+        expected, ordered = values.argmax(axis=0), np.sort(values, axis=0)
+        clear = (np.abs(ordered[-1] - 0.3) > 1e-4) & (ordered[-1] - ordered[-2] > 1e-4)
+        for one in (one for one in found if one["image_id"] == number + 1):
+            mask = coco.decode(one["segmentation"]).astype(bool)
+            wanted = (expected == one["category_id"] - 1) & (ordered[-1] >= 0.3)
+            assert (mask == wanted)[clear].all()
+    done = command("query", run, *ASK, "-o", tmp_path / "other", *settings, "--set", "paint=overlapping")
+    assert done.returncode == 2 and "paint: exclusive" in done.stderr
+
+
+@pytest.mark.parametrize("kept", ["none", "embeddings"])
+@pytest.mark.slow("kill -9 in a stage of sam3 loses at most the shard in flight")
+def test_a_killed_run_resumes_to_the_same_bytes(
+    kept: str,
+    arguments: Callable[..., tuple[object, ...]],
+    tmp_path: Path,
+    start: Callable[..., Running],
+    command: Command,
+) -> None:
+    given = (*LOOSE, "--set", f"sam3.cache={kept}")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert command(*arguments(whole, *given)).returncode == 0
+    points = ["sam3.row:3", "sam3.commit:2", "settle.data:1"] + ["tokens.row:3"] * (kept == "embeddings")
+    for point in points:
+        shutil.rmtree(killed, ignore_errors=True)
+        assert start(*arguments(killed, *given), OVSEG_FAILPOINTS=point).wait().code == -signal.SIGKILL
+        assert command(*arguments(killed, *given)).returncode == 0
+        assert data_files(killed) == data_files(whole)
+        assert not Workdir(killed).verify()
+
+
+def test_a_damaged_image_costs_its_row_and_is_retried(
+    arguments: Callable[..., tuple[object, ...]], few_scenes: Path, run: Path, tmp_path: Path, command: Command
+) -> None:
+    images = Path(shutil.copytree(few_scenes / "images", tmp_path / "images"))
+    victim = sorted(images.iterdir())[2]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    done = command(*arguments(tmp_path / "run", *LOOSE, *KEEP, images=images))
+    assert done.returncode == 3 and len((tmp_path / "run" / "failures.csv").read_text().splitlines()) == 2
+    victim.write_bytes(whole)
+    assert command("retry", tmp_path / "run").returncode == 0
+    assert annotations(tmp_path / "run") == annotations(run)
+
+
+def test_a_model_that_fails_for_an_image_costs_its_row(
+    arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see, calls = Sam3.see, []
+
+    def failing(self: Sam3, image: Any) -> Any:
+        calls.append(1)
+        if 2 <= len(calls) <= 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return see(self, image)
+
+    monkeypatch.setattr(Sam3, "see", failing)
+    done = command(*arguments(tmp_path / "run"))
+    text = (tmp_path / "run" / "failures.csv").read_text()
+    assert done.returncode == 3 and text.count("out_of_memory") == 1, text
+
+
+def test_prompts_of_a_row_limit_its_words(
+    arguments: Callable[..., tuple[object, ...]], few_scenes: Path, run: Path, tmp_path: Path, command: Command
+) -> None:
+    paths = sorted((few_scenes / "images").iterdir())
+    rows = [{"path": str(path), "prompts": ["car"] if k else ["horse"]} for k, path in enumerate(paths)]
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("\n".join(map(json.dumps, rows)))
+    done = command(*arguments(tmp_path / "run", *LOOSE, images=listed))
+    assert done.returncode == 3 and "'horse' is none of the labels" in (tmp_path / "run" / "failures.csv").read_text()
+    asked = [[word["query"] for word in line["words"] or ()] for line in lines(tmp_path / "run", "sam3")]
+    assert asked == [[], *[[0]] * 5]
+    for own, all_words in zip(lines(tmp_path / "run", "sam3")[1:], lines(run, "sam3")[1:], strict=True):
+        assert own["word_masks"] == [mask for mask in all_words["word_masks"] if mask["query"] == 0]
+
+
+def test_a_dry_run_names_stages_and_disk_and_refuses_long_prompts(
+    arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    done = command(*arguments(tmp_path / "run", *KEEP, "--dry-run"))
+    assert done.returncode == 0 and not (tmp_path / "run").exists()
+    assert all(f"\n{name} " in done.stdout for name in ("tokens", "sam3", "settle")), done.stdout
+    long = " ".join(["very"] * 31) + " long"
+    done = command(*arguments(tmp_path / "run", labels=long, images=None), "--dry-run")
+    assert done.returncode == 2 and "34 tokens" in done.stderr
+    done = command(*arguments(tmp_path / "run", "--set", "sam3.size=500"), "--dry-run")
+    assert done.returncode == 2 and "multiple of 336" in done.stderr
+
+
+def test_words_do_not_compete_with_the_labels(
+    arguments: Callable[..., tuple[object, ...]], run: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command(*arguments(tmp_path / "auto", *LOOSE, "--set", "background=auto")).returncode == 0
+    assert annotations(tmp_path / "auto") == annotations(run)
+    assert command(*arguments(tmp_path / "named", *LOOSE, "--set", "background=[dog]", labels="car")).returncode == 0
+    assert {word["query"] for line in lines(tmp_path / "named", "sam3") for word in line["words"]} == {0, 1}
+    assert {one["category_id"] for one in annotations(tmp_path / "named")} == {1}
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("extends: sam3\nlabels: [{name: car, allow: [wheel]}]\n")
+    done = command("run", tmp_path, "-o", tmp_path / "allow", "-c", labels, "--set", "background=auto", "--dry-run")
+    assert done.returncode == 2 and "no word competes" in done.stderr
+
+
+@pytest.mark.slow("exports, reports, edits and the evaluation read masks of SAM 3")
+def test_outputs_are_made_as_for_every_method(
+    arguments: Callable[..., tuple[object, ...]], run: Path, few_scenes: Path, tmp_path: Path, command: Command
+) -> None:
+    for form in ("coco", "coco-polygon", "panoptic", "semantic", "yolo", "csv"):
+        done = command("export", run, "-f", form, "-o", tmp_path / form)
+        assert done.returncode == 0, done.stderr
+    assert command("report", run).returncode == 0
+    assert command("verify", run).returncode == 0
+    edited = command(*arguments(tmp_path / "edited", "--edit", "cutout", "--keep", "car"))
+    assert edited.returncode == 0, edited.stderr
+    assert any((tmp_path / "edited" / "edited").rglob("*.png"))
+    scored = command(*arguments(tmp_path / "scored", labels="sky; car; house", images=few_scenes / "images"))
+    assert scored.returncode == 0, scored.stderr
+    done = command("eval", tmp_path / "scored", "--dataset", "scenes", "--root", few_scenes, "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_segments_an_image_in_memory(model: Path, run: Path, few_scenes: Path) -> None:
+    settings = {"sam3.model": f"local-dir:{model}", "sam3.nms": 1.0, "sam3.contained": 1.0}
+    image = np.asarray(Image.open(sorted((few_scenes / "images").iterdir())[0]).convert("RGB"))
+    found = ovseg_batch.segment(image, LABELS, config="sam3", settings=settings)
+    expected = [one for one in annotations(run) if one["image_id"] == 1]
+    assert sorted(mask.label for mask in found.masks) == sorted(WORDS[one["category_id"] - 1] for one in expected)
