@@ -9,6 +9,7 @@ reaches a floor, and only for the queries that reach it. Source: Carion et al., 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,11 +27,14 @@ from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.sam3_layout import sam3_layout
 from ovseg_batch.models.weights import load_weights, read_state_dict
 from ovseg_batch.types.arrays import Floats, Halves, Indices, Pixels
+from ovseg_batch.units import counted
 
 MIDDLE = 127.5  # mean and standard deviation of the pixels: the model takes values in [-1, 1]
 DETECTOR, TRACKER = "detector_model.", ("tracker_model.", "tracker_neck.")  # prefixes of keys in the published file
 META = "detector.backbone."  # prefix of keys in the file that Meta publishes beside it
 WORDS_GPU = 8  # words per call of the detector
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -112,7 +116,7 @@ class Sam3:
         words: int | None = None,
         side: int | None = None,
     ) -> Sam3:
-        """Load a model. All weights must match.
+        """Load a model. The file must have all of its weights, and may have others.
 
         Args:
             spec: of the kind `sam3`.
@@ -313,7 +317,10 @@ def build(spec: zoo.ModelSpec, side: int | None = None) -> nn.Module:
             "facebook/sam3 on the Hugging Face hub, which has those of transformers."
         )
     model: nn.Module = kind(config)
-    load_weights(model, state, spec.weights, f"the SAM 3 {spec.architecture}")
+    own = model.state_dict().keys()
+    if others := [name for name in state if name not in own]:
+        log.info("%s: %s not used (%s …)", spec.weights, counted(len(others), "tensor is", "tensors are"), others[0])
+    load_weights(model, {name: state[name] for name in state if name in own}, spec.weights, f"SAM 3 {spec.name}")
     return model
 
 

@@ -223,6 +223,10 @@ def test_weights_that_do_not_fit_are_refused_with_the_names(folder: Path, tmp_pa
     save_file(state, tmp_path / "cut.safetensors")
     with pytest.raises(OvsegError, match=r"1 tensor missing \(text_projection\.weight"):
         Sam3.load(zoo.resolve("sam3", f"local-dir:{folder}", str(tmp_path / "cut.safetensors")), CPU, "fp32")
+    state["detector_model.text_projection.weight"] = torch.zeros(2, 16)
+    save_file(state, tmp_path / "cut.safetensors")
+    with pytest.raises(OvsegError, match=r"1 tensor of another shape \(text_projection\.weight"):
+        Sam3.load(zoo.resolve("sam3", f"local-dir:{folder}", str(tmp_path / "cut.safetensors")), CPU, "fp32")
     save_file({"detector.backbone.vision_backbone.trunk.pos_embed": torch.zeros(1)}, tmp_path / "meta.safetensors")
     with pytest.raises(OvsegError, match="Meta's own file"):
         Sam3.load(zoo.resolve("sam3", f"local-dir:{folder}", str(tmp_path / "meta.safetensors")), CPU, "fp32")
