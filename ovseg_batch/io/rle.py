@@ -128,6 +128,22 @@ def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Doubles,
     return coco.iou(masks, masks, [0] * len(masks)), coco.iou(masks, masks, [1] * len(masks))
 
 
+def distinct(ordered: Sequence[bytes], height: int, width: int, limit: float) -> list[int]:
+    """Return the indices of masks after non-maximum suppression: no IoU with an earlier kept one exceeds `limit`.
+
+    Few masks are kept, so this compares far fewer pairs than `overlaps`.
+
+    Args:
+        ordered: counts of the masks, best first.
+    """
+    kept: list[int] = []
+    masks = [{"size": [height, width], "counts": one} for one in ordered]
+    for index, mask in enumerate(masks):
+        if not kept or coco.iou([mask], [masks[k] for k in kept], [0] * len(kept)).max() <= limit:
+            kept.append(index)
+    return kept
+
+
 def from_coco(segmentation: Any, height: int, width: int) -> bytes:
     """Return the compressed counts of a COCO segmentation: a list of polygons, or run lengths, compressed or not.
 

@@ -69,6 +69,8 @@ class Answer:
         mask_of: index of a candidate → its mask.
         dense: class of every pixel. None: the method classifies only masks.
         with_sam: whether the run uses SAM2, whose predicted IoU the confidence then includes.
+        counts_of: index of a candidate → its mask, run-length encoded. Where masks overlap and are ranked by score,
+            these masks become annotations without being painted. None: masks are painted.
     """
 
     size: tuple[int, int]
@@ -76,6 +78,7 @@ class Answer:
     mask_of: Callable[[int], PlacedMask]
     dense: DenseMap | None = None
     with_sam: bool = True
+    counts_of: Callable[[int], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ def annotate(
         relabel: changes the classes of segments before they become annotations.
     """
     overlapping = painting.paint == "overlapping"
+    if overlapping and painting.by_score and answer.counts_of is not None:
+        return _unpainted(answer, vocabulary, painting.min_area, answer.counts_of)
     owner, segments = _painted(answer, painting)
     if relabel is not None:
         segments = relabel(owner, segments)
@@ -135,6 +140,19 @@ def annotate(
         for segment, one in zip(segments, measured, strict=True)
         if segment.index in outlines and not (segment.label == 0 and vocabulary.has_background)
     ]
+
+
+def _unpainted(
+    answer: Answer, vocabulary: Vocabulary, min_area: int, counts_of: Callable[[int], bytes]
+) -> list[Annotation]:
+    """Return the annotations of candidates that keep all of their pixels, in the order of painting."""
+    found = []
+    for index in sorted(range(len(answer.candidates)), key=lambda k: (answer.candidates[k].score, k)):
+        one = answer.candidates[index]
+        if one.area >= min_area and not (one.label == 0 and vocabulary.has_background):
+            rated = (one.score, None, one.margin, answer.with_sam)
+            found.append(make_annotation(counts_of(index), answer.size, one, vocabulary.names[one.label], *rated))
+    return found
 
 
 def _painted(answer: Answer, painting: Painting) -> tuple[SegmentMap, list[Segment]]:

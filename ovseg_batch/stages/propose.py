@@ -17,7 +17,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.io.region_maps import read_region_map
 from ovseg_batch.methods.proposals import keep_distinct, point_grid
-from ovseg_batch.methods.resized_masks import above
+from ovseg_batch.methods.resized_masks import MaskRuns, above
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam import Sam
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
@@ -76,31 +76,27 @@ class ProposeStage(ProposePlan, Stage):
             which = rated > settings.predicted_iou
             numbers, kept, scores = which.nonzero()[:, 0].tolist(), logits[which].float().cpu(), rated[which].tolist()
             for number, one, score in zip(numbers, kept, scores, strict=True):
-                point = tuple(prompts[number].tolist())
-                proposal = measured_proposal(one, score, embedding.size, point, settings.stability)
-                if proposal is not None:
-                    found.append(proposal)
+                inner, mask, outer = (above(one.T, embedding.size[::-1], threshold) for threshold in (1.0, 0.0, -1.0))
+                steady = inner.area() / max(outer.area(), 1)
+                if steady >= settings.stability and mask.area():
+                    point = tuple(prompts[number].tolist())
+                    found.append(proposal_of(mask, score, steady, embedding.size, point))
         arrays = {"features": _pooled(embedding.coarse)} if self.arrays else {}
         return _Found(keep_distinct(found, settings.nms), arrays)
 
 
-def measured_proposal(
-    logits: torch.Tensor, rated: float, size: tuple[int, int], point: tuple[float, ...], least_stability: float = 0.0
-) -> Proposal | None:
-    """Return the mask of logits (h, w), measured at full size along its columns, as RLE needs it.
+def proposal_of(
+    mask: MaskRuns, rated: float, steady: float, size: tuple[int, int], point: tuple[float, ...]
+) -> Proposal:
+    """Return a mask that was computed along its columns, as RLE needs it.
 
     Args:
-        rated: SAM2's predicted IoU.
+        rated, steady: SAM2's predicted IoU, and the stability.
         size: (H, W) of the image.
         point: x, y of the prompt in pixels.
-        least_stability: masks below it give None, as empty ones do.
     """
-    inner, mask, outer = (above(logits.T, size[::-1], threshold) for threshold in (1.0, 0.0, -1.0))
-    steady, area = inner.area() / max(outer.area(), 1), mask.area()
-    if steady < least_stability or area == 0:
-        return None
     counts = rle.from_counts(mask.counts(), *size)
-    return Proposal(tuple(rle.bounding_box(counts, *size)), area, counts, rated, steady, point)
+    return Proposal(tuple(rle.bounding_box(counts, *size)), mask.area(), counts, rated, steady, point)
 
 
 def _proposals_of(regions: SegmentMap) -> list[Proposal]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,16 @@ def answer(*, dense: bool) -> Answer:
     half = np.full(SIZE, 0.5, np.float32)
     shown = DenseMap(labels, half, half, no_probabilities, (), None)
     return Answer(SIZE, candidates, [PlacedMask.crop(mask) for mask in masks].__getitem__, shown if dense else None)
+
+
+def test_masks_that_are_encoded_already_give_the_same_without_being_painted() -> None:
+    painted = answer(dense=False)
+    counts = [rle.encode(mask) for mask in (CAR_BOX, WHEEL_BOX)]
+    encoded = replace(painted, mask_of=pytest.fail, counts_of=counts.__getitem__)
+    painting = Painting(1, by_score=True, paint="overlapping")
+    found = annotate(encoded, VOCABULARY, painting)
+    assert found == annotate(painted, VOCABULARY, painting) and len(found) == 2
+    assert annotate(encoded, VOCABULARY, replace(painting, min_area=50)) == found[:1]
 
 
 def masks_of(annotations: list[Annotation]) -> dict[str, NDArray[np.bool_]]:

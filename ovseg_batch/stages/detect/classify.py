@@ -15,7 +15,6 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.text_cache import text_embeddings
 from ovseg_batch.io.user_cache import cache_folder
 from ovseg_batch.methods.detection import class_scores, word_scores
-from ovseg_batch.methods.selection import distinct
 from ovseg_batch.methods.voting import MaskCandidate
 from ovseg_batch.models.owl import OwlText
 from ovseg_batch.models.zoo import ModelSpec
@@ -65,20 +64,17 @@ class ClassifyBoxesStage(ClassifyBoxesPlan, Stage):
         able = believed >= np.maximum(settings.threshold, vocabulary.thresholds)
         able &= np.array([proposal.area >= least_area for proposal in proposals])[:, None]
         able[:, vocabulary.left_out(row.extra.get("prompts"))] = False
-        used = np.flatnonzero(able.any(axis=1)).tolist()
-        if not used:
-            return []
-        counts = [proposals[k].rle for k in used]
-        overlap, _ = rle.overlaps(counts, *size)
         candidates: list[MaskCandidate] = []
         masks: list[bytes] = []
         for label in range(len(vocabulary.names)):
-            mine, score = able[used, label], believed[used, label]
-            for k in distinct(np.where(mine, score, -1.0), overlap, settings.nms):
-                if mine[k]:
-                    candidates.append(_candidate(label, proposals[used[k]], float(score[k])))
-                    masks.append(counts[k])
-        answer = Answer(size, candidates, lambda index: rle.decode_placed(masks[index], *size))
+            ranked = [k for k in np.argsort(-believed[:, label], kind="stable").tolist() if able[k, label]]
+            for kept in rle.distinct([proposals[k].rle for k in ranked], *size, settings.nms):
+                proposal = proposals[ranked[kept]]
+                candidates.append(_candidate(label, proposal, float(believed[ranked[kept], label])))
+                masks.append(proposal.rle)
+        answer = Answer(
+            size, candidates, lambda index: rle.decode_placed(masks[index], *size), counts_of=masks.__getitem__
+        )
         return annotate(answer, vocabulary, Painting(least_area, by_score=True, paint=self._paint))
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ovseg_batch.errors import RowError
 from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.methods.detection import best_boxes
+from ovseg_batch.methods.resized_masks import above
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.owl import Owl
-from ovseg_batch.models.sam import Sam
+from ovseg_batch.models.sam import Sam, stability
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits
 from ovseg_batch.stages.detect.plan import DetectPlan
-from ovseg_batch.stages.propose import measured_proposal
+from ovseg_batch.stages.propose import proposal_of
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, Proposal, RowResult
 from ovseg_batch.types.arrays import AnyArray, Floats, Pixels
@@ -77,7 +77,10 @@ class DetectStage(DetectPlan, Stage):
         for start in range(0, len(boxes), step):  # in parts, because the masks of all boxes would not fit into memory
             prompts = boxes[start : start + step]
             logits, rated = self._sam.predict(embedding, None, prompts, multimask=False)
-            centres = ((prompts[:, :2] + prompts[:, 2:]) / 2).astype(np.float32)
-            parts = zip(logits[:, 0].float().cpu(), rated[:, 0].tolist(), centres.tolist(), strict=True)
-            found += [measured_proposal(one, score, embedding.size, tuple(centre)) for one, score, centre in parts]
+            maps, centres = logits[:, 0].float().cpu(), (prompts[:, :2] + prompts[:, 2:]) / 2
+            parts = (maps, rated[:, 0].tolist(), stability(maps).tolist(), centres.tolist())
+            for one, score, steady, centre in zip(*parts, strict=True):
+                mask = above(one.T, embedding.size[::-1])
+                drawn = mask.area() > 0
+                found.append(proposal_of(mask, score, steady, embedding.size, tuple(centre)) if drawn else None)
         return found
