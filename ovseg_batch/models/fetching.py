@@ -12,6 +12,7 @@ from typing import Any
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.models import hub, open_clip_tables, pipelines, presets, zoo
+from ovseg_batch.models.layouts import HUB_CONFIG
 from ovseg_batch.units import size
 
 Report = Callable[[str], None]  # receives one line for the user
@@ -87,7 +88,7 @@ def _sources(model: str) -> list[Source]:
             return [Source(preset.hub, _first_of([preset.file]))]
     if model.startswith(zoo.HUB):
         repository = model.removeprefix(zoo.HUB)
-        return [Source(repository, _first_of(names)) for names in ([zoo.HUB_CONFIG], open_clip_tables.HUB_FILES)]
+        return [Source(repository, _first_of(names)) for names in ([HUB_CONFIG], open_clip_tables.HUB_FILES)]
     named = presets.CLIP.get(model)
     architecture, tag = (named.architecture, named.tag) if named else model.partition(":")[::2]
     config = open_clip_tables.architecture(architecture)

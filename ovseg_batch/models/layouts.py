@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+HUB_CONFIG = "open_clip_config.json"  # the architecture of a CLIP of open_clip on the hub
 OPENAI_ENTRY = "input_resolution"  # an entry that only OpenAI's state dicts have
 LEGACY_HEAD = 1 << 20  # bytes at the start of a file of torch before 1.6, which contain all names
 

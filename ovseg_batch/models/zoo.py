@@ -15,8 +15,9 @@ import yaml
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.models import open_clip_tables, pipelines, presets
+from ovseg_batch.models.gelu import gelu_of_file, refuse_wrong_gelu
 from ovseg_batch.models.hub_cache import cached
-from ovseg_batch.models.layouts import is_openai_layout
+from ovseg_batch.models.layouts import HUB_CONFIG
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
 from ovseg_batch.models.sam3_layout import sam3_layout
@@ -24,7 +25,6 @@ from ovseg_batch.models.sam3_layout import sam3_layout
 RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB, FOLDER = "hf-hub:", "local-dir:"  # prefixes of an architecture: a CLIP of the hub, or in a folder
-HUB_CONFIG = "open_clip_config.json"  # the architecture of such a CLIP
 TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm wrote
 DINO_WIDTH = 768  # length of a feature of the named DINO models
 SAM1 = "sam1/"  # prefix of the architecture of a SAM of the first version
@@ -140,10 +140,10 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     tag = weights or (preset.tag if preset else "")
     quick = bool(config.get("quick_gelu", False))
     known = open_clip_tables.pretrained(architecture, tag)
-    _refuse_wrong_gelu(architecture, quick, known.quick_gelu if known else None, tag)
+    refuse_wrong_gelu(architecture, quick, known.quick_gelu if known else None, tag)
     located = _locate_clip(model, architecture, tag)
-    if known is None:
-        _refuse_wrong_gelu(architecture, quick, _gelu_of_file(located, ":" in architecture), tag or located)
+    if known is None and not located.startswith(RANDOM):
+        refuse_wrong_gelu(architecture, quick, gelu_of_file(located, ":" in architecture), tag or located)
     if not architecture.startswith(FOLDER):
         _require_text_files(architecture, config)
     licence = preset.licence if preset else UNKNOWN_LICENCE
@@ -373,40 +373,6 @@ def _require_text_files(name: str, config: dict[str, Any]) -> None:
     for files in open_clip_tables.text_files(config):
         if cached(files.repository, files.needed) is None:
             _missing(name, what=f"tokenizer of {files.repository}")
-
-
-def _gelu_of_file(file: str, own_config: bool) -> bool | None:
-    """Return whether weights without a tag need QuickGELU, or None if that is unknown.
-
-    The config beside the file decides, then the file's name and entries. With `own_config`, the config is the
-    architecture, and only the file is checked.
-    """
-    if file.startswith(RANDOM):
-        return None
-    beside = Path(file).with_name(HUB_CONFIG)
-    if beside.is_file() and not own_config:
-        try:
-            return bool(json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
-        except (OSError, ValueError, AttributeError) as error:
-            raise UsageError(f"Cannot read {beside} ({error}). Fetch it again, or remove it.") from None
-    return True if re.search(r"openai|metaclip|dfn", Path(file).name.lower()) or is_openai_layout(Path(file)) else None
-
-
-def _refuse_wrong_gelu(architecture: str, quick: bool, needed: bool | None, weights: str) -> None:
-    """Raise UsageError if the weights were trained with the other activation, which would make all values wrong.
-
-    OpenAI's, MetaCLIP's and DFN's weights need QuickGELU.
-
-    Args:
-        quick: whether the architecture has QuickGELU.
-        needed: whether the weights need it, or None if unknown.
-    """
-    if needed is not None and needed != quick:
-        twin = f"{architecture}-quickgelu" if needed else architecture.removesuffix("-quickgelu")
-        raise UsageError(
-            f"The weights {weights} were trained with {'QuickGELU' if needed else 'GELU'}, and {architecture} has "
-            f"{'QuickGELU' if quick else 'GELU'}: every value would be wrong. Set clip.model: {twin}."
-        )
 
 
 def resolve_inpainting(model: str) -> pipelines.PipelineSpec:

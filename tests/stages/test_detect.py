@@ -191,7 +191,7 @@ def test_a_word_that_is_too_long_is_refused_before_anything_is_written(
 ) -> None:
     long = "a very small red wooden chair with a tall back beside the table"
     done = command(*arguments(owl, few_scenes / "images", tmp_path / "run", long))
-    assert done.returncode == 2 and "tokens, and OWLv2 takes 16. Give the label shorter words" in done.stderr
+    assert done.returncode == 2 and "tokens, and OWLv2 takes 16. Name the label in fewer words" in done.stderr
     assert not (tmp_path / "run").exists()
     config = config_of(owl, labels=long, **{"detect.templates": ["{}"]})
     assert make_plan(resolve(config), "classify").needs == ("detect",)
