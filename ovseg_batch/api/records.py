@@ -42,7 +42,7 @@ class Mask:
         source: origin of the outline, `sam` or `dense`.
         margin: mean difference between the best and the second-best class probability, in [0, 1].
         coverage: share of the mask whose class in the dense map is its label. None without a dense map.
-        predicted_iou: IoU that SAM2 predicts, in [0, 1]. None where the dense map drew the outline.
+        predicted_iou: IoU that SAM2 predicts, in [0, 1]. None where SAM2 did not draw the outline.
         stability: IoU of the mask under a lower and a higher threshold, in [0, 1]. None where `predicted_iou` is.
         reason: reason why the mask was selected, if a rule decided between several.
     """

@@ -156,7 +156,7 @@ SAM3: dict[str, Preset] = {
     "sam3": Preset(
         "sam3",
         "sam3",
-        "SAM License (commercial use allowed; no military use, weapons or espionage)",
+        "SAM License (no military use, weapons, espionage)",
         hub="facebook/sam3",
         file="model.safetensors",
         gated=True,

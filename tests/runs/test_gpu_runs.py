@@ -37,6 +37,7 @@ from tests.support.emulation import ROOT, emulated_environment, write_crops
 from tests.support.tiny_dino import save_tiny_dino
 from tests.support.tiny_owl import save_tiny_owl
 from tests.support.tiny_sam1 import save_tiny_sam1
+from tests.support.tiny_sam3 import save_tiny_sam3
 
 pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
 
@@ -86,7 +87,9 @@ def on_gpu(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
             answer = process.stdout.readline()
             assert answer, log.read_text()
             ended, operations = json.loads(answer)
-            assert operations or not re.search(r"^(dense|propose|embed).*: 0 of", ended["stderr"], re.MULTILINE)
+            assert operations or not re.search(
+                r"^(dense|propose|embed|tokens|sam3).*: 0 of", ended["stderr"], re.MULTILINE
+            )
             return Done(**ended)
 
         yield run
@@ -172,7 +175,10 @@ def embedded_settings(preset: str) -> list[str]:
 
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tmp_path: Path) -> None:
-    """No DINO, OWLv2 or SAM of the first version is embedded: theirs are tiny and have random weights."""
+    """No DINO, OWLv2, SAM of the first version or SAM 3 is embedded: theirs are tiny and have random weights.
+
+    The products of several words have other last bits than those of one.
+    """
     config, tiny = load_config(Path(preset), environment={}), []
     if config.dense.attention in WITH_DINO:
         tiny.append(f"--set=dino.model=local-dir:{save_tiny_dino(tmp_path / 'dino')}")
@@ -180,6 +186,9 @@ def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tm
         tiny += [f"--set=sam.model=local-dir:{save_tiny_sam1(tmp_path)}", "--set=refine.predicted_iou=0"]
     if config.method == "detect":
         tiny += [f"--set=owl.model=local-dir:{save_tiny_owl(tmp_path / 'owl')}", "--set=detect.boxes=20"]
+    if config.method == "sam3":
+        tiny += [f"--set=sam3.model=local-dir:{save_tiny_sam3(tmp_path / 'sam3')}", "--set=sam3.words_chunk=1"]
+        tiny += ["--set=sam3.threshold=0.15", "--set=sam3.nms=1", "--set=sam3.contained=1"]
     cpu, gpu = both(*embedded_settings(preset), *tiny)
     assert cpu.annotations, "a comparison without masks shows nothing"
     assert gpu == cpu

@@ -57,6 +57,7 @@ def save_tiny_sam3(folder: Path, kind: str = "Sam3", side: int = 112, published:
     Args:
         published: write the keys of the detector under `detector_model.` beside one of a tracker, as on the hub.
     """
+    folder.mkdir(exist_ok=True)
     model = tiny_model(kind, side)
     model.config.save_pretrained(folder)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
