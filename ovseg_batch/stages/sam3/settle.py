@@ -65,7 +65,13 @@ class SettleStage(SettlePlan, Stage):
             MaskCandidate(of_class[k], found[k].area, None, None, None, float(scores[k]), margin=float(sure[k]))
             for k in kept
         ]
-        return Answer(size, candidates, lambda index: rle.decode_placed(counts[kept[index]], *size), with_sam=False)
+        return Answer(
+            size,
+            candidates,
+            mask_of=lambda index: rle.decode_placed(counts[kept[index]], *size),
+            with_sam=False,
+            counts_of=lambda index: counts[kept[index]],
+        )
 
     def _semantic(self, row: ImageRow, kept: Upstream, size: tuple[int, int]) -> Answer:
         """Return the class of every pixel, from the fused maps of the words that are present."""
