@@ -34,7 +34,7 @@ def small_mask(runs: ColumnRuns, small: tuple[int, int]) -> PlacedMask:
 def _covered(runs: ColumnRuns, small: tuple[int, int]) -> tuple[int, int, Doubles]:
     """Return the share of each pixel of a smaller image that a mask covers, in a box around the mask.
 
-    Lengths are counted in parts of a pixel, of which a pixel of either image has a whole number: all sums are exact.
+    Pixels of both images are whole multiples of the unit of length, so all sums are exact.
 
     Returns:
         x and y of the box, and the shares (rows, columns) in [0, 1].

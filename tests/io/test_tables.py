@@ -41,7 +41,12 @@ def test_records_come_back(tmp_path: Path) -> None:
 def test_only_the_fields_of_the_given_record_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, read = write(tmp_path / "table.parquet"), list[str]()
     whole = pq.ParquetFile.read
-    monkeypatch.setattr(pq.ParquetFile, "read", lambda file, columns: read.extend(columns) or whole(file, columns))
+
+    def record(file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+        read.extend(columns)
+        return whole(file, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", record)
     lines = read_results(path, ["row", "annotations"], MaskSummary)
     brief = [MaskSummary(one.category, one.confidence, one.area) for one in MASKS]
     assert [line["annotations"] for line in lines] == [brief, [], brief[1:], None]
