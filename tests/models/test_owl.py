@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_a_prompt_that_is_too_long_is_refused(folder: Path) -> None:
 def test_random_weights_have_the_shapes_of_the_named_models(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, preset in presets.OWL.items():
         spec, config = zoo.resolve("owl", name, "random:3"), Owlv2Config(**presets.OWL_CONFIGS[preset.architecture])
-        vision, text = config.vision_config, config.text_config
+        vision, text = cast(Any, config).vision_config, cast(Any, config).text_config
         assert (spec.window, spec.patch, spec.width) == (vision.image_size, vision.patch_size, text.hidden_size)
         with torch.device("meta"):
             model = Owlv2ForObjectDetection(config)

@@ -131,7 +131,7 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str
     files = {name: str(folder / name) for name in ("ONE", "OTHER")}
     for name, path in files.items():
         Path(path).write_bytes(name.encode())
-    sizes = {"vision_config": {"backbone_config": {}}, "text_config": {}}
+    sizes: dict[str, Any] = {"vision_config": {"backbone_config": {}}, "text_config": {}}
     (folder / "config.json").write_text(json.dumps({"model_type": "sam3", **sizes}))
     files["TINY_SAM3"] = f"local-dir:{folder}"
     files["DEFINITIONS"] = str(folder / "definitions.txt")

@@ -52,7 +52,7 @@ def arguments(owl: Path, images: Path, workdir: Path, labels: str, *settings: st
     return ("run", images, "-o", workdir, "-c", "detect", "--labels", labels, "--workers", "0", *flags)
 
 
-def annotations(workdir: Path) -> list[dict[str, Any]]:
+def written(workdir: Path) -> list[dict[str, Any]]:
     """Return the annotations of a run, with the names of their labels and without their numbers."""
     found = json.loads((workdir / "annotations.json").read_text())
     names = {one["id"]: one["name"] for one in found["categories"]}
@@ -121,10 +121,10 @@ def test_a_label_has_the_same_masks_alone_and_beside_others(
     owl: Path, few_scenes: Path, tmp_path: Path, command: Command
 ) -> None:
     assert command(*arguments(owl, few_scenes / "images", tmp_path / "all", LABELS)).returncode == 0
-    together = annotations(tmp_path / "all")
+    together = written(tmp_path / "all")
     for word in WORDS:
         assert command("query", tmp_path / "all", "--labels", word, "-o", tmp_path / word).returncode == 0
-        alone = annotations(tmp_path / word)
+        alone = written(tmp_path / word)
         assert alone and alone == [one for one in together if one["category_id"] == word]
 
 
@@ -134,7 +134,7 @@ def test_masks_overlap_unless_the_settings_exclude_it(
     def shared(workdir: Path) -> int:
         """Return the pixels that several masks of an image have."""
         sums: dict[int, Any] = {}
-        for one in annotations(workdir):
+        for one in written(workdir):
             mask = rle.decode(one["segmentation"]["counts"].encode(), *one["segmentation"]["size"])
             sums[one["image_id"]] = sums.get(one["image_id"], 0) + mask.astype(int)
         return sum(int((total > 1).sum()) for total in sums.values())
@@ -153,9 +153,9 @@ def test_thresholds_nms_and_areas_drop_masks(owl: Path, few_scenes: Path, tmp_pa
         flags = [flag for one in settings for flag in ("--set", one)]
         done = command("query", tmp_path / "run", "--labels", labels, "-o", tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr
-        return annotations(tmp_path / name)
+        return written(tmp_path / name)
 
-    usual, every = annotations(tmp_path / "run"), asked("every", LABELS, "detect.nms=1", "detect.threshold=0")
+    usual, every = written(tmp_path / "run"), asked("every", LABELS, "detect.nms=1", "detect.threshold=0")
     assert len(every) == 6 * BOXES * len(WORDS) > len(usual)
     assert min(one["score"] for one in usual) >= 0.15
     scores = Counter(one["category_id"] for one in every if one["score"] >= 0.4)
@@ -176,13 +176,13 @@ def test_labels_of_a_row_restrict_its_masks(owl: Path, few_scenes: Path, tmp_pat
     lines = ["path,prompts", f"{first},car", f'{second},"car, person"']
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     assert command(*arguments(owl, tmp_path / "list.csv", tmp_path / "run", LABELS)).returncode == 0
-    found = {(one["image_id"], one["category_id"]) for one in annotations(tmp_path / "run")}
+    found = {(one["image_id"], one["category_id"]) for one in written(tmp_path / "run")}
     assert found == {(1, "car"), (2, "car"), (2, "person")}
 
 
 def test_an_image_without_boxes_has_no_mask(owl: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     done = command(*arguments(owl, few_scenes / "images", tmp_path / "run", LABELS, "detect.objectness=1"))
-    assert done.returncode == 0 and annotations(tmp_path / "run") == []
+    assert done.returncode == 0 and written(tmp_path / "run") == []
     assert json.loads(command("status", tmp_path / "run", "--json").stdout)["complete"]
 
 

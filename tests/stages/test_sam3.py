@@ -66,7 +66,7 @@ def run(
     return workdir
 
 
-def annotations(workdir: Path) -> list[dict[str, Any]]:
+def written(workdir: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((workdir / "annotations.json").read_text())["annotations"]
     return found
 
@@ -87,7 +87,7 @@ def test_masks_are_those_of_the_model(run: Path, model: Path, few_scenes: Path) 
     sam3 = Sam3.load(zoo.resolve("sam3", f"local-dir:{model}"), torch.device("cpu"), "fp32")
     words, config = sam3.encode_words(WORDS), load_config(run / "config.yaml", environment={})
     assert stage_names(config) == ("sam3", "settle") and config.painting == "overlapping"
-    found, seen = annotations(run), 0
+    found, seen = written(run), 0
     for number, path in enumerate(sorted((few_scenes / "images").iterdir())):
         image = read_image(path, Limits(10**8, 10**9))
         size = image.shape[:2]
@@ -119,7 +119,7 @@ def test_masks_are_those_of_the_model(run: Path, model: Path, few_scenes: Path) 
 
 def test_confidence_is_the_score_without_that_of_its_best_rival(run: Path) -> None:
     by_image: dict[int, list[dict[str, Any]]] = {}
-    for one in annotations(run):
+    for one in written(run):
         by_image.setdefault(one["image_id"], []).append(one)
     lowered = 0
     for number, line in enumerate(lines(run, "sam3")):
@@ -142,7 +142,7 @@ def test_kept_tokens_change_no_byte_of_the_result(
 ) -> None:
     done = command(*arguments(tmp_path / "kept", *LOOSE, *KEEP))
     assert done.returncode == 0, done.stderr
-    assert annotations(tmp_path / "kept") == annotations(run)
+    assert written(tmp_path / "kept") == written(run)
     assert lines(tmp_path / "kept", "sam3") == lines(run, "sam3")
     tokens = [np.load(path) for path in (tmp_path / "kept" / "stages").glob("tokens-*/data/*/*.npz")]
     assert {array.shape for one in tokens for array in one.values()} == {(8, 8, 32)}
@@ -173,7 +173,7 @@ def test_a_query_gives_the_masks_of_a_full_run(
     done = command("query", original, "--labels", "water; car", "-o", answer)
     assert done.returncode == 0, done.stderr
     assert (answer / "annotations.json").read_bytes() == (full / "annotations.json").read_bytes()
-    assert annotations(answer)
+    assert written(answer)
 
 
 def test_without_kept_tokens_a_query_says_what_it_would_take(run: Path, tmp_path: Path, command: Command) -> None:
@@ -187,8 +187,8 @@ def test_another_threshold_runs_no_model(run: Path, tmp_path: Path, command: Com
     )
     assert done.returncode == 0, done.stderr
     assert "3 of 3 shards already committed" in done.stderr and "sam3: computing" not in done.stderr
-    kept = annotations(tmp_path / "answer")
-    assert 0 < len(kept) < len(annotations(run)) and min(one["score"] for one in kept) > 0.6
+    kept = written(tmp_path / "answer")
+    assert 0 < len(kept) < len(written(run)) and min(one["score"] for one in kept) > 0.6
     done = command("query", run, *ASK, "-o", tmp_path / "lower", "--set", "sam3.threshold=0.05")
     assert done.returncode == 2 and "below sam3.floor: 0.1" in done.stderr
 
@@ -197,7 +197,7 @@ def test_masks_of_a_class_are_distinct(
     arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
 ) -> None:
     assert command(*arguments(tmp_path / "run")).returncode == 0
-    found = annotations(tmp_path / "run")
+    found = written(tmp_path / "run")
     assert found
     for one in found:
         others = [
@@ -212,7 +212,7 @@ def test_masks_of_a_class_are_distinct(
 def test_exclusive_painting_gives_a_pixel_to_the_best_mask(run: Path, tmp_path: Path, command: Command) -> None:
     assert command("query", run, *ASK, "-o", tmp_path / "answer", "--set", "paint=exclusive").returncode == 0
     owned: dict[int, np.ndarray] = {}
-    for one in annotations(tmp_path / "answer"):
+    for one in written(tmp_path / "answer"):
         mask = coco.decode(one["segmentation"]).astype(int)
         owned[one["image_id"]] = owned.get(one["image_id"], 0) + mask
     assert owned and all(count.max() == 1 for count in owned.values())
@@ -222,7 +222,7 @@ def test_semantic_output_is_the_maximum_of_both_heads(run: Path, tmp_path: Path,
     settings = ("--set", "sam3.output=semantic", "--set", "sam3.soft=0.3")
     done = command("query", run, *ASK, "-o", tmp_path / "answer", *settings)
     assert done.returncode == 0, done.stderr
-    found = annotations(tmp_path / "answer")
+    found = written(tmp_path / "answer")
     assert len({(one["image_id"], one["category_id"]) for one in found}) == len(found) > 3
     for number, line in enumerate(lines(run, "sam3")):
         queries = [word["query"] for word in line["words"] if word["found"]]
@@ -273,7 +273,7 @@ def test_a_damaged_image_costs_its_row_and_is_retried(
     assert done.returncode == 3 and len((tmp_path / "run" / "failures.csv").read_text().splitlines()) == 2
     victim.write_bytes(whole)
     assert command("retry", tmp_path / "run").returncode == 0
-    assert annotations(tmp_path / "run") == annotations(run)
+    assert written(tmp_path / "run") == written(run)
 
 
 def test_a_model_that_fails_for_an_image_costs_its_row(
@@ -325,10 +325,10 @@ def test_words_do_not_compete_with_the_labels(
     arguments: Callable[..., tuple[object, ...]], run: Path, tmp_path: Path, command: Command
 ) -> None:
     assert command(*arguments(tmp_path / "auto", *LOOSE, "--set", "background=auto")).returncode == 0
-    assert annotations(tmp_path / "auto") == annotations(run)
+    assert written(tmp_path / "auto") == written(run)
     assert command(*arguments(tmp_path / "named", *LOOSE, "--set", "background=[dog]", labels="car")).returncode == 0
     assert {word["query"] for line in lines(tmp_path / "named", "sam3") for word in line["words"]} == {0, 1}
-    assert {one["category_id"] for one in annotations(tmp_path / "named")} == {1}
+    assert {one["category_id"] for one in written(tmp_path / "named")} == {1}
     labels = tmp_path / "labels.yaml"
     labels.write_text("extends: sam3\nlabels: [{name: car, allow: [wheel]}]\n")
     done = command("run", tmp_path, "-o", tmp_path / "allow", "-c", labels, "--set", "background=auto", "--dry-run")
@@ -357,5 +357,5 @@ def test_python_segments_an_image_in_memory(model: Path, run: Path, few_scenes: 
     settings = {"sam3.model": f"local-dir:{model}", "sam3.nms": 1.0, "sam3.contained": 1.0}
     image = np.asarray(Image.open(sorted((few_scenes / "images").iterdir())[0]).convert("RGB"))
     found = ovseg_batch.segment(image, LABELS, config="sam3", settings=settings)
-    expected = [one for one in annotations(run) if one["image_id"] == 1]
+    expected = [one for one in written(run) if one["image_id"] == 1]
     assert sorted(mask.label for mask in found.masks) == sorted(WORDS[one["category_id"] - 1] for one in expected)

@@ -21,7 +21,7 @@ def tiny_config(kind: str = "Sam3", side: int = 112) -> Any:
     text: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 16 if kind == "Sam3LiteText" else 32}
     vision = {"model_type": "sam3_vit_model", **vit, **places}
-    sections = {
+    sections: dict[str, Any] = {
         "vision_config": {"model_type": "sam3_vision_model", "backbone_config": vision, "fpn_hidden_size": 16},
         "text_config": text if kind == "Sam3LiteText" else {"model_type": "clip_text_model", **text},
         "geometry_encoder_config": part,
