@@ -21,6 +21,7 @@ from ovseg_batch.config import load_config
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.settings import WITH_DINO
+from ovseg_batch.stages.base import WORDS_ALONE
 from tests.support import full_size, layouts
 from tests.support.fake_hub import FakeHub
 
@@ -142,8 +143,9 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
     planned = 0
     for preset in sorted((ROOT / "configs").glob("*.yaml")):
         config = load_config(preset, environment={})
-        others = config.dense.attention in WITH_DINO or config.method == "detect"
-        weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in ("CLIP", "SAM", "DINO", "OWL")} if others else {}
+        others = config.dense.attention in WITH_DINO or config.method in WORDS_ALONE
+        kinds = ("CLIP", "SAM", "DINO", "OWL", "SAM3")
+        weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in kinds} if others else {}
         for line in re.findall(r"^# +(ovseg-batch .*?)(?: +#.*)?$", preset.read_text(), re.M):
             if " run " in line:
                 reader.run(f"{line} --dry-run", tmp_path, **weights)

@@ -97,4 +97,7 @@ def test_python_gets_the_masks_whole_or_cut(paint: str, few_scenes: Path) -> Non
 def test_an_unknown_method_is_refused_with_those_that_exist(few_scenes: Path, tmp_path: Path, command: Command) -> None:
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "cat", "--set", "method=disc")
     assert done.returncode == 2
-    assert "method: there is no 'disc'. Did you mean 'discs'? Methods: dense, proposals, detect, sam3, discs." in done.stderr
+    assert (
+        "method: there is no 'disc'. Did you mean 'discs'? Methods: dense, proposals, detect, sam3, discs."
+        in done.stderr
+    )
