@@ -220,10 +220,10 @@ class Sam3:
         pyramid = self._pyramid(tokens)
 
         def batch(part: slice) -> list[T]:
-            asked, size = indices[part], 1 if self.alone else self.words.items
+            own, size = indices[part], 1 if self.alone else self.words.items
             kept: list[T] = []
-            for start in range(0, len(asked), size):
-                several = asked[start : start + size]
+            for start in range(0, len(own), size):
+                several = own[start : start + size]
                 filled = several + several[-1:] * (size - len(several))
                 answers = self._answers(pyramid, words.features[filled], words.valid[filled], floor, len(several))
                 kept += [keep(index, answer) for index, answer in zip(several, answers, strict=True)]

@@ -149,20 +149,20 @@ def test_masks_overlap_unless_the_settings_exclude_it(
 def test_thresholds_nms_and_areas_drop_masks(owl: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
     assert command(*arguments(owl, few_scenes / "images", tmp_path / "run", LABELS)).returncode == 0
 
-    def asked(name: str, labels: str, *settings: str) -> list[dict[str, Any]]:
+    def masks_with(name: str, labels: str, *settings: str) -> list[dict[str, Any]]:
         flags = [flag for one in settings for flag in ("--set", one)]
         done = command("query", tmp_path / "run", "--labels", labels, "-o", tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr
         return written(tmp_path / name)
 
-    usual, every = written(tmp_path / "run"), asked("every", LABELS, "detect.nms=1", "detect.threshold=0")
+    usual, every = written(tmp_path / "run"), masks_with("every", LABELS, "detect.nms=1", "detect.threshold=0")
     assert len(every) == 6 * BOXES * len(WORDS) > len(usual)
     assert min(one["score"] for one in usual) >= 0.15
     scores = Counter(one["category_id"] for one in every if one["score"] >= 0.4)
-    high = asked("high", LABELS, "detect.nms=1", "detect.threshold=0.4")
+    high = masks_with("high", LABELS, "detect.nms=1", "detect.threshold=0.4")
     assert Counter(one["category_id"] for one in high) == scores
     [pixels] = {one["segmentation"]["size"][0] * one["segmentation"]["size"][1] for one in every[:1]}
-    large = asked("large", LABELS, "detect.nms=1", "detect.threshold=0", "detect.min_area=0.2")
+    large = masks_with("large", LABELS, "detect.nms=1", "detect.threshold=0", "detect.min_area=0.2")
     assert 0 < len(large) < len(every) and min(one["area"] for one in large) > 0.1 * pixels
     for image in {one["image_id"] for one in usual}:
         for word in WORDS:

@@ -302,8 +302,8 @@ def test_prompts_of_a_row_limit_its_words(
     listed.write_text("\n".join(map(json.dumps, rows)))
     done = command(*arguments(tmp_path / "run", *LOOSE, images=listed))
     assert done.returncode == 3 and "'horse' is none of the labels" in (tmp_path / "run" / "failures.csv").read_text()
-    asked = [[word["query"] for word in line["words"] or ()] for line in lines(tmp_path / "run", "sam3")]
-    assert asked == [[], *[[0]] * 5]
+    searched = [[word["query"] for word in line["words"] or ()] for line in lines(tmp_path / "run", "sam3")]
+    assert searched == [[], *[[0]] * 5]
     for own, all_words in zip(lines(tmp_path / "run", "sam3")[1:], lines(run, "sam3")[1:], strict=True):
         assert own["word_masks"] == [mask for mask in all_words["word_masks"] if mask["query"] == 0]
 
