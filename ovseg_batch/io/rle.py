@@ -62,13 +62,17 @@ def run_lengths(counts: bytes | str) -> Indices:
     Source of the format: pycocotools, `rleToString` in maskApi.c.
 
     Raises:
-        ValueError: the counts end within a number.
+        ValueError: the counts have other characters, end within a number, or have a number of more than 60 bits.
     """
-    letters = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64)
+    letters = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64)
     letters -= ord("0")
+    if letters.size and not 0 <= letters.min() <= letters.max() < 2 ** (BITS + 1):
+        raise ValueError("the run lengths have characters that are not between 0 and o")
     ends = np.flatnonzero(letters & 0x20 == 0)  # the last character of each number
     if not len(ends) or ends[-1] != len(letters) - 1:
         raise ValueError("the run lengths end within a number")
+    if np.diff(ends, prepend=-1).max() > 60 // BITS:
+        raise ValueError("the run lengths have a number of more than 60 bits")
     first = np.concatenate([[0], ends[:-1] + 1])
     place = BITS * (np.arange(len(letters)) - np.repeat(first, np.diff(ends, prepend=-1)))
     lengths = np.add.reduceat((letters & 0x1F) << place, first)
@@ -158,16 +162,16 @@ def from_coco(segmentation: Any, height: int, width: int) -> bytes:
     if segmentation["size"] != [height, width]:
         raise ValueError(f"has run lengths of the size {segmentation['size']!r}, but the image has {[height, width]}")
     counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if not all(type(one) is int and one >= 0 for one in counts) or sum(counts) != height * width:
-            raise ValueError(f"has run lengths that do not add up to the {height * width} pixels of the image")
-        return bytes(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
-    try:
-        packed = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-        decode(packed, height, width)
-    except Exception as error:  # pycocotools raises many classes
-        raise ValueError(f"has run lengths that cannot be decoded ({error})") from None
-    return packed
+    if isinstance(counts, str):
+        try:
+            counts = run_lengths(counts).tolist()  # pycocotools reads on behind counts that end within a number
+        except ValueError as error:
+            raise ValueError(f"has run lengths that cannot be decoded ({error})") from None
+    if not isinstance(counts, list) or not all(type(one) is int and one >= 0 for one in counts):
+        raise ValueError("has run lengths that cannot be decoded (no text, and no list of whole numbers from 0 on)")
+    if sum(counts) != height * width:  # pycocotools returns undefined pixels where they add up to less
+        raise ValueError(f"has run lengths that do not add up to the {height * width} pixels of the image")
+    return bytes(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
 
 
 def _check_polygons(polygons: Sequence[Any], limit: float) -> None:

@@ -1,4 +1,4 @@
-"""Suppression of run-length encoded masks."""
+"""Run-length encoded masks: suppression, and the counts of COCO files."""
 
 from __future__ import annotations
 
@@ -22,3 +22,33 @@ def test_suppression_is_that_of_all_pairs(limit: float) -> None:
     expected = distinct(-np.arange(30.0), overlap, limit)
     assert rle.distinct(counts, 40, 50, limit) == expected
     assert rle.distinct([], 40, 50, limit) == []
+
+
+def test_run_lengths_of_coco_come_back() -> None:
+    mask = np.random.default_rng(5).random((37, 23)) < 0.4
+    counts = rle.encode(mask)
+    for given in (counts.decode(), rle.run_lengths(counts).tolist()):
+        assert rle.from_coco({"size": [37, 23], "counts": given}, 37, 23) == counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (rle.encode(np.ones((40, 50), bool)).decode()[:-1], "end within a number"),
+        (rle.encode(np.ones((40, 50), bool)).decode() + "`", "end within a number"),
+        ("", "end within a number"),
+        ("0 ", "not between 0 and o"),
+        ("0é", "not between 0 and o"),
+        ("0" + "o" * 20 + "0", "more than 60 bits"),
+        ("02", "do not add up"),
+        (rle.encode(np.ones((40, 50), bool)).decode() + "1", "do not add up"),
+        ("01O", "no text, and no list of whole numbers"),
+        ([0, 2, 3], "do not add up"),
+        ([0, 2000.0], "no text, and no list of whole numbers"),
+        ([-1, 2001], "no text, and no list of whole numbers"),
+        (None, "no text, and no list of whole numbers"),
+    ],
+)
+def test_run_lengths_that_are_no_mask_are_refused(counts: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rle.from_coco({"size": [40, 50], "counts": counts}, 40, 50)
