@@ -37,7 +37,6 @@ LIBRARIES = (
     "diffusers",
     "transformers",
     "cv2",
-    "cc3d",
     "pycocotools.mask",
 )
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ovseg_batch.methods.components import connected_components
+from ovseg_batch.methods.components import Components, connected_components
+from ovseg_batch.methods.runs import RunMap
 from ovseg_batch.types.arrays import Integers, Mask, Numbers
 
 GRID = 512  # most pixels along a side of a component that are compared
@@ -61,7 +62,7 @@ def component_points(
     Returns:
         Points by class, larger components first. Every point lies in its component.
     """
-    found = connected_components(label_map)
+    found = connected_components(RunMap.of(label_map))
     prompts: dict[int, list[PointPrompt]] = {}
     sizes: list[int] = []
     for k in np.argsort(-found.areas, kind="stable"):
@@ -71,8 +72,8 @@ def component_points(
         if label in ignore:
             continue
         left, top, right, bottom = found.boxes[k].tolist()
-        part = slice(top, bottom), slice(left, right)
-        x, y = _point(found.numbers[part], k, point, None if confidence is None else confidence[part])
+        part = None if confidence is None else confidence[top:bottom, left:right]
+        x, y = _point(found, int(k), point, part)
         x, y = x + left, y + top
         chosen = prompts.setdefault(label, [])
         if all(np.hypot(x - p.x, y - p.y) >= min_distance for p in chosen):
@@ -81,21 +82,23 @@ def component_points(
     return [prompt for _, chosen in sorted(prompts.items()) for prompt in chosen]
 
 
-def _point(numbers: Integers, number: int, point: str, confidence: Numbers | None) -> tuple[int, int]:
+def _point(found: Components, number: int, point: str, confidence: Numbers | None) -> tuple[int, int]:
     """Return x, y of the point of a component in its box, as `component_points` names it."""
     if point == "peak":
-        return _peak(numbers, number)
+        return _peak(found, number)
+    inside = found.within_box(number)
     if point == "surest" and confidence is not None:
-        return _surest(numbers == number, confidence)
-    return _nearest_to_centre(numbers == number)
+        return _surest(inside, confidence)
+    return _nearest_to_centre(inside)
 
 
-def _peak(numbers: Integers, number: int) -> tuple[int, int]:
+def _peak(found: Components, number: int) -> tuple[int, int]:
     """Return the deepest pixel of a component. In a large box, only the pixels of a grid are compared."""
-    step = -(-max(numbers.shape) // GRID)
-    inside = numbers[step // 2 :: step, step // 2 :: step] == number
+    left, top, right, bottom = found.boxes[number].tolist()
+    step = -(-max(bottom - top, right - left) // GRID)
+    inside = found.within_box(number, step)
     if not inside.any():
-        step, inside = 1, numbers == number
+        step, inside = 1, found.within_box(number)
     edged = cv2.copyMakeBorder(inside.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(edged, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), inside.shape[1])

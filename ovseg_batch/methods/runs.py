@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Mask
+from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Integers, Mask, Narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,51 @@ def row_runs(*maps: AnyArray) -> Runs:
         begins[:, 1:] |= values[:, 1:] != values[:, :-1]
     starts = np.flatnonzero(begins)
     return Runs(starts, np.diff(starts, append=begins.size))
+
+
+@dataclass(frozen=True, slots=True)
+class RunMap:
+    """A map of integers as horizontal runs of equal values. Neighbouring runs may have the same value.
+
+    Attributes:
+        size: (H, W).
+        runs: its runs, which cover every pixel.
+        values: (R,) value of each run.
+    """
+
+    size: tuple[int, int]
+    runs: Runs
+    values: Integers
+
+    @classmethod
+    def of(cls, values: Integers, *others: AnyArray) -> RunMap:
+        """Return a map (H, W) in the longest runs in which `others` (H, W) are constant, too."""
+        runs = row_runs(values, *others)
+        height, width = values.shape
+        return cls((height, width), runs, values.ravel()[runs.starts])
+
+    def pixels(self) -> Narrow:
+        """Return the map (H, W) of values that are not negative."""
+        narrow = self.values.astype(narrow_dtype(int(self.values.max(initial=0))))
+        return np.repeat(narrow, self.runs.lengths).reshape(self.size)
+
+    def touching(self) -> tuple[Indices, Indices]:
+        """Return the pairs of runs that touch each other, diagonally too: the earlier and the later of each pair."""
+        width, (starts, lengths) = self.size[1], (self.runs.starts, self.runs.lengths)
+        above = np.flatnonzero(starts < starts[-1] - starts[-1] % width)  # runs with a row below them
+        row = starts[above] - starts[above] % width
+        first = np.maximum(starts[above] - 1, row) + width
+        last = np.minimum(starts[above] + lengths[above], row + width - 1) + width
+        first, last = (np.searchsorted(starts, pixel, side="right") - 1 for pixel in (first, last))
+        counts = last - first + 1
+        below = np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+        beside = np.flatnonzero(starts[1:] % width)
+        return np.concatenate([np.repeat(above, counts), beside]), np.concatenate([below, beside + 1])
+
+
+def narrow_dtype(largest: int) -> np.dtype[Any]:
+    """Return the dtype of the fewest bytes that holds 0 to `largest` and that OpenCV knows."""
+    return np.dtype(np.uint8 if largest < 1 << 8 else np.uint16 if largest < 1 << 16 else np.int32)
 
 
 def placed_counts(pixels: Mask, left: int, top: int, size: tuple[int, int]) -> Indices:

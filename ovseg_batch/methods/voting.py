@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,10 +21,10 @@ from torch import Tensor
 from ovseg_batch.methods.components import Components, connected_components
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
-from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.runs import RunMap, narrow_dtype
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.types.arrays import ClassMap, Indices, Integers, SegmentMap
+from ovseg_batch.types.arrays import ClassMap, Indices, Narrow
 
 GROUP = 128  # machine words counted together, a byte for each of a word's eight flags: at most 255
 SAME_OBJECT = 0.8  # a mask with this share of its pixels in a larger one of its class shows the same object
@@ -210,7 +209,7 @@ def assemble(
     by_score: bool = False,
     presence: Presence | None = None,
     covered: bool = False,
-) -> tuple[SegmentMap, list[Segment]]:
+) -> tuple[RunMap, list[Segment]]:
     """Paint the candidates over the dense map, so that every pixel has one owner at most.
 
     Args:
@@ -225,18 +224,19 @@ def assemble(
         covered: keep a segment that later masks have covered. Otherwise it is dropped.
 
     Returns:
-        segments (H, W) int32, 0 where nothing is, and the `Segment` behind each positive id.
+        The segment of each pixel, 0 where nothing is, in runs in which `dense` is constant; and the `Segment` behind
+        each positive number.
     """
-    assembly = _Assembly.of(dense.shape)
+    assembly = _Assembly.of(dense.shape, len(candidates))
     for index in sorted(
         range(len(candidates)), key=lambda k: (candidates[k].score if by_score else -candidates[k].area, k)
     ):
         assembly.paint(index, candidates[index], mask_of(index), min_area, merge=not by_score)
-    owner, segments = assembly.owner, assembly.segments
+    owner, segments = RunMap.of(assembly.owner, dense), assembly.segments
     if not covered:
         owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
-        _keep_dense(owner, segments, dense, dense_min_area, presence)
+        owner, segments = _with_pieces(owner, segments, dense, dense_min_area, presence)
     return owner, segments
 
 
@@ -245,18 +245,19 @@ class _Assembly:
     """The masks that are painted so far.
 
     Attributes:
-        owner: (H, W) int32, number of the segment of each pixel; 0 where there is none.
+        owner: (H, W) number of the segment of each pixel; 0 where there is none.
         segments: of the numbers 1, 2, ….
         boxes: x0, y0, x1, y1 of the pixels of each.
     """
 
-    owner: SegmentMap
+    owner: Narrow
     segments: list[Segment]
     boxes: list[Box]
 
     @classmethod
-    def of(cls, shape: tuple[int, ...]) -> _Assembly:
-        return cls(np.zeros(shape, np.int32), [], [])
+    def of(cls, shape: tuple[int, ...], most: int) -> _Assembly:
+        """Return a map without masks, for at most so many."""
+        return cls(np.zeros(shape, narrow_dtype(most)), [], [])
 
     def paint(self, index: int, candidate: MaskCandidate, placed: PlacedMask, min_area: int, merge: bool) -> None:
         """Paint a candidate's mask. It becomes a segment, or a part of a segment that shows the same object."""
@@ -297,82 +298,94 @@ def _union(one: Box, other: Box) -> Box:
     return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
 
 
-def _without_remnants(owner: SegmentMap, segments: list[Segment], min_area: int) -> tuple[SegmentMap, list[Segment]]:
+def _without_remnants(owner: RunMap, segments: list[Segment], min_area: int) -> tuple[RunMap, list[Segment]]:
     """Drop segments with fewer than `min_area` visible pixels, and renumber the others."""
-    runs = row_runs(owner)
-    area = np.bincount(owner.ravel()[runs.starts], weights=runs.lengths, minlength=len(segments) + 1)
+    area = np.bincount(owner.values, weights=owner.runs.lengths, minlength=len(segments) + 1)
     kept = [segment for segment in segments if area[segment.index] >= min_area]
-    if len(kept) == len(segments):
-        return owner, segments
     index_of = np.zeros(len(segments) + 1, np.int32)
     index_of[[segment.index for segment in kept]] = np.arange(1, len(kept) + 1)
-    return index_of[owner], [replace(s, index=int(index_of[s.index])) for s in kept]
+    return replace(owner, values=index_of[owner.values]), [replace(s, index=int(index_of[s.index])) for s in kept]
 
 
-def _keep_dense(
-    owner: SegmentMap, segments: list[Segment], dense: ClassMap, min_area: int, presence: Presence | None
-) -> None:
+def _with_pieces(
+    owner: RunMap, segments: list[Segment], dense: ClassMap, min_area: int, presence: Presence | None
+) -> tuple[RunMap, list[Segment]]:
     """Assign free pixels to an adjacent instance of their class, or make them a new instance."""
-    pieces = connected_components(np.where(owner > 0, UNLABELLED, dense))
-    drawn = np.array([UNLABELLED, *(s.label for s in segments)], np.int16)
-    index_of = _touched(pieces, owner, drawn)
+    free = np.where(owner.values > 0, UNLABELLED, dense.ravel()[owner.runs.starts])
+    touching = owner.touching()
+    pieces = connected_components(replace(owner, values=free), touching)
+    index_of = _touched(pieces, owner, touching, np.array([UNLABELLED, *(s.label for s in segments)], np.int16))
     enough = (pieces.areas >= min_area) & (pieces.labels != UNLABELLED)
     if presence is not None:
-        agrees = presence.labels == dense
-        sure = np.bincount(pieces.numbers[agrees], minlength=len(pieces.areas))
+        agrees = owner.runs.sums(presence.labels == dense)
+        sure = np.bincount(pieces.numbers.values, weights=agrees, minlength=len(pieces.areas))
         shown = sure >= presence.alone * pieces.areas
         index_of[~shown] = 0
         enough &= shown & (pieces.areas >= presence.alone_area)
     new = np.flatnonzero((index_of == 0) & enough)
-    for k in new[np.argsort(pieces.labels[new], kind="stable")]:
-        segments.append(Segment(len(segments) + 1, int(pieces.labels[k]), None))
-        index_of[k] = len(segments)
-    owner |= np.repeat(index_of[pieces.run_numbers], pieces.runs.lengths).reshape(owner.shape)
+    new = new[np.argsort(pieces.labels[new], kind="stable")]
+    index_of[new] = np.arange(len(segments) + 1, len(segments) + len(new) + 1)
+    added = [Segment(int(index_of[k]), int(pieces.labels[k]), None) for k in new]
+    return replace(owner, values=owner.values + index_of[pieces.numbers.values]), [*segments, *added]
 
 
-def _neighbours(values: Integers, pixels: Indices) -> Integers:
-    """Return the values of the eight pixels around each of some pixels: (8, N).
-
-    At the edge of the map, a pixel outside is replaced by the nearest one inside, which is another neighbour or the
-    pixel itself.
-
-    Args:
-        values: (H, W).
-        pixels: (N,) indices in the flattened map.
-    """
-    height, width = values.shape
-    flat, found = values.ravel(), np.empty((8, len(pixels)), values.dtype)
-    y, x = np.divmod(pixels, width)
-    outer = np.flatnonzero((y == 0) | (y == height - 1) | (x == 0) | (x == width - 1))
-    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-    for row, (down, right) in zip(found, steps, strict=True):
-        np.take(flat, pixels + (down * width + right), out=row, mode="clip")
-        row[outer] = values[(y[outer] + down).clip(0, height - 1), (x[outer] + right).clip(0, width - 1)]
-    return found
-
-
-def _touched(pieces: Components, owner: SegmentMap, drawn: ClassMap) -> NDArray[np.int32]:
+def _touched(
+    pieces: Components, owner: RunMap, touching: tuple[Indices, Indices], drawn: ClassMap
+) -> NDArray[np.int32]:
     """For each piece the segment of its class that most of the pixels around it belong to; 0 where none does.
 
+    A pixel counts once for a piece, however many of its pixels it touches.
+
     Args:
-        pieces: of what no segment has.
-        owner: (H, W) int32, 0 where there is no segment.
+        pieces: of what no segment has, in the runs of `owner`.
+        owner: segment of each run, 0 where there is none.
+        touching: `owner.touching()`.
         drawn: class of each segment.
     """
-    free = pieces.within(np.isin(pieces.labels, drawn[1:])).view(np.uint8)
-    near = np.flatnonzero(cv2.dilate(free, np.ones((3, 3), np.uint8)).view(bool) & (owner > 0))
-    segment, around = owner.ravel()[near], _neighbours(pieces.numbers, near)
-    np.copyto(around, 0, where=np.take(pieces.labels, around, mode="clip") != drawn[segment])
-    first = around.max(axis=0)
-    several = ((around != first) & (around > 0)).any(axis=0)
-    one, many = np.flatnonzero((first > 0) & ~several), np.flatnonzero(several)
-    touched = np.sort(around[:, many], axis=0)  # a pixel counts once for a piece, however many it touches of its pixels
-    counts = (touched > 0) & (np.diff(touched, axis=0, prepend=0) != 0)
-    piece = np.concatenate([first[one], touched[counts]]).astype(np.int64)
-    segment = np.concatenate([segment[one], np.broadcast_to(segment[many], touched.shape)[counts]])
-    pairs = piece << 32 | segment
-    pairs, votes = np.unique(pairs, return_counts=True)
+    earlier, later = touching
+    drawn_as = drawn[owner.values]  # UNLABELLED where a run is free
+    free_as = pieces.labels[pieces.numbers.values]  # UNLABELLED where it is not
+    of_earlier = np.flatnonzero((free_as[earlier] == drawn_as[later]) & (free_as[earlier] != UNLABELLED))
+    of_later = np.flatnonzero((free_as[later] == drawn_as[earlier]) & (free_as[later] != UNLABELLED))
+    mine = np.concatenate([earlier[of_earlier], later[of_later]])
+    near = np.concatenate([later[of_earlier], earlier[of_later]])
+    piece, segment = pieces.numbers.values[mine], owner.values[near].astype(np.int64)
+    first, last = _shared_columns(owner, mine, near)
+    votes = _lengths_of_union(piece, first, last, owner.size[0] * owner.size[1])
+    keys = piece << 32 | segment
+    pairs = np.unique(keys)
+    counts = np.bincount(np.searchsorted(pairs, keys), weights=votes, minlength=len(pairs))
     index_of = np.zeros(len(pieces.labels), np.int32)
-    order = np.lexsort((-pairs, votes))  # the most votes last, of equals the segment that was there first
+    order = np.lexsort((-pairs, counts))  # the most votes last, of equals the segment that was there first
     index_of[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF
     return index_of
+
+
+def _shared_columns(owner: RunMap, mine: Indices, near: Indices) -> tuple[Indices, Indices]:
+    """Return the pixels of runs that touch another run: the first one, and the one after the last.
+
+    Args:
+        mine: (P,) runs.
+        near: (P,) runs that touch these, whose pixels are returned.
+    """
+    starts, lengths, width = owner.runs.starts, owner.runs.lengths, owner.size[1]
+    moved = (starts[near] // width - starts[mine] // width) * width + starts[mine]
+    first = np.maximum(moved - 1, starts[near])
+    return first, np.minimum(moved + lengths[mine] + 1, starts[near] + lengths[near])
+
+
+def _lengths_of_union(group: Indices, first: Indices, last: Indices, most: int) -> Indices:
+    """Return for each interval its pixels that no interval of its group before it has, by their first pixels.
+
+    Args:
+        group: (N,) number of the group of each interval.
+        first, last: (N,) its first pixel, and the pixel after its last.
+        most: upper limit of `last`.
+    """
+    offset = group * (most + 1)
+    order = np.argsort(offset + first)
+    begins, ends = (offset + first)[order], (offset + last)[order]
+    before = np.concatenate([[-1], np.maximum.accumulate(ends)[:-1]]) if len(ends) else ends
+    lengths = np.empty_like(ends)
+    lengths[order] = np.maximum(ends - np.maximum(begins, before), 0)
+    return lengths

@@ -16,15 +16,15 @@ from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import mask_confidence
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.presence import Presence
-from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.runs import RunMap
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble
 from ovseg_batch.types import Annotation
-from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Numbers, SegmentMap
+from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Narrow, Numbers
 
-#: (H, W) int32 owner of each pixel, segments → the segments, some with another class
-Relabel = Callable[[SegmentMap, list[Segment]], list[Segment]]
+#: (H, W) owner of each pixel, segments → the segments, some with another class
+Relabel = Callable[[Narrow, list[Segment]], list[Segment]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,12 @@ def annotate(
         return _unpainted(answer, vocabulary, painting.min_area, answer.counts_of)
     owner, segments = _painted(answer, painting)
     if relabel is not None:
-        segments = relabel(owner, segments)
+        segments = relabel(owner.pixels(), segments)
     if painting.joined:
         owner, segments = _joined(owner, segments)
     if not segments:
         return []
-    outlines = rle.encode_regions(owner)
+    outlines = rle.encode_regions(owner.pixels())
     if overlapping:
         outlines = {one.index: _whole(one, outlines.get(one.index), answer) for one in segments}
     measured = _measure(owner, segments, outlines, answer, overlapping)
@@ -155,7 +155,7 @@ def _unpainted(
     return found
 
 
-def _painted(answer: Answer, painting: Painting) -> tuple[SegmentMap, list[Segment]]:
+def _painted(answer: Answer, painting: Painting) -> tuple[RunMap, list[Segment]]:
     """Return the segment of each pixel, and the segments, as `assemble` does."""
     dense = answer.dense
     labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
@@ -182,7 +182,7 @@ class _Measured:
 
 
 def _measure(
-    owner: SegmentMap, segments: Sequence[Segment], outlines: Mapping[int, bytes], answer: Answer, overlapping: bool
+    owner: RunMap, segments: Sequence[Segment], outlines: Mapping[int, bytes], answer: Answer, overlapping: bool
 ) -> list[_Measured]:
     """Return the measured values of segments, from all of their pixels (`outlines`) where masks may overlap."""
     if answer.dense is None:
@@ -198,7 +198,7 @@ def _of_candidates(segments: Sequence[Segment]) -> list[_Measured]:
     return [_Measured(one.score, None, one.margin) for one in drawn]
 
 
-def _of_dense(owner: SegmentMap, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
+def _of_dense(owner: RunMap, segments: Sequence[Segment], dense: DenseMap) -> list[_Measured]:
     """Return the measured values of segments from their pixels in the dense map.
 
     The score is the mean probability of the class over the pixels that carry it, times the predicted IoU.
@@ -226,20 +226,20 @@ def _whole(segment: Segment, visible: bytes | None, answer: Answer) -> bytes:
 def _of_whole(segment: Segment, counts: bytes, size: tuple[int, int], dense: DenseMap) -> _Measured:
     """Return the figures of a segment from all of its pixels, whether other masks cover them or not."""
     placed = rle.decode_placed(counts, *size)
-    alone = placed.pixels.astype(np.int32, order="C")
-    [measured] = _of_dense(alone, [replace(segment, index=1)], dense.within(placed.place))
+    seen = dense.within(placed.place)
+    alone = RunMap.of(np.ascontiguousarray(placed.pixels).view(np.uint8), seen.labels)
+    [measured] = _of_dense(alone, [replace(segment, index=1)], seen)
     return measured
 
 
-def _sums(owner: SegmentMap, dense: DenseMap, label_of: ClassMap) -> tuple[Indices, Indices, Doubles, Doubles, Doubles]:
-    """Sum the dense map over each segment.
+def _sums(owner: RunMap, dense: DenseMap, label_of: ClassMap) -> tuple[Indices, Indices, Doubles, Doubles, Doubles]:
+    """Sum the dense map over each segment. In each run of `owner`, the class is constant.
 
     Returns:
         Pixels, those whose dense class is the segment's, the probability summed over these, the lead summed over all,
         and those of the segment's class that exceed the background by far (all pixels where presence does not count).
     """
-    runs = row_runs(owner, dense.labels)
-    segment = owner.ravel()[runs.starts]
+    runs, segment = owner.runs, owner.values
     agrees = dense.labels.ravel()[runs.starts] == label_of[segment]
 
     def per_segment(of_runs: AnyArray) -> Doubles:
@@ -251,14 +251,14 @@ def _sums(owner: SegmentMap, dense: DenseMap, label_of: ClassMap) -> tuple[Indic
     return area.astype(np.int64), agreeing.astype(np.int64), probability, lead, clear
 
 
-def _joined(owner: SegmentMap, segments: Sequence[Segment]) -> tuple[SegmentMap, list[Segment]]:
+def _joined(owner: RunMap, segments: Sequence[Segment]) -> tuple[RunMap, list[Segment]]:
     """Join the segments of each class. The first candidate of a class becomes that of the joined segment."""
     joined: dict[int, Segment] = {}
     index_of = np.zeros(len(segments) + 1, np.int32)
     for segment in segments:
         kept = joined.setdefault(segment.label, Segment(len(joined) + 1, segment.label, segment.candidate))
         index_of[segment.index] = kept.index
-    return index_of[owner], list(joined.values())
+    return replace(owner, values=index_of[owner.values]), list(joined.values())
 
 
 def make_annotation(

@@ -15,6 +15,7 @@ Pixels = NDArray[np.uint8]  # images with 8 bits a channel, and maps of at most 
 DeepPixels = NDArray[np.uint8 | np.uint16]  # images with 8 or 16 bits a channel
 ClassMap = NDArray[np.int16]  # indices of classes; negative where there is none
 SegmentMap = NDArray[np.int32]  # numbers of segments; 0 where there is none
+Narrow = NDArray[np.uint8 | np.uint16 | np.int32]  # the same in the fewest bytes that hold them
 Indices = NDArray[np.int64]  # indices, counts and boxes
 Integers = NDArray[np.integer[Any]]
 Halves = NDArray[np.float16]

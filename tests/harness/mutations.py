@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Callable
@@ -58,22 +59,27 @@ def mutate_value(tree: Any, random: Random) -> Any:
     """Return a tree of lists, mappings and plain values in which one node is another value, doubled, or gone."""
     nodes = [*_places(tree)]
     if not nodes:
-        return random.choice(VALUES)
+        return _value(random)
     holder, key = random.choice(nodes)
     kind = random.choice(("replace", "replace", "replace", "drop", "double", "rename", "nest"))
     if kind == "replace":
-        holder[key] = random.choice(VALUES)
+        holder[key] = _value(random)
     elif kind == "nest":
         holder[key] = random.choice(([holder[key]], {"a": holder[key]}, {"images": [holder[key]]}))
     elif kind == "drop":
         del holder[key]
     elif isinstance(holder, list):
-        holder.insert(key, holder[key])
+        holder.insert(key, copy.deepcopy(holder[key]))
     elif kind == "rename":
         holder[str(random.choice(VALUES))] = holder.pop(key)
     else:
-        holder[f"{key} "] = holder[key]
+        holder[f"{key} "] = copy.deepcopy(holder[key])
     return tree
+
+
+def _value(random: Random) -> Any:
+    """Return a copy of one of `VALUES`, because later mutations change lists and mappings in place."""
+    return copy.deepcopy(random.choice(VALUES))
 
 
 def mutate_json(tree: Any, random: Random) -> Any:

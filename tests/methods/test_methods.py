@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from ovseg_batch.methods.tiles import place_views
 from ovseg_batch.methods.vocabulary import TEMPLATES, UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import (
     MaskCandidate,
+    Segment,
     assemble,
     choose,
     count_pixels,
@@ -216,11 +217,17 @@ def placed(masks: list[np.ndarray]) -> Callable[[int], PlacedMask]:
     return [PlacedMask.crop(mask) for mask in masks].__getitem__
 
 
+def assembled(*args: Any, **kwargs: Any) -> tuple[np.ndarray, list[Segment]]:
+    """The pixels and segments of `assemble`."""
+    owner, segments = assemble(*args, **kwargs)
+    return owner.pixels(), segments
+
+
 def test_what_is_small_lies_in_front_of_what_is_large() -> None:
     masks = [box(0, 10, 5, 12), box(0, 10, 0, 10)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(1, masks[0]), candidate(0, masks[1])]
-    owner, segments = assemble(dense, candidates, placed(masks), 1, dense_min_area=None)
+    owner, segments = assembled(dense, candidates, placed(masks), 1, dense_min_area=None)
     assert [s.label for s in segments] == [0, 1]
     assert (owner[0, :5] == 1).all() and (owner[0, 5:12] == 2).all()
 
@@ -229,7 +236,7 @@ def test_what_is_hidden_but_for_a_remnant_is_no_instance() -> None:
     masks = [box(0, 10, 0, 10), box(0, 10, 0, 9), box(15, 20, 0, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(k, mask) for k, mask in enumerate(masks)]
-    owner, segments = assemble(dense, candidates, placed(masks), 11, dense_min_area=None)
+    owner, segments = assembled(dense, candidates, placed(masks), 11, dense_min_area=None)
     assert [(s.index, s.label) for s in segments] == [(1, 2), (2, 1)]
     assert sorted(np.unique(owner)) == [0, 1, 2]
 
@@ -246,11 +253,11 @@ def test_unclaimed_pixels_keep_their_dense_class_only_with_the_fallback() -> Non
     dense = np.zeros((20, 20), np.int16)
     dense[:, 12:] = 1
     mask = box(0, 20, 0, 10)
-    owner, segments = assemble(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=4)
+    owner, segments = assembled(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=4)
     assert (owner > 0).all()
     assert (owner[:, 10:12] == 1).all(), "the sliver joins the instance of its class that it touches"
     assert segments[1].candidate is None and segments[1].label == 1
-    owner, _ = assemble(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=None)
+    owner, _ = assembled(dense, [candidate(0, mask)], placed([mask]), 4, dense_min_area=None)
     assert (owner[:, 10:] == 0).all()
 
 
@@ -266,7 +273,7 @@ def test_by_trust_the_better_rated_mask_keeps_the_pixels() -> None:
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [MaskCandidate(0, 100, 1.0, 0.9, 1.0, 0.9), MaskCandidate(1, 30, 1.0, 0.6, 1.0, 0.6)]
     for by_score, label in ((True, 0), (False, 1)):
-        owner, segments = assemble(dense, candidates, placed(masks), 1, None, by_score=by_score)
+        owner, segments = assembled(dense, candidates, placed(masks), 1, None, by_score=by_score)
         assert {s.index: s.label for s in segments}[int(owner[5, 6])] == label
 
 

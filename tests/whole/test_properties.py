@@ -17,9 +17,9 @@ from ovseg_batch.config import dump_config
 from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
 from ovseg_batch.methods.placed_mask import PlacedMask
-from ovseg_batch.methods.runs import row_runs
+from ovseg_batch.methods.runs import RunMap, row_runs
 from ovseg_batch.methods.vocabulary import UNLABELLED
-from ovseg_batch.methods.voting import MaskCandidate, assemble, low_resolution_coverage
+from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.labels import parse_labels
@@ -77,7 +77,7 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
     dense: Array, drawn: list[tuple[int, Array]], min_area: int, fallback: int | None
 ) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), min_area, fallback)
+    owner, segments = assembled(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), min_area, fallback)
     assert [s.index for s in segments] == sorted(set(owner[owner > 0].tolist())) == list(range(1, len(segments) + 1))
     for segment in segments:
         assert (owner == segment.index).sum() >= (min_area if segment.candidate else fallback)
@@ -89,6 +89,12 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
         assert ((owner > 0) | (dense < 0))[~claimed].all(), "and nothing of it is lost"
 
 
+def assembled(*args: Any) -> tuple[Array, list[Segment]]:
+    """The pixels and segments of `assemble`."""
+    owner, segments = assemble(*args)
+    return owner.pixels(), segments
+
+
 def pieces_of(region: Array) -> list[Array]:
     """The 8-connected pieces of an (H, W) bool region, in the order in which rows of pixels meet them."""
     count, numbers = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
@@ -97,15 +103,20 @@ def pieces_of(region: Array) -> list[Array]:
 
 @given(dense=maps)
 def test_components_of_all_classes_at_once_are_those_of_each_class_alone(dense: Array) -> None:
-    found = connected_components(dense)
+    found = connected_components(RunMap.of(dense))
+    numbers = found.numbers.pixels()
     pieces = [(piece, label) for label in range(4) for piece in pieces_of(dense == label)]
     pieces.sort(key=lambda one: np.argmax(one[0]))
-    assert found.numbers.max() == len(pieces) == len(found.areas) - 1
-    assert not found.numbers[dense == UNLABELLED].any() and found.areas[0] == 0 and found.labels[0] == UNLABELLED
+    assert numbers.max() == len(pieces) == len(found.areas) - 1
+    assert not numbers[dense == UNLABELLED].any() and found.areas[0] == 0 and found.labels[0] == UNLABELLED
     for k, (piece, label) in enumerate(pieces, start=1):
         ys, xs = np.nonzero(piece)
-        assert np.array_equal(found.numbers == k, piece)
+        assert np.array_equal(numbers == k, piece)
         assert (found.labels[k], found.areas[k]) == (label, piece.sum())
+        box = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
+        for step in (1, 2, 3):
+            on_grid = piece[box][step // 2 :: step, step // 2 :: step]
+            assert np.array_equal(found.within_box(k, step), on_grid)
         assert found.boxes[k].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
@@ -126,7 +137,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
     dense: Array, drawn: list[tuple[int, Array]], least: int
 ) -> None:
     candidates = [MaskCandidate(label, int(mask.sum()), 1.0, 1.0, 1.0, 1.0) for label, mask in drawn]
-    owner, segments = assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, None)
+    owner, segments = assembled(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, None)
     label_of = np.array([UNLABELLED, *(segment.label for segment in segments)])
     expected, number = owner.copy(), len(segments)
     for label in range(4):
@@ -138,7 +149,7 @@ def test_a_piece_that_nobody_claims_joins_the_instance_of_its_class_that_it_touc
             elif piece.sum() >= least:
                 number += 1
                 expected[piece] = number
-    assert (assemble(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, least)[0] == expected).all()
+    assert (assembled(dense, candidates, lambda k: PlacedMask.crop(drawn[k][1]), 1, least)[0] == expected).all()
 
 
 @given(side=st.integers(1, 40), seed=st.integers(0, 99))

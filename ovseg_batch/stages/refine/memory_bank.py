@@ -19,7 +19,7 @@ from ovseg_batch.methods.class_scores import class_probabilities
 from ovseg_batch.methods.vocabulary import Vocabulary
 from ovseg_batch.methods.voting import Segment
 from ovseg_batch.settings import RefineConfig
-from ovseg_batch.types.arrays import Floats, Indices, Numbers, SegmentMap
+from ovseg_batch.types.arrays import Floats, Indices, Narrow, Numbers
 
 EXTRA_NEIGHBOURS = 32  # additional neighbours to retrieve, because regions of the same image are dropped
 DECIDES = ("clip", "attention", "layers", "window", "stride", "short_side", "long_side")
@@ -84,7 +84,7 @@ class Relabeller:
         features: Numbers,
         boxes: Indices,
         size: tuple[int, int],
-        owner: SegmentMap,
+        owner: Narrow,
         segments: Sequence[Segment],
     ) -> dict[int, tuple[int, float, float]]:
         """Return segment index → class, score, and lead over the second class.
@@ -94,7 +94,7 @@ class Relabeller:
             features: (N, gh, gw, D) of its windows.
             boxes: (N, 4) of the windows.
             size: (h, w) at which they were cut.
-            owner: (H, W) int32, the segment of each pixel.
+            owner: (H, W) the segment of each pixel.
             segments: those of the map.
         """
         if not segments:

@@ -50,7 +50,7 @@ from ovseg_batch.stages.regions import region_map
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.stages.text import word_features
 from ovseg_batch.types import ImageRow, RowResult
-from ovseg_batch.types.arrays import Indices, Numbers, Pixels, SegmentMap
+from ovseg_batch.types.arrays import Indices, Narrow, Numbers, Pixels
 
 
 @dataclass(slots=True)
@@ -187,7 +187,7 @@ class RefineStage(RefinePlan, Stage):
         return max(1, math.ceil(self._settings.min_area * one.size[0] * one.size[1]))
 
     def _renamed(
-        self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: SegmentMap, segments: Sequence[Segment]
+        self, relabeller: Relabeller, row: ImageRow, upstream: Upstream, owner: Narrow, segments: Sequence[Segment]
     ) -> list[Segment]:
         """Return the segments with the classes of a memory bank."""
         values = upstream.values(row.row)

@@ -22,6 +22,7 @@ from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.selection import Selection
 from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
+from ovseg_batch.methods.runs import RunMap
 from ovseg_batch.report.build import build_report
 from ovseg_batch.stages.answer import make_annotation
 from ovseg_batch.stages.base import Upstream
@@ -46,8 +47,8 @@ class RandomMasks(GivenMasks):
             one = cv2.resize(values, self._size[::-1], interpolation=cv2.INTER_CUBIC)
             np.copyto(winner, label, where=one > best)
             np.maximum(best, one, out=best)
-        pieces = connected_components(winner)
-        counts = rle.encode_regions(pieces.numbers)
+        pieces = connected_components(RunMap.of(winner))
+        counts = rle.encode_regions(pieces.numbers.pixels())
         largest = [k for k in np.argsort(-pieces.areas, kind="stable").tolist() if k in counts][: self._masks]
         self._annotations = [
             make_annotation(counts[k], self._size, None, LABELS[pieces.labels[k]], score, 1, score, False)

@@ -70,8 +70,9 @@ class Reference:
         found = self._generated(image, labels) if self._generator else self._prompted(image, labels, least)
         candidates = [claim for claim, _ in found]
         owner, segments = assemble(labels, candidates, lambda index: PlacedMask.crop(found[index][1]), least, least)
+        pixels = owner.pixels()
         return [
-            {"label": self._vocabulary.names[segment.label], "rle": _encoded(owner == segment.index)}
+            {"label": self._vocabulary.names[segment.label], "rle": _encoded(pixels == segment.index)}
             for segment in segments
         ]
 
