@@ -14,7 +14,8 @@ from ovseg_batch.methods.components import Components, connected_components
 from ovseg_batch.methods.runs import RunMap
 from ovseg_batch.types.arrays import Integers, Mask, Numbers
 
-GRID = 512  # most pixels along a side of a component that are compared
+LARGE = 512  # pixels along a side of a component up to which all of its pixels are compared
+GRID = 256  # most pixels along a side of a larger component that are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def component_points(
         min_distance: least distance in pixels to the points of larger components of the class. Nearer points are
             skipped.
         point: `peak` = the pixel deepest inside the component (maximum of the L2 distance transform), to within a
-            512th of its longer side;
+            256th of its longer side;
             `centroid` = the component's pixel nearest to its centre of mass; `surest` = its pixel of the highest
             confidence.
         ignore: classes that are not prompted (a background class).
@@ -95,7 +96,8 @@ def _point(found: Components, number: int, point: str, confidence: Numbers | Non
 def _peak(found: Components, number: int) -> tuple[int, int]:
     """Return the deepest pixel of a component. In a large box, only the pixels of a grid are compared."""
     left, top, right, bottom = found.boxes[number].tolist()
-    step = -(-max(bottom - top, right - left) // GRID)
+    side = max(bottom - top, right - left)
+    step = 1 if side <= LARGE else -(-side // GRID)
     inside = found.within_box(number, step)
     if not inside.any():
         step, inside = 1, found.within_box(number)

@@ -22,7 +22,7 @@ PROBE_SIDE = 64  # side of the matrix product that tests a GPU
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MULTIPLIES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def resolve_device(device: str) -> torch.device:
@@ -118,4 +118,5 @@ def keep_memory() -> None:
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
+        mallopt(M_ARENA_MAX, 1)  # threads' own arenas are returned whenever they are empty
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

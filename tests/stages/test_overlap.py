@@ -53,6 +53,25 @@ def test_only_a_few_are_under_way_and_large_ones_are_alone() -> None:
     assert most == 1
 
 
+def test_the_next_image_is_prepared_while_memory_limits_those_under_way() -> None:
+    started = [threading.Event() for _ in range(12)]
+
+    def before(number: int) -> int:
+        started[number].set()
+        return number
+
+    def during(number: int) -> int:
+        assert number + 1 == len(started) or started[number + 1].wait(10)
+        return number
+
+    def after(number: int) -> int:
+        time.sleep(0.02)
+        return number
+
+    numbers = range(len(started))
+    assert list(in_three_steps(numbers, before, during, after, lambda number: MOST_PIXELS // 4, True)) == [*numbers]
+
+
 @pytest.mark.parametrize("where", range(3))
 def test_an_error_in_any_step_is_the_caller_s(where: int) -> None:
     def step(number: int, place: int) -> int:

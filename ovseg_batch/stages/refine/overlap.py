@@ -47,19 +47,20 @@ def in_three_steps(
 
         for item in items:
             size = pixels(item)
-            while coming and _full(coming, going, size):
-                advance()
-            while going and _full(coming, going, size):
-                yield going.popleft()[0].result()
+            while True:
+                too_many = sum(held for _, held in (*coming, *going)) + size > MOST_PIXELS
+                if len(coming) > AHEAD:
+                    advance()
+                elif going and (len(going) > AHEAD or going[0][0].done()):
+                    yield going.popleft()[0].result()
+                elif too_many and coming:  # rather than wait for `after`, while the accelerator would be idle
+                    advance()
+                elif too_many and going:
+                    yield going.popleft()[0].result()
+                else:
+                    break
             coming.append((first.submit(before, item), size))
-            while going and going[0][0].done():
-                yield going.popleft()[0].result()
         while coming:
             advance()
         while going:
             yield going.popleft()[0].result()
-
-
-def _full(coming: deque[tuple[Future[Before], int]], going: deque[tuple[Future[After], int]], size: int) -> bool:
-    held = sum(part for _, part in (*coming, *going))
-    return len(coming) > AHEAD or len(going) > AHEAD or held + size > MOST_PIXELS
