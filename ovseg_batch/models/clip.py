@@ -156,8 +156,10 @@ class DenseClip:
             x = embed(self.visual, images)
             for block in self.visual.transformer.resblocks:
                 x = run_block(block, x)
-            pooled = self.visual.ln_post(x)
-            pooled = pooled[:, 1:].mean(dim=1) if self.visual.pool_type == "avg" else pooled[:, 0]
+            last = self.visual.final_ln_after_pool
+            x = x if last else self.visual.ln_post(x)
+            pooled = x[:, 1:].mean(dim=1) if self.visual.pool_type == "avg" else x[:, 0]
+            pooled = self.visual.ln_post(pooled) if last else pooled
             features: Tensor = pooled @ self.visual.proj
         return F.normalize(features.float(), dim=-1)
 

@@ -15,6 +15,7 @@ import yaml
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.models import open_clip_tables, pipelines, presets
+from ovseg_batch.models.dense_towers import misfit
 from ovseg_batch.models.gelu import gelu_of_file, refuse_wrong_gelu
 from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import HUB_CONFIG
@@ -271,6 +272,16 @@ def _shape(config: dict[str, Any]) -> tuple[int, int]:
 
 
 def _clip_config(model: str, architecture: str) -> dict[str, Any]:
+    config = _any_clip_config(model, architecture)
+    if why := misfit(config):
+        raise UsageError(
+            f"clip.model {model!r} cannot compute dense maps: {why}. They need open_clip's own ViT with standard blocks, "
+            "such as ViT-B-16. docs/methods.md lists the families."
+        )
+    return config
+
+
+def _any_clip_config(model: str, architecture: str) -> dict[str, Any]:
     if architecture.startswith((FOLDER, HUB)):
         return _foreign_config(architecture)
     config = open_clip_tables.architecture(architecture)
@@ -278,7 +289,7 @@ def _clip_config(model: str, architecture: str) -> dict[str, Any]:
         known = [*presets.CLIP, *open_clip_tables.architectures()]
         raise UsageError(
             f"There is no CLIP model {model!r}.{nearest(model, known)} Names: {', '.join(presets.CLIP)}; "
-            "or any ViT architecture of open_clip with clip.weights."
+            "or an architecture of open_clip with its own ViT, and clip.weights."
         )
     return dict(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_image_features_are_open_clips_own() -> None:
         assert torch.allclose(clip.image_features(images), own, atol=1e-5), name
         larger = clip.normalise(torch.from_numpy(np.resize(image, (clip.image_size * 3 // 2,) * 2 + (3,))[None]))
         assert clip.image_features(larger).shape == own.shape
+
+
+def test_image_features_of_a_tower_that_normalises_after_pooling(tmp_path: Path) -> None:
+    """CLIPA's towers do."""
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}}
+    config["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = open_clip.model.CLIP(**config["model_cfg"])
+    for norm in (model.visual.ln_post.weight, model.visual.ln_post.bias):
+        torch.nn.init.normal_(norm)
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    clip = DenseClip.load(zoo.resolve("clip", f"local-dir:{tmp_path}"), CPU, "fp32")
+    images = clip.normalise(torch.from_numpy(scenes.render(5).image[None, :32, :32]))
+    own = F.normalize(clip.forward_bare(images), dim=-1)
+    assert torch.allclose(clip.image_features(images), own, atol=1e-6)
 
 
 def test_mask_tokens_need_a_class_token_that_speaks() -> None:
