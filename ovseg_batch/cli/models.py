@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 from ovseg_batch.cli.base import guarded
 from ovseg_batch.cli.options import set_option
 from ovseg_batch.errors import UsageError
+from ovseg_batch.models import presets
 
 
 @click.command()
@@ -87,27 +89,41 @@ def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tu
         click.echo(f"{name} is on this machine: {path}" if path else f"{name} comes with the package.")
 
 
+#: kind → help of the model and of its weights
+CHECKED: dict[presets.Kind, tuple[str, str]] = {
+    "clip": (
+        "A name from `models list`, or an open_clip architecture.",
+        "A file, a pretrained tag, or a hub id.",
+    ),
+    "sam": (
+        "A name from `models list`, or a Hydra config of sam2.",
+        "A .pt file as Meta publishes it, or safetensors.",
+    ),
+    "dino": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as timm writes them."),
+    "owl": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as transformers writes them."),
+    "sam3": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as transformers writes them."),
+}
+
+
+def _checked_options(command: Callable[..., None]) -> Callable[..., None]:
+    for kind, (model, weights) in reversed(CHECKED.items()):
+        command = click.option(f"--{kind}-weights", help=weights)(command)
+        command = click.option(f"--{kind}", help=model)(command)
+    return command
+
+
 @models.command("check")
-@click.option("--clip", "clip_model", help="A name from `models list`, or an open_clip architecture.")
-@click.option("--clip-weights", help="A file, a pretrained tag, or a hub id.")
-@click.option("--sam", "sam_model", help="A name from `models list`, or a Hydra config of sam2.")
-@click.option("--sam-weights", help="A .pt file as Meta publishes it, or safetensors.")
+@_checked_options
 @click.option("--device", default="auto", show_default=True)
 @guarded
-def check_models(
-    clip_model: str | None, clip_weights: str | None, sam_model: str | None, sam_weights: str | None, device: str
-) -> None:
-    """Load the models, run each once, and print their properties."""
-    from ovseg_batch.models import presets, zoo
+def check_models(device: str, **given: str | None) -> None:
+    """Load the models, run each once, and print their properties. Without a model, check the embedded ones."""
+    from ovseg_batch.models import zoo
     from ovseg_batch.models.check import check_model
 
-    chosen: list[tuple[presets.Kind, str | None, str | None]] = [
-        ("clip", clip_model, clip_weights),
-        ("sam", sam_model, sam_weights),
-    ]
-    if clip_model is None and sam_model is None:
-        chosen = [("clip", "demo", None), ("sam", "demo", None)]
-    for kind, name, weights in chosen:
-        if name is not None:
-            for key, value in check_model(zoo.resolve(kind, name, weights), device).items():
+    named = {kind: given[kind] for kind in CHECKED if given[kind] is not None}
+    chosen = named or {"clip": "demo", "sam": "demo"}
+    for kind in CHECKED:
+        if name := chosen.get(kind):
+            for key, value in check_model(zoo.resolve(kind, name, given[f"{kind}_weights"]), device).items():
                 click.echo(f"{kind:5} {key:16} {value}")

@@ -116,7 +116,7 @@ def _print(found: Reproduced, workdir: Workdir) -> None:
     click.echo(f"{found.row.name}: mIoU measured {found.measured:.2f}, published {_percent(found.row.published)}")
     if found.difference is not None:
         click.echo(f"difference {found.difference:+.2f}")
-    click.echo(f"{counted(found.scored, 'image')} scored; CLIP in {found.precision}; run: {workdir.root}")
+    click.echo(f"{counted(found.scored, 'image')} scored; {found.model} in {found.precision}; run: {workdir.root}")
     if found.changed:
         click.echo(f"not the protocol: {', '.join(found.changed)}")
     if found.precision != "fp16":

@@ -49,6 +49,7 @@ STARTS = re.compile(
 EXTERNAL_FORMATS = frozenset({"EPS"})
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG
 PIXEL_CHUNKS = frozenset((b"IHDR", b"tRNS", b"IDAT", b"IEND"))  # of a PNG without a palette
+STRIP = 1 << 18  # pixels that are copied at a time
 LONGEST = 1 << 16  # largest ratio of the sides; every JPEG is below it
 
 # Pillow warns at one size and raises at twice that size; `run.max_pixels` is a single limit instead.
@@ -256,7 +257,9 @@ def decode(image: Image.Image, path: str | Path) -> Pixels:
             return eight[0] if alpha is None else _on_white(Image.fromarray(np.dstack(eight)))
         tiff.check_samples(image, path)
         image.load()
-        return upright(np.asarray(_to_rgb(image, path)), orientation_of(image))
+        turn = TURNS.get(orientation_of(image))
+        decoded = _pixels(_to_rgb(image, path))
+        return decoded if turn is None else np.ascontiguousarray(turn(decoded))
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -389,6 +392,16 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.has_transparency_data:
         return Image.fromarray(_on_white(image.convert("RGBA")))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """Return the pixels (H, W, 3) uint8 of an RGB image, copied in strips that stay in the processor's cache."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(strip)
+    return pixels
 
 
 def _on_white(image: Image.Image) -> Pixels:

@@ -3,21 +3,112 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.dino import Dino
+from ovseg_batch.models.owl import Owl
 from ovseg_batch.models.precision import precision
+from ovseg_batch.models.presets import Kind
 from ovseg_batch.models.sam import Sam
+from ovseg_batch.models.sam3 import Sam3
+from ovseg_batch.types.arrays import Pixels
+
+WORD = "object"  # what SAM 3 searches the image for
 
 
-def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of a model for one image.
+
+    Attributes:
+        model: its module.
+        output: values that must be finite.
+        facts: what the answer says of the model, in display order.
+    """
+
+    model: nn.Module
+    output: Tensor
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+Model = Callable[[Pixels], Answer]
+
+
+def _clip(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    clip = DenseClip.load(spec, device, kind)
+
+    def answer(image: Pixels) -> Answer:
+        output = clip.patch_features(clip.normalise(torch.from_numpy(image)[None].to(device)), VARIANTS["csa"])
+        patches = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
+        return Answer(clip.model, output, {"activation": clip.activation, "patches": patches})
+
+    return answer
+
+
+def _sam(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    sam = Sam.load(spec, device, kind)
+
+    def answer(image: Pixels) -> Answer:
+        [embedding] = sam.embed([image])
+        output, _ = sam.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
+        masks = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
+        return Answer(sam.model, output, {"masks": masks})
+
+    return answer
+
+
+def _dino(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    dino = Dino.load(spec, device, kind)
+
+    def answer(image: Pixels) -> Answer:
+        output = dino.features(dino.normalise(torch.from_numpy(image)[None].to(device)))
+        return Answer(dino.model, output, {"features": " × ".join(map(str, output.shape[1:]))})
+
+    return answer
+
+
+def _owl(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    owl = Owl.load(spec, device, kind)
+
+    def answer(image: Pixels) -> Answer:
+        found = owl.detect(image)
+        return Answer(owl.model, found.boxes, {"boxes": str(len(found.boxes))})
+
+    return answer
+
+
+def _sam3(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    sam3 = Sam3.load(spec, device, kind, words=1)
+    words = sam3.encode_words([WORD])
+
+    def answer(image: Pixels) -> Answer:
+        [found] = sam3.answer(sam3.see(image), words, 0.0, lambda _, one: one)
+        masks = f"{len(found.masks)} of {found.masks.shape[1]} × {found.masks.shape[2]} a word"
+        return Answer(sam3.model, found.masks, {"prompts": f"at most {spec.context} tokens", "masks": masks})
+
+    return answer
+
+
+CHECKS: dict[Kind, Callable[[zoo.ModelSpec, torch.device, str], Model]] = {
+    "clip": _clip,
+    "sam": _sam,
+    "dino": _dino,
+    "owl": _owl,
+    "sam3": _sam3,
+}
+
+
+def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, str]:
     """Load the model and run it on one grey image.
 
     Returns:
@@ -29,22 +120,17 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
     target = resolve_device(device)
     kind = precision("auto", device, not spec.embedded)
     size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
-    facts: dict[str, Any] = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
-    clip_or_sam = DenseClip.load(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)
-    facts["parameters"] = f"{sum(p.numel() for p in clip_or_sam.model.parameters()):,}"
-    image = np.full((spec.window, spec.window, 3), 127, np.uint8)
+    facts = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
+    model = CHECKS[spec.kind](spec, target, kind)
     started = time.monotonic()
-    if isinstance(clip_or_sam, DenseClip):
-        facts["activation"] = clip_or_sam.activation
-        batch = clip_or_sam.normalise(torch.from_numpy(image)[None].to(target))
-        output = clip_or_sam.patch_features(batch, VARIANTS["csa"])
-        facts["patches"] = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
-    else:
-        [embedding] = clip_or_sam.embed([image])
-        output, _ = clip_or_sam.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
-        facts["masks"] = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
-    if not bool(torch.isfinite(output).all()):
+    answer = model(np.full((spec.window, spec.window, 3), 127, np.uint8))
+    seconds = time.monotonic() - started
+    if not bool(torch.isfinite(answer.output).all()):
         raise OvsegError(f"The model {spec.name!r} returns values that are not finite; its weights are damaged.")
-    facts["runs on"] = f"{target} in {kind}, {time.monotonic() - started:.2f} s an image"
-    facts["licence"] = spec.licence
-    return facts
+    facts["parameters"] = f"{sum(p.numel() for p in answer.model.parameters()):,}"
+    return {
+        **facts,
+        **answer.facts,
+        "runs on": f"{target} in {kind}, {seconds:.2f} s an image",
+        "licence": spec.licence,
+    }

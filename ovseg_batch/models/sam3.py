@@ -63,9 +63,10 @@ class WordAnswer:
         presence: probability that the word is in the image.
         scores: (Q,) float32, probability of each query's object, with the presence.
         boxes: (Q, 4) float32 x0, y0, x1, y1 as shares of the image. They reach outside of [0, 1].
-        kept: (K,) queries whose score reaches the floor. Empty: no mask was computed.
+        kept: (K,) queries whose score reaches the floor.
         masks: (K, h, w) float32 on the CPU, probability of each kept query's pixels.
-        soft: (h, w) float32 on the CPU, probability that a pixel shows the word. None where no query is kept.
+        soft: (h, w) float32 on the CPU, probability that a pixel shows the word. None where no query is kept, unless
+            the maps of all words are computed.
     """
 
     presence: float
@@ -198,6 +199,7 @@ class Sam3:
         floor: float,
         keep: Callable[[int, WordAnswer], T],
         chosen: Sequence[int] | None = None,
+        all_maps: bool = False,
     ) -> list[T]:
         """Search an image for words.
 
@@ -210,6 +212,7 @@ class Sam3:
             floor: lowest score of a query whose mask is computed, in [0, 1].
             keep: takes the index of a word and its answer. What it returns is all that stays in memory.
             chosen: indices of the words to search for. None: all.
+            all_maps: compute the soft map of words without a kept query, too.
 
         Returns:
             the result of `keep` for every word, in order.
@@ -225,7 +228,8 @@ class Sam3:
             for start in range(0, len(own), size):
                 several = own[start : start + size]
                 filled = several + several[-1:] * (size - len(several))
-                answers = self._answers(pyramid, words.features[filled], words.valid[filled], floor, len(several))
+                batched = words.features[filled], words.valid[filled]
+                answers = self._answers(pyramid, *batched, floor, len(several), all_maps)
                 kept += [keep(index, answer) for index, answer in zip(several, answers, strict=True)]
             return kept
 
@@ -241,7 +245,7 @@ class Sam3:
         return _Pyramid(levels, neck.position_encoding(coarse.shape, coarse.device, coarse.dtype))
 
     def _answers(
-        self, pyramid: _Pyramid, features: Tensor, valid: Tensor, floor: float, count: int
+        self, pyramid: _Pyramid, features: Tensor, valid: Tensor, floor: float, count: int, all_maps: bool
     ) -> Iterator[WordAnswer]:
         """Yield the answers of the first `count` words of a batch."""
         model, many = self.model, (len(features), -1, -1, -1)
@@ -269,7 +273,9 @@ class Sam3:
         reached = scores >= floor
         for index in range(count):
             kept = reached[index].nonzero()[:, 0]
-            masks, soft = self._masks(pyramid, seen.last_hidden_state, features, valid, queries, index, kept)
+            masks, soft = torch.zeros(0, 0, 0), None
+            if all_maps or len(kept):
+                masks, soft = self._masks(pyramid, seen.last_hidden_state, features, valid, queries, index, kept)
             own = scores[index].cpu().numpy(), boxes[index], kept.cpu().numpy()
             yield WordAnswer(float(presence[index, 0]), *own, masks, soft)
 
@@ -282,10 +288,8 @@ class Sam3:
         queries: Tensor,
         index: int,
         kept: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Compute the masks of the kept queries of one word, and its soft map, as probabilities on the CPU."""
-        if not len(kept):
-            return torch.zeros(0, 0, 0), None
         one = slice(index, index + 1)
         with autocast(self._device, self._precision):
             drawn = self.model.mask_decoder(

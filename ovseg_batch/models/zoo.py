@@ -275,8 +275,8 @@ def _clip_config(model: str, architecture: str) -> dict[str, Any]:
     config = _any_clip_config(model, architecture)
     if why := misfit(config):
         raise UsageError(
-            f"clip.model {model!r} cannot compute dense maps: {why}. They need open_clip's own ViT with standard blocks, "
-            "such as ViT-B-16. docs/methods.md lists the families."
+            f"clip.model {model!r} cannot compute dense maps: {why}. They need open_clip's own ViT with standard "
+            "blocks, such as ViT-B-16. docs/methods.md lists the families."
         )
     return config
 

@@ -26,13 +26,14 @@ class Reproduced:
 
     Attributes:
         measured: mIoU in per cent.
-        precision: precision of CLIP.
+        model, precision: CLIP or SAM 3, and its precision.
         scored: images that count.
         changed: settings that differ from the protocol, as `key=value`.
     """
 
     row: Row
     measured: float
+    model: str
     precision: str
     scored: int
     outcome: pipeline.Outcome
@@ -82,7 +83,8 @@ def reproduce(
     outcome = pipeline.run([str(root)], workdir, config, progress)
     score = evaluate(workdir, dataset, root).figures()
     resolved = resolve(config)
-    precision = resolved.precision(resolved.clip)()
+    model, spec = ("SAM 3", resolved.sam3) if config.method == "sam3" else ("CLIP", resolved.clip)
+    precision = resolved.precision(spec)()
     measured = 100 * score["mIoU"]
     changed = tuple(one for one in overrides if one.partition("=")[0] not in row.files)
-    return Reproduced(row, measured, precision, int(score["images"]), outcome, changed)
+    return Reproduced(row, measured, model, precision, int(score["images"]), outcome, changed)

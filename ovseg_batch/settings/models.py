@@ -67,6 +67,9 @@ class Sam3Config(Sam3Execution):
     """Masks with a lower score are not computed, and no mask of a word that has no better one."""
     mask: Share = 0.5
     """Probability from which a pixel belongs to a mask."""
+    maps: Literal["found", "all", "instances"] = "found"
+    """Maps that `sam3.output: semantic` reads: of words with a mask, from both heads of SAM 3; of all words, which are
+    computed in full; or of words with a mask, from the head of instances alone."""
     cache: Literal["none", "embeddings"] = "none"
     """Stored results of every image. With `embeddings`, a later `query` needs neither the images nor their encoder."""
     threshold: Share = 0.3

@@ -83,6 +83,7 @@ READERS = {
     "sam3": Readers("tokens, sam3"),
     "sam3.words_chunk": Readers("sam3"),
     "sam3.floor": Readers("sam3"),
+    "sam3.maps": Readers("sam3"),
     "sam3.mask": Readers("sam3"),
     "sam3.threshold": Readers("settle"),
     "sam3.nms": Readers("settle"),

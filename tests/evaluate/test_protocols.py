@@ -115,11 +115,13 @@ def test_every_row_has_its_classes_and_computes_in_fp16(name: str) -> None:
     dataset = datasets.load(row.dataset)
     assert tuple(label.name for label in config.labels) == dataset.classes
     assert make_vocabulary(config).has_background == bool(dataset.background)
-    assert config.clip.precision == "fp16" and config.manifest.dataset == row.dataset
+    model = config.sam3 if config.method == "sam3" else config.clip
+    assert model.precision == "fp16" and config.manifest.dataset == row.dataset
     for key, value in protocols.load(row.method).settings_of(row.dataset).items():
         if key != "dense.definition_weight":
             assert operator.attrgetter(key)(config) == value, "a preset sets no key that its protocol decides"
-    assert config.refine.method == METHODS.get(row.method, "none")
+    if config.method == "dense":
+        assert config.refine.method == METHODS.get(row.method, "none")
     assert config.protocol == row.method
     assert (config.refine.pamr_at == "original") == (row.method in ("naclip", "itaclip"))
     assert set(row.words) <= set(dataset.classes)
@@ -237,6 +239,20 @@ def test_rows_are_listed_with_their_weights(command: Command) -> None:
     assert lines[2].split()[:4] == ["sclip-voc21", "59.63", "openai-b16", "MIT"]
     assert sum(line.startswith("  row ") for line in lines) == len(protocols.NAMES)
     assert any(line.endswith("; definitions=cityscapes_synonyms.txt") for line in lines)
+
+
+@pytest.mark.parametrize("method", ["sam3-instances", "sam3-fused"])
+def test_rows_of_sam3_have_the_words_and_thresholds_of_conceptbank(method: str) -> None:
+    """Those of its `configs/ori_cls` and `configs/cfg_*.py`: SCLIP's words, and 0.5 where the background counts."""
+    for row in protocols.load(method).rows.values():
+        config, dataset = config_of(row), datasets.load(row.dataset)
+        vocabulary = make_vocabulary(config)
+        own = ["background"] if row.dataset == "coco-object" else []
+        words = [word for several in dataset.words for word in several]
+        assert list(vocabulary.queries) == [*own, *dataset.background, *words]
+        assert (config.sam3.output, config.sam3.floor, config.sam3.threshold) == ("semantic", 0.3, 0.3)
+        assert config.sam3.soft == (0.5 if dataset.background else 0)
+        assert config.sam3.maps == {"sam3-instances": "instances", "sam3-fused": "all"}[method]
 
 
 def test_a_row_with_several_models_names_all_weights() -> None:

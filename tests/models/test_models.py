@@ -133,10 +133,10 @@ def test_image_features_are_open_clips_own() -> None:
 def test_image_features_of_a_tower_that_normalises_after_pooling(tmp_path: Path) -> None:
     """CLIPA's towers do."""
     torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    vision: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
     vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}}
+    config: dict[str, Any] = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}}
     config["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     model = open_clip.model.CLIP(**config["model_cfg"])

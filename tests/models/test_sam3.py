@@ -43,8 +43,10 @@ def sam3(folder: Path) -> Sam3:
     return loaded(folder)
 
 
-def answers(sam3: Sam3, words: list[str], floor: float = 0.0, chosen: list[int] | None = None) -> list[WordAnswer]:
-    return sam3.answer(sam3.see(IMAGE), sam3.encode_words(words), floor, lambda _, answer: answer, chosen)
+def answers(
+    sam3: Sam3, words: list[str], floor: float = 0.0, chosen: list[int] | None = None, all_maps: bool = False
+) -> list[WordAnswer]:
+    return sam3.answer(sam3.see(IMAGE), sam3.encode_words(words), floor, lambda _, answer: answer, chosen, all_maps)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,12 @@ def test_pixels_and_tokens_equal_those_of_the_processor(sam3: Sam3, processor: S
         inputs = processor(images=IMAGE, text=text, return_tensors="pt")
         assert token_ids(text) == inputs.input_ids[0, : int(inputs.attention_mask.sum())].tolist()
         assert torch.allclose(sam3.preprocess(IMAGE), inputs.pixel_values[0], atol=1e-6)
+
+
+def test_the_map_of_a_word_without_masks(sam3: Sam3) -> None:
+    for whole, absent in zip(answers(sam3, WORDS), answers(sam3, WORDS, floor=1.0, all_maps=True), strict=True):
+        assert whole.soft is not None and absent.soft is not None and torch.equal(whole.soft, absent.soft)
+        assert len(absent.kept) == len(absent.masks) == 0
 
 
 def test_the_early_exit_equals_the_full_forward(sam3: Sam3) -> None:

@@ -241,6 +241,32 @@ def test_semantic_output_is_the_maximum_of_both_heads(run: Path, tmp_path: Path,
     assert done.returncode == 2 and "paint: exclusive" in done.stderr
 
 
+def test_maps_of_all_words_and_of_instances_alone(
+    arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    """ConceptBank's code computes the soft map of every word. Its masks alone give the maximum of mask × score."""
+    floor = ("--set", "sam3.floor=0.3")
+    for chosen in ("found", "all", "instances"):
+        done = command(*arguments(tmp_path / chosen, *LOOSE, *floor, "--set", f"sam3.maps={chosen}"))
+        assert done.returncode == 0, done.stderr
+        assert written(tmp_path / chosen) == written(tmp_path / "found")  # masks do not depend on maps
+    present = {chosen: lines(tmp_path / chosen, "sam3") for chosen in ("found", "all", "instances")}
+    fused = {chosen: maps(tmp_path / chosen) for chosen in present}
+    absent = 0
+    for number, line in enumerate(present["found"]):
+        found = [word["found"] for word in line["words"]]
+        assert all(word["found"] for word in present["all"][number]["words"])
+        assert [word["found"] for word in present["instances"][number]["words"]] == found
+        everything = fused["all"][f"{number}/maps"]
+        assert len(everything) == len(WORDS)
+        absent += found.count(False)
+        if any(found):
+            both, instances = fused["found"][f"{number}/maps"], fused["instances"][f"{number}/maps"]
+            assert np.array_equal(everything[found], both)
+            assert (instances <= both).all() and (instances < both).any()
+    assert absent, "a word without a mask is part of this test"
+
+
 @pytest.mark.parametrize("kept", ["none", "embeddings"])
 @pytest.mark.slow("kill -9 in a stage of sam3 loses at most the shard in flight")
 def test_a_killed_run_resumes_to_the_same_bytes(

@@ -24,6 +24,8 @@ Name = Literal[
     "corrclip",
     "corrclip-masks",
     "trident",
+    "sam3-instances",
+    "sam3-fused",
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 COMMON = "sclip"  # the protocol whose words and thresholds other presets use

@@ -54,11 +54,11 @@ class TokensPlan(StagePlan):
 
 
 class Sam3Plan(StagePlan):
-    """Keeps the masks that SAM 3 finds for every word, and the fused map of every word that has one.
+    """Keeps the masks that SAM 3 finds for every word, and a map of every word that has one.
 
     `words` has the presence of every word and its best score. `word_masks` has the masks whose score reaches
-    `sam3.floor`. The array `maps` (W, h, w) uint8 has the map of each found word (`concepts.fused_word`), in the order
-    of `words`.
+    `sam3.floor`. The array `maps` (W, h, w) uint8 has the map of each word with `found` (`concepts.fused_word`), in the
+    order of `words`. `sam3.maps` decides which words these are.
     """
 
     name = "sam3"
@@ -106,6 +106,7 @@ class Sam3Plan(StagePlan):
             "size": self._side,
             "floor": settings.floor,
             "mask": settings.mask,
+            "maps": settings.maps,
             "queries": list(vocabulary.queries),
             "query_class": list(vocabulary.query_class),  # a row's prompts are names of classes
             "classes": list(vocabulary.names),

@@ -108,7 +108,7 @@ class Sam3Stage(Sam3Plan, Stage):
             shape = (grid, grid, self._spec.width)
             tokens = upstream["tokens"].array(row.row, "tokens", shape).astype(np.float16, copy=False)
         keep = functools.partial(self._kept, size)
-        words = self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen)
+        words = self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen, self._settings.maps == "all")
         columns = [
             {"query": one.query, "presence": one.presence, "best": one.best, "found": one.fused is not None}
             for one in words
@@ -130,5 +130,6 @@ class Sam3Stage(Sam3Plan, Stage):
             runs = above(probabilities.T, size[::-1], self._settings.mask)
             if area := runs.area():
                 masks.append(WordMask(query, score, tuple(box), area, rle.from_counts(runs.counts(), *size)))
-        fused = fused_word(answer.masks, torch.from_numpy(scores), answer.presence, answer.soft)
+        soft = torch.zeros_like(answer.soft) if self._settings.maps == "instances" else answer.soft
+        fused = fused_word(answer.masks, torch.from_numpy(scores), answer.presence, soft)
         return _Word(query, answer.presence, best, masks, stored(fused))
