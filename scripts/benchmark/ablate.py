@@ -29,6 +29,7 @@ from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import CORRCLIP, WITH_DINO, Config
+from ovseg_batch.stages.base import WORDS_ALONE, methods_of
 from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.workdir.store import Workdir
 
@@ -70,12 +71,12 @@ class Table:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    """Every preset except those that need a DINO or an OWLv2, of which none is embedded."""
+    """Every preset except those that need a DINO, an OWLv2 or a SAM 3, of which none is embedded."""
     configs = {name: load_config(file, environment={}) for name, file in presets().items()}
     return {
         name: {"preset": name}
         for name, one in configs.items()
-        if one.dense.attention not in WITH_DINO and one.method != "detect"
+        if one.dense.attention not in WITH_DINO and not {*methods_of(one)} & {*WORDS_ALONE}
     }
 
 
@@ -92,7 +93,7 @@ def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 TABLES = {
     "presets": Table(
         "Presets",
-        "Presets on the embedded models, without those that need a DINO or an OWLv2: `demo` for dense maps, "
+        "Presets on the embedded models, without those that need a DINO, an OWLv2 or a SAM 3: `demo` for dense maps, "
         "`demo-token` for masks first. `background` runs without its background words, which the small CLIP was never "
         "taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in training, so its row "
         "shows nothing about Trident.",
