@@ -15,9 +15,9 @@ class MergeConfig(Section):
     rule: Literal["kind", "best", "average"] = "kind"
     """`kind`: labels of the kind `thing` have the masks of `merge.things`, and those of the kind `stuff` the masks of
     `dense`. `best` and `average` take the masks of both for every label: of two that show the same, the one with the
-    higher confidence, or that of `merge.things` with the mean of both confidences."""
+    higher confidence, or that of `merge.things` with the mean of both confidences (docs/methods.md)."""
     iou: Share = 0.5
-    """IoU from which a mask of each method, with the same label, show the same object."""
+    """IoU from which two masks of a label, one of each method, show the same."""
     agreement: bool = False
     """Lower the confidence of masks that the other method contradicts (docs/confidence.md)."""
     min_area: Share = 0.001

@@ -37,7 +37,7 @@ class Label(Section):
     """Words that compete with the label in any case under `background: auto`."""
     kind: Literal["thing", "stuff", "any"] = "any"
     """`stuff` has no single objects: panoptic exports give it one segment per image. `thing` and `any` get one segment
-    per mask."""
+    per mask. `method: hybrid` takes objects and stuff from different methods (docs/methods.md)."""
 
     @property
     def words(self) -> tuple[str, ...]:

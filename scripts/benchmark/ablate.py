@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ablations import open_world
+from ablations import merging, open_world
 
 from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config, presets
@@ -237,11 +237,17 @@ TABLES = {
 
 
 OPEN_WORLD = "open-world"
+MERGING = "merging"
 
 
 @click.command()
 @click.option(
-    "-t", "--table", "chosen", multiple=True, type=click.Choice([*TABLES, OPEN_WORLD]), help="Only these, on stdout."
+    "-t",
+    "--table",
+    "chosen",
+    multiple=True,
+    type=click.Choice([*TABLES, MERGING, OPEN_WORLD]),
+    help="Only these, on stdout.",
 )
 @click.option("--images", default=200, show_default=True, help="Held-out scenes.")
 @click.option("--first", default=0, show_default=True, help="The first of them; tuning used those from 3000 on.")
@@ -256,8 +262,11 @@ def main(chosen: tuple[str, ...], images: int, first: int, root: Path, draws: in
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
     bench = Bench(root, overrides)
     parts = []
-    for name in chosen or (*TABLES, OPEN_WORLD):
-        part = open_world.table(root, overrides, draws) if name == OPEN_WORLD else bench.table(TABLES[name])
+    for name in chosen or (*TABLES, MERGING, OPEN_WORLD):
+        if name == MERGING:
+            part = merging.table(root, overrides)
+        else:
+            part = open_world.table(root, overrides, draws) if name == OPEN_WORLD else bench.table(TABLES[name])
         parts.append(part)
         click.echo(part)
     if not chosen:

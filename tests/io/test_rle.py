@@ -1,4 +1,4 @@
-"""Suppression of run-length encoded masks."""
+"""Suppression and overlaps of run-length encoded masks."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def test_suppression_is_that_of_all_pairs(limit: float) -> None:
     expected = distinct(-np.arange(30.0), overlap, limit)
     assert rle.distinct(counts, 40, 50, limit) == expected
     assert rle.distinct([], 40, 50, limit) == []
+
+
+def test_overlaps_of_two_lists_are_those_of_all_pairs() -> None:
+    counts = [rle.encode(np.pad(np.ones((6, 6), bool), ((k, 34 - k), (0, 44)))) for k in (0, 3, 20)]
+    overlap, inside = rle.overlaps_with(counts[:2], counts[1:], 40, 50)
+    assert np.allclose(overlap, [[1 / 3, 0.0], [1.0, 0.0]]) and np.allclose(inside, [[0.5, 0.0], [1.0, 0.0]])
+    assert np.array_equal(rle.overlaps(counts, 40, 50)[0][:2, 1:], overlap)
+    assert rle.overlaps_with([], counts, 40, 50)[0].shape == (0, 3)
+    assert rle.overlaps_with(counts, [], 40, 50)[1].shape == (3, 0)
