@@ -24,11 +24,12 @@ def pairs(overlap: Doubles, first: Sequence[str], second: Sequence[str], least: 
     """
     same = np.array(first, object)[:, None] == np.array(second, object)[None, :]
     rows, columns = np.nonzero(same & (overlap >= least) & (overlap > 0))
-    found: dict[int, int] = {}
+    found, taken = dict[int, int](), set[int]()
     for k in np.argsort(-overlap[rows, columns], kind="stable").tolist():
         row, column = int(rows[k]), int(columns[k])
-        if row not in found and column not in found.values():
+        if row not in found and column not in taken:
             found[row] = column
+            taken.add(column)
     return found
 
 
