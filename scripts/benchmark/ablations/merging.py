@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "propose.points_per_side": 16,
     "propose.predicted_iou": 0.6,
     "propose.stability": 0.7,
+    "classify.scales": [1.0],
+    "classify.weights": [1.0],
     "merge.things": "proposals",
     "run.workers": 0,
     "manifest.shard_rows": 50,
@@ -39,10 +41,10 @@ COLUMNS = (
     *("precision", "recall of stuff", "recall of things", "confidence AUC"),
 )
 ABOUT = (
-    "`demo-token` for both methods, because a run has one CLIP; `propose` has 16 × 16 points, and `dense` is "
-    "`prompted`. A mask is right if more than half of its pixels have its class. Precision is the share of right "
-    "masks. A thing of at least 0.1 % of the image is found if a mask of its class has an IoU of .5 with it, and a "
-    "kind of stuff if all masks of its class together have."
+    "`demo-token` for both methods, because a run has one CLIP. `propose` has 16 × 16 points. `dense` is the preset "
+    "`prompted`, and `proposals` the preset of that name. A mask is right if more than half of its pixels have its "
+    "class. Precision is the share of right masks. A thing of at least 0.1 % of the image is found if a mask of its "
+    "class has an IoU of .5 with it, and a kind of stuff if all masks of its class together have."
 )
 AGREEMENT = (
     "Masks of each method alone, by what the other method has in the same place: the label in at least half of the "
