@@ -9,7 +9,7 @@ import numpy as np
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.types.arrays import Doubles
 
-CONTRADICTED = 0.5  # factor of the confidence of a mask of which the other method has no pixel
+CONTRADICTED = 0.5  # factor of the confidence of a mask where the other method has no pixel of the class
 
 
 def pairs(overlap: Doubles, first: Sequence[str], second: Sequence[str], least: float) -> dict[int, int]:
