@@ -9,7 +9,7 @@ import click
 from ovseg_batch.cli.base import log
 from ovseg_batch.runs.cautions import cautions
 from ovseg_batch.runs.needed_models import needed_models
-from ovseg_batch.runs.planning import DryRun, competition_lines
+from ovseg_batch.runs.planning import DryRun, competition_lines, kind_lines
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import competition
 from ovseg_batch.units import counted, extent
@@ -32,7 +32,7 @@ def print_plan(found: DryRun, config: Config, replaced: str | None) -> None:
     click.echo(f"disk     {total} of {free}, without tables and edited images")
     for warning in _warnings(found, config, replaced):
         log.warning("warning: %s", warning)
-    for line in competition_lines(config, listed=True):
+    for line in (*competition_lines(config, listed=True), *kind_lines(config)):
         log.info("%s", line)
 
 

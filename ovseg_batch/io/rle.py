@@ -126,10 +126,15 @@ def area(counts: bytes | str, height: int, width: int) -> int:
 
 def overlaps(counts: Sequence[bytes], height: int, width: int) -> tuple[Doubles, Doubles]:
     """Return the pairwise IoU, and the share of mask i that lies in mask j: (M, M) float64 each, in [0, 1]."""
-    masks = [{"size": [height, width], "counts": one} for one in counts]
-    if not masks:
-        return np.zeros((0, 0)), np.zeros((0, 0))
-    return coco.iou(masks, masks, [0] * len(masks)), coco.iou(masks, masks, [1] * len(masks))
+    return overlaps_with(counts, counts, height, width)
+
+
+def overlaps_with(counts: Sequence[bytes], others: Sequence[bytes], height: int, width: int) -> tuple[Doubles, Doubles]:
+    """Return the IoU of mask i with the other mask j, and the share of it that lies in j: (M, N) float64 each."""
+    if not counts or not others:
+        return np.zeros((len(counts), len(others))), np.zeros((len(counts), len(others)))
+    first, second = ([{"size": [height, width], "counts": one} for one in masks] for masks in (counts, others))
+    return coco.iou(first, second, [0] * len(second)), coco.iou(first, second, [1] * len(second))
 
 
 def distinct(ordered: Sequence[bytes], height: int, width: int, limit: float) -> list[int]:

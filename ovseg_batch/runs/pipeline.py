@@ -33,6 +33,7 @@ from ovseg_batch.runs.planning import (
     code_changes,
     competition_lines,
     embedded_models,
+    kind_lines,
     plan,
     settle,
     write_plan,
@@ -248,11 +249,11 @@ def _identity(manifest: Manifest, stages: Sequence[PlannedStage]) -> list[str]:
 
 
 def _announce(config: Config, workdir: Workdir) -> None:
-    """Log the cautions, a warning about labels that are replaced, and how many words compete with the labels."""
+    """Log the cautions, a warning about labels that are replaced, and what the settings make of the labels."""
     for caution in (*cautions(config), manifests.replaced_labels(workdir, config)):
         if caution is not None:
             log.warning("warning: %s", caution)
-    for line in competition_lines(config, listed=False):
+    for line in (*competition_lines(config, listed=False), *kind_lines(config)):
         log.info("%s", line)
 
 

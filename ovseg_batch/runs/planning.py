@@ -27,8 +27,9 @@ from ovseg_batch.runs import manifests
 from ovseg_batch.runs.meter import are_metrics
 from ovseg_batch.runs.needed_models import needed_models, require_models
 from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import WORDS_ALONE, StagePlan, read_limits
+from ovseg_batch.stages.base import WORDS_ALONE, StagePlan, methods_of, read_limits
 from ovseg_batch.stages.edit.plan import needs_prompts
+from ovseg_batch.stages.merge.plan import kind_of
 from ovseg_batch.stages.registry import competition, make_plan, make_stage, make_vocabulary, resolve, stage_names
 from ovseg_batch.workdir.findings import printable
 from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
@@ -268,6 +269,18 @@ def competition_lines(config: Config, listed: bool) -> list[str]:
     return lines
 
 
+def kind_lines(config: Config) -> list[str]:
+    """Describe which labels have the masks of which method under `method: hybrid` and `merge.rule: kind`."""
+    if config.method != "hybrid" or config.merge.rule != "kind":
+        return []
+    kinds = {label.name: kind_of(label) for label in config.labels}
+    lines = []
+    for kind, method in zip(("thing", "stuff"), methods_of(config), strict=True):
+        names = [printable(name) for name, own in kinds.items() if own == kind]
+        lines.append(f"{kind}, from {method}: {', '.join(names) or 'no label'}")
+    return lines
+
+
 def check_manifest(manifest: Manifest, config: Config) -> None:
     """Require that the list of images has the columns that the settings need. Raises UsageError."""
     manifests.check_remote(manifest, config.run.allow_remote)
@@ -331,7 +344,7 @@ def write_plan(
         "labels": [label.name for label in config.labels],
         "stuff": [label.name for label in config.labels if label.kind == "stuff"],
         "background": make_vocabulary(config).has_background
-        or (config.method in WORDS_ALONE and config.background != "none"),
+        or (config.method in (*WORDS_ALONE, "hybrid") and config.background != "none"),
         "embedded_models": embedded_models(config),
         "stages": [
             {

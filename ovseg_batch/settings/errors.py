@@ -43,16 +43,25 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(field.annotation, f"{prefix}{name}.")
 
 
-def similar_keys(key: str, root: type[BaseModel]) -> list[str]:
-    """Return the valid keys that a wrong one can stand for: those of the same last name, else the most similar one."""
+def similar_keys(key: str, root: type[BaseModel], path: str | None = None) -> list[str]:
+    """Return the valid keys that a wrong one can stand for: those of the same last name, else the most similar one.
+
+    Args:
+        key: dotted, from the root.
+        root: all settings.
+        path: the key with those inside of its value. They count before last names that are merely similar.
+    """
     keys = list(dotted_keys(root))
-    name = key.rpartition(".")[2]
-    same = [known for known in keys if known.rpartition(".")[2] == name]
-    close = same or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if close:
-        return close
-    match = difflib.get_close_matches(name, [known.rpartition(".")[2] for known in keys], n=1, cutoff=0.6)
-    return [known for known in keys if match and known.rpartition(".")[2] == match[0]]
+    names = [known.rpartition(".")[2] for known in keys]
+    tried = (key,) if path in (None, key) else (key, path)
+    for one in tried:
+        same = [known for known, name in zip(keys, names, strict=True) if name == one.rpartition(".")[2]]
+        if close := same or difflib.get_close_matches(one, keys, n=1, cutoff=0.6):
+            return close
+    for one in tried:
+        if match := difflib.get_close_matches(one.rpartition(".")[2], names, n=1, cutoff=0.6):
+            return [known for known, name in zip(keys, names, strict=True) if name == match[0]]
+    return []
 
 
 def unknown_key(origin: str, key: str, value: Any, section: type[BaseModel], root: type[BaseModel]) -> str:
@@ -69,7 +78,7 @@ def unknown_key(origin: str, key: str, value: Any, section: type[BaseModel], roo
     while isinstance(value, Mapping) and len(value) == 1:
         ((name, value),) = value.items()
         path = f"{path}.{name}"
-    similar = similar_keys(key, root) or similar_keys(path, root)
+    similar = similar_keys(key, root, path)
     meant = f" Did you mean {_or([repr(known) for known in similar])}?" if similar else ""
     return f"{origin}: unknown key {key!r}.{meant} Valid here: {', '.join(section.model_fields)}."
 

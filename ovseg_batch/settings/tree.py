@@ -12,6 +12,7 @@ from ovseg_batch.datasets import protocols
 from ovseg_batch.settings.attentions import Attention
 from ovseg_batch.settings.detection import DetectConfig, OwlConfig
 from ovseg_batch.settings.labels import parse_labels, split_names, split_words
+from ovseg_batch.settings.merging import MergeConfig
 from ovseg_batch.settings.models import ClipConfig, DinoConfig, InpaintConfig, Sam3Config, SamConfig
 from ovseg_batch.settings.running import ManifestConfig, RunConfig
 from ovseg_batch.settings.section import PathText, Section, Share
@@ -36,7 +37,7 @@ class Label(Section):
     """Words that compete with the label in any case under `background: auto`."""
     kind: Literal["thing", "stuff", "any"] = "any"
     """`stuff` has no single objects: panoptic exports give it one segment per image. `thing` and `any` get one segment
-    per mask."""
+    per mask. `method: hybrid` takes objects and stuff from different methods (docs/methods.md)."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -354,7 +355,8 @@ class Config(Section):
     and thresholds alone."""
     method: str = "dense"
     """`dense` predicts a class for every pixel first. `proposals` draws masks first and classifies them. `detect` finds
-    boxes first and draws a mask in each. `sam3` searches for the masks of each word with SAM 3."""
+    boxes first and draws a mask in each. `sam3` searches for the masks of each word with SAM 3. `hybrid` merges the
+    masks of one of these with those of `dense` (`merge`)."""
     labels: tuple[Label, ...] = ()
     """What to look for: text such as "car; person: person, people", or a list (`labels[]`)."""
     definitions: PathText | None = None
@@ -366,8 +368,8 @@ class Config(Section):
     `method: sam3` only those that are given here."""
     paint: Literal["exclusive", "overlapping"] | None = None
     """`exclusive`: a pixel belongs to one mask at most. `overlapping`: every mask stays whole, such as that of a car
-    with its wheels. null: `overlapping` under `method: detect` and for the objects of `method: sam3`, otherwise
-    `exclusive`."""
+    with its wheels. null: `overlapping` under `method: detect` and for the objects of `method: sam3`, also where
+    `hybrid` merges them, otherwise `exclusive`."""
     manifest: ManifestConfig = ManifestConfig()
     clip: ClipConfig = ClipConfig()
     sam: SamConfig = SamConfig()
@@ -380,6 +382,7 @@ class Config(Section):
     refine: RefineConfig = RefineConfig()
     classify: ClassifyConfig = ClassifyConfig()
     detect: DetectConfig = DetectConfig()
+    merge: MergeConfig = MergeConfig()
     edit: EditConfig = EditConfig()
     inpaint: InpaintConfig = InpaintConfig()
     run: RunConfig = RunConfig()
@@ -387,7 +390,8 @@ class Config(Section):
     @property
     def painting(self) -> Literal["exclusive", "overlapping"]:
         """How masks share pixels: `paint`, or the value of the method where it is null."""
-        objects = self.method == "detect" or (self.method == "sam3" and self.sam3.output == "instances")
+        method = self.merge.things if self.method == "hybrid" else self.method
+        objects = method == "detect" or (method == "sam3" and self.sam3.output == "instances")
         return self.paint or ("overlapping" if objects else "exclusive")
 
     @field_validator("labels", mode="before")

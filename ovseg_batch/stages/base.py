@@ -25,8 +25,15 @@ ModelKind = Literal["clip", "sam", "dino", "owl", "sam3", "inpaint"]  # the sect
 
 ARRAYS = ".npz"
 #: value of `method` → the stage that gives the masks
-ANSWER_STAGES = {"dense": "refine", "proposals": "classify", "detect": "classify", "sam3": "settle"}
+ANSWER_STAGES = {
+    "dense": "refine",
+    "proposals": "classify",
+    "detect": "classify",
+    "sam3": "settle",
+    "hybrid": "merge",
+}
 WORDS_ALONE = ("detect", "sam3")  # methods that score each word alone, so that no word competes with the labels
+STUFF = "dense"  # the method that gives the masks of stuff under `method: hybrid`
 
 
 def answer_stage(config: Config) -> str:
@@ -41,6 +48,11 @@ def answer_stage(config: Config) -> str:
             f"method: there is no {config.method!r}.{nearest(config.method, ANSWER_STAGES)} Methods: {known}."
         )
     return ANSWER_STAGES[config.method]
+
+
+def methods_of(config: Config) -> tuple[str, ...]:
+    """Return the methods whose stages a run computes: two under `method: hybrid`, that of the things first."""
+    return (config.merge.things, STUFF) if config.method == "hybrid" else (config.method,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ovseg_batch.stages.edit.stage import EditStage
 from ovseg_batch.stages.embed import EmbedStage
 from ovseg_batch.stages.encode import EncodeStage
 from ovseg_batch.stages.fused import FusedStage
+from ovseg_batch.stages.merge.stage import MergeStage
 from ovseg_batch.stages.propose import ProposeStage
 from ovseg_batch.stages.refine.stage import RefineStage
 from ovseg_batch.stages.sam3.settle import SettleStage
@@ -31,5 +32,6 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "tokens": TokensStage,
     "sam3": Sam3Stage,
     "settle": SettleStage,
+    "merge": MergeStage,
     "edit": EditStage,
 }

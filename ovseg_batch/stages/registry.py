@@ -12,10 +12,11 @@ from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.lexicon import Competition, LabelWords
 from ovseg_batch.methods.vocabulary import COMMON_BACKGROUND, TEMPLATES, Vocabulary
 from ovseg_batch.models import zoo
-from ovseg_batch.settings import Config
-from ovseg_batch.stages.base import WORDS_ALONE, Stage, StagePlan, answer_stage
+from ovseg_batch.settings import Config, EditConfig
+from ovseg_batch.stages.base import STUFF, WORDS_ALONE, Stage, StagePlan, answer_stage, methods_of
 from ovseg_batch.stages.detect.plan import ClassifyBoxesPlan, DetectPlan
 from ovseg_batch.stages.edit.plan import EditPlan
+from ovseg_batch.stages.merge.plan import MergePlan
 from ovseg_batch.stages.plans import ClassifyPlan, DensePlan, EmbedPlan, EncodePlan, ProposePlan
 from ovseg_batch.stages.refine.plan import FusedPlan, RefinePlan
 from ovseg_batch.stages.resolved import Resolved
@@ -24,7 +25,7 @@ from ovseg_batch.stages.words import Words
 from ovseg_batch.wording import spelled
 
 #: A run computes stages that do not need each other in this order. Under `dense.cache: none`, `fused` replaces `dense`
-#: and `refine`. Under `method: detect`, `classify-boxes` replaces `classify`.
+#: and `refine`. Where `method: detect` is computed, `classify-boxes` replaces `classify`.
 PLANS: dict[str, type[StagePlan]] = {
     "propose": ProposePlan,
     "encode": EncodePlan,
@@ -38,6 +39,7 @@ PLANS: dict[str, type[StagePlan]] = {
     "tokens": TokensPlan,
     "sam3": Sam3Plan,
     "settle": SettlePlan,
+    "merge": MergePlan,
     "edit": EditPlan,
 }
 
@@ -59,7 +61,7 @@ def stage_names(config: Config) -> tuple[str, ...]:
 
 def _entry(config: Config, name: str) -> str:
     """Return the key of a stage in the tables of plans and implementations."""
-    if name == "classify" and config.method == "detect":
+    if name == "classify" and "detect" in methods_of(config):
         return "classify-boxes"
     return "fused" if name == "refine" and config.dense.cache == "none" else name
 
@@ -105,6 +107,8 @@ def competition(config: Config) -> Competition:
     Raises:
         UsageError: `allow` or `compete` of a label that cannot have an effect.
     """
+    if config.method == "hybrid":
+        return competition(part_of(config, STUFF))
     decided = next((label.name for label in config.labels if label.allow or label.compete), None)
     if decided is not None and config.background != "auto":
         raise UsageError(f"Label {decided!r} has allow or compete, which act under background: auto alone.")
@@ -139,6 +143,8 @@ def make_vocabulary(config: Config) -> Vocabulary:
     Raises:
         UsageError: no labels, or words the embedded model was never taught.
     """
+    if config.method == "hybrid":
+        return make_vocabulary(part_of(config, STUFF))
     if not config.labels:
         raise UsageError(
             f'No labels. Name what to look for, as in {spelled("--labels", "labels=")} "car, road, sky" '
@@ -166,7 +172,20 @@ def resolve(config: Config) -> Resolved:
     Raises:
         UsageError: no labels, or words that an embedded model was never taught.
     """
-    return Resolved(config, make_words(config))
+    merged = methods_of(config) if config.method == "hybrid" else ()
+    return Resolved(config, make_words(config), tuple(resolve(part_of(config, method)) for method in merged))
+
+
+def part_of(config: Config, method: str) -> Config:
+    """Return the settings of a run of one of the methods that `method: hybrid` merges, with the same labels."""
+    alone = {"allow": (), "compete": ()} if method in WORDS_ALONE else {}  # act on the other method
+    labels = tuple(label.model_copy(update=alone) for label in config.labels)
+    return config.model_copy(update={"method": method, "labels": labels, "edit": EditConfig()})
+
+
+def _run_of(run: Resolved, name: str) -> Resolved:
+    """Return the run that a stage belongs to: one of the methods that are merged, or the run itself."""
+    return next((part for part in run.parts if name in stage_names(part.config)), run)
 
 
 def make_plan(run: Resolved, name: str) -> StagePlan:
@@ -176,14 +195,14 @@ def make_plan(run: Resolved, name: str) -> StagePlan:
         UsageError: settings that name nothing that exists, or that do not go together.
         MissingModels: weights that are not on this machine.
     """
-    return PLANS[_entry(run.config, name)](run)
+    return PLANS[_entry(run.config, name)](_run_of(run, name))
 
 
 def make_stage(run: Resolved, name: str) -> Stage:
     """Return a stage that can be set up. This imports the model libraries. Raises as `make_plan`."""
     from ovseg_batch.stages.implementations import STAGES
 
-    return STAGES[_entry(run.config, name)](run)
+    return STAGES[_entry(run.config, name)](_run_of(run, name))
 
 
 def make_words(config: Config) -> Words:

@@ -20,10 +20,17 @@ class Resolved:
     """What every stage is made of. It can be pickled, with the models that it has resolved.
 
     Each model raises UsageError for a name that nothing has, and MissingModels where its files are not on this machine.
+
+    Attributes:
+        config: the settings.
+        words: what CLIP encodes under these settings.
+        parts: the runs of the methods that this one merges. Their stages have the same results as in a run of that
+            method alone.
     """
 
     config: Config
     words: Words
+    parts: tuple[Resolved, ...] = ()
 
     def precision(self, spec: ModelSpec) -> Callable[[], str]:
         """Return a function that returns the precision of a model. It raises UsageError without the run's device."""

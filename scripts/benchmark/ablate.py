@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ablations import open_world
+from ablations import merging, open_world
 
 from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config, presets
@@ -29,6 +29,7 @@ from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import CORRCLIP, WITH_DINO, Config
+from ovseg_batch.stages.base import WORDS_ALONE, methods_of
 from ovseg_batch.stages.plans import VIEWS
 from ovseg_batch.workdir.store import Workdir
 
@@ -70,12 +71,12 @@ class Table:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    """Every preset except those that need a DINO or an OWLv2, of which none is embedded."""
+    """Every preset except those that need a DINO, an OWLv2 or a SAM 3, of which none is embedded."""
     configs = {name: load_config(file, environment={}) for name, file in presets().items()}
     return {
         name: {"preset": name}
         for name, one in configs.items()
-        if one.dense.attention not in WITH_DINO and one.method != "detect"
+        if one.dense.attention not in WITH_DINO and not {*methods_of(one)} & {*WORDS_ALONE}
     }
 
 
@@ -92,7 +93,7 @@ def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 TABLES = {
     "presets": Table(
         "Presets",
-        "Presets on the embedded models, without those that need a DINO or an OWLv2: `demo` for dense maps, "
+        "Presets on the embedded models, without those that need a DINO, an OWLv2 or a SAM 3: `demo` for dense maps, "
         "`demo-token` for masks first. `background` runs without its background words, which the small CLIP was never "
         "taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in training, so its row "
         "shows nothing about Trident.",
@@ -236,11 +237,17 @@ TABLES = {
 
 
 OPEN_WORLD = "open-world"
+MERGING = "merging"
 
 
 @click.command()
 @click.option(
-    "-t", "--table", "chosen", multiple=True, type=click.Choice([*TABLES, OPEN_WORLD]), help="Only these, on stdout."
+    "-t",
+    "--table",
+    "chosen",
+    multiple=True,
+    type=click.Choice([*TABLES, MERGING, OPEN_WORLD]),
+    help="Only these, on stdout.",
 )
 @click.option("--images", default=200, show_default=True, help="Held-out scenes.")
 @click.option("--first", default=0, show_default=True, help="The first of them; tuning used those from 3000 on.")
@@ -255,8 +262,11 @@ def main(chosen: tuple[str, ...], images: int, first: int, root: Path, draws: in
         write_scenes(root, scenes.HELD_OUT_SEEDS[first : first + images], jpeg_every=0)
     bench = Bench(root, overrides)
     parts = []
-    for name in chosen or (*TABLES, OPEN_WORLD):
-        part = open_world.table(root, overrides, draws) if name == OPEN_WORLD else bench.table(TABLES[name])
+    for name in chosen or (*TABLES, MERGING, OPEN_WORLD):
+        if name == MERGING:
+            part = merging.table(root, overrides)
+        else:
+            part = open_world.table(root, overrides, draws) if name == OPEN_WORLD else bench.table(TABLES[name])
         parts.append(part)
         click.echo(part)
     if not chosen:

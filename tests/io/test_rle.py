@@ -1,4 +1,4 @@
-"""Run-length encoded masks: suppression, and the counts of COCO files."""
+"""Run-length encoded masks: suppression, overlaps, and the counts of COCO files."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def test_run_lengths_of_coco_come_back() -> None:
 def test_run_lengths_that_are_no_mask_are_refused(counts: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rle.from_coco({"size": [40, 50], "counts": counts}, 40, 50)
+
+
+def test_overlaps_of_two_lists_are_those_of_all_pairs() -> None:
+    counts = [rle.encode(np.pad(np.ones((6, 6), bool), ((k, 34 - k), (0, 44)))) for k in (0, 3, 20)]
+    overlap, inside = rle.overlaps_with(counts[:2], counts[1:], 40, 50)
+    assert np.allclose(overlap, [[1 / 3, 0.0], [1.0, 0.0]]) and np.allclose(inside, [[0.5, 0.0], [1.0, 0.0]])
+    assert np.array_equal(rle.overlaps(counts, 40, 50)[0][:2, 1:], overlap)
+    assert rle.overlaps_with([], counts, 40, 50)[0].shape == (0, 3)
+    assert rle.overlaps_with(counts, [], 40, 50)[1].shape == (3, 0)

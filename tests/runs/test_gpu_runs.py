@@ -31,6 +31,7 @@ from ray.cluster_utils import Cluster
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
 from ovseg_batch.settings import SPLICED, WITH_DINO
+from ovseg_batch.stages.base import methods_of
 from tests.conftest import LABELS, THINGS, Command, Done
 from tests.harness.job import with_embedded_models
 from tests.support.emulation import ROOT, emulated_environment, write_crops
@@ -184,9 +185,9 @@ def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tm
         tiny.append(f"--set=dino.model=local-dir:{save_tiny_dino(tmp_path / 'dino')}")
     if config.dense.attention == SPLICED:
         tiny += [f"--set=sam.model=local-dir:{save_tiny_sam1(tmp_path)}", "--set=refine.predicted_iou=0"]
-    if config.method == "detect":
+    if "detect" in methods_of(config):
         tiny += [f"--set=owl.model=local-dir:{save_tiny_owl(tmp_path / 'owl')}", "--set=detect.boxes=20"]
-    if config.method == "sam3":
+    if "sam3" in methods_of(config):
         tiny += [f"--set=sam3.model=local-dir:{save_tiny_sam3(tmp_path / 'sam3')}", "--set=sam3.words_chunk=1"]
         tiny += ["--set=sam3.threshold=0.15", "--set=sam3.nms=1", "--set=sam3.contained=1"]
     cpu, gpu = both(*embedded_settings(preset), *tiny)

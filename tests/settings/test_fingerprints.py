@@ -31,6 +31,7 @@ FULL_SIZE = {
 }
 
 SAM3 = {"method": "sam3", "sam3.weights": "random:0"}
+HYBRID = {"method": "hybrid", "owl.weights": "random:0", "sam3.weights": "random:0"}
 
 #: settings under which each key is read by some stage
 BASES: tuple[dict[str, Any], ...] = (
@@ -52,6 +53,8 @@ BASES: tuple[dict[str, Any], ...] = (
     {"method": "detect", "owl.weights": "random:0"},
     SAM3,
     {**SAM3, "sam3.output": "semantic"},
+    HYBRID,
+    {**HYBRID, "merge.rule": "best"},
     {**SAM3, "sam3.floor": 0.05, "sam3.cache": "embeddings"},
     *({"edit.mode": mode, "edit.prompt": "grass"} for mode in EDIT_MODES),
     {"edit.mode": "fill", "edit.fill.kind": "image", "edit.fill.image": "ONE"},
@@ -169,7 +172,13 @@ def test_a_key_of_a_label_is_in_a_fingerprint(line: SettingLine, inputs_of: Call
     methods = [{**FULL_SIZE, "method": method} for method in ("dense", "proposals")]
     changes = {inputs_of({**one, "labels": [{"name": "sky", name: value}]}) for one in methods}
     same = {inputs_of({**one, "labels": [{"name": "sky"}]}) for one in methods}
-    assert (changes != same) != (name == "kind"), "a kind acts on exports alone"
+    assert (changes != same) != (name == "kind"), "a kind acts on exports alone, and on method: hybrid"
+
+
+def test_a_kind_decides_which_method_gives_the_masks(inputs_of: Callable[[Mapping[str, Any]], str]) -> None:
+    hybrid = {**HYBRID, "labels": [{"name": "sky"}]}
+    same, other = ({**hybrid, "labels": [{"name": "sky", "kind": kind}]} for kind in ("stuff", "thing"))
+    assert inputs_of(hybrid) == inputs_of(same) != inputs_of(other)
 
 
 def other_value(key: str) -> Any:

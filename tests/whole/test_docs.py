@@ -143,7 +143,7 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
     planned = 0
     for preset in sorted((ROOT / "configs").glob("*.yaml")):
         config = load_config(preset, environment={})
-        others = config.dense.attention in WITH_DINO or config.method in WORDS_ALONE
+        others = config.dense.attention in WITH_DINO or config.method in (*WORDS_ALONE, "hybrid")
         kinds = ("CLIP", "SAM", "DINO", "OWL", "SAM3")
         weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in kinds} if others else {}
         for line in re.findall(r"^# +(ovseg-batch .*?)(?: +#.*)?$", preset.read_text(), re.M):

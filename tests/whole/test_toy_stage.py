@@ -98,6 +98,6 @@ def test_an_unknown_method_is_refused_with_those_that_exist(few_scenes: Path, tm
     done = command("run", few_scenes / "images", "-o", tmp_path / "run", "--labels", "cat", "--set", "method=disc")
     assert done.returncode == 2
     assert (
-        "method: there is no 'disc'. Did you mean 'discs'? Methods: dense, proposals, detect, sam3, discs."
+        "method: there is no 'disc'. Did you mean 'discs'? Methods: dense, proposals, detect, sam3, hybrid, discs."
         in done.stderr
     )

@@ -1,0 +1,1 @@
+"""Merge: the masks of objects from one method, and those of stuff from another."""
