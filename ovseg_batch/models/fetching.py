@@ -152,6 +152,7 @@ def _fetch_pipeline(model: str, report: Report) -> Path:
     if pipelines.INDEX not in {file.name for file in files}:
         raise UsageError(f"{repository} is not a diffusers pipeline: it has no {pipelines.INDEX}.")
     folder = hub.download(repository, pipelines.INDEX).parent
+    pipelines.require_inpainting(model, folder)  # before gigabytes of weights
     chosen = [
         file
         for part in sorted(pipelines.parts(folder))

@@ -31,9 +31,12 @@ class InpaintParameters:
 
     @classmethod
     def of(cls, config: Config, spec: PipelineSpec) -> InpaintParameters:
-        """Return the parameters under these settings."""
+        """Return the parameters under these settings. Raises UsageError for a size that the model cannot compute."""
         settings = config.inpaint
         usual = spec.removing if config.edit.mode == "remove" else spec.usual
+        problem = spec.family.size_problem(settings.size or spec.size)
+        if problem and settings.size:
+            raise UsageError(f"inpaint.size: {settings.size} is not possible with {spec.loader}: {problem}.")
         return cls(
             settings.size or spec.size,
             settings.steps or usual.steps,
