@@ -43,6 +43,7 @@ def fetch(model: str, report: Report) -> str:
         UsageError: an unknown name.
         OvsegError: the hub cannot be reached or refuses, the disk is full, or a file does not have its published hash.
     """
+    model = presets.preset_of_hub("matte", model)  # other OWNER/NAME are pipelines
     if any(preset.embedded for preset in _presets(model)):
         return ""
     here = _here(model)
