@@ -118,7 +118,7 @@ def test_a_folder_of_another_class_is_loaded_by_the_class_that_inpaints(kind: st
     image, mask = np.full((96, 96, 3), 99, np.uint8), disc(96, 96)
     request = Request(image, mask, "a cat", "a dog", 1)
     [painted] = Inpainter.load(spec, torch.device("cpu"), "fp32").paint([request], 2, 2.0, 1.0)
-    direct = getattr(library, spec.loader).from_pretrained(folder)(
+    direct = getattr(library, spec.loader).from_pretrained(folder, dtype=torch.float32)(
         prompt="a cat",
         negative_prompt="a dog",
         image=Image.fromarray(image),

@@ -88,7 +88,8 @@ def _soft(picture: Picture, mask: Mask, settings: AlphaConfig, matte: Matte | No
     given = None
     if matte is not None and band > 0:
         eight = np.asarray(pixels if pixels.dtype == np.uint8 else pixels >> 8, np.uint8)
-        given = matte(eight, trimap(mask, band))
+        known = trimap(mask, band)
+        given = matte(eight, known), known
     alpha, colours = soften(pixels, mask, band, given)
     return alpha, colours if settings.decontaminate else picture.pixels
 
