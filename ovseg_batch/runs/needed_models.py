@@ -59,10 +59,11 @@ def needed_models(config: Config) -> list[NeededModel]:
         "dino": NeededModel("dino", config.dino.model, config.dino.weights),
         "owl": NeededModel("owl", config.owl.model, config.owl.weights),
         "sam3": NeededModel("sam3", config.sam3.model, config.sam3.weights),
-        "matte": NeededModel("matte", config.edit.alpha.model or ""),
         "inpaint": NeededModel("inpaint", config.inpaint.model),
     }
     needed = {kind for plan in plans_of(config) for kind in plan.models_of(config)}
+    if "matte" in needed:
+        every["matte"] = NeededModel("matte", config.edit.alpha.model or "")
     return [model for kind, model in every.items() if kind in needed]
 
 
