@@ -41,15 +41,15 @@ def check_weights(config: Config) -> list[Check]:
 def _check_model(needed: NeededModel) -> Check:
     if needed.kind == "inpaint":
         return _check_inpainting(needed.model)
-    return _check_weights(needed.kind, needed.model, needed.weights)
+    return _check_weights(needed.kind, needed.key, needed.model, needed.weights)
 
 
-def _check_weights(kind: presets.Kind, model: str, weights: str | None) -> Check:
+def _check_weights(kind: presets.Kind, key: str, model: str, weights: str | None) -> Check:
     name = f"{kind} weights"
     try:
         spec = zoo.resolve(kind, model, weights)
     except Exception as error:  # parsers of damaged config files raise many classes
-        return _unresolved(name, f"{kind}.model {model!r}{f' with {weights}' if weights else ''}", error)
+        return _unresolved(name, f"{key} {model!r}{f' with {weights}' if weights else ''}", error)
     if spec.weights.startswith(zoo.RANDOM):
         return ok(name, f"{model}: {spec.weights}, random weights for speed tests; the masks are meaningless.")
     files = [Path(spec.weights)]

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.models.generators import Family
 from ovseg_batch.models.pipelines import PipelineSpec
 from ovseg_batch.types.arrays import Floats, Mask, Pixels
 
@@ -44,10 +46,14 @@ def seed_of(key: str, seed: int, number: int) -> int:
 
 
 class Inpainter:
-    """A loaded inpainting pipeline."""
+    """A loaded inpainting pipeline.
 
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
+    Args:
+        family: how the pipeline's class is called.
+    """
+
+    def __init__(self, pipeline: Any, family: Family) -> None:
+        self._pipeline, self._family = pipeline, family
         self._takes = set(inspect.signature(pipeline.__call__).parameters)
 
     @classmethod
@@ -75,8 +81,7 @@ class Inpainter:
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        auto = spec.kind not in ("FluxFillPipeline",)  # the automatic class does not support it
-        loader: Any = diffusers.AutoPipelineForInpainting if auto else diffusers.DiffusionPipeline
+        loader: Any = getattr(diffusers, spec.loader)
         options: dict[str, Any] = {"dtype": DTYPES[kind], "local_files_only": True, "use_safetensors": True}
         if _only_half(spec):
             options["variant"] = "fp16"
@@ -91,13 +96,13 @@ class Inpainter:
         if slicing:
             pipeline.enable_attention_slicing()
         _place(pipeline, device, offload)
-        return cls(pipeline)
+        return cls(pipeline, spec.family)
 
     def paint(self, requests: Sequence[Request], steps: int, guidance: float, strength: float) -> list[Floats | None]:
         """Paint a batch.
 
         Args:
-            requests: squares of equal side, which is divisible by 8.
+            requests: squares of equal side, which the family can compute.
             steps: number of denoising steps.
             guidance: scale of classifier-free guidance.
             strength: share of the noise that is added to the image, in (0, 1].
@@ -105,26 +110,40 @@ class Inpainter:
         Returns:
             (S, S, 3) float32 in [0, 1] per request; None where a safety checker withheld the image.
         """
-        side = requests[0].image.shape[0]
-        images = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2).float() / 255
-        masks = torch.from_numpy(np.stack([request.mask for request in requests])).float()[:, None]
+        if not self._family.batches and len(requests) > 1:
+            return [picture for one in requests for picture in self.paint([one], steps, guidance, strength)]
+        side, family = requests[0].image.shape[0], self._family
+        images, masks = _pictures(requests) if family.pictures else _tensors(requests)
         options: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
-            "negative_prompt": [request.negative_prompt for request in requests],
             "image": images,
             "mask_image": masks,
             "height": side,
             "width": side,
             "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            family.guidance_key: guidance,
             "strength": strength,
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             "output_type": "np",
         }
+        if family.negative_prompt:
+            options["negative_prompt"] = [request.negative_prompt for request in requests]
         result = self._pipeline(**{name: value for name, value in options.items() if name in self._takes})
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
         pictures = [np.asarray(picture, np.float32) for picture in result.images]
         return [None if bad or not picture.any() else picture for bad, picture in zip(flagged, pictures, strict=True)]
+
+
+def _tensors(requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images (B, 3, S, S) and masks (B, 1, S, S), float32 in [0, 1]."""
+    images = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(np.stack([request.mask for request in requests])).float()[:, None]
+
+
+def _pictures(requests: Sequence[Request]) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Return images in RGB and masks in 8 bits of grey."""
+    masks = [Image.fromarray(request.mask.astype(np.uint8) * 255) for request in requests]
+    return [Image.fromarray(request.image) for request in requests], masks
 
 
 def _place(pipeline: Any, device: torch.device, offload: str) -> None:

@@ -43,6 +43,7 @@ def fetch(model: str, report: Report) -> str:
         UsageError: an unknown name.
         OvsegError: the hub cannot be reached or refuses, the disk is full, or a file does not have its published hash.
     """
+    model = presets.preset_of_hub("matte", model)  # other OWNER/NAME are pipelines
     if any(preset.embedded for preset in _presets(model)):
         return ""
     here = _here(model)
@@ -152,6 +153,7 @@ def _fetch_pipeline(model: str, report: Report) -> Path:
     if pipelines.INDEX not in {file.name for file in files}:
         raise UsageError(f"{repository} is not a diffusers pipeline: it has no {pipelines.INDEX}.")
     folder = hub.download(repository, pipelines.INDEX).parent
+    pipelines.require_inpainting(model, folder)  # before gigabytes of weights
     chosen = [
         file
         for part in sorted(pipelines.parts(folder))

@@ -23,7 +23,7 @@ class ListedModel:
     """A named model.
 
     Attributes:
-        kind: `clip`, `sam`, `dino`, `owl`, `sam3` or `inpaint`.
+        kind: `clip`, `sam`, `dino`, `owl`, `sam3`, `matte` or `inpaint`.
         state: `embedded` in the package, `here` on this machine, or `missing`.
         size: bytes of the local files or of the download. None where unknown before the download.
         gated: whether the hub requires that its licence is accepted there before a download.

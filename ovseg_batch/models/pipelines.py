@@ -5,27 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
+from ovseg_batch.models.generators import (
+    APACHE,
+    FAMILIES,
+    OWN_LICENCE,
+    REFUSED,
+    STABLE_DIFFUSION,
+    Family,
+    Usual,
+    inpainting_class,
+)
 from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.missing import Missing, MissingModels
 
 INDEX = "model_index.json"
-USED = ("*.safetensors", "*.json", "*.txt", "*.model")  # files that loading reads; pickled weights are never loaded
-FLUX_SIZE = 1024
-
-
-class Usual(NamedTuple):
-    """The defaults of a pipeline: denoising steps, and guidance scale."""
-
-    steps: int
-    guidance: float
-
-
-DIFFUSION = Usual(50, 7.5)  # Stable Diffusion, and any pipeline without a name
-FLUX, FLUX_FILL = Usual(50, 3.5), Usual(50, 30.0)  # guidance-distilled: no unconditional pass
+#: files that loading reads; pickled weights are never loaded
+USED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class PipelinePreset:
 
     hub: str
     licence: str
-    usual: Usual = DIFFUSION
+    usual: Usual = STABLE_DIFFUSION
     removing: Usual | None = None
     gated: bool = False
 
@@ -53,7 +52,21 @@ PIPELINES: dict[str, PipelinePreset] = {
     "sd2-inpainting": PipelinePreset("sd2-community/stable-diffusion-2-inpainting", "CreativeML OpenRAIL++-M"),
     "sdxl-inpainting": PipelinePreset("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "CreativeML OpenRAIL++-M"),
     "flux-fill": PipelinePreset(
-        "black-forest-labs/FLUX.1-Fill-dev", "FLUX.1 [dev] Non-Commercial", FLUX_FILL, gated=True
+        "black-forest-labs/FLUX.1-Fill-dev",
+        "FLUX.1 [dev] Non-Commercial",
+        FAMILIES["FluxFillPipeline"].usual,
+        gated=True,
+    ),
+    "flux2-klein": PipelinePreset("black-forest-labs/FLUX.2-klein-4B", APACHE, Usual(4, 1.0)),
+    "qwen-image": PipelinePreset("Qwen/Qwen-Image", APACHE, FAMILIES["QwenImageInpaintPipeline"].usual),
+    "qwen-image-edit": PipelinePreset("Qwen/Qwen-Image-Edit", APACHE, FAMILIES["QwenImageEditInpaintPipeline"].usual),
+    "z-image": PipelinePreset("Tongyi-MAI/Z-Image", APACHE, FAMILIES["ZImageInpaintPipeline"].usual),
+    "z-image-turbo": PipelinePreset("Tongyi-MAI/Z-Image-Turbo", APACHE, Usual(8, 0.0)),
+    "sd3-medium": PipelinePreset(
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "Stability AI Community",
+        FAMILIES["StableDiffusion3InpaintPipeline"].usual,
+        gated=True,
     ),
 }
 
@@ -63,7 +76,9 @@ class PipelineSpec:
     """A pipeline that can be loaded.
 
     Attributes:
-        kind: class name in diffusers.
+        kind: class name in the folder's index.
+        loader: class of diffusers that inpaints with the folder's components.
+        family: how that class is called.
         size: side of its squares in pixels.
         usual: default parameters.
         removing: default parameters for `edit.mode: remove`.
@@ -72,6 +87,8 @@ class PipelineSpec:
     name: str
     folder: Path
     kind: str
+    loader: str
+    family: Family
     size: int
     licence: str
     usual: Usual
@@ -94,17 +111,20 @@ def resolve_pipeline(model: str, embedded: Path | None) -> PipelineSpec:
         UsageError: there is no such pipeline, or it is not for inpainting.
         MissingModels: the pipeline is not on this machine, or is incomplete.
     """
-    preset = PIPELINES.get(model)
+    preset = PIPELINES.get(model) or next((one for one in PIPELINES.values() if one.hub == model), None)
     folder = embedded if model == "demo" else _folder(model, preset)
     if folder is None or not (folder / INDEX).is_file():
         raise OvsegError(f"The inpainting pipeline {model!r} has no {INDEX} in {folder}; install or fetch it again.")
-    kind = str(_read(folder / INDEX).get("_class_name", ""))
-    _refuse_others(model, folder, kind)
+    index = _read(folder / INDEX)
+    loader, family = require_inpainting(model, folder)
     if preset is None:
-        usual = (FLUX_FILL if "Fill" in kind else FLUX) if kind.startswith("Flux") else DIFFUSION
-        preset = PipelinePreset(model, "see the model's own card", usual)
+        known = "" if family.licence == OWN_LICENCE else f"{family.licence} as published; "
+        preset = PipelinePreset(model, known + OWN_LICENCE, family.defaults(index))
     removing = preset.removing or preset.usual
-    return PipelineSpec(model, folder, kind, _size(folder), preset.licence, preset.usual, removing)
+    return PipelineSpec(
+        *(model, folder, str(index["_class_name"]), loader, family),
+        *(_size(folder, family), preset.licence, preset.usual, removing),
+    )
 
 
 def _folder(model: str, preset: PipelinePreset | None) -> Path:
@@ -150,20 +170,39 @@ def incomplete(folder: Path) -> str:
     return ""
 
 
-def _refuse_others(model: str, folder: Path, kind: str) -> None:
-    """Raise UsageError for other pipelines. A text-to-image UNet would run and ignore the image."""
+def require_inpainting(model: str, folder: Path) -> tuple[str, Family]:
+    """Return the class that inpaints with the components of a folder, and how it is called.
+
+    Only `model_index.json` and the configuration of a UNet are read. A text-to-image UNet is refused, because it would
+    run and ignore the image.
+
+    Args:
+        model: value of the setting, for the message.
+
+    Raises:
+        UsageError: no class can. The message names those that can.
+    """
+    kind = str(_read(folder / INDEX).get("_class_name", ""))
     unet = folder / "unet" / "config.json"
     channels = _read(unet).get("in_channels") if unet.is_file() else None
-    if ("Inpaint" not in kind and "Fill" not in kind and kind != "FluxPipeline") or channels not in (None, 9):
-        wide = channels not in (None, 9)
-        what = f"its UNet takes {channels} channels, not 9" if wide else f"it is a {kind or 'pipeline without a class'}"
-        raise UsageError(f"inpaint.model {model!r} is not for inpainting: {what}. Names: {', '.join(PIPELINES)}.")
+    found = inpainting_class(kind)
+    if found is None or channels not in (None, 9):
+        what = f"it is a {kind or 'pipeline without a class'}"
+        if kind in REFUSED:
+            what += f", and {REFUSED[kind]}"
+        elif found is not None:
+            what = f"its UNet takes {channels} channels, not 9"
+        raise UsageError(
+            f"inpaint.model {model!r} is not for inpainting: {what}. Names: {', '.join(PIPELINES)}. "
+            f"Classes of diffusers that inpaint: {', '.join(FAMILIES)}."
+        )
+    return found
 
 
-def _size(folder: Path) -> int:
+def _size(folder: Path, family: Family) -> int:
     unet, vae = folder / "unet" / "config.json", folder / "vae" / "config.json"
     if not (unet.is_file() and vae.is_file()):
-        return FLUX_SIZE
+        return family.size
     blocks = len(_read(vae)["block_out_channels"])
     return int(_read(unet)["sample_size"]) << (blocks - 1)
 

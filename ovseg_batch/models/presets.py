@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["clip", "sam", "dino", "owl", "sam3"]
+Kind = Literal["clip", "sam", "dino", "owl", "sam3", "matte"]
 
 LOGIT_SCALE = 100.0  # factor of CLIP's similarities; training limits it to this value
 FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number of parameters
@@ -13,7 +13,7 @@ FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named CLIP, SAM2, DINO, OWLv2 or SAM 3 model.
+    """A named CLIP, SAM2, DINO, OWLv2, SAM 3 or ViTMatte.
 
     Attributes:
         architecture: name in open_clip or timm, or config of the sam2 package; `demo/…` for embedded models.
@@ -162,9 +162,48 @@ SAM3: dict[str, Preset] = {
         gated=True,
     )
 }
-NAMED: dict[Kind, dict[str, Preset]] = {"clip": CLIP, "sam": SAM, "dino": DINO, "owl": OWL, "sam3": SAM3}
+
+
+def _matte(size: str, data: str, parameters: int) -> Preset:
+    hub = f"hustvl/vitmatte-{size}-{data}"
+    file = "model.safetensors"
+    return Preset("matte", f"vitmatte/{size}", "Apache-2.0", hub=hub, file=file, size=FLOAT32 * parameters)
+
+
+MATTE: dict[str, Preset] = {
+    "vitmatte-small": _matte("small", "composition-1k", 25_816_425),
+    "vitmatte-small-d646": _matte("small", "distinctions-646", 25_816_425),
+    "vitmatte-base-d646": _matte("base", "distinctions-646", 96_688_233),
+}
+
+
+def _matte_config(width: int, heads: int) -> dict[str, Any]:
+    """Return the `config.json` of a ViTMatte on the hub, without the defaults of transformers."""
+    every_third = [2, 5, 8, 11]
+    backbone = {
+        **{"model_type": "vitdet", "num_channels": 4, "image_size": 512, "patch_size": 16, "window_size": 14},
+        **{"hidden_size": width, "num_attention_heads": heads, "residual_block_indices": every_third},
+        "window_block_indices": [block for block in range(12) if block not in every_third],
+        **{"use_absolute_position_embeddings": True, "use_relative_position_embeddings": True},
+        "out_features": ["stage12"],
+    }
+    decoder = {"convstream_hidden_sizes": [48, 96, 192], "fusion_hidden_sizes": [256, 128, 64, 32]}
+    return {"backbone_config": backbone, "hidden_size": width, **decoder}
+
+
+#: architecture → its `config.json` on the hub, without the defaults of transformers
+MATTE_CONFIGS = {"vitmatte/small": _matte_config(384, 6), "vitmatte/base": _matte_config(768, 12)}
+NAMED: dict[Kind, dict[str, Preset]] = {
+    **{"clip": CLIP, "sam": SAM, "dino": DINO, "owl": OWL, "sam3": SAM3},
+    "matte": MATTE,
+}
 
 
 def named(kind: Kind) -> dict[str, Preset]:
     """Return the presets of one kind by their names."""
     return NAMED[kind]
+
+
+def preset_of_hub(kind: Kind, model: str) -> str:
+    """Return the name of the preset whose hub id is `model`, otherwise `model`."""
+    return next((name for name, preset in NAMED[kind].items() if preset.hub == model), model)

@@ -22,6 +22,7 @@ from ovseg_batch.models.layouts import HUB_CONFIG
 from ovseg_batch.models.missing import Missing, MissingModels
 from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
 from ovseg_batch.models.sam3_layout import sam3_layout
+from ovseg_batch.models.vitmatte_layout import vitmatte_layout
 
 RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -106,7 +107,7 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
     Args:
-        kind: `clip`, `sam`, `dino`, `owl` or `sam3`.
+        kind: `clip`, `sam`, `dino`, `owl`, `sam3` or `matte`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
             for the other kinds and a SAM of the first version, `local-dir:` and a folder that timm or transformers
             wrote.
@@ -126,6 +127,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_owl(model, preset, weights)
     if kind == "sam3":
         return _resolve_sam3(model, preset, weights)
+    if kind == "matte":
+        return _resolve_matte(model, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -265,6 +268,19 @@ def _resolve_sam3(model: str, preset: Preset | None, weights: str | None) -> Mod
     )
 
 
+def _resolve_matte(model: str, weights: str | None) -> ModelSpec:
+    layout = vitmatte_layout(model)
+    side = int(layout.config["backbone_config"].get("image_size", 512))
+    if layout.folder is not None:
+        found = _given(weights or str(layout.folder / "model.safetensors"))
+        return ModelSpec("matte", model, model, found, side, "native", UNKNOWN_LICENCE, None, layout.config_hash)
+    preset = presets.MATTE[layout.preset]
+    file = f"{layout.preset}.safetensors"
+    local = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+    local = local or _missing(layout.preset, file, preset)
+    return ModelSpec("matte", layout.preset, layout.preset, local, side, "native", preset.licence)
+
+
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
     """Return the patch side in pixels and the feature width of a CLIP."""
     patch = config["vision_cfg"].get("patch_size") or 16
@@ -371,6 +387,7 @@ def _missing(name: str, file: str = "", preset: Preset | None = None, what: str 
         "dino": "DINO weights",
         "owl": "OWLv2 weights",
         "sam3": "SAM 3 weights",
+        "matte": "ViTMatte weights",
     }
     kind = kinds[preset.kind if preset else "clip"]
     licence, weight = (preset.licence, preset.size) if preset else ("", None)

@@ -26,12 +26,17 @@ class NeededModel:
     weights: str | None = None
 
     @property
+    def key(self) -> str:
+        """The key of the settings that names it."""
+        return "edit.alpha.model" if self.kind == "matte" else f"{self.kind}.model"
+
+    @property
     def licence(self) -> str:
         """The licence of its weights, or a hint where they have no name."""
         if self.kind == "inpaint":
             named = PIPELINES.get(self.model)
             return named.licence if named else UNKNOWN_LICENCE
-        preset = presets.named(self.kind).get(self.model)
+        preset = presets.named(self.kind).get(presets.preset_of_hub(self.kind, self.model))
         return preset.licence if preset and self.weights is None else UNKNOWN_LICENCE
 
     def missing(self) -> tuple[Missing, ...]:
@@ -57,6 +62,8 @@ def needed_models(config: Config) -> list[NeededModel]:
         "inpaint": NeededModel("inpaint", config.inpaint.model),
     }
     needed = {kind for plan in plans_of(config) for kind in plan.models_of(config)}
+    if "matte" in needed:
+        every["matte"] = NeededModel("matte", config.edit.alpha.model or "")
     return [model for kind, model in every.items() if kind in needed]
 
 

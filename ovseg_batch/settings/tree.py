@@ -245,8 +245,12 @@ class AlphaConfig(Section):
 
     soft: bool = True
     """Compute a soft edge. false: the mask's own hard edge."""
+    model: PathText | None = None
+    """A matting network for hair and fur: a ViTMatte's name from `ovseg-batch models list`, its hub id, or a folder
+    that transformers wrote. It computes alpha in the band. null: local colours decide."""
     band: Annotated[int, Field(ge=1)] | None = None
-    """Width of the soft edge in pixels, on each side of the mask's edge. null: 0.5 % of the longer side."""
+    """Width of the soft edge in pixels, on each side of the mask's edge. null: 0.5 % of the longer side, and 2 % with
+    `edit.alpha.model`."""
     decontaminate: bool = True
     """Remove the old background's colour from the soft edge."""
 

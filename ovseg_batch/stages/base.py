@@ -21,7 +21,8 @@ from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.types.arrays import AnyArray, Numbers, Pixels
 
 Shape = tuple[int | None, ...]
-ModelKind = Literal["clip", "sam", "dino", "owl", "sam3", "inpaint"]  # the section of the settings that names a model
+#: the section of the settings that names a model; `edit.alpha` names `matte`
+ModelKind = Literal["clip", "sam", "dino", "owl", "sam3", "matte", "inpaint"]
 
 ARRAYS = ".npz"
 #: value of `method` → the stage that gives the masks

@@ -68,6 +68,12 @@ class Resolved:
         return zoo.resolve("sam3", self.config.sam3.model, self.config.sam3.weights)
 
     @cached_property
+    def matte(self) -> ModelSpec | None:
+        """The matting network of the settings; None where they name none."""
+        model = self.config.edit.alpha.model
+        return None if model is None else zoo.resolve("matte", model)
+
+    @cached_property
     def inpaint(self) -> PipelineSpec:
         """The inpainting pipeline of the settings."""
         return zoo.resolve_inpainting(self.config.inpaint.model)

@@ -209,6 +209,15 @@ def test_a_pipeline_is_fetched_without_further_copies(hub: FakeHub, run: Run, tm
     assert (snapshot / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
 
+def test_a_pipeline_that_cannot_inpaint_is_refused_before_its_weights(hub: FakeHub, run: Run) -> None:
+    index = {"_class_name": "Flux2Pipeline", "transformer": ["diffusers", "Flux2Transformer2DModel"]}
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    hub.repositories["acme/flux2"] = {"model_index.json": json.dumps(index).encode(), weights: b"much"}
+    refused = run("models", "fetch", "acme/flux2")
+    assert refused.returncode == 2 and "is not for inpainting: it is a Flux2Pipeline" in refused.stderr
+    assert "QwenImageEditInpaintPipeline" in refused.stderr and not hub.ranges(weights)
+
+
 def test_a_disk_without_space_is_noticed_before(hub: FakeHub, run: Run, tmp_path: Path) -> None:
     code = (
         "import shutil, collections; usage = collections.namedtuple('usage', 'total used free');"

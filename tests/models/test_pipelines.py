@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from PIL import Image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -135,6 +136,21 @@ def test_other_families_load_and_paint(write: Any, guidance: float, tmp_path: Pa
     assert first.shape == (64, 64, 3) and np.isfinite(first).all()
     assert np.abs(first - again).max() < 1e-4  # the noise is the seed's; the place in the batch shows in the last bits
     assert np.abs(first - other).max() > 1e-2
+    auto = library.FluxFillPipeline if write is write_flux_fill else library.AutoPipelineForInpainting
+    direct = auto.from_pretrained(tmp_path)(
+        prompt="a cat",
+        image=Image.fromarray(image),
+        mask_image=Image.fromarray(disc(64, 64).astype(np.uint8) * 255),
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        strength=1.0,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+        **({"negative_prompt": "a dog"} if write is write_sdxl else {}),
+    )
+    assert np.abs(first - direct.images[0]).max() < 1e-4
 
 
 def test_a_text_to_image_sdxl_is_refused(tmp_path: Path, words: Any) -> None:

@@ -24,7 +24,10 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one() -> None:
         ("vot", "'refine.vote'"),
         ("sam.weight", "'sam.weights'"),
         ("segment.vote", "'refine.vote'"),
-        ("model", "'clip.model', 'sam.model', 'dino.model', 'owl.model', 'sam3.model' or 'inpaint.model'"),
+        (
+            "model",
+            "'clip.model', 'sam.model', 'dino.model', 'owl.model', 'sam3.model', 'edit.alpha.model' or 'inpaint.model'",
+        ),
         ("refine.batch_size", "'inpaint.batch_size' or 'run.batch_size'"),
     ):
         with pytest.raises(UsageError, match=rf"unknown key .*Did you mean {right}\? Valid here: "):

@@ -81,6 +81,7 @@ OTHER: dict[str, Any] = {
     "dino.model": "dino-b16",
     "dino.precision": "bf16",
     "dino.weights": "random:1",
+    "edit.alpha.model": "TINY_MATTE",
     "edit.drop": ["tree"],
     "edit.fill.colour": "black",
     "edit.fill.colour_below": "black",
@@ -137,6 +138,11 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str
     sizes: dict[str, Any] = {"vision_config": {"backbone_config": {}}, "text_config": {}}
     (folder / "config.json").write_text(json.dumps({"model_type": "sam3", **sizes}))
     files["TINY_SAM3"] = f"local-dir:{folder}"
+    matte = folder / "matte"
+    matte.mkdir()
+    (matte / "config.json").write_text(json.dumps({"model_type": "vitmatte", "backbone_config": {}}))
+    (matte / "model.safetensors").write_bytes(b"weights")
+    files["TINY_MATTE"] = str(matte)
     files["DEFINITIONS"] = str(folder / "definitions.txt")
     Path(files["DEFINITIONS"]).write_text("sky >= grass\ntree >= grass\n")
 

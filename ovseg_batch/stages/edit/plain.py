@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -13,14 +13,22 @@ from ovseg_batch.io import rle
 from ovseg_batch.io.pictures import Picture
 from ovseg_batch.methods import fills
 from ovseg_batch.methods.blending import blend, feathered, frame_around, widened
-from ovseg_batch.methods.matting import band_width, soften
+from ovseg_batch.methods.matting import band_width, soften, trimap
 from ovseg_batch.settings import EditConfig
 from ovseg_batch.settings.tree import AlphaConfig, CropConfig, FillConfig
-from ovseg_batch.types.arrays import DeepPixels, Mask, Pixels
+from ovseg_batch.types.arrays import DeepPixels, Mask, Numbers, Pixels
+
+Matte = Callable[[Pixels, Pixels], Numbers]  # (H, W, 3) uint8 and its trimap → alpha (H, W) float32 in [0, 1]
 
 
 def plain_edit(
-    picture: Picture, counts: Sequence[bytes], edit: EditConfig, context: float, keeps: bool, background: Pixels | None
+    picture: Picture,
+    counts: Sequence[bytes],
+    edit: EditConfig,
+    context: float,
+    keeps: bool,
+    background: Pixels | None,
+    matte: Matte | None = None,
 ) -> tuple[Picture, bool]:
     """Edit an image in the mode of the settings. Return it, and whether the edit has an effect.
 
@@ -28,6 +36,7 @@ def plain_edit(
         counts: RLE of the masks of what stays when `keeps`, else of what goes.
         context: `inpaint.context`.
         background: (h, w, 3) uint8 RGB, for `fill.kind: image`.
+        matte: computes alpha in the band. None: local colours decide.
 
     Returns:
         the edited picture; and False where what is kept is the whole picture, or where `mask` makes one grey level.
@@ -42,12 +51,12 @@ def plain_edit(
         return part, part.pixels.shape != picture.pixels.shape
     if mode in ("cutout", "mask"):
         shown = mask if keeps else ~mask
-        alpha, colours = _soft(picture, shown, edit.alpha)
+        alpha, colours = _soft(picture, shown, edit.alpha, matte)
         if mode == "mask":
             return _mask(alpha), bool(shown.any() and not shown.all())
         return _cutout(picture, alpha, colours), not shown.all()
     if keeps:
-        alpha, colours = _soft(picture, mask, edit.alpha)
+        alpha, colours = _soft(picture, mask, edit.alpha, matte)
         new = _filling(picture.pixels, mask, edit.fill, background)
         share = 1 - alpha.astype(np.float32) / np.iinfo(alpha.dtype).max
         return Picture(blend(colours, new, share), picture.alpha, picture.icc, picture.exif), not mask.all()
@@ -72,9 +81,16 @@ def refuse_everything(region: Mask) -> None:
         raise RowError(FailureCode.NO_EDIT, "the dilated mask covers the whole image: no context is left")
 
 
-def _soft(picture: Picture, mask: Mask, settings: AlphaConfig) -> tuple[DeepPixels, DeepPixels]:
-    band = (settings.band or band_width(*mask.shape)) if settings.soft else 0
-    alpha, colours = soften(picture.pixels, mask, band)
+def _soft(picture: Picture, mask: Mask, settings: AlphaConfig, matte: Matte | None) -> tuple[DeepPixels, DeepPixels]:
+    height, width = mask.shape
+    band = (settings.band or band_width(height, width, matte is not None)) if settings.soft else 0
+    pixels = picture.pixels
+    given = None
+    if matte is not None and band > 0:
+        eight = np.asarray(pixels if pixels.dtype == np.uint8 else pixels >> 8, np.uint8)
+        known = trimap(mask, band)
+        given = matte(eight, known), known
+    alpha, colours = soften(pixels, mask, band, given)
     return alpha, colours if settings.decontaminate else picture.pixels
 
 

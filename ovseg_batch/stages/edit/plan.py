@@ -31,9 +31,12 @@ class InpaintParameters:
 
     @classmethod
     def of(cls, config: Config, spec: PipelineSpec) -> InpaintParameters:
-        """Return the parameters under these settings."""
+        """Return the parameters under these settings. Raises UsageError for a size that the model cannot compute."""
         settings = config.inpaint
         usual = spec.removing if config.edit.mode == "remove" else spec.usual
+        problem = spec.family.size_problem(settings.size or spec.size)
+        if problem and settings.size:
+            raise UsageError(f"inpaint.size: {settings.size} is not possible with {spec.loader}: {problem}.")
         return cls(
             settings.size or spec.size,
             settings.steps or usual.steps,
@@ -69,12 +72,14 @@ class EditPlan(StagePlan):
 
     @staticmethod
     def models_of(config: Config) -> tuple[ModelKind, ...]:
-        return ("inpaint",) if EDIT_MODES[config.edit.mode].generated else ()
+        if EDIT_MODES[config.edit.mode].generated:
+            return ("inpaint",)
+        return ("matte",) if uses_matte(config.edit) else ()
 
     @staticmethod
     def cost_of(config: Config) -> str:
         if not EDIT_MODES[config.edit.mode].generated:
-            return ""
+            return "ViTMatte along the edges" if uses_matte(config.edit) else ""
         steps = config.inpaint.steps or PIPELINES[config.inpaint.model].usual.steps
         return f"{steps} steps of the generator for each mask"
 
@@ -82,13 +87,15 @@ class EditPlan(StagePlan):
         config = run.config
         self._run, self._settings, self._inpaint = config.run, config.edit, config.inpaint
         self._read = read_settings(config, self.name, "edit")
+        self._read.get("alpha", {}).pop("model", None)  # the hash of its weights decides, not its name
         self.needs = self.needs_of(config)
         edit, mode = config.edit, EDIT_MODES[config.edit.mode]
-        self.resources = Resources(accelerator=mode.generated, shared=False)
+        self._matte_spec = run.matte if uses_matte(edit) else None
+        self.resources = Resources(mode.generated or self._matte_spec is not None, shared=not mode.generated)
         self._spec = run.inpaint if mode.generated else None
         self._parameters = None if self._spec is None else InpaintParameters.of(config, self._spec)
         self._chosen = self._labels([label.name for label in config.labels])
-        self._keeps = bool(edit.keep) or (not edit.drop and mode.keeps)
+        self._keeps = keeps_masks(edit)
         self._on_empty: str = edit.on_empty
         if edit.on_empty == "auto":
             self._on_empty = mode.without_mask if self._keeps else "copy"
@@ -113,7 +120,22 @@ class EditPlan(StagePlan):
             inputs["inpaint"] |= {"batch_size": inpaint.batch_size, **asdict(self._parameters)}
             inputs["pipeline"] = self._spec.identity()
             inputs["precision"] = precision(self._run.precision, self._run.device)
+        if self._matte_spec is not None:
+            inputs["matte"] = self._matte_spec.identity()
+            inputs["precision"] = precision(self._run.precision, self._run.device, large=True)
         return inputs
+
+
+def uses_matte(edit: EditConfig) -> bool:
+    """Return whether a matting network computes the edge of what the edit keeps."""
+    mode = EDIT_MODES[edit.mode]
+    soft = mode.soft_edge and edit.alpha.soft and edit.alpha.model is not None
+    return soft and (not mode.fills or keeps_masks(edit))
+
+
+def keeps_masks(edit: EditConfig) -> bool:
+    """Return whether the masked pixels stay. Otherwise they are changed."""
+    return bool(edit.keep) or (not edit.drop and EDIT_MODES[edit.mode].keeps)
 
 
 def _check_edit(edit: EditConfig, mode: EditMode) -> None:

@@ -13,15 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from ovseg_batch.errors import FailureCode, OvsegError, RowError, is_out_of_memory
+from ovseg_batch.errors import DeviceLost, FailureCode, OvsegError, RowError, is_out_of_memory
 from ovseg_batch.io.ahead import work_ahead
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.pictures import SUFFIXES, Picture, encode_picture, left_out, part_name, unique_name
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.diffusion import Inpainter
 from ovseg_batch.models.precision import precision
+from ovseg_batch.models.vitmatte import VitMatte
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.edit.generated import EditState, GeneratedEdits
+from ovseg_batch.stages.edit.matting import Matting
 from ovseg_batch.stages.edit.plain import plain_edit
 from ovseg_batch.stages.edit.plan import EditPlan
 from ovseg_batch.stages.edit.source import EditSource, read_source
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 3  # how many files a note names
 PEAK = 24  # bytes a pixel while an image is edited
+MATTE_PEAK = 12  # bytes a pixel in addition while a network computes alpha
 
 
 class EditStage(EditPlan, Stage):
@@ -42,8 +45,12 @@ class EditStage(EditPlan, Stage):
         fill, inpaint = self._settings.fill, self._inpaint
         self._background: Pixels | None = None
         self._generator: GeneratedEdits | None = None
+        self._matte: Matting | None = None
         if fill.kind == "image" and fill.image:
             self._background = read_image(fill.image, read_limits(self._run))
+        if self._matte_spec is not None:
+            kind = precision(self._run.precision, device, large=True)
+            self._matte = Matting(VitMatte.load(self._matte_spec, resolve_device(device), kind))
         if self._spec is not None and self._parameters is not None:
             kind = precision(self._run.precision, device)
             inpainter = Inpainter.load(
@@ -62,7 +69,8 @@ class EditStage(EditPlan, Stage):
             def edited(row: ImageRow, image: Image.Image) -> RowResult:
                 return self._edited(row, self._open(row, image, masks))
 
-            for row, done in work_ahead(todo, edited, run.decode_threads, run.decode_bytes, limits, PEAK):
+            peak = PEAK + (0 if self._matte is None else MATTE_PEAK)
+            for row, done in work_ahead(todo, edited, run.decode_threads, run.decode_bytes, limits, peak):
                 yield failed(row, done.code, done.message) if isinstance(done, RowError) else done
         else:
             sources = work_ahead(
@@ -100,7 +108,8 @@ class EditStage(EditPlan, Stage):
         return self._answer(row, source, files, [], None if changed else Unchanged.WHOLE_IMAGE)
 
     def _plain(self, picture: Picture, counts: Sequence[bytes]) -> tuple[Picture, bool]:
-        return plain_edit(picture, counts, self._settings, self._inpaint.context, self._keeps, self._background)
+        context, keeps = self._inpaint.context, self._keeps
+        return plain_edit(picture, counts, self._settings, context, keeps, self._background, self._matte)
 
     def _empty(self, row: ImageRow, source: EditSource) -> RowResult:
         """Return the result of an image without a mask of the chosen labels."""
@@ -175,7 +184,7 @@ def costing_a_row() -> Iterator[None]:
     """Convert any error of an edit into a RowError. No file is written here."""
     try:
         yield
-    except (OvsegError, RowError):
+    except (OvsegError, RowError, DeviceLost):
         raise
     except Exception as error:
         code = FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else FailureCode.INTERNAL
