@@ -102,6 +102,7 @@ CHECKED: dict[presets.Kind, tuple[str, str]] = {
     "dino": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as timm writes them."),
     "owl": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as transformers writes them."),
     "sam3": ("A name from `models list`, or `local-dir:FOLDER`.", "Safetensors as transformers writes them."),
+    "matte": ("A name from `models list`, a hub id, or a folder.", "Safetensors as transformers writes them."),
 }
 
 

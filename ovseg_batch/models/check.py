@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.methods.matte_tiles import UNKNOWN
 from ovseg_batch.models import zoo
 from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
@@ -21,6 +22,7 @@ from ovseg_batch.models.precision import precision
 from ovseg_batch.models.presets import Kind
 from ovseg_batch.models.sam import Sam
 from ovseg_batch.models.sam3 import Sam3
+from ovseg_batch.models.vitmatte import VitMatte
 from ovseg_batch.types.arrays import Pixels
 
 WORD = "object"  # what SAM 3 searches the image for
@@ -99,12 +101,23 @@ def _sam3(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
     return answer
 
 
+def _matte(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
+    matte = VitMatte.load(spec, device, kind)
+
+    def answer(image: Pixels) -> Answer:
+        alpha = matte.alpha(image, np.full(image.shape[:2], UNKNOWN, np.uint8))
+        return Answer(matte.model, torch.from_numpy(alpha), {"alpha": f"{alpha.shape[0]} × {alpha.shape[1]}"})
+
+    return answer
+
+
 CHECKS: dict[Kind, Callable[[zoo.ModelSpec, torch.device, str], Model]] = {
     "clip": _clip,
     "sam": _sam,
     "dino": _dino,
     "owl": _owl,
     "sam3": _sam3,
+    "matte": _matte,
 }
 
 

@@ -16,6 +16,7 @@ from tests.support.tiny_dino import save_tiny_dino
 from tests.support.tiny_owl import save_tiny_owl
 from tests.support.tiny_sam1 import save_tiny_sam1
 from tests.support.tiny_sam3 import save_tiny_sam3
+from tests.support.tiny_vitmatte import save_tiny_vitmatte
 
 Save = Callable[[Path], Path]
 
@@ -34,6 +35,7 @@ def test_every_kind_has_a_check_and_options() -> None:
         ("dino", save_tiny_dino, "features", "14 × 14 × "),
         ("owl", save_tiny_owl, "boxes", "36"),
         ("sam3", save_tiny_sam3, "masks", "of 32 × 32 a word"),
+        ("matte", save_tiny_vitmatte, "alpha", "64 × 64"),
         ("sam", save_tiny_sam1, "masks", "3 of 32 × 32 a point"),
     ],
 )
