@@ -12,8 +12,8 @@ POOLING = ("tok", "avg")
 def misfit(config: Mapping[str, Any]) -> str | None:
     """Return why an architecture cannot compute dense maps, or None if it can.
 
-    Dense maps need open_clip's `VisionTransformer` with standard blocks, whose patch tokens go through the last norm and
-    the projection as the class token does.
+    Dense maps need open_clip's `VisionTransformer` with standard blocks, whose patch tokens go through the last norm
+    and the projection as the class token does.
 
     Args:
         config: `model_cfg` of open_clip, with `vision_cfg`.
