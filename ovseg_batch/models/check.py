@@ -11,8 +11,8 @@ import torch
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.models import zoo
-from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.encoders import load_encoder
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.sam import Sam
 
@@ -30,18 +30,18 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, Any]:
     kind = precision("auto", device, not spec.embedded)
     size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
     facts: dict[str, Any] = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
-    clip_or_sam = DenseClip.load(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)
-    facts["parameters"] = f"{sum(p.numel() for p in clip_or_sam.model.parameters()):,}"
+    loaded = load_encoder(spec, target, kind) if spec.kind == "clip" else Sam.load(spec, target, kind)
+    facts["parameters"] = f"{sum(p.numel() for p in loaded.model.parameters()):,}"
     image = np.full((spec.window, spec.window, 3), 127, np.uint8)
     started = time.monotonic()
-    if isinstance(clip_or_sam, DenseClip):
-        facts["activation"] = clip_or_sam.activation
-        batch = clip_or_sam.normalise(torch.from_numpy(image)[None].to(target))
-        output = clip_or_sam.patch_features(batch, VARIANTS["csa"])
+    if not isinstance(loaded, Sam):
+        facts["activation"] = loaded.activation
+        batch = loaded.normalise(torch.from_numpy(image)[None].to(target))
+        output = loaded.patch_features(batch, VARIANTS["vanilla" if spec.is_tipsv2 else "csa"])
         facts["patches"] = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
     else:
-        [embedding] = clip_or_sam.embed([image])
-        output, _ = clip_or_sam.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
+        [embedding] = loaded.embed([image])
+        output, _ = loaded.predict(embedding, np.array([[spec.window / 2, spec.window / 2]]))
         facts["masks"] = f"{output.shape[1]} of {output.shape[2]} × {output.shape[3]} a point"
     if not bool(torch.isfinite(output).all()):
         raise OvsegError(f"The model {spec.name!r} returns values that are not finite; its weights are damaged.")

@@ -133,7 +133,7 @@ def test_image_features_are_open_clips_own() -> None:
 def test_image_features_of_a_tower_that_normalises_after_pooling(tmp_path: Path) -> None:
     """CLIPA's towers do."""
     torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    vision: dict[str, object] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
     vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}}
@@ -274,5 +274,6 @@ def test_models_list_names_every_preset(command: Command) -> None:
 def test_every_preset_names_something_its_library_knows() -> None:
     for name, preset in presets.CLIP.items():
         if not preset.embedded:
-            assert open_clip.get_model_config(preset.architecture), name
+            known = presets.TIPSV2_CONFIGS.get(preset.architecture) or open_clip.get_model_config(preset.architecture)
+            assert known, name
             assert open_clip.pretrained.get_pretrained_cfg(preset.architecture, preset.tag).get("hf_hub"), name
