@@ -7,6 +7,7 @@ distance of CLIP features is always computed, and is reported under that name.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.progress import status
 from ovseg_batch.workdir.results import EDIT, Results
 from ovseg_batch.workdir.store import Workdir
+
+log = logging.getLogger(__name__)
 
 REMOVAL_MARGIN = 8  # pixels around an object in which its removal is evaluated
 MARGIN = 0.15  # context around the box of a mask in crops for CLIP, as a share of the box
@@ -178,6 +181,9 @@ def _by_clip(config: Config, tally: _Tally) -> dict[str, float]:
     if not tally.after:
         return {}
     spec = zoo.resolve("clip", config.clip.model, config.clip.weights)
+    if spec.is_tipsv2:
+        log.warning("clip.model %s is a TIPSv2: the figures that compare images with a CLIP are left out", spec.name)
+        return {}
     clip = DenseClip.load(spec, resolve_device(config.run.device), "fp32")
     before, after = (_features(clip, pictures) for pictures in (tally.before, tally.after))
     figures = {"pictures": float(len(after))}

@@ -14,9 +14,9 @@ from ovseg_batch.errors import OvsegError
 from ovseg_batch.methods.attention import VARIANTS
 from ovseg_batch.methods.matte_tiles import UNKNOWN
 from ovseg_batch.models import zoo
-from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.dino import Dino
+from ovseg_batch.models.encoders import load_encoder
 from ovseg_batch.models.owl import Owl
 from ovseg_batch.models.precision import precision
 from ovseg_batch.models.presets import Kind
@@ -47,12 +47,13 @@ Model = Callable[[Pixels], Answer]
 
 
 def _clip(spec: zoo.ModelSpec, device: torch.device, kind: str) -> Model:
-    clip = DenseClip.load(spec, device, kind)
+    encoder = load_encoder(spec, device, kind)
+    variant = VARIANTS["vanilla" if spec.is_tipsv2 else "csa"]
 
     def answer(image: Pixels) -> Answer:
-        output = clip.patch_features(clip.normalise(torch.from_numpy(image)[None].to(device)), VARIANTS["csa"])
+        output = encoder.patch_features(encoder.normalise(torch.from_numpy(image)[None].to(device)), variant)
         patches = f"{output.shape[1]} × {output.shape[2]} of {spec.window} pixels, {output.shape[3]} features"
-        return Answer(clip.model, output, {"activation": clip.activation, "patches": patches})
+        return Answer(encoder.model, output, {"activation": encoder.activation, "patches": patches})
 
     return answer
 

@@ -13,6 +13,7 @@ from typing import Any
 from ovseg_batch.errors import OvsegError, UsageError, nearest
 from ovseg_batch.models import hub, open_clip_tables, pipelines, presets, zoo
 from ovseg_batch.models.layouts import HUB_CONFIG
+from ovseg_batch.models.tipsv2_layout import TOKENIZERS, is_tipsv2
 from ovseg_batch.units import size
 
 Report = Callable[[str], None]  # receives one line for the user
@@ -85,6 +86,8 @@ def _presets(model: str) -> list[presets.Preset]:
 def _sources(model: str) -> list[Source]:
     """Return the repositories and files that a model needs. Raises UsageError."""
     for preset in _presets(model):
+        if is_tipsv2(model):
+            return [Source(preset.hub, _first_of([name])) for name in (preset.file, TOKENIZERS[0])]
         if preset.kind != "clip":
             return [Source(preset.hub, _first_of([preset.file]))]
     if model.startswith(zoo.HUB):

@@ -21,7 +21,7 @@ from ovseg_batch.methods.square_resize import square_resized
 from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.clip_tokens import token_ids
 from ovseg_batch.models.device import autocast, lower
-from ovseg_batch.models.weights import load_weights, read_state_dict
+from ovseg_batch.models.weights import load_weights, own_weights, read_state_dict
 from ovseg_batch.types.arrays import Floats, Pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -56,7 +56,7 @@ class Owl:
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         self.model = cast(Any, model.float().eval())
         self.model.owlv2.text_model = None
-        _own(self.model).to(device)
+        own_weights(self.model).to(device)
         lower(self.model.owlv2.vision_model, precision)
         self._device, self._precision = device, precision
         self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
@@ -118,7 +118,7 @@ class OwlText:
 
     def __init__(self, model: nn.Module) -> None:
         owl = cast(Any, model.float().eval()).owlv2
-        self._tower, self._projection = _own(owl.text_model), _own(owl.text_projection)
+        self._tower, self._projection = own_weights(owl.text_model), own_weights(owl.text_projection)
         self._length = int(self._tower.config.max_position_embeddings)
 
     @classmethod
@@ -151,16 +151,6 @@ def _normalised(embeddings: Tensor) -> Tensor:
     """Normalise embeddings (…, D) as the class head does."""
     norm: Tensor = torch.linalg.norm(embeddings, dim=-1, keepdim=True)
     return embeddings / (norm + EPS)
-
-
-def _own(module: Any) -> Any:
-    """Copy the weights of a module, whose tensors may be parts of a mapped file.
-
-    They begin at any address there, and the last bits of a product depend on the address.
-    """
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
-    return module
 
 
 def load_model(spec: zoo.ModelSpec) -> nn.Module:

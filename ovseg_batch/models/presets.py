@@ -13,7 +13,7 @@ FLOAT32 = 4  # bytes per parameter; estimates the size of a file from its number
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named CLIP, SAM2, DINO, OWLv2, SAM 3 or ViTMatte.
+    """A named CLIP, TIPSv2, SAM2, DINO, OWLv2, SAM 3 or ViTMatte.
 
     Attributes:
         architecture: name in open_clip or timm, or config of the sam2 package; `demo/…` for embedded models.
@@ -48,6 +48,11 @@ def _demo(architecture: str, file: str, logit_scale: float) -> Preset:
         embedded=True,
         logit_scale=logit_scale,
     )
+
+
+def _tipsv2(size: str, parameters: int) -> Preset:
+    hub = f"google/tipsv2-{size}"
+    return Preset("clip", f"tipsv2/{size}", "Apache-2.0", hub=hub, file="model.safetensors", size=FLOAT32 * parameters)
 
 
 CLIP: dict[str, Preset] = {
@@ -85,6 +90,29 @@ CLIP: dict[str, Preset] = {
         tag="metaclip_fullcc",
         hub="timm/vit_base_patch16_clip_224.metaclip_2pt5b",
     ),
+    "tipsv2-b14": _tipsv2("b14", 195_948_288),
+    "tipsv2-l14": _tipsv2("l14", 487_941_120),
+    "tipsv2-so400m14": _tipsv2("so400m14", 861_726_816),
+    "tipsv2-g14": _tipsv2("g14", 1_525_085_696),
+}
+
+
+def _tipsv2_config(vision: str, width: int, mlp: int, heads: int, blocks: int, temperature: float) -> dict[str, Any]:
+    """Return a config in the layout of the published repositories."""
+    return {
+        **{"patch_size": 14, "img_size": 448, "num_register_tokens": 1, "vocab_size": 32000, "max_len": 64},
+        **{"vision_fn": vision, "embed_dim": width, "ffn_layer": "swiglu" if vision == "vit_giant2" else "mlp"},
+        **{"text_hidden_size": width, "text_mlp_dim": mlp, "text_num_heads": heads, "text_num_layers": blocks},
+        "temperature": temperature,
+    }
+
+
+#: architecture → its `config.json` on the hub
+TIPSV2_CONFIGS: dict[str, dict[str, Any]] = {
+    "tipsv2/b14": _tipsv2_config("vit_base", 768, 3072, 12, 12, 0.005065968260169029),
+    "tipsv2/l14": _tipsv2_config("vit_large", 1024, 4096, 16, 12, 0.004785141441971064),
+    "tipsv2/so400m14": _tipsv2_config("vit_so400m", 1152, 4304, 16, 27, 0.004638021811842918),
+    "tipsv2/g14": _tipsv2_config("vit_giant2", 1536, 6144, 24, 12, 0.003622700460255146),
 }
 
 

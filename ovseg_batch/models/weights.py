@@ -78,3 +78,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what
     if found:
         raise OvsegError(f"The weights {Path(file).name} do not fit {what}: {'; '.join(found)}.")
     module.load_state_dict(state, assign=assign)
+
+
+def own_weights(module: Any) -> Any:
+    """Copy the weights of a module, whose tensors may be parts of a mapped file, and return the module.
+
+    They begin at any address there, and the last bits of a product depend on the address.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    return module

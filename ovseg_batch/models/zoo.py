@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,69 +19,35 @@ from ovseg_batch.models.gelu import gelu_of_file, refuse_wrong_gelu
 from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import HUB_CONFIG
 from ovseg_batch.models.missing import Missing, MissingModels
-from ovseg_batch.models.presets import LOGIT_SCALE, Kind, Preset
+from ovseg_batch.models.presets import Kind, Preset
 from ovseg_batch.models.sam3_layout import sam3_layout
+from ovseg_batch.models.spec import FOLDER, RANDOM, SAM1, ModelSpec
+from ovseg_batch.models.tipsv2_layout import TOKENIZERS, is_tipsv2, tipsv2_layout
 from ovseg_batch.models.vitmatte_layout import vitmatte_layout
 
-RANDOM = "random:"  # weights "random:SEED": full-size models for tests of speed and loading
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-HUB, FOLDER = "hf-hub:", "local-dir:"  # prefixes of an architecture: a CLIP of the hub, or in a folder
+HUB = "hf-hub:"  # prefix of an architecture: a CLIP of the hub
 TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm wrote
 DINO_WIDTH = 768  # length of a feature of the named DINO models
-SAM1 = "sam1/"  # prefix of the architecture of a SAM of the first version
 SAM1_FILES = {"sam1/vit_b": "sam_vit_b_01ec64.pth"}  # architecture → name under which Meta publishes its weights
 OWL_CONFIG = "config.json"  # the architecture of an OWLv2 in a folder that transformers wrote
 SAM1_CONFIG = "config.json"  # the architecture of a SAM in a folder that transformers wrote
 UNKNOWN_LICENCE = "see the weights' own card"
 
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model that can be loaded: an architecture and the file (or `random:SEED`) of its weights.
-
-    Attributes:
-        window: side of the images that the model was trained on, in pixels.
-        short_side: default length in pixels of the shorter side of resized images.
-        config_hash: hash of the architecture's config file, if there is one.
-        patch: side of a patch in pixels.
-        width: length of a feature.
-        logit_scale: multiplies the similarities of image and text.
-        context: most tokens of a prompt of SAM 3.
-    """
-
-    kind: Kind
-    name: str
-    architecture: str
-    weights: str
-    window: int
-    short_side: int | Literal["native"]
-    licence: str
-    quick_gelu: bool | None = None
-    config_hash: str = ""
-    patch: int = 16
-    width: int = 256
-    logit_scale: float = LOGIT_SCALE
-    context: int = 32
-
-    @property
-    def embedded(self) -> bool:
-        """Return whether the model is part of the package."""
-        return self.architecture.startswith("demo/")
-
-    @property
-    def is_sam1(self) -> bool:
-        """Return whether the model is a SAM of the first version."""
-        return self.kind == "sam" and self.architecture.startswith((SAM1, FOLDER))
-
-    def identity(self) -> dict[str, str]:
-        """Return the values that results depend on, for fingerprints."""
-        return {"model": self.architecture, "weights": self.weights_hash(), "config": self.config_hash}
-
-    def weights_hash(self) -> str:
-        """Return the BLAKE2b hash of the weights file, or `random:SEED`."""
-        if self.weights.startswith(RANDOM):
-            return self.weights
-        return file_hash(self.weights)
+__all__ = [
+    "FOLDER",
+    "HUB",
+    "RANDOM",
+    "UNKNOWN_LICENCE",
+    "WEIGHT_SUFFIXES",
+    "ModelSpec",
+    "checkpoint_folders",
+    "embedded_file",
+    "is_embedded",
+    "known_labels",
+    "resolve",
+    "resolve_inpainting",
+]
 
 
 def checkpoint_folders() -> list[Path]:
@@ -109,8 +74,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     Args:
         kind: `clip`, `sam`, `dino`, `owl`, `sam3` or `matte`.
         model: a preset; or an open_clip architecture, `local-dir:` or `hf-hub:`; or a config of the sam2 package; or,
-            for the other kinds and a SAM of the first version, `local-dir:` and a folder that timm or transformers
-            wrote.
+            for a TIPSv2, the other kinds and a SAM of the first version, `local-dir:` and a folder that timm or
+            transformers wrote.
         weights: a local file, an open_clip tag, or `random:SEED`. None: the weights of the preset.
 
     Raises:
@@ -129,6 +94,8 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         return _resolve_sam3(model, preset, weights)
     if kind == "matte":
         return _resolve_matte(model, weights)
+    if is_tipsv2(model):
+        return _resolve_tipsv2(model, preset, weights)
     if preset and preset.embedded:
         found = weights or str(embedded_file(preset.file))
         config = _demo_config(architecture)["model_cfg"]
@@ -279,6 +246,28 @@ def _resolve_matte(model: str, weights: str | None) -> ModelSpec:
     local = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
     local = local or _missing(layout.preset, file, preset)
     return ModelSpec("matte", layout.preset, layout.preset, local, side, "native", preset.licence)
+
+
+def _resolve_tipsv2(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    layout = tipsv2_layout(model)
+    if preset is None:
+        folder, licence = Path(model.removeprefix(FOLDER)), UNKNOWN_LICENCE
+        found = _given(weights or str(folder / "model.safetensors"))
+        tokenizer = next((str(folder / name) for name in TOKENIZERS if (folder / name).is_file()), "")
+        if not tokenizer:
+            raise UsageError(f"{model}: the folder has no {' and no '.join(TOKENIZERS)}. Save the tokenizer there too.")
+    else:
+        licence, (file, own) = preset.licence, (f"{model}.safetensors", f"{model}.{TOKENIZERS[0]}")
+        local = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
+        found = local or _missing(model, file, preset, "TIPSv2 weights")
+        local = _local(own) or _cached(preset.hub, TOKENIZERS[0])
+        tokenizer = local or _missing(model, own, what=f"tokenizer of {preset.hub}")
+    if not found.startswith(RANDOM) and not found.endswith(".safetensors"):
+        raise UsageError(f"The weights file {found} of a TIPSv2 must be safetensors, as the hub has it.")
+    return ModelSpec(
+        *("clip", model, preset.architecture if preset else model, found, layout.side, layout.side * 3 // 2, licence),
+        *(None, layout.config_hash, layout.patch, layout.width, layout.logit_scale, layout.context, tokenizer),
+    )
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from ovseg_batch.settings.section import Execution, PathText, Precision, Section
 
 
 class ClipConfig(Section):
-    """The CLIP model for the features of words and pixels."""
+    """The CLIP or TIPSv2 for the features of words and pixels."""
 
     model: PathText = "openai-b16"
-    """A name from `ovseg-batch models list`, or an architecture of open_clip."""
+    """A name from `ovseg-batch models list`; or an architecture of open_clip; or `local-dir:` and a folder that
+    open_clip wrote, or transformers for a TIPSv2. A TIPSv2 needs `dense.attention: vanilla`."""
     weights: PathText | None = None
     """A file, a pretrained tag of open_clip, or a hub id. null: the weights of the named model."""
     precision: Precision | None = None

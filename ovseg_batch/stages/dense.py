@@ -1,4 +1,4 @@
-"""Dense prediction: CLIP with its last attention replaced computes a score per patch and query (SCLIP).
+"""Dense prediction: CLIP with its last attention replaced (SCLIP), or TIPSv2, computes a score per patch and query.
 
 Windows of one size are batched across the images of a shard. The stage keeps cosine similarities in fp16 per window, so
 that another softmax, other synonyms or thresholds run no encoder again. Or it keeps the patch features themselves, and
@@ -29,9 +29,9 @@ from ovseg_batch.methods.maskclip import smooth_by_keys
 from ovseg_batch.methods.views import mixed_logits
 from ovseg_batch.methods.windows import window_boxes
 from ovseg_batch.models.batches import BatchSize
-from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.dino import Dino
+from ovseg_batch.models.encoders import blocks_of, load_encoder
 from ovseg_batch.models.sam1 import Sam1
 from ovseg_batch.models.trident import Trident
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
@@ -72,7 +72,7 @@ class DenseStage(DensePlan, Stage):
 
     def setup(self, device: str) -> None:
         self._device = resolve_device(device)
-        self._clip = DenseClip.load(self._spec, self._device, self._precision())
+        self._clip = load_encoder(self._spec, self._device, self._precision())
         self._batch = BatchSize(self._run.batch_size, "windows")
         self._variant = VARIANTS.get(self._settings.attention)
         self._dino: Dino | None = None
@@ -81,7 +81,16 @@ class DenseStage(DensePlan, Stage):
         self._trident: Trident | None = None
         if self._sam_spec is not None and self._dino is not None:
             sam, own = Sam1.load(self._sam_spec, self._device, self._sam_precision()), self._settings.trident
-            parts = self._clip, self._dino, sam, self._window, self._stride, own.cosine, own.raise_negative, own.halves
+            parts = (
+                blocks_of(self._clip),
+                self._dino,
+                sam,
+                self._window,
+                self._stride,
+                own.cosine,
+                own.raise_negative,
+                own.halves,
+            )
             self._trident = Trident(*parts, BatchSize(self._run.batch_size, "windows"))
         if not self._features:
             self._text = word_features(self._words, self._clip, self._spec).to(self._device)
@@ -173,7 +182,7 @@ class DenseStage(DensePlan, Stage):
         if self._variant is None:
             features = self._region_features(jobs, windows, batch)
         elif dense.key_smoothing:
-            features, keys = self._clip.features_and_keys(batch, self._variant, dense.layers)
+            features, keys = blocks_of(self._clip).features_and_keys(batch, self._variant, dense.layers)
         else:
             features = self._clip.patch_features(batch, self._variant, dense.layers)
         if self._features:
@@ -201,8 +210,9 @@ class DenseStage(DensePlan, Stage):
         else:
             images = self._dino.normalise(torch.from_numpy(windows).to(self._device))
             correlation = list(self._dino.query_key(images))
+        clip = blocks_of(self._clip)
         features = [
-            self._clip.region_features(batch[k : k + 1], seen, pending.regions[index], self._dino is not None)
+            clip.region_features(batch[k : k + 1], seen, pending.regions[index], self._dino is not None)
             for k, ((pending, index), seen) in enumerate(zip(jobs, correlation, strict=True))
         ]
         return torch.stack(features)

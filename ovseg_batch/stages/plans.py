@@ -17,9 +17,11 @@ from ovseg_batch.io.region_maps import MAP_SUFFIX
 from ovseg_batch.io.tables import ANNOTATION, PROPOSAL
 from ovseg_batch.methods.windows import long_side_size, resized_size, window_boxes
 from ovseg_batch.models import zoo
+from ovseg_batch.models.tipsv2_layout import is_tipsv2
 from ovseg_batch.settings import CORRCLIP, REGION_LIMITED, SPLICED, WITH_DINO, Config, DenseConfig
 from ovseg_batch.settings.readers import read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
+from ovseg_batch.stages.encoder_rules import require_clip, require_short_words, require_trained
 from ovseg_batch.stages.resolved import Resolved
 
 FEATURE_SIDE = 32  # patches, the longest side of the SAM2 features that `propose` keeps
@@ -152,9 +154,12 @@ class DensePlan(StagePlan):
     def cost_of(config: Config) -> str:
         if config.dense.attention == SPLICED:
             return "SAM's encoder, CLIP and DINO once a window"
-        models = "CLIP and DINO" if config.dense.attention in WITH_DINO else "CLIP"
+        encoder = "TIPSv2" if is_tipsv2(config.clip.model) else "CLIP"
+        models = f"{encoder} and DINO" if config.dense.attention in WITH_DINO else encoder
         return (
-            f"{models} once a window" if (views := VIEWS[config.dense.views]) == 1 else f"CLIP {views} times a window"
+            f"{models} once a window"
+            if (views := VIEWS[config.dense.views]) == 1
+            else f"{encoder} {views} times a window"
         )
 
     @staticmethod
@@ -167,6 +172,8 @@ class DensePlan(StagePlan):
         self._spec, self._precision = run.clip, run.precision(run.clip)
         dense = self._settings
         _check_dense(dense)
+        require_trained(self._spec, dense)
+        require_short_words(self._spec, self._words)
         self.needs = self.needs_of(run.config)
         self._window, self._stride, self._patch = run.window, run.stride, run.patch
         self._dino_spec = run.dino if dense.attention in WITH_DINO else None
@@ -257,6 +264,7 @@ class EmbedPlan(StagePlan):
     def __init__(self, run: Resolved) -> None:
         self._run, self._settings = run.config.run, run.config.classify
         self._spec, self._precision = run.clip, run.precision(run.clip)
+        require_clip(self._spec)
         tuned = self._settings.tuned
         if tuned and not Path(tuned).is_file():
             raise UsageError(f"classify.tuned: there is no file {tuned}. scripts/training/tune_masq.py makes one.")

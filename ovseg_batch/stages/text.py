@@ -10,7 +10,7 @@ from torch import Tensor
 from ovseg_batch.io.text_cache import text_embeddings
 from ovseg_batch.io.user_cache import cache_folder
 from ovseg_batch.methods.class_scores import query_feature
-from ovseg_batch.models.clip import DenseClip
+from ovseg_batch.models.encoders import Encoder
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.stages.words import Words
 from ovseg_batch.workdir.store import fingerprint
@@ -18,7 +18,7 @@ from ovseg_batch.workdir.store import fingerprint
 TEXT_VERSION = 3  # of the embeddings' last bits: prompts of one length are encoded together
 
 
-def word_features(words: Words, clip: DenseClip, spec: ModelSpec) -> Tensor:
+def word_features(words: Words, clip: Encoder, spec: ModelSpec) -> Tensor:
     """Return (Q, D) float32 on the CPU: one feature per query, mixed with its class's definition where there is one."""
     features = text_features(clip, spec, words.vocabulary.queries, words.templates)
     definitions = words.query_definitions
@@ -29,7 +29,7 @@ def word_features(words: Words, clip: DenseClip, spec: ModelSpec) -> Tensor:
     return features
 
 
-def text_features(clip: DenseClip, spec: ModelSpec, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
+def text_features(clip: Encoder, spec: ModelSpec, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(T, D) float32 on the CPU, L2-normalised: one for each text, over all templates."""
     key = {
         "version": TEXT_VERSION,

@@ -27,6 +27,7 @@ from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.attention import VARIANTS
+from ovseg_batch.models.tipsv2_layout import is_tipsv2
 from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import CORRCLIP, WITH_DINO, Config
 from ovseg_batch.stages.base import WORDS_ALONE, methods_of
@@ -71,12 +72,14 @@ class Table:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    """Every preset except those that need a DINO, an OWLv2 or a SAM 3, of which none is embedded."""
+    """Every preset except those that need a DINO, an OWLv2, a SAM 3 or a TIPSv2, of which none is embedded."""
     configs = {name: load_config(file, environment={}) for name, file in presets().items()}
     return {
         name: {"preset": name}
         for name, one in configs.items()
-        if one.dense.attention not in WITH_DINO and not {*methods_of(one)} & {*WORDS_ALONE}
+        if one.dense.attention not in WITH_DINO
+        and not {*methods_of(one)} & {*WORDS_ALONE}
+        and not is_tipsv2(one.clip.model)
     }
 
 
@@ -93,8 +96,8 @@ def dense_and_refined(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 TABLES = {
     "presets": Table(
         "Presets",
-        "Presets on the embedded models, without those that need a DINO, an OWLv2 or a SAM 3: `demo` for dense maps, "
-        "`demo-token` for masks first. `background` runs without its background words, which the small CLIP was never "
+        "Presets on the embedded models, without those that need a DINO, an OWLv2, a SAM 3 or a TIPSv2: `demo` for dense "
+        "maps, `demo-token` for masks first. `background` runs without its background words, which the small CLIP was never "
         "taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in training, so its row "
         "shows nothing about Trident.",
         preset_rows(),

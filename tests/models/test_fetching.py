@@ -71,6 +71,22 @@ def test_one_command_fetches_all_that_a_configuration_needs(hub: FakeHub, run: R
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
+def test_a_tokenizer_is_fetched_with_the_weights(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    """TIPSv2's is a file of its own. Code in the repository is not fetched."""
+    repository = presets.CLIP["tipsv2-b14"].hub
+    files = {"model.safetensors": b"weights" * 9, "config.json": b"{}", "modeling_tips.py": b"import os"}
+    hub.repositories[repository] = dict(files)
+    refused = run("models", "fetch", "tipsv2-b14")
+    assert refused.returncode == 1 and "has none of the files that tipsv2-b14 needs" in refused.stderr
+    assert states(run("models", "list", "--json"))["tipsv2-b14"] == "missing"
+    hub.repositories[repository] = {**files, "tokenizer.model": b"words"}
+    done = run("models", "fetch", "tipsv2-b14")
+    assert done.returncode == 0 and "model.safetensors" in done.stdout, done.stderr
+    [snapshot] = blobs(tmp_path, repository).parent.glob("snapshots/*")
+    assert {path.name for path in snapshot.iterdir()} == {"model.safetensors", "tokenizer.model"}
+    assert states(run("models", "list", "--json", HF_HUB_OFFLINE="1"))["tipsv2-b14"] == "here"
+
+
 def test_what_was_fetched_is_used_offline_and_not_fetched_again(hub: FakeHub, run: Run) -> None:
     assert states(run("models", "list", "--json"))["openai-b16"] == "missing"
     assert run("models", "fetch", "openai-b16", "sam2.1-large").returncode == 0

@@ -162,7 +162,7 @@ def test_open_clip_s_message_of_random_weights_is_dropped(
 
 
 def test_image_tower_that_is_no_vit() -> None:
-    with pytest.raises(UsageError, match="image tower is a ModifiedResNet"):
+    with pytest.raises(UsageError, match="image tower is a ResNet"):
         DenseClip.load(zoo.resolve("clip", "RN50", "random:0"), CPU, "fp32")
 
 

@@ -30,6 +30,7 @@ from ray.cluster_utils import Cluster
 
 from ovseg_batch.cli import main
 from ovseg_batch.config import load_config, presets
+from ovseg_batch.models.tipsv2_layout import is_tipsv2
 from ovseg_batch.settings import SPLICED, WITH_DINO
 from ovseg_batch.stages.base import methods_of
 from tests.conftest import LABELS, THINGS, Command, Done
@@ -39,6 +40,7 @@ from tests.support.tiny_dino import save_tiny_dino
 from tests.support.tiny_owl import save_tiny_owl
 from tests.support.tiny_sam1 import save_tiny_sam1
 from tests.support.tiny_sam3 import save_tiny_sam3
+from tests.support.tiny_tipsv2 import save_tiny_tipsv2
 
 pytestmark = pytest.mark.slow("GPUs, workers and Ray give the same masks as one CPU")
 
@@ -176,7 +178,7 @@ def embedded_settings(preset: str) -> list[str]:
 
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tmp_path: Path) -> None:
-    """No DINO, OWLv2, SAM of the first version or SAM 3 is embedded: theirs are tiny and have random weights.
+    """No DINO, OWLv2, TIPSv2, SAM of the first version or SAM 3 is embedded: theirs are tiny and have random weights.
 
     The products of several words have other last bits than those of one.
     """
@@ -185,6 +187,8 @@ def test_every_preset_gives_the_cpus_masks_and_edits(preset: str, both: Both, tm
         tiny.append(f"--set=dino.model=local-dir:{save_tiny_dino(tmp_path / 'dino')}")
     if config.dense.attention == SPLICED:
         tiny += [f"--set=sam.model=local-dir:{save_tiny_sam1(tmp_path)}", "--set=refine.predicted_iou=0"]
+    if is_tipsv2(config.clip.model):
+        tiny += [f"--set=clip.model=local-dir:{save_tiny_tipsv2(tmp_path / 'tipsv2')}", "--set=background=none"]
     if "detect" in methods_of(config):
         tiny += [f"--set=owl.model=local-dir:{save_tiny_owl(tmp_path / 'owl')}", "--set=detect.boxes=20"]
     if "sam3" in methods_of(config):

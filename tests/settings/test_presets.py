@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from ovseg_batch.config import load_config, presets
+from ovseg_batch.models.tipsv2_layout import is_tipsv2
 from ovseg_batch.stages.registry import stage_names
 from tests.conftest import Command
+from tests.support.tiny_tipsv2 import write_tokenizer
 
 KINDS = ("clip", "sam", "dino", "owl", "sam3")
 PHOTOGRAPHS = {**{f"{kind}.weights": "random:0" for kind in KINDS}, "inpaint.model": "demo"}
@@ -30,7 +32,12 @@ def test_every_preset_says_what_it_is_and_can_be_planned(name: str, tmp_path: Pa
     if config.classify.tuned:
         options.append(f"--set=classify.tuned={tmp_path / config.classify.tuned}")
     labels = [] if config.labels else ["--labels", "cat"]
-    done = command("run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, *labels, "--dry-run", *options)
+    own = {}
+    if is_tipsv2(config.clip.model):
+        write_tokenizer(tmp_path / f"{config.clip.model}.tokenizer.model")
+        own["OVSEG_CHECKPOINTS"] = str(tmp_path)
+    run = ("run", tmp_path / "photos", "-o", tmp_path / "run", "-c", name, *labels, "--dry-run", *options)
+    done = command(*run, **own)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[3:-1]] == list(stage_names(config))
 

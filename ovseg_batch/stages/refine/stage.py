@@ -32,8 +32,8 @@ from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import Segment, Vote
 from ovseg_batch.methods.windows import window_boxes
-from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import resolve_device
+from ovseg_batch.models.encoders import load_encoder
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.models.sam1 import Sam1
 from ovseg_batch.settings.readers import POINTING
@@ -91,7 +91,7 @@ class RefineStage(RefinePlan, Stage):
         if self._spec is not None:
             self._sam = Sam.load(self._spec, self._device, self._precision(), self._run.point_chunk)
         if self._clip_spec is not None:
-            clip = DenseClip.load(self._clip_spec, self._device, "fp32")  # for its words alone
+            clip = load_encoder(self._clip_spec, self._device, "fp32")  # for its words alone
             self._text = word_features(self._words, clip, self._clip_spec).to(self._device)
             if self._settings.bank:
                 scale = self._dense.logit_scale

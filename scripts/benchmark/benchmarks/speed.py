@@ -28,8 +28,8 @@ from ovseg_batch.io.ahead import decode_ahead
 from ovseg_batch.io.manifest import Manifest, build_manifest
 from ovseg_batch.io.tables import TABLE, read_results
 from ovseg_batch.methods.vocabulary import TEMPLATES
-from ovseg_batch.models.clip import DenseClip
 from ovseg_batch.models.device import keep_memory, resolve_device
+from ovseg_batch.models.encoders import blocks_of
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.runs import pipeline, planning
 from ovseg_batch.runs.planning import PlannedStage
@@ -188,7 +188,7 @@ def _bare_clip(
     stage: DenseStage, config: Config, rows: Sequence[ImageRow], _: Sequence[PlannedStage]
 ) -> Callable[[], None]:
     """CLIP's plain forward, nothing replaced, on the very windows of the stage, in batches of the stage's size."""
-    clip: DenseClip = stage._clip
+    clip = blocks_of(stage._clip)
     by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for row, image in zip(rows, _decoded(config, rows), strict=True):
         for window in stage._cut(row, image, image.shape[:2]).windows:
