@@ -97,9 +97,9 @@ TABLES = {
     "presets": Table(
         "Presets",
         "Presets on the embedded models, without those that need a DINO, an OWLv2, a SAM 3 or a TIPSv2: `demo` for "
-        "dense maps, `demo-token` for masks first. `background` runs without its background words, which the small CLIP "
-        "was never taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in training, so its row "
-        "shows nothing about Trident.",
+        "dense maps, `demo-token` for masks first. `background` runs without its background words, which the small "
+        "CLIP was never taught. `trident` gives SAM2 boxes and rough masks, which the embedded one never saw in "
+        "training, so its row shows nothing about Trident.",
         preset_rows(),
     ),
     "attention": Table(
