@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.types.arrays import ClassMap, Floats, Numbers, Pixels
 
@@ -79,6 +80,25 @@ def fused_word(masks: Tensor, scores: Tensor, presence: float, soft: Tensor) -> 
 def stored(probabilities: Tensor) -> Pixels:
     """Return probabilities in steps of 1 / `LEVELS`, uint8."""
     return (probabilities * LEVELS).round().clamp(0, LEVELS).to(torch.uint8).cpu().numpy()
+
+
+def pasted(whole: Pixels, part: Pixels, view: Box, size: tuple[int, int]) -> Pixels:
+    """Return the maximum of a map of an image and that of a part of it, which is made smaller.
+
+    Args:
+        whole, part: (h, w) maps as `stored` returns them.
+        view: the part of the image, in pixels.
+        size: (H, W) of the image.
+    """
+    height, width = whole.shape
+    left, right = (round(edge * width / size[1]) for edge in (view[0], view[2]))
+    top, bottom = (round(edge * height / size[0]) for edge in (view[1], view[3]))
+    place = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    rows, columns = whole[place].shape
+    small = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+    joined = whole.copy()
+    joined[place] = np.maximum(whole[place], small)
+    return joined
 
 
 def fused_labels(

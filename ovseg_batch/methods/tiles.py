@@ -1,13 +1,16 @@
-"""Place crops of large images for SAM2 so that no object crosses the edge of its crop."""
+"""Place crops of large images: around known objects for SAM2, or on a grid for a search."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 MARGIN = 0.1  # free space around an object, as a share of the tile
+OVERLAP = 0.25  # least overlap of tiles on a grid, as a share of the tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,36 @@ def place_views(objects: Sequence[Box], size: tuple[int, int], tile: int | None)
         views.append(View(box, tuple(members)))
         free = [k for k in free if k not in members]
     return views + ([View((0, 0, width, height), tuple(whole))] if whole else [])
+
+
+def grid_views(size: tuple[int, int], tile: int | None) -> list[Box]:
+    """Return the whole image, and then overlapping squares of `tile` pixels that cover it.
+
+    An object smaller than the overlap lies in one of the squares without being cut.
+
+    Args:
+        size: (H, W) of the image.
+        tile: side of a square in pixels. None, or at least the longer side of the image: the whole image alone.
+    """
+    height, width = size
+    whole = (0, 0, width, height)
+    if tile is None or max(size) <= tile:
+        return [whole]
+    tops, lefts = (_grid(side, tile) for side in size)
+    return [whole, *((x, y, min(x + tile, width), min(y + tile, height)) for y in tops for x in lefts)]
+
+
+def is_cut(box: Box, view: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box in a view reaches an edge of the view that is no edge of the image (H, W)."""
+    edges = (0, 0, size[1], size[0])
+    return any(box[side] == view[side] != edges[side] for side in range(4))
+
+
+def _grid(side: int, tile: int) -> list[int]:
+    """Return where tiles begin along a side, at equal distances."""
+    room = max(0, side - tile)
+    steps = int(np.ceil(room / (tile * (1 - OVERLAP))))
+    return [round(k * room / steps) for k in range(steps + 1)] if steps else [0]
 
 
 def _around(box: Box, size: tuple[int, int], tile: int) -> Box:

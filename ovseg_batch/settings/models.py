@@ -64,6 +64,9 @@ class Sam3Config(Sam3Execution):
     """Precision of SAM 3. null: `run.precision`."""
     size: Annotated[int, Field(ge=336, multiple_of=336)] | None = None
     """Side in pixels of the square that SAM 3 sees: a multiple of 336. null: that of its training, 1008."""
+    tile: Annotated[int, Field(ge=336)] | None = None
+    """Side in pixels of overlapping squares that are searched beside the whole image, where that is larger. An object
+    that such a square cuts comes from another square or from the whole image. null: the whole image alone."""
     floor: Share = 0.1
     """Masks with a lower score are not computed, and no mask of a word that has no better one."""
     mask: Share = 0.5

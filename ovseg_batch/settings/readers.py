@@ -82,6 +82,7 @@ READERS = {
     "sam.cache": Readers("encode, refine", "refine.method", POINTING),
     "sam3": Readers("tokens, sam3"),
     "sam3.words_chunk": Readers("sam3"),
+    "sam3.tile": Readers("tokens, sam3"),
     "sam3.floor": Readers("sam3"),
     "sam3.maps": Readers("sam3"),
     "sam3.mask": Readers("sam3"),

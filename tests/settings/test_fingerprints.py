@@ -107,6 +107,7 @@ OTHER: dict[str, Any] = {
     "sam3.model": "TINY_SAM3",
     "sam3.precision": "bf16",
     "sam3.size": 336,
+    "sam3.tile": 672,
     "sam3.weights": "random:1",
 }
 

@@ -17,11 +17,14 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import ovseg_batch
+from ovseg_batch import scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.limits import Limits
-from ovseg_batch.methods.concepts import fused_word, stored
+from ovseg_batch.methods.concepts import fused_word, pasted, stored
+from ovseg_batch.methods.resized_masks import above
+from ovseg_batch.methods.tiles import grid_views
 from ovseg_batch.models import zoo
 from ovseg_batch.models.sam3 import Sam3
 from ovseg_batch.stages.registry import stage_names
@@ -385,3 +388,58 @@ def test_python_segments_an_image_in_memory(model: Path, run: Path, few_scenes: 
     found = ovseg_batch.segment(image, LABELS, config="sam3", settings=settings)
     expected = [one for one in written(run) if one["image_id"] == 1]
     assert sorted(mask.label for mask in found.masks) == sorted(WORDS[one["category_id"] - 1] for one in expected)
+
+
+def test_tiles_are_searched_beside_the_whole_image(
+    model: Path, arguments: Callable[..., tuple[object, ...]], tmp_path: Path, command: Command
+) -> None:
+    """The masks of every view, in the image's pixels, without those that the view cuts."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.resize(scenes.render(5).image, (300, 700, 3))).save(images / "wide.png")
+    Image.fromarray(scenes.render(6).image[:200]).save(images / "small.png")
+    tile, size = 400, (300, 700)
+    done = command(*arguments(tmp_path / "run", *LOOSE, "--set", f"sam3.tile={tile}", images=images))
+    assert done.returncode == 0, done.stderr
+    views = grid_views(size, tile)
+    assert len(views) == 3 and views[1:] == [(0, 0, 400, 300), (300, 0, 700, 300)]
+    sam3 = Sam3.load(zoo.resolve("sam3", f"local-dir:{model}"), torch.device("cpu"), "fp32")
+    words, image = sam3.encode_words(WORDS), read_image(images / "wide.png", Limits(10**8, 10**9))
+    expected: list[tuple[int, float, np.ndarray]] = []
+    for x0, y0, x1, y1 in views:
+        answers = sam3.answer(sam3.see(image[y0:y1, x0:x1]), words, 0.1, lambda _, answer: answer)
+        for query, answer in enumerate(answers):
+            for index, slot in enumerate(answer.kept.tolist()):
+                mask = np.zeros(size, bool)
+                drawn = above(answer.masks[index].T, (x1 - x0, y1 - y0), 0.5)
+                mask[y0:y1, x0:x1] = drawn.placed().whole((x1 - x0, y1 - y0)).T
+                inner = [mask[:, x0].any() * (x0 > 0), mask[:, x1 - 1].any() * (x1 < size[1])]
+                if mask.any() and not any(inner):
+                    expected.append((query, float(answer.scores[slot]), mask))
+    [line] = [one for one in lines(tmp_path / "run", "sam3") if one["width"] == 700]
+    found = [(one["query"], one["score"], rle.decode(one["rle"], *size)) for one in line["word_masks"]]
+    assert len(found) == len(expected) > 10
+
+    def order(one: tuple[int, float, np.ndarray]) -> tuple[int, float, int]:
+        return one[0], round(one[1], 5), int(one[2].sum())
+
+    for one, other in zip(sorted(found, key=order), sorted(expected, key=order), strict=True):
+        assert one[0] == other[0] and abs(one[1] - other[1]) < 1e-6 and np.array_equal(one[2], other[2])
+    assert any(np.flatnonzero(mask.any(axis=0))[0] > 300 for _, _, mask in found)
+
+    kept = command(*arguments(tmp_path / "kept", *LOOSE, *KEEP, "--set", f"sam3.tile={tile}", images=images))
+    assert kept.returncode == 0, kept.stderr
+    assert written(tmp_path / "kept") == written(tmp_path / "run")
+    tokens = {
+        name: array.shape
+        for path in (tmp_path / "kept" / "stages").glob("tokens-*/data/*/*.npz")
+        for name, array in np.load(path).items()
+    }
+    assert sorted(shape[0] for shape in tokens.values()) == [1, 3]
+
+
+def test_a_map_of_tiles_is_the_maximum_of_those_of_all_views() -> None:
+    whole, part = np.full((8, 8), 40, np.uint8), np.full((8, 8), 90, np.uint8)
+    joined = pasted(whole, part, (50, 0, 100, 60), (60, 100))
+    assert (joined[:, 4:] == 90).all() and (joined[:, :4] == 40).all() and (whole == 40).all()
+    assert (pasted(part, whole, (50, 0, 100, 60), (60, 100)) == 90).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from typing import Any
 
@@ -18,6 +19,7 @@ from ovseg_batch.io import rle
 from ovseg_batch.methods.components import connected_components
 from ovseg_batch.methods.placed_mask import PlacedMask
 from ovseg_batch.methods.runs import RunMap, row_runs
+from ovseg_batch.methods.tiles import OVERLAP, grid_views, is_cut
 from ovseg_batch.methods.vocabulary import UNLABELLED
 from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble, low_resolution_coverage
 from ovseg_batch.methods.windows import resized_size, window_boxes
@@ -186,3 +188,20 @@ def test_settings_written_as_yaml_read_back_equal(labels: list[dict[str, object]
 def test_every_way_to_write_a_list_of_labels_says_the_same(names: list[str], blanks: str) -> None:
     written = [f",{blanks}".join(names), f"{blanks};".join(names), "\n".join(names), names]
     assert len({tuple(label["name"] for label in parse_labels(text)) for text in written}) == 1
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), tile=st.integers(336, 1200))
+def test_views_on_a_grid_cover_the_image_and_overlap(height: int, width: int, tile: int) -> None:
+    whole, *tiles = grid_views((height, width), tile)
+    assert whole == (0, 0, width, height) and (not tiles) == (max(height, width) <= tile)
+    for low, high, side in ((0, 2, width), (1, 3, height)):
+        spans = sorted({(view[low], view[high]) for view in tiles})
+        if not spans:
+            continue
+        assert spans[0][0] == 0 and spans[-1][1] == side
+        assert all(end - begin == min(tile, side) for begin, end in spans)
+        for (_, end), (begin, _) in itertools.pairwise(spans):
+            assert end - begin >= OVERLAP * tile - 1  # rounded
+    for view in tiles:
+        assert is_cut(view, view, (height, width))
+        assert not is_cut((view[0] + 1, view[1] + 1, view[2] - 1, view[3] - 1), view, (height, width))

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.tables import ANNOTATION, WORD_MASK
+from ovseg_batch.methods.tiles import grid_views
 from ovseg_batch.models.clip_tokens import require_short
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.readers import read_settings
@@ -26,7 +27,10 @@ WORD = pa.struct(
 
 
 class TokensPlan(StagePlan):
-    """Keeps SAM 3's tokens of every image: array `tokens` (s / patch, s / patch, C) fp16. No word decides them."""
+    """Keeps SAM 3's tokens of every image: array `tokens` (s / patch, s / patch, C) fp16. No word decides them.
+
+    With `sam3.tile` they are those of the views of `grid_views`: (V, s / patch, s / patch, C).
+    """
 
     name = "tokens"
     arrays = True
@@ -43,14 +47,20 @@ class TokensPlan(StagePlan):
 
     def __init__(self, run: Resolved) -> None:
         self._run, self._spec, self._precision = run.config.run, run.sam3, run.precision(run.sam3)
-        self._side = run.config.sam3.size or self._spec.window
+        self._side, self._tile = run.config.sam3.size or self._spec.window, run.config.sam3.tile
 
     def inputs(self) -> dict[str, Any]:
-        size = {"size": self._side}
-        return {"sam3": self._spec.identity(), "precision": self._precision(), **size, **self._run.limits()}
+        return {
+            "sam3": self._spec.identity(),
+            "precision": self._precision(),
+            "size": self._side,
+            **({} if self._tile is None else {"tile": self._tile}),
+            **self._run.limits(),
+        }
 
     def estimate_bytes(self, height: int, width: int) -> int:
-        return 2 * self._spec.width * (self._side // self._spec.patch) ** 2
+        views = len(grid_views((height, width), self._tile))
+        return 2 * self._spec.width * (self._side // self._spec.patch) ** 2 * views
 
 
 class Sam3Plan(StagePlan):
@@ -107,6 +117,7 @@ class Sam3Plan(StagePlan):
             "floor": settings.floor,
             "mask": settings.mask,
             "maps": settings.maps,
+            **({} if settings.tile is None else {"tile": settings.tile}),
             "queries": list(vocabulary.queries),
             "query_class": list(vocabulary.query_class),  # a row's prompts are names of classes
             "classes": list(vocabulary.names),

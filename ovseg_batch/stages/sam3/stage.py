@@ -7,7 +7,7 @@ words need neither the images nor their encoder.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +16,17 @@ import torch
 from ovseg_batch.errors import FailureCode, RowError
 from ovseg_batch.io import rle
 from ovseg_batch.io.ahead import decode_ahead
-from ovseg_batch.methods.concepts import fused_word, stored
-from ovseg_batch.methods.resized_masks import above
+from ovseg_batch.methods.concepts import fused_word, pasted, stored
+from ovseg_batch.methods.placed_mask import PlacedMask
+from ovseg_batch.methods.resized_masks import MaskRuns, above
+from ovseg_batch.methods.tiles import Box, grid_views, is_cut
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam3 import Sam3, WordAnswer
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.sam3.plan import Sam3Plan, TokensPlan
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult, WordMask
-from ovseg_batch.types.arrays import Pixels
+from ovseg_batch.types.arrays import Halves, Pixels
 
 
 class TokensStage(TokensPlan, Stage):
@@ -40,16 +42,26 @@ class TokensStage(TokensPlan, Stage):
             if isinstance(image, RowError):
                 yield failed(row, image.code, image.message)
                 continue
-            [seen] = split_on_failure(lambda images: [self._sam3.see(images[0])], [image])
+            [seen] = split_on_failure(lambda images: [self._tokens(images[0])], [image])
             if isinstance(seen, RowError):
                 yield failed(row, seen.code, seen.message)
                 continue
             yield done(row, {"height": image.shape[0], "width": image.shape[1]}, {"tokens": seen})
 
+    def _tokens(self, image: Pixels) -> Halves:
+        seen = _views_seen(self._sam3, image, self._tile)
+        return next(seen) if self._tile is None else np.stack([*seen])
+
+
+def _views_seen(sam3: Sam3, image: Pixels, tile: int | None) -> Iterator[Halves]:
+    """Yield the tokens of every view of an image."""
+    for x0, y0, x1, y1 in grid_views((image.shape[0], image.shape[1]), tile):
+        yield sam3.see(image[y0:y1, x0:x1])
+
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """What is kept of one word in an image. `fused` is None where no mask reaches the floor."""
+    """What is kept of one word in a view of an image. `fused` is None where no mask reaches the floor."""
 
     query: int
     presence: float
@@ -99,16 +111,23 @@ class Sam3Stage(Sam3Plan, Stage):
         self, row: ImageRow, chosen: Sequence[int], upstream: Mapping[str, Upstream], images: Sequence[Pixels | None]
     ) -> list[RowResult]:
         """Search one image, or its kept tokens, for words."""
-        [image] = images
+        [image], tile = images, self._settings.tile
+        seen: Iterable[Halves]
         if image is not None:
-            size, tokens = (image.shape[0], image.shape[1]), self._sam3.see(image)
+            size, seen = (image.shape[0], image.shape[1]), _views_seen(self._sam3, image, tile)
+            views = grid_views(size, tile)
         else:
             values, grid = upstream["tokens"].values(row.row), self._sam3.grid
             size = (values["height"], values["width"])
-            shape = (grid, grid, self._spec.width)
+            views = grid_views(size, tile)
+            shape = (*([] if tile is None else [len(views)]), grid, grid, self._spec.width)
             tokens = upstream["tokens"].array(row.row, "tokens", shape).astype(np.float16, copy=False)
-        keep = functools.partial(self._kept, size)
-        words = self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen, self._settings.maps == "all")
+            seen = [tokens] if tile is None else tokens
+        parts = []
+        for view, tokens in zip(views, seen, strict=True):
+            keep, every = functools.partial(self._kept, size, view), self._settings.maps == "all"
+            parts.append(self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen, every))
+        words = [_joined(of_word, views, size) for of_word in zip(*parts, strict=True)]
         columns = [
             {"query": one.query, "presence": one.presence, "best": one.best, "found": one.fused is not None}
             for one in words
@@ -118,18 +137,49 @@ class Sam3Stage(Sam3Plan, Stage):
         found = {"height": size[0], "width": size[1], "words": columns, "word_masks": masks}
         return [done(row, found, {"maps": np.stack(maps)} if maps else {})]
 
-    def _kept(self, size: tuple[int, int], query: int, answer: WordAnswer) -> _Word:
+    def _kept(self, size: tuple[int, int], view: Box, query: int, answer: WordAnswer) -> _Word:
         best = float(answer.scores.max())
         if answer.soft is None:
             return _Word(query, answer.presence, best, [], None)
         scores, corners = answer.scores[answer.kept], answer.boxes[answer.kept].clip(0, 1)
-        boxes = corners * np.array([size[1], size[0], size[1], size[0]], np.float32)
+        x0, y0, x1, y1 = view
+        width, height = x1 - x0, y1 - y0
+        boxes = corners * np.array([width, height] * 2, np.float32) + np.array([x0, y0] * 2, np.float32)
         masks = []
         for probabilities, score, box in zip(answer.masks, scores.tolist(), boxes.tolist(), strict=True):
             # as the processor of the published model: probabilities are resized, and not logits
-            runs = above(probabilities.T, size[::-1], self._settings.mask)
-            if area := runs.area():
-                masks.append(WordMask(query, score, tuple(box), area, rle.from_counts(runs.counts(), *size)))
+            runs = above(probabilities.T, (width, height), self._settings.mask)
+            counts = _in_image(runs, view, size)
+            if counts is not None:
+                masks.append(WordMask(query, score, tuple(box), runs.area(), counts))
         soft = torch.zeros_like(answer.soft) if self._settings.maps == "instances" else answer.soft
         fused = fused_word(answer.masks, torch.from_numpy(scores), answer.presence, soft)
         return _Word(query, answer.presence, best, masks, stored(fused))
+
+
+def _in_image(down_columns: MaskRuns, view: Box, size: tuple[int, int]) -> bytes | None:
+    """Return the counts of a mask of a view in the image (H, W). None: it has no pixel, or the view cuts it.
+
+    Args:
+        down_columns: runs of the mask with rows and columns exchanged.
+    """
+    if not down_columns.area():
+        return None
+    if down_columns.size == size[::-1]:
+        return rle.from_counts(down_columns.counts(), *size)
+    turned = down_columns.placed()
+    placed = PlacedMask(turned.pixels.T, turned.top + view[0], turned.left + view[1])
+    return None if is_cut(placed.box, view, size) else rle.encode_placed(placed, *size)
+
+
+def _joined(of_word: Sequence[_Word], views: Sequence[Box], size: tuple[int, int]) -> _Word:
+    """Join what the views of an image have of one word. The whole image is the first view."""
+    whole = of_word[0]
+    if len(of_word) == 1:
+        return whole
+    fused = whole.fused
+    for one, view in zip(of_word[1:], views[1:], strict=True):
+        if one.fused is not None:
+            fused = pasted(np.zeros_like(one.fused) if fused is None else fused, one.fused, view, size)
+    masks = [mask for one in of_word for mask in one.masks]
+    return _Word(whole.query, max(one.presence for one in of_word), max(one.best for one in of_word), masks, fused)
