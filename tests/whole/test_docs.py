@@ -20,10 +20,12 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import FailureCode
 from ovseg_batch.evaluate.scenes import write_scenes
+from ovseg_batch.models.tipsv2_layout import is_tipsv2
 from ovseg_batch.settings import WITH_DINO
 from ovseg_batch.stages.base import WORDS_ALONE
 from tests.support import full_size, layouts
 from tests.support.fake_hub import FakeHub
+from tests.support.tiny_tipsv2 import save_tiny_tipsv2
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/**/*.md")])
@@ -146,6 +148,9 @@ def test_every_command_of_the_presets_can_be_planned(reader: Reader, tmp_path: P
         others = config.dense.attention in WITH_DINO or config.method in (*WORDS_ALONE, "hybrid")
         kinds = ("CLIP", "SAM", "DINO", "OWL", "SAM3")
         weights = {f"OVSEG_{kind}__WEIGHTS": "random:0" for kind in kinds} if others else {}
+        if is_tipsv2(config.clip.model):  # a named one needs the tokenizer of the hub
+            tiny = save_tiny_tipsv2(tmp_path / "tipsv2")
+            weights = {"OVSEG_CLIP__MODEL": f"local-dir:{tiny}", "OVSEG_SAM__WEIGHTS": "random:0"}
         for line in re.findall(r"^# +(ovseg-batch .*?)(?: +#.*)?$", preset.read_text(), re.M):
             if " run " in line:
                 reader.run(f"{line} --dry-run", tmp_path, **weights)
