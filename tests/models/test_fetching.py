@@ -72,7 +72,7 @@ def test_one_command_fetches_all_that_a_configuration_needs(hub: FakeHub, run: R
 
 
 def test_a_tokenizer_is_fetched_with_the_weights(hub: FakeHub, run: Run, tmp_path: Path) -> None:
-    """TIPSv2's is a file of its own. Code in the repository is not fetched."""
+    """The tokenizer of a TIPSv2 is a separate file. No code of the repository is fetched."""
     repository = presets.CLIP["tipsv2-b14"].hub
     files = {"model.safetensors": b"weights" * 9, "config.json": b"{}", "modeling_tips.py": b"import os"}
     hub.repositories[repository] = dict(files)

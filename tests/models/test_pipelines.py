@@ -12,7 +12,6 @@ import tokenizers
 import torch
 from PIL import Image
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -26,25 +25,11 @@ from ovseg_batch.models.diffusion import Inpainter, Request
 from ovseg_batch.models.pipelines import resolve_pipeline
 from ovseg_batch.models.zoo import checkpoint_folders
 from tests.harness.image_variants import disc
+from tests.support.tiny_generators import clip_config
 
 library: Any = diffusers
 
 BLOCKS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 16}
-
-
-def text_config(tokenizer: Any) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        projection_dim=32,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +58,7 @@ def write_sdxl(folder: Path, words: Any, channels: int = 9) -> None:
         cross_attention_dim=64,
         **BLOCKS,
     )
-    config = text_config(words)
+    config = clip_config(words)
     library.StableDiffusionXLInpaintPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(config),
@@ -107,7 +92,7 @@ def write_flux(folder: Path, words: Any, fill: bool = False) -> None:
     kind(
         scheduler=library.FlowMatchEulerDiscreteScheduler(),
         vae=autoencoder(),
-        text_encoder=CLIPTextModel(text_config(words)),
+        text_encoder=CLIPTextModel(clip_config(words)),
         tokenizer=words,
         text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=spoken,
