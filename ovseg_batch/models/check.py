@@ -133,7 +133,7 @@ def check_model(spec: zoo.ModelSpec, device: str = "auto") -> dict[str, str]:
     """
     target = resolve_device(device)
     kind = precision("auto", device, not spec.embedded)
-    size = "seed" if spec.weights.startswith(zoo.RANDOM) else "blake2b"
+    size = "blake2b" if spec.seed is None else "seed"
     facts = {"architecture": spec.architecture, "weights": spec.weights, size: spec.weights_hash()}
     model = CHECKS[spec.kind](spec, target, kind)
     started = time.monotonic()

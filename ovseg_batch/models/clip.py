@@ -263,7 +263,7 @@ def build(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor]
         OvsegError: as `DenseClip.load`.
     """
     found = _embedded(spec.architecture) if spec.embedded else _named(spec)
-    if not spec.weights.startswith(zoo.RANDOM):
+    if spec.seed is None:
         _load_weights(found[0], spec)
     return found
 
@@ -290,8 +290,8 @@ def _embedded(architecture: str) -> tuple[nn.Module, Callable[[list[str]], Tenso
 
 
 def _named(spec: zoo.ModelSpec) -> tuple[nn.Module, Callable[[list[str]], Tensor], str, dict[str, Any]]:
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+    if spec.seed is not None:
+        torch.manual_seed(spec.seed)
     with _true_messages():
         model = open_clip.create_model(spec.architecture, load_weights=False, pretrained_text=False)
         preprocess = open_clip.get_model_preprocess_cfg(model)

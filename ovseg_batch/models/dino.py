@@ -43,10 +43,10 @@ class Dino:
         """
         import timm  # its import takes a quarter of a second, and few runs use DINO
 
-        if spec.weights.startswith(zoo.RANDOM):
-            torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+        if spec.seed is not None:
+            torch.manual_seed(spec.seed)
         model = timm.create_model(spec.architecture, pretrained=False, num_classes=0)
-        if not spec.weights.startswith(zoo.RANDOM):
+        if spec.seed is None:
             state = read_state_dict(spec.weights)
             load_weights(model, state, spec.weights, f"the architecture {spec.architecture}")
         return cls(model, device, precision)

@@ -21,7 +21,7 @@ from ovseg_batch.methods.square_resize import square_resized
 from ovseg_batch.models import presets, zoo
 from ovseg_batch.models.clip_tokens import token_ids
 from ovseg_batch.models.device import autocast, lower
-from ovseg_batch.models.weights import load_weights, own_weights, read_state_dict
+from ovseg_batch.models.weights import load_weights, own_weights, random_or_empty, read_state_dict
 from ovseg_batch.types.arrays import Floats, Pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -161,12 +161,9 @@ def load_model(spec: zoo.ModelSpec) -> nn.Module:
         config = Owlv2Config.from_pretrained(spec.architecture.removeprefix(zoo.FOLDER), local_files_only=True)
     else:
         config = Owlv2Config(**presets.OWL_CONFIGS[spec.architecture])
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
-        random: nn.Module = Owlv2ForObjectDetection(config)
-        return random
-    with torch.device("meta"):  # drawing weights to replace them takes longer than reading them
-        model: Any = Owlv2ForObjectDetection(config)
+    model: Any = random_or_empty(lambda: Owlv2ForObjectDetection(config), spec.seed)
+    if spec.seed is not None:
+        return cast(nn.Module, model)
     computed = {name for name, _ in model.named_buffers()}  # older files hold them too
     state = {name: value for name, value in read_state_dict(spec.weights).items() if name not in computed}
     load_weights(model, state, spec.weights, f"the OWLv2 {spec.name}", assign=True)

@@ -258,8 +258,8 @@ def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
 
 def load_own(spec: zoo.ModelSpec) -> nn.Module:
     """Load a model of the sam2 package with its weights, on the CPU. Raises OvsegError as `Sam.load`."""
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+    if spec.seed is not None:
+        torch.manual_seed(spec.seed)
         return build(spec.architecture)
     model = build(spec.architecture)
     load_weights(model, read_state_dict(spec.weights), spec.weights, f"the SAM2 config {spec.architecture}")

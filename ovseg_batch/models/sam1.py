@@ -317,8 +317,8 @@ def _load(spec: zoo.ModelSpec) -> nn.Module:
         config = SamConfig()
     cast(Any, config).mask_decoder_config.layer_norm_eps = DECODER_EPS
     model = SamModel(config)
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+    if spec.seed is not None:
+        torch.manual_seed(spec.seed)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=RANDOM_STD)

@@ -310,8 +310,8 @@ def build(spec: zoo.ModelSpec, side: int | None = None) -> nn.Module:
     config = getattr(transformers, f"{layout.kind}Config")(**copy.deepcopy(layout.config))
     config.image_size = side or spec.window
     kind = getattr(transformers, f"{layout.kind}Model")
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
+    if spec.seed is not None:
+        torch.manual_seed(spec.seed)
         random: nn.Module = kind(config)
         return random
     state = detector_state(read_state_dict(spec.weights))

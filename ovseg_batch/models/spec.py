@@ -58,6 +58,11 @@ class ModelSpec:
         """Return whether the model is a TIPSv2, which has none of CLIP's blocks."""
         return bool(self.tokenizer)
 
+    @property
+    def seed(self) -> int | None:
+        """Return the seed of random weights, or None for the weights of a file."""
+        return int(self.weights.removeprefix(RANDOM)) if self.weights.startswith(RANDOM) else None
+
     def identity(self) -> dict[str, str]:
         """Return the values that results depend on, for fingerprints."""
         own = {"tokenizer": file_hash(self.tokenizer)} if self.tokenizer else {}
@@ -65,6 +70,4 @@ class ModelSpec:
 
     def weights_hash(self) -> str:
         """Return the BLAKE2b hash of the weights file, or `random:SEED`."""
-        if self.weights.startswith(RANDOM):
-            return self.weights
-        return file_hash(self.weights)
+        return file_hash(self.weights) if self.seed is None else self.weights

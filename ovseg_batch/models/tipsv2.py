@@ -24,7 +24,7 @@ from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.tipsv2_layout import tipsv2_layout
 from ovseg_batch.models.tipsv2_names import of_transformers
 from ovseg_batch.models.tipsv2_tokens import require_short, token_ids
-from ovseg_batch.models.weights import load_weights, own_weights, read_state_dict
+from ovseg_batch.models.weights import load_weights, own_weights, random_or_empty, read_state_dict
 
 TEXT_BATCH = 256  # prompts per batch
 
@@ -149,12 +149,9 @@ def load_model(spec: zoo.ModelSpec) -> nn.Module:
     except Exception as error:  # transformers and its checks raise many classes
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"clip.model {spec.name!r}: transformers refuses its config: {first}") from None
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
-        random: nn.Module = Tipsv2Model(config)
-        return random
-    with torch.device("meta"):  # drawing weights to replace them takes longer than reading them
-        model: Any = Tipsv2Model(config)
+    model: Any = random_or_empty(lambda: Tipsv2Model(config), spec.seed)
+    if spec.seed is not None:
+        return cast(nn.Module, model)
     state = of_transformers(read_state_dict(spec.weights))
     state.setdefault("temperature", torch.tensor(config.temperature_init_value))  # published files lack it
     load_weights(model, state, spec.weights, f"the TIPSv2 {spec.name}", assign=True)

@@ -17,7 +17,7 @@ from ovseg_batch.methods.matte_tiles import UNKNOWN
 from ovseg_batch.models import zoo
 from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.vitmatte_layout import vitmatte_layout
-from ovseg_batch.models.weights import load_weights, read_state_dict
+from ovseg_batch.models.weights import load_weights, random_or_empty, read_state_dict
 from ovseg_batch.types.arrays import Numbers, Pixels
 
 HALF_RANGE = 127.5  # mean and deviation of the pixels, in steps of 1/255
@@ -82,11 +82,8 @@ def load_model(spec: zoo.ModelSpec) -> nn.Module:
     from transformers import VitMatteConfig, VitMatteForImageMatting  # takes seconds
 
     config = VitMatteConfig.from_dict(vitmatte_layout(spec.architecture).config)
-    if spec.weights.startswith(zoo.RANDOM):
-        torch.manual_seed(int(spec.weights.removeprefix(zoo.RANDOM)))
-        random: nn.Module = VitMatteForImageMatting(config)
-        return random
-    with torch.device("meta"):  # drawing weights to replace them takes longer than reading them
-        model: nn.Module = VitMatteForImageMatting(config)
+    model: nn.Module = random_or_empty(lambda: VitMatteForImageMatting(config), spec.seed)
+    if spec.seed is not None:
+        return model
     load_weights(model, read_state_dict(spec.weights), spec.weights, f"the ViTMatte {spec.name}", assign=True)
     return model

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.units import counted
+
+M = TypeVar("M", bound=nn.Module)
 
 PICKLE = (b"\x80", b"P")  # first byte of a pickle, and of a zip archive with one
 
@@ -52,6 +54,18 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor | int | float) for v in content.values()):
         raise OvsegError(f"{file} holds no state dict.")
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+
+
+def random_or_empty(build: Callable[[], M], seed: int | None) -> M:
+    """Build a module with random weights, or, without a seed, on the meta device for `load_weights` with `assign`.
+
+    Drawing weights to replace them takes longer than reading them.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+        return build()
+    with torch.device("meta"):
+        return build()
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], file: str, what: str, assign: bool = False) -> None:
