@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -28,18 +28,25 @@ def token_ids(text: str) -> list[int]:
     return [START, *_tokenizer().encode(text).ids, END]
 
 
-def require_short(prompts: Iterable[str], most: int, model: str, advice: str = "") -> None:
+def require_short(
+    prompts: Iterable[str],
+    most: int,
+    model: str,
+    advice: str = "",
+    ids: Callable[[str], Sequence[int]] = token_ids,
+) -> None:
     """Require that every prompt has at most so many tokens.
 
     Args:
         most: tokens that a model takes, with the marks of start and end.
         model, advice: name of the model, and what else helps, for the message.
+        ids: tokenizer of the model, whose tokens have a byte each at least.
 
     Raises:
         UsageError: a prompt is longer.
     """
     for prompt in prompts:
-        if len(prompt.encode()) + MARKS > most and (count := len(token_ids(prompt))) > most:
+        if len(prompt.encode()) + MARKS > most and (count := len(ids(prompt))) > most:
             raise UsageError(
                 f"labels: the prompt {prompt!r} has {count} tokens, and {model} takes {most}. Name the label in fewer "
                 f"words{advice}."

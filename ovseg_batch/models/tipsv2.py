@@ -7,6 +7,7 @@ CVPR 2026. The features are tested against transformers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,11 @@ from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.methods.attention import VARIANTS, Variant
 from ovseg_batch.models import zoo
 from ovseg_batch.models.batches import BatchSize
+from ovseg_batch.models.clip_tokens import require_short
 from ovseg_batch.models.device import autocast, lower
 from ovseg_batch.models.tipsv2_layout import tipsv2_layout
 from ovseg_batch.models.tipsv2_names import of_transformers
-from ovseg_batch.models.tipsv2_tokens import require_short, token_ids
+from ovseg_batch.models.tipsv2_tokens import token_ids
 from ovseg_batch.models.weights import load_weights, own_weights, random_or_empty, read_state_dict
 
 TEXT_BATCH = 256  # prompts per batch
@@ -84,8 +86,9 @@ class Tipsv2:
         Raises:
             UsageError: a prompt has more tokens than the tower takes.
         """
-        require_short(prompts, self._tokenizer, self._text.max_position_embeddings, "TIPSv2")
-        known = [token_ids(prompt, self._tokenizer) for prompt in prompts]
+        ids_of = functools.partial(token_ids, file=self._tokenizer)
+        require_short(prompts, self._text.max_position_embeddings, "TIPSv2", ids=ids_of)
+        known = [ids_of(prompt) for prompt in prompts]
 
         def encode(batch: slice) -> Tensor:
             ids = known[batch]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from ovseg_batch.errors import OvsegError, UsageError
+from ovseg_batch.errors import OvsegError
 
 Encode = Callable[[str], list[int]]
 
@@ -20,27 +20,6 @@ def token_ids(text: str, file: str) -> list[int]:
         OvsegError: the file cannot be read.
     """
     return _encoder(file)(text.lower())
-
-
-def require_short(prompts: Iterable[str], file: str, most: int, model: str) -> None:
-    """Require that every prompt has at most so many tokens.
-
-    Args:
-        file: as in `token_ids`.
-        most: tokens that the model takes.
-        model: name of the model, for the message.
-
-    Raises:
-        UsageError: a prompt is longer.
-        OvsegError: the file cannot be read.
-    """
-    for prompt in prompts:
-        # a token has at least one byte, besides the mark before the first word
-        if len(prompt.encode()) + 1 > most and (count := len(token_ids(prompt, file))) > most:
-            raise UsageError(
-                f"labels: the prompt {prompt!r} has {count} tokens, and {model} takes {most}. Name the label in fewer "
-                "words."
-            )
 
 
 @functools.cache

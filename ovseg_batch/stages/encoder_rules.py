@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from ovseg_batch.errors import UsageError
-from ovseg_batch.models.tipsv2_tokens import require_short
+from ovseg_batch.models.clip_tokens import require_short
+from ovseg_batch.models.tipsv2_tokens import token_ids
 from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.settings import DenseConfig
 from ovseg_batch.stages.words import Words
@@ -43,4 +46,4 @@ def require_short_words(spec: ModelSpec, words: Words) -> None:
         return
     texts = (*words.vocabulary.queries, *filter(None, words.query_definitions))
     prompts = (template.format(text) for text in texts for template in words.templates)
-    require_short(prompts, spec.tokenizer, spec.context, spec.name)
+    require_short(prompts, spec.context, spec.name, ids=functools.partial(token_ids, file=spec.tokenizer))
