@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import importlib
 import sys
+import types
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -30,3 +34,31 @@ def without_modules(*names: str) -> Iterator[None]:
     finally:
         for name in absent:
             del sys.modules[name]
+
+
+@contextlib.contextmanager
+def deferred(module: str, *functions: str) -> Iterator[None]:
+    """Let other modules import functions of a module without importing it. The first call of a function imports it.
+
+    Nothing changes if the module is imported already.
+
+    Args:
+        module: full name of the module.
+        functions: the only names that other modules can import from it inside of the context.
+    """
+    parents = [module]
+    while (parent := parents[-1].rpartition(".")[0]) and parent not in sys.modules:
+        parents.append(parent)
+    standing = {} if module in sys.modules else {name: types.ModuleType(name) for name in parents}
+    for name in functions if standing else ():
+        setattr(standing[module], name, functools.partial(_call, module, name))
+    sys.modules.update(standing)
+    try:
+        yield
+    finally:
+        for name in standing:
+            del sys.modules[name]
+
+
+def _call(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(importlib.import_module(module), name)(*args, **kwargs)
