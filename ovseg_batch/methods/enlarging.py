@@ -257,7 +257,7 @@ def _compare(
         shared: (1 or 2, rows, w) float32, logarithm of the sum of the softmax, and the logits of class 0.
     """
     corners, shared = (_corners(values, y, x, down, across) for values in (rivals.logits, shared))
-    highest, counts = _candidates(rivals, corners)
+    lead, counts = _candidates(rivals, corners)
     order = counts.argsort()
     sorted_counts: list[int] = counts[order].tolist()
     largest = int(down.count.max()) * int(across.count.max())
@@ -266,7 +266,7 @@ def _compare(
         most = sorted_counts[min(start + _cells(sorted_counts[start] * largest), end) - 1]
         stop = start + _cells(most * largest)
         cells, start = order[start:stop], stop
-        which = highest[cells].topk(min(most, len(rivals.owners)), dim=1).indices
+        which = lead[cells].topk(min(most, len(rivals.owners)), dim=1).indices.sort(dim=1).values
         pixels = _Pixels.of(y[cells], x[cells], down, across)
 
         logits = pixels.between(corners[:, cells].gather(2, which.expand(4, *which.shape)))
@@ -283,14 +283,17 @@ def _compare(
 
 
 def _candidates(rivals: _Rivals, corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest corner of each query (cells, R), and how many of the highest can be first or second (cells,).
+    """Return the lead of each query (cells, R), and how many of those with the most can be first or second (cells,).
 
-    A query whose highest corner is below the lowest corners of queries of two classes is neither.
+    The references are the queries of two classes with the highest means. Differences of queries are interpolated like
+    the queries. A query that is below both references at all corners is therefore neither first nor second.
     """
-    highest, lowest = corners.amax(dim=0), corners.amin(dim=0)
-    surest = rivals.owners[lowest.argmax(dim=1)]
-    least = lowest.masked_fill(rivals.owners == surest[:, None], LOWEST).amax(dim=1)
-    return highest, (highest >= least[:, None]).sum(dim=1).clamp(min=2)
+    mean = corners.mean(dim=0)
+    first = mean.argmax(dim=1, keepdim=True)
+    second = mean.masked_fill(rivals.owners == rivals.owners[first], LOWEST).argmax(dim=1, keepdim=True)
+    leads = [(corners - corners.gather(2, one.expand(4, -1, 1))).amax(dim=0) for one in (first, second)]
+    lead = torch.maximum(*leads)
+    return lead, (lead >= 0).sum(dim=1).clamp(min=2)
 
 
 def _cells(values: int) -> int:

@@ -57,13 +57,15 @@ def both(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> tu
     seed=st.integers(0, 2**20),
     area=st.sampled_from([0.0, 0.2]),
     values=st.sampled_from([40, 2_000_000]),
+    shared=st.sampled_from([0.0, 0.5]),
 )
 def test_classes_by_cells_equal_classes_by_pixels(
-    name: str, shape: tuple[int, int], factors: tuple[float, float], seed: int, area: float, values: int
+    name: str, shape: tuple[int, int], factors: tuple[float, float], seed: int, area: float, values: int, shared: float
 ) -> None:
     vocabulary = replace(VOCABULARIES[name], thresholds=(0.0,) * len(VOCABULARIES[name].names))
     h, w = (max(1, round(side * factor)) for side, factor in zip(shape, factors, strict=True))
     logits = similarities(vocabulary, *shape, seed)
+    logits += shared * torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1))
     with pytest.MonkeyPatch.context() as patch:
         for constant in ("STRIP_VALUES", "PATCH_VALUES"):
             patch.setattr(enlarging, constant, values)
@@ -102,3 +104,22 @@ def test_classes_of_cells_with_equal_corners_are_not_compared(monkeypatch: pytes
     logits[0, :, :5], logits[1, :, 5:] = 0.2, 0.2
     label_map(logits, (100, 100), vocabulary, 40.0, 0.0, 0.0)
     assert compared == [11]  # of 121 cells, those between the two halves
+
+
+def test_words_that_are_below_two_classes_everywhere_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    candidates = enlarging._candidates
+
+    def counted(*arguments: Any) -> Any:
+        found = candidates(*arguments)
+        counts.append(found[1])
+        return found
+
+    monkeypatch.setattr(enlarging, "_candidates", counted)
+    vocabulary = Vocabulary.build([(f"word {k}", [f"word {k}"], 0.0) for k in range(40)])
+    logits = 0.01 * torch.rand(40, 10, 10, generator=torch.Generator().manual_seed(0))
+    logits[:2] = 0.1
+    logits[0, :, :5], logits[1, :, 5:], logits[2, :, 3:7] = 0.2, 0.2, 0.15
+    logits += torch.linspace(0, 5, 10)  # a step of all words from column to column, as at the edge of a window
+    label_map(logits, (100, 100), vocabulary, 40.0, 0.0, 0.0)
+    assert torch.cat(counts).tolist() == [3] * 11  # of 40 words

@@ -23,7 +23,7 @@ class RefinePlan(StagePlan):
     """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 13
+    version = 14
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
