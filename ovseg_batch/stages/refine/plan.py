@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.io.tables import ANNOTATION
+from ovseg_batch.io.tables import ANNOTATION, PROMPT
 from ovseg_batch.settings import SPLICED, Config
 from ovseg_batch.settings.readers import POINTING, PROMPTING, read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
@@ -23,13 +23,14 @@ class RefinePlan(StagePlan):
     """Keeps the annotations of every image, at its original size in the frame after EXIF rotation."""
 
     name = "refine"
-    version = 13
+    version = 14
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
             pa.field("points", pa.int32()),
             pa.field("annotations", pa.list_(ANNOTATION)),
+            pa.field("prompts", pa.list_(PROMPT)),
         ]
     )
 
