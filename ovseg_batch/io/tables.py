@@ -69,6 +69,16 @@ WORD_MASK = pa.struct(
     ]
 )
 
+#: the fields of `types.PromptPoint`
+PROMPT = pa.struct(
+    [
+        pa.field("x", pa.float32()),
+        pa.field("y", pa.float32()),
+        pa.field("label", pa.string()),
+        pa.field("outcome", pa.string()),
+    ]
+)
+
 Record = Annotation | Proposal | WordMask
 #: column → the record of each of its elements
 RECORDS: dict[str, type[Record]] = {"annotations": Annotation, "proposals": Proposal, "word_masks": WordMask}

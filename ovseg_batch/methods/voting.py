@@ -209,7 +209,7 @@ def assemble(
     by_score: bool = False,
     presence: Presence | None = None,
     covered: bool = False,
-) -> tuple[RunMap, list[Segment]]:
+) -> tuple[RunMap, list[Segment], list[int]]:
     """Paint the candidates over the dense map, so that every pixel has one owner at most.
 
     Args:
@@ -224,8 +224,8 @@ def assemble(
         covered: keep a segment that later masks have covered. Otherwise it is dropped.
 
     Returns:
-        The segment of each pixel, 0 where nothing is, in runs in which `dense` is constant; and the `Segment` behind
-        each positive number.
+        The segment of each pixel, 0 where nothing is, in runs in which `dense` is constant; the `Segment` behind each
+        positive number; and the indices of the candidates with fewer than `min_area` pixels.
     """
     assembly = _Assembly.of(dense.shape, len(candidates))
     for index in sorted(
@@ -237,7 +237,7 @@ def assemble(
         owner, segments = _without_remnants(owner, segments, min_area)
     if dense_min_area is not None:
         owner, segments = _with_pieces(owner, segments, dense, dense_min_area, presence)
-    return owner, segments
+    return owner, segments, assembly.small
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,22 +248,25 @@ class _Assembly:
         owner: (H, W) number of the segment of each pixel; 0 where there is none.
         segments: of the numbers 1, 2, ….
         boxes: x0, y0, x1, y1 of the pixels of each.
+        small: indices of the candidates that were too small to be painted.
     """
 
     owner: Narrow
     segments: list[Segment]
     boxes: list[Box]
+    small: list[int]
 
     @classmethod
     def of(cls, shape: tuple[int, ...], most: int) -> _Assembly:
         """Return a map without masks, for at most so many."""
-        return cls(np.zeros(shape, narrow_dtype(most)), [], [])
+        return cls(np.zeros(shape, narrow_dtype(most)), [], [], [])
 
     def paint(self, index: int, candidate: MaskCandidate, placed: PlacedMask, min_area: int, merge: bool) -> None:
         """Paint a candidate's mask. It becomes a segment, or a part of a segment that shows the same object."""
         mask, there = placed.pixels, self.owner[placed.place]
         area = np.count_nonzero(mask)
         if area < min_area:
+            self.small.append(index)
             return
         hidden = np.zeros_like(mask)
         for rival in self._rivals(candidate.label, placed.box) if merge else ():

@@ -16,7 +16,6 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.atomic import atomic_path, create_text, remove_leftovers, temporaries_in, write_text
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.marks import REPORT, REPORT_PAGE
-from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.remote import is_remote, shown
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.report.page import write_page
@@ -27,13 +26,13 @@ from ovseg_batch.types import Annotation, FinishedImage, ImageRow
 from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.committed import read_lines
 from ovseg_batch.workdir.results import Results
-from ovseg_batch.workdir.store import Workdir
+from ovseg_batch.workdir.store import FILES, Workdir
 
 LIMIT = 10_000  # images in the gallery by default
 CHUNK = 5_000  # entries per file of the index
 PAGE = 500  # images per file of details
 LISTED = 2_000  # most failures in the gallery
-IMAGE, LAYER, EDITED = 1, 2, 4
+VERSION = 2  # of the folder's layout
 MIN_PARALLEL = 500  # images; smaller galleries use one process
 
 
@@ -64,6 +63,7 @@ def build_report(
     limit: int = LIMIT,
     workers: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
+    foreword: str = "",
 ) -> Reported:
     """Write or update the report of the committed shards of a run.
 
@@ -72,18 +72,19 @@ def build_report(
         limit: images in the gallery.
         workers: number of worker processes. 0: only this process. None: one per core for large galleries.
         advance: called with the number of finished images.
+        foreword: HTML above the gallery.
 
     Raises:
         UsageError: there is no run, or the folder holds other files.
     """
     results = Results.open(workdir)
-    known = _check_destination(output)
+    _check_destination(output)
     found = gather(results, min(LISTED, limit))
     wanted = worth_showing(found, limit)
     of_shard: dict[int, list[int]] = {}
     for row in wanted.tolist():
         of_shard.setdefault(results.manifest.shard_of(row), []).append(row)
-    _remove_outdated(output, known, results, of_shard)
+    _remove_leftovers(output)
     limits = RunConfig()
     job = Job(
         workdir.root,
@@ -96,40 +97,26 @@ def build_report(
     if workers is None:
         workers = (os.cpu_count() or 1) if len(wanted) > MIN_PARALLEL else 0
     _write_gallery(output, _entries(job, workers, advance))
-    write_page(results, output, found, {"entries": len(wanted), "chunks": -(-len(wanted) // CHUNK), "page": PAGE})
+    layout = {"entries": len(wanted), "chunks": -(-len(wanted) // CHUNK), "page": PAGE}
+    write_page(results, output, found, layout, foreword)
     return Reported(output / REPORT_PAGE, len(wanted), found.images)
 
 
-def _check_destination(output: Path) -> dict[str, str]:
-    """Require an empty folder or one that holds a report. Return shard → digest of the data of its thumbnails.
+def _check_destination(output: Path) -> None:
+    """Require an empty folder or one that holds a report.
 
     Raises:
         UsageError: the folder holds other files.
     """
-    record = output / REPORT
-    if not output.exists() or not any(output.iterdir()):
-        return {}
-    if not record.is_file():
+    if output.exists() and any(output.iterdir()) and not (output / REPORT).is_file():
         raise UsageError(f"{output} is not empty and holds no report. Give another {spelled('-o', 'path')}.")
-    try:
-        known: dict[str, str] = parse_json(record.read_bytes())["shards"]
-    except (ValueError, KeyError, TypeError):  # written by an earlier version
-        return {}
-    return known
 
 
-def _remove_outdated(output: Path, known: dict[str, str], results: Results, shards: Iterable[int]) -> None:
-    """Remove files of killed reports, and outdated thumbnails."""
-    run = results.masks.fingerprint + (results.edits.fingerprint if results.edits else "")
-    now = {str(shard): f"{run[:16]}-{results.state_of(shard)}" for shard in shards}
-    for kind in KINDS:
-        for path in (output / kind).glob("*/*.webp"):
-            shard = str(results.manifest.shard_of(int(path.stem))) if path.stem.isdecimal() else ""
-            if shard not in now or known.get(shard) != now[shard]:
-                path.unlink()
+def _remove_leftovers(output: Path) -> None:
+    """Remove the data of the report that is replaced, and files of killed reports."""
     shutil.rmtree(output / DATA, ignore_errors=True)
     remove_leftovers([*temporaries_in(output), *temporaries_in(output / REPORT.parent)])
-    write_text(output / REPORT, json.dumps({"shards": now}))
+    write_text(output / REPORT, json.dumps({"version": VERSION}))
 
 
 # --- the gallery ---
@@ -171,13 +158,16 @@ def _shard(job: Job, shard: int) -> list[tuple[list[Any], list[Any]]]:
     return [_entry(job, results, album, rows[number], images.get(number), edited.get(number)) for number in wanted]
 
 
-def _edited_files(results: Results, shard: int) -> dict[int, Path]:
-    """Return row → first output file of the edit stage."""
+def _edited_files(results: Results, shard: int) -> dict[int, tuple[Path, str]]:
+    """Return row → first output file of the edit stage, and the digest of its content."""
     store = results.edits
-    if store is None or store.read_commit(shard) is None:
+    commit = None if store is None else store.read_commit(shard)
+    if store is None or commit is None:
         return {}
+    digests = {file.path: file.blake2b for file in commit.files}
     lines = read_lines(store, shard, ["row", "status", "files"])
-    return {line["row"]: store.files / line["files"][0] for line in lines if line["status"] == "ok" and line["files"]}
+    named = {line["row"]: line["files"][0] for line in lines if line["status"] == "ok" and line["files"]}
+    return {row: (store.files / name, digests[f"{FILES}/{name}"]) for row, name in named.items()}
 
 
 def _entry(
@@ -186,40 +176,40 @@ def _entry(
     album: Album,
     row: ImageRow,
     image: FinishedImage[Annotation] | None,
-    edited: Path | None,
+    edited: tuple[Path, str] | None,
 ) -> tuple[list[Any], list[Any]]:
     """Return the gallery entry of an image, in the order that report.js reads, and its details."""
     if image is not None:
         row = image.row
     _, code, message = job.failures.get(row.row, ("", "", ""))
-    pictures = 0
+    photo, layer = "", ""
     if not is_remote(row.path) and code not in CLOSED:
-        pictures |= IMAGE * album.add_image(row, job.limits)
+        photo = album.add_image(row, job.limits)
     masks: list[list[Any]] = []
     sure = ImageConfidence.from_masks(())
     if image is not None:
         if image.annotations:
-            album.add_layer(image, results.labels)
-            pictures |= LAYER
+            layer = album.add_layer(image, results.labels)
         size = image.height * image.width
         for one in sorted(image.annotations, key=lambda one: one.confidence):
             label = results.labels.index(one.category)
             masks.append([label, round(one.confidence, 3), round(one.area / size, 6), one.source])
         sure = ImageConfidence.from_masks(mask.confidence for mask in image.annotations)
-    if edited is not None:
-        pictures |= EDITED * album.add_edited(row.row, edited)
+    after = "" if edited is None else album.add_edited(row.row, *edited)
     place = shown(row.path) if is_remote(row.path) else Path(row.path).absolute().as_uri()
     labels = sorted({mask[0] for mask in masks})
     number = job.codes.index(code) if code else -1
     numbers = [round(1000 * sure.least), round(1000 * sure.doubt), sure.unsure, len(masks)]
-    return [row.row, row.file_name, *numbers, labels, number, pictures], [place, message, masks]
+    return [row.row, row.file_name, *numbers, labels, number, photo, layer, after], [place, message, masks]
 
 
 def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]]) -> None:
     """Write the index in files of `CHUNK` entries, and the details in files of `PAGE` images."""
     index, details = list[Any](), list[Any]()
-    count = 0
+    album, kept, count = Album(output), set[Path](), 0
     for count, (entry, more) in enumerate(entries, start=1):
+        tokens = zip(KINDS, entry[-len(KINDS) :], strict=True)
+        kept.update(album.path(kind, entry[0], token) for kind, token in tokens if token)
         index.append(entry)
         details.append(more)
         if count % CHUNK == 0:
@@ -232,6 +222,7 @@ def _write_gallery(output: Path, entries: Iterable[tuple[list[Any], list[Any]]])
         _write_script(output / f"{DATA}/index-{count // CHUNK:05d}.js", f"OVSEG.add({_json(index)})")
     if details:
         _write_details(output, count // PAGE, details)
+    album.remove_others(kept)
 
 
 def _write_details(output: Path, number: int, details: Sequence[Any]) -> None:

@@ -32,11 +32,12 @@ GALLERY_NOTE = (
 ASSETS = files("ovseg_batch.report") / "assets"
 
 
-def write_page(results: Results, output: Path, found: Gathered, layout: dict[str, int]) -> None:
+def write_page(results: Results, output: Path, found: Gathered, layout: dict[str, int], foreword: str = "") -> None:
     """Write `index.html` and its assets.
 
     Args:
         layout: `entries` in the gallery, `chunks` of its index, and images per `page` of details.
+        foreword: HTML above the gallery.
     """
     for name in ("report.css", "report.js"):
         write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
@@ -66,6 +67,7 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
         labels=_labels(results.labels, colours, found),
         failures=_failures(found),
         edited=results.edits is not None,
+        foreword=foreword,
         gallery_note=GALLERY_NOTE.format(found.images, layout["entries"]) if left_out > 0 else "",
     )
     write_text(output / REPORT_PAGE, page)

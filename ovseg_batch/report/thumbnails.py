@@ -1,8 +1,13 @@
-"""Thumbnails of the gallery: the image, its masks as a transparent layer, and the edited image."""
+"""Thumbnails of the gallery: the image, its masks as a transparent layer, and the edited image.
+
+The name of a picture holds a digest of what it shows. A picture that has changed has another name, so neither a later
+report nor a browser's cache can show the old one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,28 +35,33 @@ CLOSED = {FailureCode.MISSING, FailureCode.EMPTY, FailureCode.TOO_LARGE, Failure
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """The thumbnails, stored as `<kind>/<thousand>/<row>.webp`."""
+    """The thumbnails, stored as `<kind>/<thousand>/<row>-<digest>.webp`.
+
+    Every method that adds one returns the digest in its name, or an empty string where there is no picture.
+    """
 
     root: Path
 
-    def path(self, kind: str, row: int) -> Path:
-        return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}.webp"
+    def path(self, kind: str, row: int, token: str) -> Path:
+        return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}-{token}.webp"
 
-    def add_image(self, row: ImageRow, limits: Limits) -> bool:
-        """Write the thumbnail of an image. Return whether the image can be opened and is unchanged since the run."""
-        target = self.path("images", row.row)
+    def add_image(self, row: ImageRow, limits: Limits) -> str:
+        """Write the thumbnail of an image, unless it cannot be opened or has changed since the run."""
+        token = token_of(row.content or (row.path, row.bytes, row.mtime_ns))
+        target = self.path("images", row.row, token)
         if not target.exists():
             try:
                 self._write(target, _small(read_row(row, limits)))
             except RowError:
-                return False
-        return True
+                return ""
+        return token
 
-    def add_layer(self, image: FinishedImage[Annotation], labels: Sequence[str]) -> None:
+    def add_layer(self, image: FinishedImage[Annotation], labels: Sequence[str]) -> str:
         """Write the masks of an image in their labels' colours with darker edges."""
-        target = self.path("masks", image.row.row)
+        token = masks_token(image, labels)
+        target = self.path("masks", image.row.row, token)
         if target.exists():
-            return
+            return token
         height, width = image.size
         scale = min(1.0, SIDE / max(height, width))
         shape = max(1, round(height * scale)), max(1, round(width * scale))
@@ -66,18 +76,32 @@ class Album:
         edges = cv2.morphologyEx(owner.astype(np.uint16), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
         layer[edges & (owner > 0), :3] //= 2
         self._write(target, layer)
+        return token
 
-    def add_edited(self, row: int, path: Path) -> bool:
-        """Write the thumbnail of an edited image with its transparency. Return whether the file can be opened."""
-        target = self.path("edited", row)
+    def add_edited(self, row: int, path: Path, digest: str) -> str:
+        """Write the thumbnail of an edited image with its transparency, unless the file cannot be opened.
+
+        Args:
+            digest: of the file's content.
+        """
+        token = token_of(digest)
+        target = self.path("edited", row, token)
         if not target.exists():
             try:
                 with Image.open(path) as picture:
                     picture.thumbnail((SIDE, SIDE))
                     self._save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
             except OSError:
-                return False
-        return True
+                return ""
+        return token
+
+    def remove_others(self, kept: Iterable[Path]) -> None:
+        """Remove the pictures that no image of the gallery has."""
+        known = set(kept)
+        for kind in KINDS:
+            for path in (self.root / kind).glob("*/*.webp"):
+                if path not in known:
+                    path.unlink()
 
     def _write(self, path: Path, pixels: Pixels) -> None:
         self._save(path, Image.fromarray(pixels))
@@ -85,6 +109,16 @@ class Album:
     def _save(self, path: Path, picture: Image.Image) -> None:
         with atomic_path(path, self.root / DATA) as temporary, temporary.open("wb") as file:
             picture.save(file, "WEBP", quality=QUALITY, method=2)
+
+
+def token_of(*content: object) -> str:
+    """Return eight hexadecimal digits that change with the content."""
+    return hashlib.blake2b(repr(content).encode(), digest_size=4).hexdigest()
+
+
+def masks_token(image: FinishedImage[Annotation], labels: Sequence[str]) -> str:
+    """Return a digest of the masks of an image, of their labels and of the labels' colours."""
+    return token_of(image.size, tuple(labels), [(one.category, one.score, one.rle) for one in image.annotations])
 
 
 def _small(image: Pixels) -> Pixels:

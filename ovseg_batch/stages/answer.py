@@ -20,7 +20,7 @@ from ovseg_batch.methods.runs import RunMap
 from ovseg_batch.methods.tiles import Box
 from ovseg_batch.methods.vocabulary import UNLABELLED, Vocabulary
 from ovseg_batch.methods.voting import MaskCandidate, Segment, assemble
-from ovseg_batch.types import Annotation
+from ovseg_batch.types import Annotation, PromptOutcome
 from ovseg_batch.types.arrays import AnyArray, ClassMap, Doubles, Indices, Narrow, Numbers
 
 #: (H, W) owner of each pixel, segments → the segments, some with another class
@@ -100,25 +100,58 @@ class Painting:
     paint: Literal["exclusive", "overlapping"] = "exclusive"
 
 
-def annotate(
-    answer: Answer, vocabulary: Vocabulary, painting: Painting, relabel: Relabel | None = None
-) -> list[Annotation]:
+def annotate(answer: Answer, vocabulary: Vocabulary, painting: Painting) -> list[Annotation]:
     """Return the annotations of an image, without those of the background.
 
     Args:
         answer: answer of the method.
         vocabulary: its classes.
         painting: how pixels are assigned.
-        relabel: changes the classes of segments before they become annotations.
     """
     overlapping = painting.paint == "overlapping"
     if overlapping and painting.by_score and answer.counts_of is not None:
         return _unpainted(answer, vocabulary, painting.min_area, answer.counts_of)
-    owner, segments = _painted(answer, painting)
+    return annotate_with_outcomes(answer, vocabulary, painting)[0]
+
+
+def annotate_with_outcomes(
+    answer: Answer, vocabulary: Vocabulary, painting: Painting, relabel: Relabel | None = None
+) -> tuple[list[Annotation], list[PromptOutcome]]:
+    """Paint the candidates, and return the annotations as `annotate` does, and what became of each candidate.
+
+    Args:
+        answer, vocabulary, painting: as in `annotate`.
+        relabel: changes the classes of segments before they become annotations.
+    """
+    owner, segments, small = _painted(answer, painting)
     if relabel is not None:
         segments = relabel(owner.pixels(), segments)
+    outcomes = _outcomes(len(answer.candidates), segments, small, vocabulary)
     if painting.joined:
         owner, segments = _joined(owner, segments)
+    return _annotated(owner, segments, answer, vocabulary, painting.paint == "overlapping"), outcomes
+
+
+def _outcomes(
+    count: int, segments: Sequence[Segment], small: Sequence[int], vocabulary: Vocabulary
+) -> list[PromptOutcome]:
+    """Return what became of each candidate, from the segments of the assembled map."""
+    found = [PromptOutcome.COVERED] * count
+    for index in small:
+        found[index] = PromptOutcome.SMALL
+    for segment in segments:
+        background = segment.label == 0 and vocabulary.has_background
+        for place, index in enumerate(segment.drawn_by):
+            found[index] = PromptOutcome.MERGED if place else PromptOutcome.KEPT
+            if background:
+                found[index] = PromptOutcome.BACKGROUND
+    return found
+
+
+def _annotated(
+    owner: RunMap, segments: Sequence[Segment], answer: Answer, vocabulary: Vocabulary, overlapping: bool
+) -> list[Annotation]:
+    """Return the annotations of the segments, without those of the background."""
     if not segments:
         return []
     outlines = rle.encode_regions(owner.pixels())
@@ -155,8 +188,8 @@ def _unpainted(
     return found
 
 
-def _painted(answer: Answer, painting: Painting) -> tuple[RunMap, list[Segment]]:
-    """Return the segment of each pixel, and the segments, as `assemble` does."""
+def _painted(answer: Answer, painting: Painting) -> tuple[RunMap, list[Segment], list[int]]:
+    """Return the segment of each pixel, the segments and the candidates that are too small, as `assemble` does."""
     dense = answer.dense
     labels = np.full(answer.size, UNLABELLED, np.int16) if dense is None else dense.labels
     return assemble(

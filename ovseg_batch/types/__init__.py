@@ -79,6 +79,32 @@ class Annotation:
     reason: str | None = None
 
 
+class PromptOutcome(StrEnum):
+    """What became of a point prompt."""
+
+    KEPT = "kept"  # its mask is in the annotations
+    MERGED = "merged"  # its mask shows the object of a larger mask of the label, and is part of that mask
+    OUTVOTED = "outvoted"  # too few pixels of each of its masks have the label in the dense map (`refine.vote`)
+    ABSENT = "absent"  # too few pixels of its mask are sure of the label (`presence.share`)
+    BACKGROUND = "background"  # most of its mask is background
+    EMPTY = "empty"  # SAM2 drew no pixel
+    SMALL = "small"  # its mask is smaller than `refine.min_area`
+    COVERED = "covered"  # masks over it leave fewer visible pixels than `refine.min_area`
+    DUPLICATE = "duplicate"  # its mask repeats a better one of the label (`refine.same_object`)
+    DOUBTFUL = "doubtful"  # the predicted IoU of its mask is too low (`refine.predicted_iou`)
+    BLENDED = "blended"  # its mask has refined the dense map, from which the annotations are made
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPoint:
+    """A point prompt of SAM2, and what became of it. `x` and `y` are pixels of the image after EXIF rotation."""
+
+    x: float
+    y: float
+    label: str
+    outcome: PromptOutcome
+
+
 class MaskRecord(Protocol):
     """What every record of a mask has, as in `Annotation`."""
 

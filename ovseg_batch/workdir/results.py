@@ -12,13 +12,14 @@ from typing import Any, TypeVar, overload
 from ovseg_batch.errors import OF_THE_FILE
 from ovseg_batch.io import rle
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.types import Annotation, FinishedImage, M
+from ovseg_batch.types import Annotation, FinishedImage, M, PromptOutcome, PromptPoint
 from ovseg_batch.workdir.committed import foreign, read_lines
 from ovseg_batch.workdir.store import StageStore, Workdir
 
 T = TypeVar("T")
 
-EDIT = "edit"
+EDIT, REFINE = "edit", "refine"
+PROMPTS = "prompts"  # the column of the stage `refine` with its point prompts
 COLUMNS = ("status", "content", "height", "width", "annotations")
 
 
@@ -81,6 +82,30 @@ class Results:
     def shard(self, shard: int, masks: type[Any] = Annotation) -> Iterator[FinishedImage[Any]]:
         """Yield the finished images of a committed shard, as `finished_images` does."""
         yield from finished_images(self.manifest, self.masks, [shard], self.labels, masks)
+
+    def prompts(self, shard: int) -> dict[int, tuple[PromptPoint, ...]]:
+        """Return the point prompts of the finished images of a committed shard, by row.
+
+        Returns:
+            Empty for runs without the stage `refine`. An image has no points under methods that prompt none.
+
+        Raises:
+            OvsegError: the table of the shard is damaged, or the stage did not write it.
+        """
+        store = next((store for store in self.stores if store.stage == REFINE), None)
+        if store is None:
+            return {}
+        try:
+            return {
+                line["row"]: tuple(
+                    PromptPoint(one["x"], one["y"], one["label"], PromptOutcome(one["outcome"]))
+                    for one in line["prompts"]
+                )
+                for line in read_lines(store, shard, ["status", PROMPTS])
+                if line["status"] == "ok"
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise foreign(store, shard, f"its column {PROMPTS} is not readable ({error})") from None
 
 
 @overload

@@ -221,7 +221,7 @@ def placed(masks: list[np.ndarray]) -> Callable[[int], PlacedMask]:
 
 def assembled(*args: Any, **kwargs: Any) -> tuple[np.ndarray, list[Segment]]:
     """The pixels and segments of `assemble`."""
-    owner, segments = assemble(*args, **kwargs)
+    owner, segments, _ = assemble(*args, **kwargs)
     return owner.pixels(), segments
 
 
@@ -247,7 +247,7 @@ def test_two_masks_of_one_object_become_one_instance_and_two_objects_two() -> No
     masks = [box(0, 10, 0, 10), box(0, 9, 0, 10), box(12, 20, 12, 20)]
     dense = np.full((20, 20), UNLABELLED, np.int16)
     candidates = [candidate(0, mask) for mask in masks]
-    _, segments = assemble(dense, candidates, placed(masks), 1, dense_min_area=None)
+    _, segments, _ = assemble(dense, candidates, placed(masks), 1, dense_min_area=None)
     assert len(segments) == 2
 
 

@@ -246,7 +246,8 @@ def test_only_what_is_on_the_screen_is_in_the_page(browser: Browser, reported: P
     index.write_text(data.sub(lambda _: state, index.read_text()))
     for chunk in range(4):
         entries = [
-            [k, f"image-{k:05d}.png", k % 1000, 0, 0, 1, [1], -1, 0] for k in range(5000 * chunk, 5000 * (chunk + 1))
+            [k, f"image-{k:05d}.png", k % 1000, 0, 0, 1, [1], -1, "", "", ""]
+            for k in range(5000 * chunk, 5000 * (chunk + 1))
         ]
         (tmp_path / "report" / "data" / f"index-{chunk:05d}.js").write_text(f"OVSEG.add({json.dumps(entries)});")
     opened = browser.new_page(viewport={"width": 1200, "height": 800})

@@ -205,7 +205,7 @@ def test_a_piece_of_the_map_needs_its_share_of_sure_pixels() -> None:
     clear = np.zeros(dense.shape, bool)
     for alone, least, kept in ((0.4, 1, [1, 2]), (0.6, 1, []), (0.4, 16, [1, 2]), (0.4, 17, [])):
         presence = Presence(sure, clear, 0.0, alone, least)
-        _, segments = assemble(dense, [], [].__getitem__, 1, 1, presence=presence)
+        _, segments, _ = assemble(dense, [], [].__getitem__, 1, 1, presence=presence)
         assert [segment.label for segment in segments] == kept
     everything = PlacedMask(np.ones(dense.shape, bool), 0, 0)
     assert Presence(sure, clear, 0.5, 1.0, 1).shows(dense, everything, 1)  # half of its pixels, a fifth of the mask's

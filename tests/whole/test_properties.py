@@ -93,7 +93,7 @@ def test_an_assembled_map_names_every_instance_it_shows_and_shows_every_one_it_n
 
 def assembled(*args: Any) -> tuple[Array, list[Segment]]:
     """The pixels and segments of `assemble`."""
-    owner, segments = assemble(*args)
+    owner, segments, _ = assemble(*args)
     return owner.pixels(), segments
 
 

@@ -1,10 +1,8 @@
 "use strict";
 
 // An entry is [row, name, confidence of the least sure mask and doubt in thousandths, unsure masks, masks, label numbers,
-// failure code number or -1, pictures]; pictures: 1 the image, 2 its masks, 4 what became of it. Only what is on the screen
-// is in the page.
-const ROW = 0, NAME = 1, SURE = 2, DOUBT = 3, UNSURE = 4, MASKS = 5, LABELS = 6, CODE = 7, PICTURES = 8;
-const IMAGE = 1, LAYER = 2, EDITED = 4;
+// failure code number or -1, digest of the image, of its masks, of the edited image]. Only what is on the screen is in the page.
+const ROW = 0, NAME = 1, SURE = 2, DOUBT = 3, UNSURE = 4, MASKS = 5, LABELS = 6, CODE = 7, IMAGE = 8, LAYER = 9, EDITED = 10;
 const CAPTION = 34, BEYOND = 3; // pixels; rows of tiles kept ready above and below
 
 const run = JSON.parse(document.getElementById("run").textContent);
@@ -37,8 +35,8 @@ function element(name, className, text) {
   return made;
 }
 
-const picture = (kind, row) =>
-  `${kind}/${String(Math.floor(row / 1000)).padStart(5, "0")}/${String(row).padStart(8, "0")}.webp`;
+const picture = (kind, row, digest) =>
+  `${kind}/${String(Math.floor(row / 1000)).padStart(5, "0")}/${String(row).padStart(8, "0")}-${digest}.webp`;
 
 // --- which images, in which order ---
 
@@ -56,7 +54,7 @@ function select() {
     if (show === "masks" && !entry[MASKS]) continue;
     if (show === "unsure" && !entry[UNSURE]) continue;
     if (show === "empty" && (failed || entry[MASKS])) continue;
-    if (show === "edited" && !(entry[PICTURES] & EDITED)) continue;
+    if (show === "edited" && !entry[EDITED]) continue;
     if (show.startsWith("failed") && (!failed || (show !== "failed" && run.codes[entry[CODE]] !== show.slice(7)))) continue;
     found.push(k);
   }
@@ -139,12 +137,12 @@ function summary(entry) {
 function pictures(entry, text) {
   const parts = [];
   for (const [flag, kind, name] of [[IMAGE, "images", "photo"], [LAYER, "masks", "layer"]]) {
-    if (entry[PICTURES] & flag) {
+    if (entry[flag]) {
       const image = element("img", name);
       image.loading = "lazy";
       image.decoding = "async";
       image.alt = name === "photo" ? text : "";
-      image.src = picture(kind, entry[ROW]);
+      image.src = picture(kind, entry[ROW], entry[flag]);
       parts.push(image);
     }
   }
@@ -176,14 +174,14 @@ async function open(place) {
   at("viewer-name").textContent = entry[NAME];
   stage.replaceChildren();
   const before = element("div", "frame");
-  const edited = Boolean(entry[PICTURES] & EDITED);
+  const edited = Boolean(entry[EDITED]);
   for (const part of pictures(entry, entry[NAME])) if (!edited || part.className === "photo") before.append(part);
   stage.append(before);
   at("compare").hidden = !edited;
   if (edited) {
     const after = element("div", "frame after"), image = element("img");
     image.alt = `${entry[NAME]}, edited`;
-    image.src = picture("edited", entry[ROW]);
+    image.src = picture("edited", entry[ROW], entry[EDITED]);
     after.append(image);
     stage.append(after);
     compare();

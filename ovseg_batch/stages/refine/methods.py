@@ -34,7 +34,7 @@ from ovseg_batch.methods.voting import (
 from ovseg_batch.models.sam import Embedding, Sam, foreground, stability
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import DenseMap
-from ovseg_batch.types import Proposal
+from ovseg_batch.types import PromptOutcome, Proposal
 from ovseg_batch.types.arrays import Scalar
 
 #: a box (x0, y0, x1, y1) in pixels → SAM2's embedding of that part of the image
@@ -45,17 +45,33 @@ ROUGH_FLOOR = 0.1  # Trident: lower probabilities are excluded from mask prompts
 
 
 @dataclass(frozen=True, slots=True)
+class Prompted:
+    """A point prompt that SAM2 received.
+
+    Attributes:
+        x, y: pixels of the image.
+        label: index of its class.
+        result: index of the candidate that it gave, or the reason why it gave none.
+    """
+
+    x: float
+    y: float
+    label: int
+    result: int | PromptOutcome
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The candidates of an image.
 
     Attributes:
         mask_of: index of a candidate → its mask.
-        prompts: number of prompts that SAM2 received.
+        prompts: the prompts that SAM2 received for them.
     """
 
     candidates: list[MaskCandidate]
     mask_of: Callable[[int], PlacedMask]
-    prompts: int
+    prompts: Sequence[Prompted] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +90,7 @@ def _no_mask(index: int) -> PlacedMask:
     raise IndexError(index)
 
 
-NOTHING = Found([], _no_mask, 0)
+NOTHING = Found([], _no_mask)
 
 
 def points_of(dense: DenseMap, settings: RefineConfig, min_area: int) -> list[PointPrompt]:
@@ -101,7 +117,7 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
 
     vote = Vote.from_setting(settings.vote)
 
-    def select(predictions: _Predictions) -> list[_Selected]:
+    def select(predictions: _Predictions) -> _Selection:
         drawn = foreground(predictions.logits)
         if vote.by == "mean":
             seen = dense.probabilities(predictions.view.box, (drawn.shape[-2], drawn.shape[-1]))
@@ -115,11 +131,13 @@ def prompted(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt],
         best, kept = choose(coverage, predictions.predicted_iou, vote.least)
         rows = torch.arange(len(best), device=best.device)
         found = (part.tolist() for part in (best, given[rows, best], coverage[rows, best], kept))
-        return [
-            _Selected(p, mask, label, share)
-            for p, (mask, label, share, passed) in enumerate(zip(*found, strict=True))
-            if passed and label not in dense.ignore
-        ]
+        selection = _Selection([PromptOutcome.OUTVOTED] * len(best), [])
+        for p, (mask, label, share, passed) in enumerate(zip(*found, strict=True)):
+            if label in dense.ignore:
+                selection.reasons[p] = PromptOutcome.BACKGROUND
+            elif passed:
+                selection.masks.append(_Selected(p, mask, label, share))
+        return selection
 
     return _found(dense, points, _predict(sam, see, dense, points, settings), select)
 
@@ -131,14 +149,15 @@ def guided(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], s
     "CLIP-Guided SAM2 Segmentation".
     """
 
-    def select(predictions: _Predictions) -> list[_Selected]:
+    def select(predictions: _Predictions) -> _Selection:
         best = predictions.predicted_iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         drawn, rated = predictions.logits[rows, best] > 0, predictions.predicted_iou[rows, best]
         kept = distinct_by_class(drawn, predictions.classes, rated, settings.same_object)
         coverage = low_resolution_coverage(drawn[:, None], predictions.labels, predictions.classes[:, None])[:, 0]
         chosen, classes, shares = best.tolist(), predictions.classes.tolist(), coverage.tolist()
-        return [_Selected(p, chosen[p], classes[p], shares[p]) for p in kept]
+        masks = [_Selected(p, chosen[p], classes[p], shares[p]) for p in kept]
+        return _Selection([PromptOutcome.DUPLICATE] * len(best), masks)
 
     return _found(dense, points, _predict(sam, see, dense, points, settings), select)
 
@@ -150,13 +169,14 @@ def trident(sam: Sam, see: See, dense: DenseMap, points: Sequence[PointPrompt], 
     Models for High-Performance, Training-Free Open Vocabulary Segmentation (Trident), 2024; code: `sam_refinement`.
     """
 
-    def select(predictions: _Predictions) -> list[_Selected]:
+    def select(predictions: _Predictions) -> _Selection:
         coverage = low_resolution_coverage(
             foreground(predictions.logits), predictions.labels, predictions.classes[:, None]
         )[:, 0]
         kept = (predictions.predicted_iou[:, 0] > settings.predicted_iou).nonzero()[:, 0].tolist()
         labels, shares = predictions.classes.tolist(), coverage.tolist()
-        return [_Selected(p, 0, labels[p], shares[p]) for p in kept]
+        masks = [_Selected(p, 0, labels[p], shares[p]) for p in kept]
+        return _Selection([PromptOutcome.DOUBTFUL] * len(labels), masks)
 
     return _found(dense, points, _predict(sam, see, dense, points, settings, rough=True), select)
 
@@ -189,7 +209,7 @@ def voted(proposals: Sequence[Proposal], dense: DenseMap, vote: Vote) -> Found:
         rated = min(max(float(proposal.predicted_iou), 0.0), 1.0)
         candidates.append(MaskCandidate(label, proposal.area, coverage, rated, proposal.stability, rated))
         kept.append(proposal.rle)
-    return Found(candidates, lambda index: rle.decode_placed(kept[index], *size), 0)
+    return Found(candidates, lambda index: rle.decode_placed(kept[index], *size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +220,14 @@ class _Selected:
     mask: int
     label: int
     coverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """The masks of a view that become candidates, and for each of its prompts the reason that applies if none does."""
+
+    reasons: list[PromptOutcome]
+    masks: list[_Selected]
 
 
 def _predict(
@@ -238,14 +266,17 @@ def _found(
     dense: DenseMap,
     points: Sequence[PointPrompt],
     predictions: Iterator[_Predictions],
-    select: Callable[[_Predictions], list[_Selected]],
+    select: Callable[[_Predictions], _Selection],
 ) -> Found:
     """Return the candidates of all views. Masks are stored at SAM2's resolution."""
     candidates: list[MaskCandidate] = []
     kept: list[tuple[Tensor, Box]] = []
+    results: dict[int, int | PromptOutcome] = {}
     for one in predictions:
         x0, y0, x1, y1 = one.view.box
-        chosen = _present(one, select(one), dense.presence)
+        selection = select(one)
+        chosen = _present(one, selection, dense.presence)
+        results.update(zip(one.view.members, _reasons(one, selection, chosen), strict=True))
         which = (
             torch.tensor([(c.prompt, c.mask) for c in chosen], dtype=torch.long).reshape(-1, 2).to(one.logits.device)
         )
@@ -254,6 +285,10 @@ def _found(
         areas, steady = count_pixels(foreground(logits)).tolist(), stability(logits).tolist()
         small = logits.cpu()  # masks of the original size would take much longer to copy from a GPU
         for k, c in enumerate(chosen):
+            if not areas[k]:
+                results[one.view.members[c.prompt]] = PromptOutcome.EMPTY
+                continue
+            results[one.view.members[c.prompt]] = len(candidates)
             pixels = areas[k] * (x1 - x0) * (y1 - y0) // logits[k].numel()
             candidates.append(MaskCandidate(c.label, pixels, c.coverage, rated[k], steady[k], rated[k]))
             kept.append((small[k], one.view.box))
@@ -262,11 +297,27 @@ def _found(
         logits, (x0, y0, x1, y1) = kept[index]
         return above(logits, (y1 - y0, x1 - x0)).placed().shifted(x0, y0)
 
-    return Found(candidates, mask_of, len(points))
+    prompts = [Prompted(point.x, point.y, point.label, results[k]) for k, point in enumerate(points)]
+    return Found(candidates, mask_of, prompts)
 
 
-def _present(predictions: _Predictions, selected: list[_Selected], presence: Presence | None) -> list[_Selected]:
+def _reasons(predictions: _Predictions, selection: _Selection, chosen: Sequence[_Selected]) -> list[PromptOutcome]:
+    """Return for each prompt of a view why it gives no candidate. Those of `chosen` prompts have no meaning."""
+    reasons = list(selection.reasons)
+    for selected in selection.masks:
+        reasons[selected.prompt] = PromptOutcome.ABSENT
+    others = sorted(set(range(len(reasons))) - {selected.prompt for selected in chosen})
+    if others:
+        highest = predictions.logits[others].amax(dim=(1, 2, 3)).tolist()
+        for prompt, logit in zip(others, highest, strict=True):
+            if logit <= 0:
+                reasons[prompt] = PromptOutcome.EMPTY
+    return reasons
+
+
+def _present(predictions: _Predictions, selection: _Selection, presence: Presence | None) -> list[_Selected]:
     """Return the masks that show enough of their class, counted at SAM2's resolution."""
+    selected = selection.masks
     if presence is None or predictions.sure is None or not selected:
         return selected
     which = torch.tensor([(c.prompt, c.mask, c.label) for c in selected], device=predictions.logits.device)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.hashing import file_hash
-from ovseg_batch.io.tables import ANNOTATION
+from ovseg_batch.io.tables import ANNOTATION, PROMPT
 from ovseg_batch.settings import SPLICED, Config
 from ovseg_batch.settings.readers import POINTING, PROMPTING, read_settings
 from ovseg_batch.stages.base import ModelKind, StagePlan
@@ -30,6 +30,7 @@ class RefinePlan(StagePlan):
             pa.field("width", pa.int32()),
             pa.field("points", pa.int32()),
             pa.field("annotations", pa.list_(ANNOTATION)),
+            pa.field("prompts", pa.list_(PROMPT)),
         ]
     )
 

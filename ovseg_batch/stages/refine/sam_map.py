@@ -28,21 +28,25 @@ from ovseg_batch.methods.windows import long_side_size, rounded_up
 from ovseg_batch.models.sam1 import Sam1, enlarged
 from ovseg_batch.settings import RefineConfig
 from ovseg_batch.stages.answer import DenseMap
+from ovseg_batch.stages.refine.methods import Prompted
+from ovseg_batch.types import PromptOutcome
 from ovseg_batch.types.arrays import ClassMap, Pixels
 
 ROUGH_GAIN = 0.005  # `sam_mask_coff` in trident.py: factor of class probabilities in mask prompts
 MULTIPLE = 16  # pixels; the published code rounds the sides of SAM's image up to multiples of it
 
 
-def refined_labels(sam: Sam1, image: Pixels, dense: DenseMap, settings: RefineConfig) -> tuple[ClassMap, int]:
-    """Return the refined class of each pixel, (H, W) int16, and the number of prompts.
+def refined_labels(
+    sam: Sam1, image: Pixels, dense: DenseMap, settings: RefineConfig
+) -> tuple[ClassMap, list[Prompted]]:
+    """Return the refined class of each pixel, (H, W) int16, and the prompts.
 
     Every component of the map at half its size is prompted by its box, its most probable pixel and the rough map of its
     class. The background has components too.
     """
     size = (dense.labels.shape[0], dense.labels.shape[1])
     if min(size) < 2:
-        return dense.labels, 0
+        return dense.labels, []
 
     def rows(first: int, last: int) -> Tensor:
         return dense.probabilities((0, first, size[1], last), (last - first, size[1]))
@@ -53,10 +57,11 @@ def refined_labels(sam: Sam1, image: Pixels, dense: DenseMap, settings: RefineCo
     halved = halved_probabilities(rows, size, classes, step)
     points = _points(coarse, classes, halved, settings)
     if not points:
-        return dense.labels, 0
+        return dense.labels, []
     [embedding] = sam.embed([enlarged(image, MULTIPLE)])
     embedding = replace(embedding, size=(coarse.shape[0], coarse.shape[1]))
     logits, kept = [], []
+    prompts: list[Prompted] = []
     for label in sorted({point.label for point in points}):
         own = [point for point in points if point.label == label]
         rough = _rough_map(halved.probabilities[classes.index(label)], size, sam, settings.prompt_floor)
@@ -66,11 +71,15 @@ def refined_labels(sam: Sam1, image: Pixels, dense: DenseMap, settings: RefineCo
         good = rated[:, 0] > settings.predicted_iou
         logits.append(drawn[good, 0])
         kept += [label] * int(good.sum())
+        prompts += [
+            Prompted(2 * point.x, 2 * point.y, label, PromptOutcome.BLENDED if used else PromptOutcome.DOUBTFUL)
+            for point, used in zip(own, good.tolist(), strict=True)
+        ]
     masks = torch.cat(logits)
     sizes = (sam.seen_size(rounded_up(*size, MULTIPLE)), rounded_up(*size, MULTIPLE), size)
     resize = padded_matrices(sam.image_size, sam.cells, sizes, masks.device)
     step = max(1, BLOCK_ELEMENTS // ((len(masks) + rows(0, 1).shape[0]) * size[1]))
-    return strongest_classes(dense.labels, rows, masks, kept, resize, step), len(points)
+    return strongest_classes(dense.labels, rows, masks, kept, resize, step), prompts
 
 
 def _points(coarse: ClassMap, classes: Sequence[int], halved: Halved, settings: RefineConfig) -> list[PointPrompt]:

@@ -37,7 +37,7 @@ from ovseg_batch.models.encoders import load_encoder
 from ovseg_batch.models.sam import Embedding, Sam
 from ovseg_batch.models.sam1 import Sam1
 from ovseg_batch.settings.readers import POINTING
-from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate
+from ovseg_batch.stages.answer import Answer, DenseMap, Painting, annotate_with_outcomes
 from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
 from ovseg_batch.stages.dense import cosines
 from ovseg_batch.stages.plans import embedding_shapes
@@ -174,12 +174,21 @@ class RefineStage(RefinePlan, Stage):
         relabel = None
         if self._relabeller is not None:
             relabel = functools.partial(self._renamed, self._relabeller, one.row, one.upstream["dense"])
-        annotations = annotate(answer, self._vocabulary, painting, relabel)
+        annotations, outcomes = annotate_with_outcomes(answer, self._vocabulary, painting, relabel)
         one.values = {
             "height": one.size[0],
             "width": one.size[1],
-            "points": one.found.prompts,
+            "points": len(one.found.prompts),
             "annotations": annotations,
+            "prompts": [
+                {
+                    "x": prompt.x,
+                    "y": prompt.y,
+                    "label": self._vocabulary.names[prompt.label],
+                    "outcome": outcomes[prompt.result] if isinstance(prompt.result, int) else prompt.result,
+                }
+                for prompt in one.found.prompts
+            ],
         }
         one.dense, one.found = None, NOTHING  # maps of an image that is done would be held beside the next one's
 

@@ -69,7 +69,7 @@ class Reference:
         least = max(1, int(np.ceil(self._config.refine.min_area * labels.size)))
         found = self._generated(image, labels) if self._generator else self._prompted(image, labels, least)
         candidates = [claim for claim, _ in found]
-        owner, segments = assemble(labels, candidates, lambda index: PlacedMask.crop(found[index][1]), least, least)
+        owner, segments, _ = assemble(labels, candidates, lambda index: PlacedMask.crop(found[index][1]), least, least)
         pixels = owner.pixels()
         return [
             {"label": self._vocabulary.names[segment.label], "rle": _encoded(pixels == segment.index)}
