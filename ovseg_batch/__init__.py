@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ovseg_batch.version import __version__
 
 if TYPE_CHECKING:
+    from ovseg_batch.api.evaluation import Evaluation
     from ovseg_batch.api.records import Failure, Mask, SegmentedImage
     from ovseg_batch.api.runs import Run, run
     from ovseg_batch.api.segmenter import Segmenter, segment
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ovseg_batch.export.selection import Selection
 
 __all__ = [
+    "Evaluation",
     "Exported",
     "Failure",
     "FailureCode",
@@ -36,6 +38,7 @@ __all__ = [
 
 #: modules of the names above, which are imported at the first access
 _MODULES = {
+    "api.evaluation": ("Evaluation",),
     "api.records": ("Failure", "Mask", "SegmentedImage"),
     "api.runs": ("Run", "run"),
     "api.segmenter": ("Segmenter", "segment"),

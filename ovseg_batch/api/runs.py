@@ -43,6 +43,8 @@ from ovseg_batch.workdir.store import Workdir
 if TYPE_CHECKING:
     import pandas
 
+    from ovseg_batch.api.evaluation import Evaluation
+
 
 class RunFiles:
     """Reads the image files of a run under the limits of its settings."""
@@ -235,6 +237,30 @@ class Run:
             chosen["run.workers"] = 0
         pipeline.query(Workdir(self.workdir), Workdir(to_path(workdir)), None, settings=chosen)
         return Run(workdir)
+
+    @for_python()
+    def evaluate(
+        self,
+        truth: str | Path | None = None,
+        *,
+        classes: str | Path | None = None,
+        dataset: str | None = None,
+        root: str | Path | None = None,
+    ) -> Evaluation:
+        """Evaluate the finished run against ground truth, as `ovseg-batch eval` does.
+
+        Args:
+            truth: COCO file of instances or of panoptic segments, or a folder of class maps.
+            classes: list of the classes of a folder of maps. None: `classes.txt` or `classes.json` in it.
+            dataset: name of a data set, or the YAML file that describes one, in place of `truth`.
+            root: the folder of the data set, or a folder above it.
+
+        Raises:
+            UsageError: the run is not finished, or the truth is wrong or has no image or label of the run.
+        """
+        from ovseg_batch.api.evaluation import evaluation
+
+        return evaluation(Workdir(self.workdir), truth, classes, dataset, root)
 
     @for_python()
     def report(self, path: str | Path, limit: int = LIMIT) -> Path:

@@ -6,8 +6,9 @@ import click
 
 from ovseg_batch.cli.base import CommandLine
 from ovseg_batch.cli.doctor import doctor
+from ovseg_batch.cli.evaluating import eval_run
 from ovseg_batch.cli.models import methods, models
-from ovseg_batch.cli.outputs import eval_run, export, report
+from ovseg_batch.cli.outputs import export, report
 from ovseg_batch.cli.reproducing import reproduce
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
 from ovseg_batch.cli.settings import settings

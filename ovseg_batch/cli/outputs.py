@@ -1,19 +1,17 @@
-"""Commands that use a finished run: exports, reports and evaluation."""
+"""Commands that write a finished run in other forms: exports and reports."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_OK, bar, guarded, log
 from ovseg_batch.cli.options import LabelsCommand, names_option
-from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
 from ovseg_batch.settings.labels import split_names
 from ovseg_batch.units import counted
@@ -175,80 +173,3 @@ def _print_balance(tally: Counter[str]) -> None:
     for label in sorted({*kept, *left}, key=lambda label: -kept.get(label, 0)):
         own = kept.get(label, 0) + left.get(label, 0)
         click.echo(f"  {label:24} {kept.get(label, 0) / total:6.1%} of these; {kept.get(label, 0) / own:6.1%} kept")
-
-
-@click.command("eval")
-@click.argument("workdir", type=click.Path(path_type=Path))
-@click.option("--dataset", type=str, metavar="NAME|FILE", required=True, help="The data set.")
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="The data set's folder, or one above it.")
-@click.option("--classes", "by_class", is_flag=True, help="Also print the figures of each class.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write: the images with the lowest scores.")
-@click.option(
-    "--precision",
-    type=click.FloatRange(0, 1),
-    help="Target precision when fitting --thresholds: share of kept pixels that are correct.",
-)
-@click.option("--thresholds", type=click.Path(path_type=Path), help="A file to write, for `export -f semantic`.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every class.")
-@guarded
-def eval_run(
-    workdir: Path,
-    dataset: str,
-    root: Path,
-    by_class: bool,
-    sheet: Path | None,
-    precision: float | None,
-    thresholds: Path | None,
-    as_json: bool,
-) -> None:
-    """Evaluate a finished run against a data set's ground truth. A shard that has not changed is scored only once.
-
-    The run must be over the data set's images, as `manifest --dataset` lists them, with the data set's classes.
-    """
-    from ovseg_batch.evaluate.edits import edit_figures
-    from ovseg_batch.evaluate.run import evaluate, vocabulary_of
-    from ovseg_batch.evaluate.sheet import is_sheet
-    from ovseg_batch.export.thresholds import are_thresholds, write_thresholds
-    from ovseg_batch.io.marks import check_replaceable
-
-    if (thresholds is None) != (precision is None):
-        raise UsageError("--precision and --thresholds need each other: the target precision, and the file to write.")
-    for file, is_ours in ((sheet, is_sheet), (thresholds, are_thresholds)):
-        if file is not None:
-            check_replaceable(file, is_ours)
-    score = evaluate(Workdir(workdir), datasets.load(dataset), root, sheet)
-    if thresholds is not None and precision is not None:
-        write_thresholds(thresholds, score.thresholds(precision))
-    found, vocabulary = score.figures(), vocabulary_of(Workdir(workdir))
-    edits = edit_figures(Workdir(workdir), root)
-    if as_json:
-        named = {"dataset": dataset, "vocabulary": vocabulary, **found, "edits": edits, "classes": score.classes()}
-        click.echo(json.dumps(_plain(named), indent=2))
-        return
-    _print_figures(vocabulary, found, edits)
-    if by_class:
-        for name, values in score.classes().items():
-            click.echo(f"{name:24} " + "  ".join(f"{kind} {_figure(kind, value)}" for kind, value in values.items()))
-
-
-def _print_figures(vocabulary: str, found: Mapping[str, float], edits: Mapping[str, float]) -> None:
-    click.echo(f"{'vocabulary':16} {vocabulary}")
-    for name, value in found.items():
-        click.echo(f"{name:16} {_figure(name, value)}")
-    for name, value in edits.items():
-        click.echo(f"edits: {name:32} {value:.4g}")
-
-
-def _figure(name: str, value: float) -> str:
-    """Return a figure as it is usually published: IoU and accuracy in per cent, other scores as shares of 1."""
-    if name == "images":
-        return str(value)
-    return f"{value:.2%}" if "IoU" in name or "accuracy" in name else f"{value:.3f}"
-
-
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN by None."""
-    return {
-        key: _plain(value) if isinstance(value, dict) else None if value != value else value
-        for key, value in tree.items()
-    }

@@ -17,11 +17,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovseg_batch.evaluate.truth import Instance
+from ovseg_batch.evaluate.coco_file import Instance
 from ovseg_batch.types import Annotation
 from ovseg_batch.types.arrays import AnyArray, Doubles
 
-AREAS, HALF = 4, 0  # number of COCO's size classes, "all" first; index of IoU 0.5 in its thresholds
+AREAS = 4  # number of COCO's size classes, "all" first
+HALF, THREE_QUARTERS = 0, 5  # indices of IoU 0.5 and 0.75 in its thresholds
 RETRIEVED = (1, 5)  # values of K in retrieval@K
 
 
@@ -96,7 +97,7 @@ class InstanceScore:
         found = {
             "mask AP": _mean(precision[..., 0]),
             "mask AP50": _mean(precision[HALF, :, :, 0]),
-            "mask AP75": _mean(precision[5, :, :, 0]),
+            "mask AP75": _mean(precision[THREE_QUARTERS, :, :, 0]),
             **{
                 f"mask AP {group}": _mean(np.array([of_class[name] for name in names], float))
                 for group, names in classes.items()
@@ -127,7 +128,7 @@ class InstanceScore:
         arrays = self.arrays()
         matched, wrong, missed, queries = 0, 0, 0, 0
         hits = dict.fromkeys(RETRIEVED, 0)
-        for _, _, scores, match, ignored, objects in _split(arrays):
+        for _, _, scores, match, ignored, objects in split_entries(arrays):
             counted = ~ignored[HALF]
             right = match[HALF] & counted
             wanted = int((~objects).sum())
@@ -178,7 +179,7 @@ def _entries(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, AnyArray]:
     }
 
 
-def _split(arrays: Mapping[str, AnyArray], size: int | None = 0) -> Any:
+def split_entries(arrays: Mapping[str, AnyArray], size: int | None = 0) -> Any:
     """Yield the entries of one size class or of all: row and class, size class, scores, matched, ignored, objects."""
     detection, thing = 0, 0
     for row, label, area, found, wanted in arrays["keys"].T.tolist():
@@ -193,7 +194,7 @@ def _as_evaluated(arrays: Mapping[str, AnyArray], rows: Sequence[int], classes: 
     """Return `COCOeval.evalImgs`, ordered by class, size class and image."""
     place = {row: k for k, row in enumerate(rows)}
     evaluated: list[dict[str, Any] | None] = [None] * (classes * AREAS * len(rows))
-    for (row, label), area, scores, matched, ignored, objects in _split(arrays, None):
+    for (row, label), area, scores, matched, ignored, objects in split_entries(arrays, None):
         evaluated[((label - 1) * AREAS + area) * len(rows) + place[row]] = {
             "dtScores": scores.tolist(),
             "dtMatches": matched.astype(float),

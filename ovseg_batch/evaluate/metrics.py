@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Integers, Mask, Numbers, Pixels, Scalar
 
 IGNORE = -1  # class of ignored pixels of the truth
+OTHER = -2  # class of pixels of the truth that are of no class; a prediction of a class is wrong there
 TOLERANCE = 0.0075  # share of the image's diagonal
 
 
@@ -25,22 +26,23 @@ class SemanticScore:
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        # truth × prediction; the last column counts unlabelled pixels
-        self._confusion = np.zeros((classes, classes + 1), np.int64)
+        self._confusion = np.zeros((classes + 1, classes + 1), np.int64)  # as `confusion` returns it
         self._boundary = np.zeros(2)  # sum over images, number of images
 
-    def add(self, prediction: Integers, truth: Integers) -> None:
-        """Add one image.
+    def add(self, prediction: Integers, truth: Integers) -> tuple[Indices, float]:
+        """Add one image. Return its confusion matrix and its boundary F1.
 
         Args:
             prediction: (H, W) integer class, negative where unlabelled, which counts as wrong.
-            truth: (H, W) integer class. Pixels of other values than those of the classes are ignored.
+            truth: (H, W) integer class, or `OTHER`. Pixels of other values are ignored.
         """
         truth = np.where(truth < self._classes, truth, np.int16(IGNORE))
-        self._confusion += confusion(prediction, truth, self._classes)
+        counts = confusion(prediction, truth, self._classes)
+        self._confusion += counts
         score = boundary_f1(prediction, truth)
         if not math.isnan(score):
             self._boundary += score, 1
+        return counts, score
 
     def arrays(self) -> dict[str, AnyArray]:
         return {"confusion": self._confusion, "boundary": self._boundary}
@@ -56,8 +58,8 @@ class SemanticScore:
 
     def class_accuracy(self) -> Doubles:
         """Return the share of correct pixels of each class (C,), NaN without pixels."""
-        total = self._confusion.sum(axis=1).astype(float)
-        share: Doubles = np.divide(np.diag(self._confusion), total, out=np.full(self._classes, np.nan), where=total > 0)
+        total, hit = self._confusion[:-1].sum(axis=1).astype(float), np.diag(self._confusion)[:-1]
+        share: Doubles = np.divide(hit, total, out=np.full(self._classes, np.nan), where=total > 0)
         return share
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
@@ -78,24 +80,24 @@ class SemanticScore:
 
 
 def confusion(prediction: Integers, truth: Integers, classes: int) -> Indices:
-    """Return the confusion matrix (C, C + 1) int64: true × predicted class. The last column is unlabelled.
+    """Return the confusion matrix (C + 1, C + 1) int64: true × predicted class. The last are `OTHER` and unlabelled.
 
     Raises:
         ValueError: the maps have different sizes.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
-    counted = truth >= 0
+    counted = _known(truth)
     predicted_class = np.where(prediction < 0, classes, prediction)[counted].astype(np.int64)
-    index = truth[counted].astype(np.int64) * (classes + 1) + predicted_class
-    return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+    index = np.where(truth == OTHER, classes, truth)[counted].astype(np.int64) * (classes + 1) + predicted_class
+    return np.bincount(index, minlength=(classes + 1) ** 2).reshape(classes + 1, classes + 1)
 
 
 def class_iou(counts: Indices) -> Doubles:
     """Return the IoU (C,) of a confusion matrix, NaN for classes in neither the truth nor a prediction."""
-    hit = np.diag(counts).astype(float)
-    union = counts.sum(axis=1) + counts[:, :-1].sum(axis=0) - hit
-    iou: Doubles = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    hit = np.diag(counts)[:-1].astype(float)
+    union = counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0) - hit
+    iou: Doubles = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
     return iou
 
 
@@ -114,12 +116,12 @@ def boundary_f1(prediction: Integers, truth: Integers) -> float:
     """
     radius = max(1, math.ceil(TOLERANCE * math.hypot(*truth.shape)))
     disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
-    known = truth >= 0
+    known = _known(truth)
     if not known.any():
         return math.nan
     depth, filled = _nearest(known, truth)
     scores = []
-    for label in np.unique(truth[known]):
+    for label in np.unique(truth[truth >= 0]):
         wanted, drawn = _boundary(filled == label), _boundary(prediction == label)
         if not wanted.any():
             continue
@@ -133,6 +135,11 @@ def boundary_f1(prediction: Integers, truth: Integers) -> float:
         recall, precision = found.sum() / wanted.sum(), right.sum() / max(counted.sum(), 1)
         scores.append(2 * precision * recall / max(precision + recall, 1e-12))
     return float(np.mean(scores)) if scores else math.nan
+
+
+def _known(truth: Integers) -> Mask:
+    known: Mask = (truth >= 0) | (truth == OTHER)
+    return known
 
 
 def _nearest(mask: Mask, values: NDArray[Scalar]) -> tuple[Numbers, NDArray[Scalar]]:

@@ -33,7 +33,7 @@ class PanopticScore:
         Args:
             found: (H, W) integer, segment of each pixel, 0 for none. Segment k has the class found_class[k - 1].
             truth: the same for the ground truth; 0 is void.
-            crowds: segments of the truth that represent many objects and need no match.
+            crowds: segments of the truth that need no match: crowds, and pixels of no class, whose class is negative.
         """
         across, errors = len(found_class) + 1, 0
         index = truth.astype(np.int64).ravel() * across + found.ravel()

@@ -1,16 +1,18 @@
-"""Evaluate a finished run against the ground truth of a data set."""
+"""Evaluate a finished run against the ground truth of a data set, or one of one's own."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.kept_scores import KeptScores
+from ovseg_batch.evaluate.own_truth import open_truth
 from ovseg_batch.evaluate.score import Score, paint
 from ovseg_batch.evaluate.sheet import Case, write_sheet
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth import TruthReader, TruthSource
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.settings import RunConfig
@@ -22,7 +24,7 @@ from ovseg_batch.workdir.store import StageStore, Workdir, fingerprint
 
 log = logging.getLogger(__name__)
 
-SCORE_VERSION = 5  # increases when the counts change
+SCORE_VERSION = 6  # increases when the counts change
 SHEET_IMAGES = 12  # images of a sheet
 SKIPPED_SHOWN = 5  # images without a score that are named in the log
 
@@ -37,20 +39,53 @@ def evaluate(workdir: Workdir, dataset: Dataset, root: Path, sheet: Path | None 
     Raises:
         UsageError: there is no run, it is not finished, it has other classes, or images have no ground truth.
     """
-    state = status(workdir)
-    if not state["complete"]:
+    results, reader = _finished(workdir), TruthReader(dataset, root)
+    score = score_run(results, dataset, reader, str(root))
+    _report_skipped(score)
+    if sheet is not None:
+        write_sheet(sheet, _cases(score, dataset, reader, results.manifest, results.masks))
+    return score
+
+
+def evaluate_truth(workdir: Workdir, truth: Path, classes: Path | None = None, sheet: Path | None = None) -> Score:
+    """Evaluate a finished run against a ground truth of one's own. Images without a truth are left out.
+
+    Args:
+        truth: COCO file of instances or of panoptic segments, or a folder of class maps.
+        classes: list of the classes of a folder of maps. None: `classes.txt` or `classes.json` in it.
+        sheet: as in `evaluate`.
+
+    Raises:
+        UsageError: there is no run, it is not finished, or the truth is wrong or has no image or label of the run.
+    """
+    results = _finished(workdir)
+    own = open_truth(truth, results, classes)
+    score = score_run(results, own.dataset, own, str(truth.absolute()))
+    score.without_truth = own.matched.images - len(own.matched.places)
+    for note in own.notes:
+        log.warning("%s", note)
+    _report_skipped(score)
+    if not score.images:
+        raise UsageError(
+            f"No image can be scored: {counted(len(own.matched.places), 'image')} of the run are in the truth {truth}, "
+            "but none of them was finished and has the size of its truth."
+        )
+    if sheet is not None:
+        write_sheet(sheet, _cases(score, own.dataset, own, results.manifest, results.masks))
+    return score
+
+
+def _finished(workdir: Workdir) -> Results:
+    if not status(workdir)["complete"]:
         raise UsageError(f"The run in {workdir.root} is not finished; give its command again first.")
-    results = Results.open(workdir)
-    manifest, store = results.manifest, results.masks
-    reader = TruthReader(dataset, root)
-    score = _score(results, dataset, reader, scores_folder(results) / _name(results, dataset, root))
+    return Results.open(workdir)
+
+
+def _report_skipped(score: Score) -> None:
     for reason in score.skipped[:SKIPPED_SHOWN]:
         log.warning("%s The image is left out of the figures.", reason)
     if len(score.skipped) > SKIPPED_SHOWN:
         log.warning("%s are left out of the figures in all.", counted(len(score.skipped), "image"))
-    if sheet is not None:
-        write_sheet(sheet, _cases(score, dataset, reader, manifest, store))
-    return score
 
 
 def scores_folder(results: Results) -> Path:
@@ -58,23 +93,33 @@ def scores_folder(results: Results) -> Path:
     return results.masks.folder / "eval"
 
 
-def _name(results: Results, dataset: Dataset, root: Path) -> str:
+def _name(results: Results, dataset: Dataset, place: str) -> str:
     run = results.masks.folder.name
-    made_of = {"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": str(root)}
+    made_of = {"version": SCORE_VERSION, "run": run, "dataset": repr(dataset), "root": place}
     return f"{dataset.name}-{fingerprint(made_of)[:8]}"
 
 
-def _score(results: Results, dataset: Dataset, reader: TruthReader, folder: Path) -> Score:
-    """Sum the scores of all shards. Kept scores are read where they count, others are computed and kept."""
+def score_run(
+    results: Results, dataset: Dataset, reader: TruthSource, place: str, shards: Iterable[int] | None = None
+) -> Score:
+    """Sum the scores of shards. Kept scores are read where they count, others are computed and kept.
+
+    Args:
+        place: folder or file of the truth, which names the kept scores.
+        shards: shards to score. None: all.
+    """
+    folder = scores_folder(results) / _name(results, dataset, place)
     total, kept = Score(dataset, reader, results.labels), KeptScores(folder)
-    for shard in range(results.manifest.shards):
+    for shard in range(results.manifest.shards) if shards is None else shards:
         masks = results.state_of(shard)
-        truth = reader.digest(row.file_name for row in results.manifest.read_shard(shard))
+        names = [row.file_name for row in results.manifest.read_shard(shard)]
+        truth = reader.digest(names)
         arrays = kept.read(shard, masks, truth)
         if arrays is None:
             part = Score(dataset, reader, results.labels)
-            for image in results.shard(shard):
-                part.add(image)
+            for image in results.shard(shard) if any(map(reader.has, names)) else ():
+                if reader.has(image.row.file_name):
+                    part.add(image)
             arrays = part.arrays()
             kept.write(shard, masks, truth, arrays)
         total.merge(arrays)
@@ -88,7 +133,7 @@ def vocabulary_of(workdir: Workdir) -> str:
     return "oracle" if own else "open"
 
 
-def _cases(score: Score, dataset: Dataset, reader: TruthReader, manifest: Manifest, store: StageStore) -> list[Case]:
+def _cases(score: Score, dataset: Dataset, reader: TruthSource, manifest: Manifest, store: StageStore) -> list[Case]:
     """Return the images with the lowest scores as rows of a sheet."""
     worst, limits = score.worst(SHEET_IMAGES), read_limits(RunConfig())
     found: dict[int, Case] = {}

@@ -10,10 +10,12 @@ import numpy as np
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.calibration import CalibrationScore
+from ovseg_batch.evaluate.image_counts import ImageCounts
 from ovseg_batch.evaluate.instances import InstanceScore
-from ovseg_batch.evaluate.metrics import SemanticScore, class_iou, confusion
+from ovseg_batch.evaluate.intervals import Intervals, instance_intervals, semantic_intervals
+from ovseg_batch.evaluate.metrics import IGNORE, OTHER, SemanticScore, class_iou
 from ovseg_batch.evaluate.panoptic import PanopticScore
-from ovseg_batch.evaluate.truth import Truth, TruthReader
+from ovseg_batch.evaluate.truth import Truth, TruthSource
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage, painting_order
@@ -32,7 +34,7 @@ class Score:
         UsageError: none of the labels is a class of the data set.
     """
 
-    def __init__(self, dataset: Dataset, reader: TruthReader, labels: Sequence[str]) -> None:
+    def __init__(self, dataset: Dataset, reader: TruthSource, labels: Sequence[str]) -> None:
         self._dataset, self._reader = dataset, reader
         if not set(labels) & set(dataset.classes):
             raise UsageError(
@@ -44,7 +46,9 @@ class Score:
         self._instances = InstanceScore(dataset.things) if reader.has_instances and dataset.things else None
         self._panoptic = PanopticScore(scored) if self._semantic and self._instances else None
         self._calibration = CalibrationScore(scored) if self._semantic is not None else None
+        self._counts = ImageCounts(scored) if self._semantic is not None else None
         self._images: dict[int, float] = {}  # manifest row → mean IoU of the image
+        self.without_truth = 0  # images of the run
         self.skipped: tuple[str, ...] = ()  # for each image without a score, the reason
 
     def add(self, image: FinishedImage[Annotation]) -> None:
@@ -54,20 +58,27 @@ class Score:
         for tall, wide in truth.sizes:
             if (tall, wide) != size:
                 reason = f"{name} is {size[1]} × {size[0]} in the run and {wide} × {tall} in the truth."
+                if (wide, tall) == size:
+                    reason += " The truth has the sides of the image before its EXIF rotation; rotate the truth."
                 self.skipped = (*self.skipped, reason)
                 return
-        quality = math.nan
+        quality, boundary, counts = math.nan, math.nan, None
         if self._semantic is not None and truth.classes is not None:
-            drawn = paint(image, self._dataset)
-            self._semantic.add(drawn, truth.classes)
+            counts, boundary = self._semantic.add(paint(image, self._dataset), truth.classes)
             self._add_masks(image.annotations, truth.classes)
-            own = class_iou(confusion(drawn, truth.classes, len(self._dataset.scored)))
+            own = class_iou(counts)
             quality = float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else 1.0
         if self._instances is not None and truth.instances is not None:
             things = [one for one in image.annotations if one.category in self._dataset.things]
             objects = [one for one in truth.instances if one.category in self._dataset.things]
             self._instances.add(image.row.row, size, things, objects)
-        errors = self._add_segments(image.annotations, truth) if self._panoptic is not None else math.nan
+        errors, segments = math.nan, None
+        if self._panoptic is not None:
+            before = self._panoptic.arrays()["panoptic"].copy()
+            errors = self._add_segments(image.annotations, truth)
+            segments = self._panoptic.arrays()["panoptic"] - before
+        if self._counts is not None and counts is not None:
+            self._counts.add(image.row.row, counts, boundary, segments)
         if self._calibration is not None:
             sure = ImageConfidence.from_masks(one.confidence for one in image.annotations)
             self._calibration.add_image(image.row.row, sure.doubt, errors)
@@ -90,9 +101,14 @@ class Score:
         for part in self._parts():
             part.merge(arrays)
 
-    def _parts(self) -> list[SemanticScore | InstanceScore | PanopticScore | CalibrationScore]:
-        parts = (self._semantic, self._instances, self._panoptic, self._calibration)
+    def _parts(self) -> list[SemanticScore | InstanceScore | PanopticScore | CalibrationScore | ImageCounts]:
+        parts = (self._semantic, self._instances, self._panoptic, self._calibration, self._counts)
         return [part for part in parts if part is not None]
+
+    @property
+    def images(self) -> int:
+        """Return the number of scored images."""
+        return len(self._images)
 
     def worst(self, count: int) -> list[int]:
         """Return the manifest rows of the images with the lowest scores, the lowest first."""
@@ -115,13 +131,31 @@ class Score:
             found["mean accuracy"] = self._semantic.mean_accuracy()
             found["boundary F1"] = self._semantic.boundary_f1()
         if self._instances is not None:
-            things = {name: [one for one in members if one in self._dataset.things] for name, members in groups.items()}
-            found |= self._instances.figures({n: m for n, m in things.items() if n in ("base", "novel")})
+            found |= self._instances.figures(self._thing_groups())
         if self._panoptic is not None:
             found |= dict(zip(("PQ", "SQ", "RQ"), self._panoptic.quality(), strict=True))
             assert self._calibration is not None
             found["errors in tenth"] = self._calibration.worst_share()
         return found
+
+    def intervals(self) -> Intervals:
+        """Return figure → limits of its 95 % interval, from bootstrap samples of the images.
+
+        The figures without an interval are missing: the number of images, and the share of errors in a tenth of them.
+        """
+        found: Intervals = {}
+        if self._counts is not None:
+            groups = {name: [self._dataset.scored.index(one) for one in them] for name, them in self._groups().items()}
+            found |= semantic_intervals(self._counts, groups, self._panoptic is not None)
+        if self._instances is not None:
+            rows = np.sort(np.array(list(self._images), np.int64))
+            found |= instance_intervals(self._instances.arrays(), self._dataset.things, rows, self._thing_groups())
+        return found
+
+    @property
+    def counts(self) -> ImageCounts | None:
+        """Return the counts of single images, or None if the ground truth has no class maps."""
+        return self._counts
 
     def thresholds(self, precision: float) -> dict[str, float]:
         """Return the least confidence per class with which its pixels reach a precision.
@@ -163,6 +197,12 @@ class Score:
             groups |= {"base": [name for name in classes if name not in novel], "novel": list(novel)}
         return groups
 
+    def _thing_groups(self) -> dict[str, list[str]]:
+        """Return the base and novel classes that have objects, if the data set defines them."""
+        things = self._dataset.things
+        named = {name: members for name, members in self._groups().items() if name in ("base", "novel")}
+        return {name: [one for one in members if one in things] for name, members in named.items()}
+
     def _add_masks(self, annotations: Sequence[Annotation], truth: ClassMap) -> None:
         """Count the correct pixels of every mask, among pixels that the truth does not ignore."""
         assert self._calibration is not None
@@ -171,7 +211,8 @@ class Score:
                 label = self._dataset.scored.index(one.category)
                 mask = rle.decode_placed(one.rle, *truth.shape)
                 under = truth[mask.place][mask.pixels]
-                self._calibration.add_mask(label, one.confidence, int((under >= 0).sum()), int((under == label).sum()))
+                known = int((under != IGNORE).sum())
+                self._calibration.add_mask(label, one.confidence, known, int((under == label).sum()))
 
     def _add_segments(self, annotations: Sequence[Annotation], truth: Truth) -> int:
         """Add the segments of an image. Return the number of wrong and missed segments."""
@@ -197,6 +238,10 @@ class Score:
             if label >= 0 and scored[label] not in things:
                 wanted_class.append(int(label))
                 wanted[truth.classes == label] = len(wanted_class)
+        if (truth.classes == OTHER).any():
+            wanted_class.append(OTHER)  # of no class, so nothing matches it
+            wanted[truth.classes == OTHER] = len(wanted_class)
+            crowds.append(len(wanted_class))
         for instance in sorted(truth.instances, key=lambda one: -one.area):
             wanted_class.append(scored.index(instance.category))
             rle.decode_placed(instance.rle, *shape).paint(wanted, len(wanted_class))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,34 +16,14 @@ from PIL import Image
 
 from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
+from ovseg_batch.evaluate.coco_file import CocoObject, Instance, read_coco, to_instance
 from ovseg_batch.evaluate.metrics import IGNORE
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.hashing import content_hash, file_hash
-from ovseg_batch.io.records import parse_json
 from ovseg_batch.types.arrays import AnyArray, ClassMap
-from ovseg_batch.units import counted
 
 VOID_8_BITS = 255  # value of ignored pixels in all maps of 8 bits
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """An object of the ground truth.
-
-    Attributes:
-        category: name of the class.
-        rle: COCO's compressed run lengths.
-        area: pixels.
-        crowd: whether it represents many objects.
-    """
-
-    category: str
-    rle: bytes
-    area: float
-    crowd: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +39,31 @@ class Truth:
     classes: ClassMap | None
     instances: list[Instance] | None
     sizes: tuple[tuple[int, int], ...]
+
+
+class TruthSource(Protocol):
+    """What an evaluation reads of a ground truth.
+
+    Attributes:
+        has_instances, has_classes: whether images have objects, and class maps.
+    """
+
+    @property
+    def has_instances(self) -> bool: ...
+    @property
+    def has_classes(self) -> bool: ...
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a ground truth of an image of the run, by its file name."""
+        ...
+
+    def read(self, name: str) -> Truth:
+        """Read the ground truth of an image that has one. Raises UsageError."""
+        ...
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Return a hash of the ground truth of images."""
+        ...
 
 
 class TruthReader:
@@ -129,6 +132,10 @@ class TruthReader:
             found = sorted({instance.category for instance in truth.instances or []})
         return [one for one in found if one in self._dataset.classes]
 
+    def has(self, name: str) -> bool:
+        """Return True: a data set has the ground truth of all its images, and `read` raises where it does not."""
+        return True
+
     def read(self, name: str) -> Truth:
         """Read the ground truth of an image. Only the last part of its name counts."""
         name = Path(name).name
@@ -137,7 +144,7 @@ class TruthReader:
         instances = None
         if self._coco is not None:
             height, width, found = self._of_image(name)
-            instances = [_instance(self._coco, one, height, width) for one in found]
+            instances = [to_instance(self._coco, one, height, width) for one in found]
             sizes.append((height, width))
             if classes is None and self._dataset.background:
                 classes = self._drawn(instances, height, width)
@@ -212,7 +219,7 @@ class TruthReader:
             rle.decode_placed(instance.rle, height, width).paint(classes, value)
         return classes
 
-    def _of_image(self, name: str) -> tuple[int, int, list[_Object]]:
+    def _of_image(self, name: str) -> tuple[int, int, list[CocoObject]]:
         assert self._coco is not None
         index = _coco_index(str(self._coco), self._dataset.classes)
         if name not in index:
@@ -230,82 +237,12 @@ def _lookup(classes: int, zero_is_ignored: bool, ignored: int, maps: ClassMaps) 
     return table
 
 
-class _Object(NamedTuple):
-    """An annotation of a COCO file. `area` is None if the file has none."""
-
-    id: Any
-    category: str
-    segmentation: Any
-    area: float | None
-    crowd: bool
-
-
-def _instance(file: Path, found: _Object, height: int, width: int) -> Instance:
-    try:
-        counts = rle.from_coco(found.segmentation, height, width)
-    except ValueError as error:
-        raise UsageError(f"{file}: the segmentation of annotation {found.id!r} {error}.") from None
-    area = rle.area(counts, height, width) if found.area is None else found.area
-    return Instance(found.category, counts, area, found.crowd)
-
-
 @functools.lru_cache(maxsize=2)
-def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[_Object]]]:
+def _coco_index(path: str, classes: tuple[str, ...]) -> dict[str, tuple[int, int, list[CocoObject]]]:
     """Return file name → height, width and objects of the given classes. Objects without a segmentation are skipped.
 
     Raises:
         UsageError: the file is not a COCO instances file, or an entry is invalid; the message names the entry.
     """
-    where = "the file"
-    try:
-        tree = parse_json(Path(path).read_bytes())
-        names: dict[Any, str] = {}
-        for category in tree["categories"]:
-            where = f"category {category.get('id')!r}"
-            names[category["id"]] = category["name"]
-        found: dict[Any, tuple[int, int, list[_Object]]] = {}
-        index = {}
-        for image in tree["images"]:
-            where = f"image {image.get('id')!r}"
-            found[image["id"]] = _side(image["height"]), _side(image["width"]), []
-            index[Path(image["file_name"]).name] = found[image["id"]]
-        boxes = 0
-        for annotation in tree["annotations"]:
-            where = f"annotation {annotation.get('id')!r}"
-            category, image = annotation["category_id"], annotation["image_id"]
-            if category not in names:
-                raise ValueError(f"there is no category {category!r}")
-            if image not in found:
-                raise ValueError(f"there is no image {image!r}")
-            if names[category] not in classes:
-                continue
-            if not annotation.get("segmentation"):
-                boxes += 1
-                continue
-            area, crowd = _area(annotation.get("area")), bool(annotation.get("iscrowd", 0))
-            found[image][2].append(
-                _Object(annotation.get("id"), names[category], annotation["segmentation"], area, crowd)
-            )
-    except KeyError as error:
-        raise UsageError(f"{path}: {where} has no {error.args[0]}.") from None
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UsageError(f"{path}: {where} is wrong: {error}.") from None
-    if boxes:
-        kinds = counted(boxes, "annotation has", "annotations have")
-        log.warning("%s only a box and no segmentation in %s. Boxes are skipped.", kinds, path)
-    return index
-
-
-def _side(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise ValueError(f"{value!r} is not a height or width")
-    return value
-
-
-def _area(value: Any) -> float | None:
-    if value is None:
-        return None
-    area = float(value)
-    if not 0 <= area < math.inf:
-        raise ValueError(f"{value!r} is not an area")
-    return area
+    coco = read_coco(Path(path), classes)
+    return {Path(one.file_name).name: (one.height, one.width, one.objects) for one in coco.images}
