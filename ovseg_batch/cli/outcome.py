@@ -82,6 +82,7 @@ def _record(outcome: Outcome, workdir: Workdir) -> dict[str, Any]:
         "failures": outcome.failures,
         "annotations": None if outcome.annotations_path is None else str(outcome.annotations_path),
         "edited_images": outcome.edited,
+        "reused_words": outcome.reused_words,
         "label_images": None if found is None else found.label_images,
         "edits": None if found is None or found.edits is None else asdict(found.edits),
         "embedded_models": workdir.read_plan().get("embedded_models", []),

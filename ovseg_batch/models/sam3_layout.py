@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.models import presets
+from ovseg_batch.models.located import folder_config
+from ovseg_batch.models.spec import FOLDER
 
-FOLDER = "local-dir:"  # prefix of a model in a folder that transformers wrote
-CONFIG = "config.json"
 #: `model_type` of the detector in a config file → name of its classes in transformers, without `Model` and `Config`
 KINDS = {"sam3": "Sam3", "sam3_lite_text": "Sam3LiteText"}
 
@@ -59,17 +56,11 @@ def sam3_layout(model: str) -> Sam3Layout:
             f"There is no SAM 3 model {model!r}.{nearest(model, presets.SAM3)} Names: {', '.join(presets.SAM3)}; "
             f"or {FOLDER}FOLDER for a SAM 3 that transformers has saved."
         )
-    folder = Path(model.removeprefix(FOLDER))
-    try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-        tree = json.loads(text)
-        tree = tree.get("detector_config") or tree
-        return _read(tree, hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{model}: {folder} has no readable {CONFIG} of a SAM 3 ({error}).") from None
+    layout, own = folder_config(model, lambda tree: _read(tree.get("detector_config") or tree), "of a SAM 3")
+    return replace(layout, config_hash=own)
 
 
-def _read(tree: dict[str, Any], config_hash: str) -> Sam3Layout:
+def _read(tree: dict[str, Any]) -> Sam3Layout:
     """Return the sizes in the tree of a config file; a size that it leaves out has transformers' default."""
     usual, vision = PUBLISHED, tree["vision_config"]["backbone_config"]
     side, patch = (
@@ -79,4 +70,4 @@ def _read(tree: dict[str, Any], config_hash: str) -> Sam3Layout:
     width = int(vision.get("hidden_size", usual.width))
     kind = KINDS[tree["model_type"]]
     positions = tree["text_config"].get("max_position_embeddings", usual.context)
-    return Sam3Layout(kind, side, patch, width, min(usual.context, int(positions)), tree, config_hash)
+    return Sam3Layout(kind, side, patch, width, min(usual.context, int(positions)), tree, "")

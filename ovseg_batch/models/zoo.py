@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from ovseg_batch.errors import OvsegError, UsageError, nearest
+from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.io.hashing import file_hash
 from ovseg_batch.models import open_clip_tables, pipelines, presets
 from ovseg_batch.models.dense_towers import misfit
 from ovseg_batch.models.gelu import gelu_of_file, refuse_wrong_gelu
 from ovseg_batch.models.hub_cache import cached
 from ovseg_batch.models.layouts import HUB_CONFIG
-from ovseg_batch.models.missing import Missing, MissingModels
+from ovseg_batch.models.located import (
+    WEIGHT_SUFFIXES,
+    cached_file,
+    checkpoint_folders,
+    embedded_file,
+    folder_config,
+    folder_weights,
+    given_weights,
+    local_file,
+    missing,
+    preset_weights,
+)
 from ovseg_batch.models.presets import Kind, Preset
 from ovseg_batch.models.sam3_layout import sam3_layout
 from ovseg_batch.models.spec import FOLDER, RANDOM, SAM1, ModelSpec
 from ovseg_batch.models.tipsv2_layout import TOKENIZERS, is_tipsv2, tipsv2_layout
 from ovseg_batch.models.vitmatte_layout import vitmatte_layout
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB = "hf-hub:"  # prefix of an architecture: a CLIP of the hub
-TIMM_CONFIG = "config.json"  # the architecture of a model in a folder that timm wrote
 DINO_WIDTH = 768  # length of a feature of the named DINO models
 SAM1_FILES = {"sam1/vit_b": "sam_vit_b_01ec64.pth"}  # architecture → name under which Meta publishes its weights
-OWL_CONFIG = "config.json"  # the architecture of an OWLv2 in a folder that transformers wrote
-SAM1_CONFIG = "config.json"  # the architecture of a SAM in a folder that transformers wrote
 UNKNOWN_LICENCE = "see the weights' own card"
 
 __all__ = [
@@ -50,24 +57,6 @@ __all__ = [
 ]
 
 
-def checkpoint_folders() -> list[Path]:
-    """Return the folders that are searched for weights: $OVSEG_CHECKPOINTS, the package's, and its checkout's."""
-    package = Path(__file__).resolve().parent.parent
-    named = os.environ.get("OVSEG_CHECKPOINTS")
-    return ([Path(named)] if named else []) + [package / "checkpoints", package.parent / "checkpoints"]
-
-
-def embedded_file(name: str) -> Path:
-    """Return a file under checkpoints/. Raises OvsegError where the installation lacks it."""
-    for folder in checkpoint_folders():
-        if (folder / name).is_file():
-            return folder / name
-    raise OvsegError(
-        f"The embedded model's file {name} is not in {', '.join(map(str, checkpoint_folders()))}. "
-        "Install ovseg_batch again, or train it with scripts/training/train_demo.py."
-    )
-
-
 def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     """Return the model that a config names.
 
@@ -82,29 +71,15 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
         UsageError: the name is unknown, or no weights are given for an architecture.
         MissingModels: weights or a tokenizer are not on this machine.
     """
-    preset = presets.named(kind).get(model)
-    architecture = preset.architecture if preset else model
-    if kind == "sam":
-        return _resolve_sam(model, architecture, preset, weights)
-    if kind == "dino":
-        return _resolve_dino(model, preset, weights)
-    if kind == "owl":
-        return _resolve_owl(model, preset, weights)
-    if kind == "sam3":
-        return _resolve_sam3(model, preset, weights)
-    if kind == "matte":
-        return _resolve_matte(model, weights)
+    return RESOLVERS[kind](model, presets.named(kind).get(model), weights)
+
+
+def _resolve_clip(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     if is_tipsv2(model):
         return _resolve_tipsv2(model, preset, weights)
     if preset and preset.embedded:
-        found = weights or str(embedded_file(preset.file))
-        config = _demo_config(architecture)["model_cfg"]
-        side, shape = config["vision_cfg"]["image_size"], _shape(config)
-        own = file_hash(embedded_file(architecture)) + file_hash(embedded_file("demo/bpe.txt.gz"))
-        return ModelSpec(
-            *("clip", model, architecture, _given(found), side, "native", preset.licence, False, own, *shape),
-            logit_scale=preset.logit_scale,
-        )
+        return _resolve_demo_clip(model, preset, weights)
+    architecture = preset.architecture if preset else model
     config = _clip_config(model, architecture)
     side = config["vision_cfg"]["image_size"]
     side = side if isinstance(side, int) else min(side)
@@ -122,9 +97,21 @@ def resolve(kind: Kind, model: str, weights: str | None = None) -> ModelSpec:
     return ModelSpec("clip", model, architecture, located, side, side * 3 // 2, licence, quick, own, *_shape(config))
 
 
-def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+def _resolve_demo_clip(model: str, preset: Preset, weights: str | None) -> ModelSpec:
+    found = weights or str(embedded_file(preset.file))
+    config = _demo_config(preset.architecture)["model_cfg"]
+    side, shape = config["vision_cfg"]["image_size"], _shape(config)
+    own = file_hash(embedded_file(preset.architecture)) + file_hash(embedded_file("demo/bpe.txt.gz"))
+    return ModelSpec(
+        *("clip", model, preset.architecture, given_weights(found), side, "native", preset.licence, False, own, *shape),
+        logit_scale=preset.logit_scale,
+    )
+
+
+def _resolve_sam(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    architecture = preset.architecture if preset else model
     if architecture.startswith((SAM1, FOLDER)):
-        return _resolve_sam1(model, architecture, preset, weights)
+        return _resolve_sam1(model, preset, weights)
     licence = preset.licence if preset else UNKNOWN_LICENCE
     if preset is None and not re.fullmatch(r"configs/sam2(\.1)?/[\w.+]+\.yaml", model):
         raise UsageError(
@@ -132,13 +119,13 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
             "or a config of the sam2 package such as configs/sam2.1/sam2.1_hiera_l.yaml."
         )
     if weights is not None:
-        found = _given(weights)
+        found = given_weights(weights)
     elif preset is None:
         raise UsageError(f"sam.model {model!r} is an architecture; name its file with sam.weights.")
     elif preset.embedded:
         found = str(embedded_file(preset.file))
     else:
-        found = _local(preset.file) or _cached(preset.hub, preset.file) or _missing(model, preset.file, preset)
+        found = preset_weights(model, preset, preset.file, None)
     if not (preset and preset.embedded):
         return ModelSpec("sam", model, architecture, found, 1024, "native", licence)
     own = embedded_file(architecture)
@@ -147,67 +134,47 @@ def _resolve_sam(model: str, architecture: str, preset: Preset | None, weights: 
     return ModelSpec("sam", model, architecture, found, side, "native", licence, None, file_hash(own), width=width)
 
 
+def _resolve_sam1(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
+    if preset is not None:
+        found = preset_weights(model, preset, SAM1_FILES[preset.architecture], weights, "SAM weights")
+        return ModelSpec("sam", model, preset.architecture, found, 1024, "native", preset.licence)
+
+    def sizes(config: Any) -> tuple[int, int]:
+        vision = config["vision_config"]
+        return int(vision["image_size"]), int(vision["output_channels"])
+
+    (side, width), own = folder_config(model, sizes, "of a SAM")
+    found = folder_weights(model, weights)
+    return ModelSpec("sam", model, model, found, side, "native", UNKNOWN_LICENCE, None, own, width=width)
+
+
 def _resolve_dino(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     if preset is not None:
-        [(patch, window)] = re.findall(r"patch(\d+)_(\d+)", preset.architecture)
-        file = f"{preset.architecture}.safetensors"
-        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-        found, own, width = found or _missing(model, file, preset), "", DINO_WIDTH
-    elif model.startswith(FOLDER):
-        folder = Path(model.removeprefix(FOLDER))
-        try:
-            text = (folder / TIMM_CONFIG).read_text(encoding="utf-8")
-            args = json.loads(text)["model_args"]
-            window, patch, width = (int(args[name]) for name in ("img_size", "patch_size", "embed_dim"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            needed = f"{TIMM_CONFIG} with img_size, patch_size and embed_dim in its model_args"
-            raise UsageError(f"{model}: {folder} has no readable {needed} ({error}).") from None
-        found = _given(weights or str(folder / "model.safetensors"))
-        own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    else:
+        [[patch, side]] = [map(int, found) for found in re.findall(r"patch(\d+)_(\d+)", preset.architecture)]
+        found = preset_weights(model, preset, f"{preset.architecture}.safetensors", weights)
+        return ModelSpec(
+            *("dino", model, preset.architecture, found, side, "native", preset.licence, None, "", patch, DINO_WIDTH)
+        )
+    if not model.startswith(FOLDER):
         raise UsageError(
             f"There is no DINO model {model!r}.{nearest(model, presets.DINO)} Names: {', '.join(presets.DINO)}; "
             f"or {FOLDER}FOLDER for a ViT that timm has saved."
         )
-    architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
-    return ModelSpec(
-        *("dino", model, architecture, found, int(window), "native", licence, None, own, int(patch), width)
-    )
-
-
-def _resolve_sam1(model: str, architecture: str, preset: Preset | None, weights: str | None) -> ModelSpec:
-    if preset is not None:
-        file = SAM1_FILES[architecture]
-        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-        found = found or _missing(model, file, preset, "SAM weights")
-        return ModelSpec("sam", model, architecture, found, 1024, "native", preset.licence)
-    folder = Path(architecture.removeprefix(FOLDER))
-    try:
-        text = (folder / SAM1_CONFIG).read_text(encoding="utf-8")
-        vision = json.loads(text)["vision_config"]
-        side, width = int(vision["image_size"]), int(vision["output_channels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{model}: {folder} has no readable {SAM1_CONFIG} of a SAM ({error}).") from None
-    found = _given(weights or str(folder / "model.safetensors"))
-    own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    return ModelSpec("sam", model, architecture, found, side, "native", UNKNOWN_LICENCE, None, own, width=width)
+    names = ("img_size", "patch_size", "embed_dim")
+    needed = f"with {', '.join(names[:-1])} and {names[-1]} in its model_args"
+    sizes, own = folder_config(model, lambda tree: [int(tree["model_args"][name]) for name in names], needed)
+    side, patch, width = sizes
+    found = folder_weights(model, weights)
+    return ModelSpec("dino", model, model, found, side, "native", UNKNOWN_LICENCE, None, own, patch, width)
 
 
 def _resolve_owl(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     if preset is not None:
         config, own, architecture = presets.OWL_CONFIGS[preset.architecture], "", preset.architecture
-        file = f"{preset.hub.partition('/')[2]}.safetensors"
-        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-        found = found or _missing(model, file, preset)
+        found = preset_weights(model, preset, f"{preset.hub.partition('/')[2]}.safetensors", weights)
     elif model.startswith(FOLDER):
-        folder, architecture = Path(model.removeprefix(FOLDER)), model
-        try:
-            text = (folder / OWL_CONFIG).read_text(encoding="utf-8")
-            config = dict(json.loads(text))
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{model}: {folder} has no readable {OWL_CONFIG} of an OWLv2 ({error}).") from None
-        found = _given(weights or str(folder / "model.safetensors"))
-        own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        architecture, (config, own) = model, folder_config(model, dict[str, Any], "of an OWLv2")
+        found = folder_weights(model, weights)
     else:
         raise UsageError(
             f"There is no OWLv2 model {model!r}.{nearest(model, presets.OWL)} Names: {', '.join(presets.OWL)}; "
@@ -222,52 +189,58 @@ def _resolve_owl(model: str, preset: Preset | None, weights: str | None) -> Mode
 def _resolve_sam3(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     layout = sam3_layout(model)
     if preset is None:
-        found: str | None = _given(weights or str(Path(model.removeprefix(FOLDER)) / "model.safetensors"))
+        found, architecture, licence = folder_weights(model, weights), model, UNKNOWN_LICENCE
     else:
-        file = f"{preset.architecture}.safetensors"
-        found = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-        found = found or _missing(model, file, preset)
-    architecture, licence = (preset.architecture, preset.licence) if preset else (model, UNKNOWN_LICENCE)
+        architecture, licence = preset.architecture, preset.licence
+        found = preset_weights(model, preset, f"{architecture}.safetensors", weights)
     return ModelSpec(
-        *("sam3", model, architecture, str(found), layout.side, "native", licence, None),
+        *("sam3", model, architecture, found, layout.side, "native", licence, None),
         *(layout.config_hash, layout.patch, layout.width),
         context=layout.context,
     )
 
 
-def _resolve_matte(model: str, weights: str | None) -> ModelSpec:
+def _resolve_matte(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     layout = vitmatte_layout(model)
     side = int(layout.config["backbone_config"].get("image_size", 512))
     if layout.folder is not None:
-        found = _given(weights or str(layout.folder / "model.safetensors"))
+        found = folder_weights(str(layout.folder), weights)
         return ModelSpec("matte", model, model, found, side, "native", UNKNOWN_LICENCE, None, layout.config_hash)
-    preset = presets.MATTE[layout.preset]
-    file = f"{layout.preset}.safetensors"
-    local = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-    local = local or _missing(layout.preset, file, preset)
-    return ModelSpec("matte", layout.preset, layout.preset, local, side, "native", preset.licence)
+    name, named = layout.preset, presets.MATTE[layout.preset]  # a hub id means its preset
+    found = preset_weights(name, named, f"{name}.safetensors", weights)
+    return ModelSpec("matte", name, name, found, side, "native", named.licence)
 
 
 def _resolve_tipsv2(model: str, preset: Preset | None, weights: str | None) -> ModelSpec:
     layout = tipsv2_layout(model)
     if preset is None:
         folder, licence = Path(model.removeprefix(FOLDER)), UNKNOWN_LICENCE
-        found = _given(weights or str(folder / "model.safetensors"))
+        found = folder_weights(model, weights)
         tokenizer = next((str(folder / name) for name in TOKENIZERS if (folder / name).is_file()), "")
         if not tokenizer:
             raise UsageError(f"{model}: the folder has no {' and no '.join(TOKENIZERS)}. Save the tokenizer there too.")
     else:
-        licence, (file, own) = preset.licence, (f"{model}.safetensors", f"{model}.{TOKENIZERS[0]}")
-        local = _given(weights) if weights else _local(file) or _cached(preset.hub, preset.file)
-        found = local or _missing(model, file, preset, "TIPSv2 weights")
-        local = _local(own) or _cached(preset.hub, TOKENIZERS[0])
-        tokenizer = local or _missing(model, own, what=f"tokenizer of {preset.hub}")
+        licence, own = preset.licence, f"{model}.{TOKENIZERS[0]}"
+        found = preset_weights(model, preset, f"{model}.safetensors", weights, "TIPSv2 weights")
+        local = local_file(own) or cached_file(preset.hub, TOKENIZERS[0])
+        tokenizer = local or missing(model, own, what=f"tokenizer of {preset.hub}")
     if not found.startswith(RANDOM) and not found.endswith(".safetensors"):
         raise UsageError(f"The weights file {found} of a TIPSv2 must be safetensors, as the hub has it.")
     return ModelSpec(
         *("clip", model, preset.architecture if preset else model, found, layout.side, layout.side * 3 // 2, licence),
         *(None, layout.config_hash, layout.patch, layout.width, layout.logit_scale, layout.context, tokenizer),
     )
+
+
+#: kind → function that takes the setting `model`, its preset if it names one, and the setting `weights`
+RESOLVERS: dict[Kind, Callable[[str, Preset | None, str | None], ModelSpec]] = {
+    "clip": _resolve_clip,
+    "sam": _resolve_sam,
+    "dino": _resolve_dino,
+    "owl": _resolve_owl,
+    "sam3": _resolve_sam3,
+    "matte": _resolve_matte,
+}
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int]:
@@ -312,7 +285,7 @@ def _foreign_folder(architecture: str) -> Path:
     if architecture.startswith(FOLDER):
         return Path(architecture.removeprefix(FOLDER))
     config = cached(architecture.removeprefix(HUB), [HUB_CONFIG])
-    return config.parent if config else Path(_missing(architecture))
+    return config.parent if config else Path(missing(architecture))
 
 
 def _locate_clip(model: str, architecture: str, weights: str) -> str:
@@ -323,7 +296,7 @@ def _locate_clip(model: str, architecture: str, weights: str) -> str:
         preferred = [f for f in files if f.name in open_clip_tables.HUB_FILES] or files
         if not preferred and architecture.startswith(FOLDER):
             raise UsageError(f"{architecture}: the folder has no weights file ({', '.join(WEIGHT_SUFFIXES)}).")
-        return str(preferred[0]) if preferred else _missing(architecture)
+        return str(preferred[0]) if preferred else missing(architecture)
     if not weights:
         raise UsageError(
             f"clip.model {model!r} is an architecture; name its weights with clip.weights: a file, or one of the tags "
@@ -331,65 +304,20 @@ def _locate_clip(model: str, architecture: str, weights: str) -> str:
         )
     found = open_clip_tables.pretrained(architecture, weights)
     if found is None:
-        return _given(weights, architecture)
+        return given_weights(weights, architecture)
     stem = f"{architecture.removesuffix('-quickgelu')}-{weights}"
-    local = next((path for suffix in WEIGHT_SUFFIXES if (path := _local(f"{stem}{suffix}"))), None)
+    local = next((path for suffix in WEIGHT_SUFFIXES if (path := local_file(f"{stem}{suffix}"))), None)
     preset = presets.CLIP.get(model)
     own = preset if preset and preset.tag == weights else None
-    fetched = local or _cached(found.hub, *found.files)
-    return fetched or _missing(model if own else f"{architecture}:{weights}", f"{stem}.safetensors", own)
-
-
-def _given(weights: str, architecture: str = "") -> str:
-    """Return the weights file of a setting, or `random:SEED`. Raises UsageError, which names the nearest tag."""
-    if weights.startswith(RANDOM):
-        if not weights.removeprefix(RANDOM).isdecimal():
-            raise UsageError(f"weights {weights!r}: write random:SEED with a whole number.")
-        return weights
-    if not Path(weights).is_file():
-        tags = open_clip_tables.tags(architecture) if architecture else []
-        raise UsageError(f"There is no weights file {weights}.{nearest(weights, tags)}")
-    if Path(weights).suffix not in WEIGHT_SUFFIXES:
-        raise UsageError(f"The weights file {weights} does not end with one of {', '.join(WEIGHT_SUFFIXES)}.")
-    return weights
-
-
-def _local(name: str) -> str | None:
-    return next((str(folder / name) for folder in checkpoint_folders() if (folder / name).is_file()), None)
-
-
-def _cached(repository: str, *names: str) -> str | None:
-    found = cached(repository, names)
-    return str(found) if found else None
-
-
-def _missing(name: str, file: str = "", preset: Preset | None = None, what: str = "") -> str:
-    """Raise MissingModels for one model.
-
-    Args:
-        name: argument of `models fetch`.
-        file: name of the weights file in a checkpoint folder.
-    """
-    kinds = {
-        "clip": "CLIP weights",
-        "sam": "SAM2 weights",
-        "dino": "DINO weights",
-        "owl": "OWLv2 weights",
-        "sam3": "SAM 3 weights",
-        "matte": "ViTMatte weights",
-    }
-    kind = kinds[preset.kind if preset else "clip"]
-    licence, weight = (preset.licence, preset.size) if preset else ("", None)
-    gated = preset is not None and preset.gated
-    alternative = f"set OVSEG_CHECKPOINTS to a folder that has {file}" if file else ""
-    raise MissingModels([Missing(name, what or kind, weight, licence, gated, alternative)])
+    fetched = local or cached_file(found.hub, *found.files)
+    return fetched or missing(model if own else f"{architecture}:{weights}", f"{stem}.safetensors", own)
 
 
 def _require_text_files(name: str, config: dict[str, Any]) -> None:
     """Raise MissingModels where the hub's cache lacks files that a text tower of transformers reads."""
     for files in open_clip_tables.text_files(config):
         if cached(files.repository, files.needed) is None:
-            _missing(name, what=f"tokenizer of {files.repository}")
+            missing(name, what=f"tokenizer of {files.repository}")
 
 
 def resolve_inpainting(model: str) -> pipelines.PipelineSpec:

@@ -65,6 +65,7 @@ class Outcome:
     edited: int | None = None  # edited files; None where nothing was to be edited
     findings: Findings | None = None  # None while the outputs are not written
     redone: dict[str, list[int]] = field(default_factory=dict)
+    reused_words: int = 0  # words that earlier runs had searched for, counted per image
 
 
 def run(
@@ -186,7 +187,7 @@ def query(
         if planned.missing and store.folder.is_dir():
             planned.job.store.create(planned.inputs)
             planned.job.store.adopt(store)
-    stages = plan(config, target, manifest, target.manifest)
+    stages = plan(config, target, manifest, target.manifest, beside=[source])
     _begin(target, record["inputs"], manifest, stages, config)
     return _execute(target, manifest, stages, config, progress)
 
@@ -211,7 +212,7 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
 def _execute(
     workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool | None
 ) -> Outcome:
-    redone = {}
+    redone, reused = {}, 0
     with contextlib.ExitStack() as stack:
         if any(planned.missing for planned in stages):
             workdir.unseal_outputs()
@@ -221,7 +222,9 @@ def _execute(
             with IdleWorkers() as idle:
                 for number, planned in enumerate(stages, 1):
                     place = f"stage {number} of {len(stages)}"
-                    redone[planned.name] = _run_planned(planned, place, manifest, config, progress, idle)
+                    computed = _run_planned(planned, place, manifest, config, progress, idle)
+                    redone[planned.name] = computed.shards
+                    reused += computed.reused_words
         except OvsegError:
             with _unchanging(workdir, stages):
                 if workdir.made_of() == _identity(manifest, stages):
@@ -230,7 +233,7 @@ def _execute(
         finally:  # drafts of workers that were killed, also of an earlier run's that outlived their parent
             workdir.remove_leftovers()
         with _unchanging(workdir, stages):
-            return _finish(workdir, manifest, stages, config, redone)
+            return replace(_finish(workdir, manifest, stages, config, redone), reused_words=reused)
 
 
 @contextlib.contextmanager
@@ -257,29 +260,41 @@ def _announce(config: Config, workdir: Workdir) -> None:
         log.info("%s", line)
 
 
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """The shards that a stage has computed, and `Commit.reused` of them together."""
+
+    shards: list[int]
+    reused_words: int = 0
+
+
 def _run_planned(
     planned: PlannedStage, place: str, manifest: Manifest, config: Config, progress: bool | None, idle: IdleWorkers
-) -> list[int]:
-    """Compute the missing shards of a stage, and return their numbers."""
+) -> _Computed:
+    """Compute the missing shards of a stage."""
     store, shards = planned.job.store, manifest.shards
     absent = store.missing(shards)
     missing = planned.to_compute(absent)
     begun = [shard for shard in missing if store.data_path(shard, TABLE).exists()]
     log.info("%s, %s [%s]: %s", planned.name, place, store.folder.name, planned.committed(absent, shards))
     if not missing:
-        return []
+        return _Computed([])
     if begun or len(missing) < shards:
         log.info("%s: computing shards %s", planned.name, ranges(missing))
-    run, rows, failed = config.run, 0, Counter[str]()
+    run, rows, failed, reused = config.run, 0, Counter[str](), 0
     waiting = "loading models and words" if run.engine == "local" else "starting actors, which report whole shards"
     metrics = Path(run.metrics_file) if run.metrics_file else None
     with Meter.of(store, missing, manifest, place, worker_count(planned, config), progress, waiting, metrics) as meter:
         for commit in _commits(planned, missing, config, meter.follow, idle):
             meter.add(commit)
             rows += commit.rows
+            reused += commit.reused
             failed.update(commit.failed)
             _check_budget(planned.name, rows, failed, run.max_failure_rate)
-    return missing
+    if reused:
+        words = counted(reused, "word")
+        log.info("%s: took the results of %s from earlier runs, counted per image", planned.name, words)
+    return _Computed(missing, reused)
 
 
 def _commits(

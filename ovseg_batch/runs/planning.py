@@ -89,8 +89,14 @@ class PlannedStage:
         return self.plan.resources.accelerator
 
 
-def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path) -> list[PlannedStage]:
-    """Return the stages of a config with their missing shards. Loads no model and writes nothing."""
+def plan(
+    config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Path, beside: Sequence[Workdir] = ()
+) -> list[PlannedStage]:
+    """Return the stages of a config with their missing shards. Loads no model and writes nothing.
+
+    Args:
+        beside: other workdirs of the same images. A stage that has searched for words there need not search again.
+    """
     planned: list[PlannedStage] = []
     stores: dict[str, StageStore] = {}
     resolved = resolve(config)
@@ -104,7 +110,8 @@ def plan(config: Config, workdir: Workdir, manifest: Manifest, manifest_path: Pa
             "settings": stage_plan.inputs(),
         }
         upstream = {need: stores[need] for need in stage_plan.needs}
-        store = workdir.stage(name, fingerprint(inputs), manifest.revisions, upstream)
+        others = [other.root / "stages" for other in beside]
+        store = workdir.stage(name, fingerprint(inputs), manifest.revisions, upstream, others)
         stall = config.run.stall_minutes
         job = StageJob(
             functools.partial(make_stage, resolved, name),

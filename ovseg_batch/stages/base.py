@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -19,6 +19,9 @@ from ovseg_batch.settings import Config, RunConfig
 from ovseg_batch.stages.resolved import Resolved
 from ovseg_batch.types import ImageRow, RowResult
 from ovseg_batch.types.arrays import AnyArray, Numbers, Pixels
+
+if TYPE_CHECKING:
+    from ovseg_batch.stages.earlier import EarlierShard
 
 Shape = tuple[int | None, ...]
 #: the section of the settings that names a model; `edit.alpha` names `matte`
@@ -160,6 +163,26 @@ class Stage(StagePlan):
 
     def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
         """Yield exactly one result per row. Errors of one image are failed results, never exceptions."""
+        raise NotImplementedError
+
+
+class WordStage(Stage):
+    """A stage that searches for each word alone, so that the other words of a run do not change what it finds.
+
+    Attributes:
+        words_in: keys of `inputs()` that hold the words, and what they belong to.
+    """
+
+    words_in: tuple[str, ...]
+
+    def process(
+        self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream], earlier: Sequence[EarlierShard] = ()
+    ) -> Iterator[RowResult]:
+        """Yield results as `Stage.process`. They do not depend on `earlier`, which saves the search for its words.
+
+        Args:
+            earlier: the same shard of other runs. Its rows may come from another content of their image.
+        """
         raise NotImplementedError
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import socket
@@ -23,12 +24,14 @@ from ovseg_batch.io.atomic import FileBatch, file_record, publish, temporary_pat
 from ovseg_batch.io.logits import ArrayWriter
 from ovseg_batch.io.remote import shown
 from ovseg_batch.io.tables import TABLE, ResultWriter
-from ovseg_batch.stages.base import ARRAYS, Stage, Upstream, failed
+from ovseg_batch.stages.base import ARRAYS, Stage, Upstream, WordStage, failed
+from ovseg_batch.stages.earlier import earlier_shards
 from ovseg_batch.stages.upstream import CommittedShard
 from ovseg_batch.types import Commit, FileRecord, ImageRow, RowResult
 from ovseg_batch.workdir.store import FILES, StageStore
 
 Progress = Callable[[RowResult], None]
+Compute = Callable[[Sequence[ImageRow], Mapping[str, Upstream]], Iterator[RowResult]]
 
 
 def run_shard(
@@ -73,10 +76,11 @@ def run_shard(
         upstream = {name: stack.enter_context(CommittedShard(s, shard)) for name, s in store.upstream.items()}
         kept = stack.enter_context(CommittedShard(store, shard)) if keep else None
         same = {row.row for row in rows if previous is not None and row.revision <= previous.revision}
+        compute = stack.enter_context(_computation(stage, store, shard, above))
         refused = {
             row.row: failed(row, FailureCode.CRASHED, why) for row in rows if (why := (crashing or {}).get(row.row))
         }
-        results = _checked(stage, rows, _results(stage, rows, upstream, refused, kept, same, progress))
+        results = _checked(stage, rows, _results(compute, rows, upstream, refused, kept, same, progress))
         draft = stack.enter_context(_drafted(stage, store, shard, results))
         failpoints.reach("data")
         with store.publishing():
@@ -103,6 +107,7 @@ def run_shard(
                 revision=store.revision(shard),
                 upstream={name: commit.digest for name, commit in above.items()},
                 keeps=previous.digest if previous is not None and keep else "",
+                reused=draft.reused,
             )
             failpoints.reach("commit")
             store.write_commit(commit)
@@ -128,10 +133,21 @@ def probe_shard(
     """
     with contextlib.ExitStack() as stack:
         upstream = {name: stack.enter_context(CommittedShard(s, shard)) for name, s in store.upstream.items()}
+        compute = stack.enter_context(_computation(stage, store, shard, store.upstream_commits(shard) or {}))
         for row in _identified(rows, upstream, {}):
             begin(row.row)
-            for _ in _reported(stage.process([row], upstream), progress):
+            for _ in _reported(compute([row], upstream), progress):
                 pass
+
+
+@contextlib.contextmanager
+def _computation(stage: Stage, store: StageStore, shard: int, upstream: Mapping[str, Commit]) -> Iterator[Compute]:
+    """Return the stage's function for a shard. A stage that searches for words gets what earlier runs have of them."""
+    if isinstance(stage, WordStage):
+        with earlier_shards(stage, store, shard, upstream) as earlier:
+            yield functools.partial(stage.process, earlier=earlier)
+    else:
+        yield stage.process
 
 
 def _reported(results: Iterable[RowResult], progress: Progress) -> Iterator[RowResult]:
@@ -142,7 +158,7 @@ def _reported(results: Iterable[RowResult], progress: Progress) -> Iterator[RowR
 
 
 def _results(
-    stage: Stage,
+    compute: Compute,
     rows: Sequence[ImageRow],
     upstream: Mapping[str, Upstream],
     refused: dict[int, RowResult],
@@ -157,7 +173,7 @@ def _results(
     """
     known = {number for number in same if kept is not None and kept.failure(number) is None}
     todo = _identified([row for row in rows if row.row not in known and row.row not in refused], upstream, refused)
-    fresh = _reported(stage.process(todo, upstream), progress)
+    fresh = _reported(compute(todo, upstream), progress)
     for row in rows:
         if row.row in refused:
             yield refused[row.row]
@@ -194,11 +210,13 @@ class _Draft:
         paths: temporary path → final path.
         files: the output files of the stage. None: it writes none.
         failed: code → number of failed rows.
+        reused: words of images whose results come from earlier runs.
     """
 
     paths: Mapping[Path, Path]
     files: FileBatch | None
     failed: Counter[str]
+    reused: int
 
     def publish(self, store: StageStore) -> tuple[FileRecord, ...]:
         """Give the files their final names. Return their records."""
@@ -217,6 +235,7 @@ def _drafted(stage: Stage, store: StageStore, shard: int, results: Iterable[RowR
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     temporaries = [temporary_path(path) for path in paths]
     tally: Counter[str] = Counter()
+    reused = 0
     with contextlib.ExitStack() as whole:
         files = whole.enter_context(FileBatch(store.files, store.parts)) if FILES in stage.columns.names else None
         for temporary in temporaries:
@@ -228,11 +247,12 @@ def _drafted(stage: Stage, store: StageStore, shard: int, results: Iterable[RowR
                 result = _hand_over(stage, result, arrays, files)
                 if result.code is not None:
                     tally[str(result.code)] += 1
+                reused += result.reused
                 table.write(result)
                 failpoints.reach("row")
             if files is not None:
                 files.finish()
-        yield _Draft(dict(zip(temporaries, paths, strict=True)), files, tally)
+        yield _Draft(dict(zip(temporaries, paths, strict=True)), files, tally, reused)
 
 
 def _hand_over(stage: Stage, result: RowResult, arrays: ArrayWriter | None, files: FileBatch | None) -> RowResult:

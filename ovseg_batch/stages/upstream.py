@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ovseg_batch.errors import OvsegError
 from ovseg_batch.io.logits import ArrayReader
@@ -17,24 +17,17 @@ from ovseg_batch.workdir.committed import checked, read_lines
 from ovseg_batch.workdir.store import FILES, StageStore
 
 
-class CommittedShard:
-    """The committed shard of a stage, row by row."""
+class CommittedArrays:
+    """The arrays of a committed shard, row by row.
+
+    Raises:
+        OvsegError: the file differs from the commit.
+    """
 
     def __init__(self, store: StageStore, shard: int) -> None:
         self._store, self._shard = store, shard
-        self._values = {line["row"]: line for line in read_lines(store, shard)}
-        arrays = store.data_path(shard, ARRAYS)
-        self._arrays = ArrayReader(checked(store, shard, arrays)) if arrays.exists() else None
-
-    def failure(self, row: int) -> str | None:
-        line = self._values[row]
-        return None if line["status"] == "ok" else f"{line['code']}: {line['message']}"
-
-    def values(self, row: int) -> dict[str, Any]:
-        return self._values[row]
-
-    def content(self, row: int) -> str | None:
-        return self._values[row].get("content")
+        path = store.data_path(shard, ARRAYS)
+        self._arrays = ArrayReader(checked(store, shard, path)) if path.exists() else None
 
     def array(self, row: int, name: str, shape: Shape) -> Numbers:
         """Return an array as `Upstream.array`. Raises OvsegError as `_read`."""
@@ -68,24 +61,42 @@ class CommittedShard:
         """Return every array kept for the row, by name, unchecked."""
         return self._arrays.read_all(row) if self._arrays is not None else {}
 
-    def result(self, row: ImageRow) -> RowResult:
-        """Return the row as the stage returned it."""
-        values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
-        paths = {name: self._store.files / name for name in values.get(FILES) or ()}
-        files = {name: checked(self._store, self._shard, path).read_bytes() for name, path in paths.items()}
-        return RowResult(row.row, row.key, values, self.arrays(row.row), files, self.content(row.row))
-
     def close(self) -> None:
         if self._arrays is not None:
             self._arrays.close()
 
-    def __enter__(self) -> CommittedShard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class CommittedShard(CommittedArrays):
+    """The committed shard of a stage, row by row. Raises: as `CommittedArrays`."""
+
+    def __init__(self, store: StageStore, shard: int) -> None:
+        self._values = {line["row"]: line for line in read_lines(store, shard)}
+        super().__init__(store, shard)
+
+    def failure(self, row: int) -> str | None:
+        line = self._values[row]
+        return None if line["status"] == "ok" else f"{line['code']}: {line['message']}"
+
+    def values(self, row: int) -> dict[str, Any]:
+        return self._values[row]
+
+    def content(self, row: int) -> str | None:
+        return self._values[row].get("content")
+
+    def result(self, row: ImageRow) -> RowResult:
+        """Return the row as the stage returned it."""
+        values = {name: value for name, value in self._values[row.row].items() if name not in RESULT_COLUMNS.names}
+        paths = {name: self._store.files / name for name in values.get(FILES) or ()}
+        files = {name: checked(self._store, self._shard, path).read_bytes() for name, path in paths.items()}
+        return RowResult(row.row, row.key, values, self.arrays(row.row), files, self.content(row.row))
 
 
 class InMemoryShard:

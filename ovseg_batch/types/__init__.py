@@ -205,6 +205,7 @@ class RowResult:
         files: output files by name, relative and `/`-separated. Names are unique within a stage.
         content: hash of the image file's bytes that the result was computed from.
         code, message: reason of a failure. Failed rows have no values, arrays or files.
+        reused: words whose results come from an earlier run. It is stored in the commit, and in no row.
     """
 
     row: int
@@ -215,6 +216,7 @@ class RowResult:
     content: str | None = None
     code: FailureCode | None = None
     message: str = ""
+    reused: int = 0
 
     @property
     def ok(self) -> bool:
@@ -249,6 +251,7 @@ class Commit:
         revision: revision of the manifest in which the shard's rows last changed.
         upstream: earlier stage → digest of its commit of this shard, from which the results were computed.
         keeps: digest of the previous commit, whose finished rows are unchanged in this one. Empty if there are none.
+        reused: words of images whose results come from commits with other words.
     """
 
     stage: str
@@ -265,6 +268,7 @@ class Commit:
     revision: int = 0
     upstream: dict[str, str] = field(default_factory=dict)
     keeps: str = ""
+    reused: int = 0
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -77,11 +77,13 @@ class StageStore:
         fingerprint: str,
         revisions: Mapping[int, int] | None = None,
         upstream: Mapping[str, StageStore] | None = None,
+        beside: Sequence[Path] = (),
     ) -> None:
         self.folder = folder
         self.stage = stage
         self.fingerprint = fingerprint
         self.upstream = dict(upstream or {})
+        self.beside = tuple(beside)  # folders `stages` of other workdirs that `variants` searches too
         self._revisions = revisions or {}  # shard → revision of the manifest that its commit must carry
 
     def revision(self, shard: int) -> int:
@@ -311,8 +313,10 @@ class Workdir:
         fingerprint: str,
         revisions: Mapping[int, int] | None = None,
         upstream: Mapping[str, StageStore] | None = None,
+        beside: Sequence[Path] = (),
     ) -> StageStore:
-        return StageStore(self.root / "stages" / f"{name}-{fingerprint[:8]}", name, fingerprint, revisions, upstream)
+        folder = self.root / "stages" / f"{name}-{fingerprint[:8]}"
+        return StageStore(folder, name, fingerprint, revisions, upstream, beside)
 
     def stores(self) -> list[StageStore]:
         """Return the stage folders of the latest run, in order. Raises UsageError if there is no run."""

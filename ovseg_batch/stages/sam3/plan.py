@@ -73,6 +73,7 @@ class Sam3Plan(StagePlan):
 
     name = "sam3"
     arrays = True
+    words_in: tuple[str, ...] = ("queries", "query_class", "classes")
     columns = pa.schema(
         [
             pa.field("height", pa.int32()),
@@ -103,7 +104,7 @@ class Sam3Plan(StagePlan):
         self._run, self._settings = run.config.run, run.config.sam3
         self._spec, self._precision = run.sam3, run.precision(run.sam3)
         self._side = self._settings.size or self._spec.window
-        self._vocabulary = run.vocabulary
+        self._tile, self._vocabulary = self._settings.tile, run.vocabulary
         self.needs = self.needs_of(run.config)
         self.reads_images = not self.needs
         require_short(self._vocabulary.queries, self._spec.context, "this SAM 3")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from ovseg_batch.methods.resized_masks import MaskRuns, above
 from ovseg_batch.methods.tiles import Box, grid_views, is_cut
 from ovseg_batch.models.device import resolve_device
 from ovseg_batch.models.sam3 import Sam3, WordAnswer
-from ovseg_batch.stages.base import Stage, Upstream, done, failed, read_limits, ready
+from ovseg_batch.stages.base import Stage, Upstream, WordStage, done, failed, read_limits, ready
+from ovseg_batch.stages.earlier import EarlierShard
+from ovseg_batch.stages.sam3.found import FoundWord, packed
 from ovseg_batch.stages.sam3.plan import Sam3Plan, TokensPlan
+from ovseg_batch.stages.sam3.reuse import known_words
 from ovseg_batch.stages.splitting import split_on_failure
 from ovseg_batch.types import ImageRow, RowResult, WordMask
 from ovseg_batch.types.arrays import Halves, Pixels
@@ -59,19 +62,8 @@ def _views_seen(sam3: Sam3, image: Pixels, tile: int | None) -> Iterator[Halves]
         yield sam3.see(image[y0:y1, x0:x1])
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
-    """What is kept of one word in a view of an image. `fused` is None where no mask reaches the floor."""
-
-    query: int
-    presence: float
-    best: float
-    masks: list[WordMask]
-    fused: Pixels | None
-
-
-class Sam3Stage(Sam3Plan, Stage):
-    """Searches every image for every word."""
+class Sam3Stage(Sam3Plan, WordStage):
+    """Searches every image for every word that no earlier run has searched it for."""
 
     def setup(self, device: str) -> None:
         target, chunk = resolve_device(device), self._settings.words_chunk
@@ -79,20 +71,25 @@ class Sam3Stage(Sam3Plan, Stage):
         self._words = self._sam3.encode_words(self._vocabulary.queries)
         self._sam3.forget()
 
-    def process(self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream]) -> Iterator[RowResult]:
+    def process(
+        self, rows: Sequence[ImageRow], upstream: Mapping[str, Upstream], earlier: Sequence[EarlierShard] = ()
+    ) -> Iterator[RowResult]:
         todo, answers = ready(rows, upstream, self.needs)
         yield from answers
-        for row, image in self._images(todo):
-            if isinstance(image, RowError):
-                yield failed(row, image.code, image.message)
-                continue
-            try:
-                chosen = self._chosen(row)
-            except ValueError as error:  # of the row's own prompts
-                yield failed(row, FailureCode.MODEL, str(error))
-                continue
-            [found] = split_on_failure(functools.partial(self._found, row, chosen, upstream), [image])
-            yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
+        with known_words(self._vocabulary.queries, earlier) as known:
+            for row, image in self._images(todo):
+                if isinstance(image, RowError):
+                    yield failed(row, image.code, image.message)
+                    continue
+                try:
+                    chosen = self._chosen(row)
+                except ValueError as error:  # of the row's own prompts
+                    yield failed(row, FailureCode.MODEL, str(error))
+                    continue
+                [found] = split_on_failure(
+                    functools.partial(self._found, row, chosen, known.of(row), upstream), [image]
+                )
+                yield failed(row, found.code, found.message) if isinstance(found, RowError) else found
 
     def _images(self, rows: Sequence[ImageRow]) -> Iterator[tuple[ImageRow, Pixels | RowError | None]]:
         """Yield the decoded images, or None for each where their tokens are kept."""
@@ -108,39 +105,45 @@ class Sam3Stage(Sam3Plan, Stage):
         return [query for query in range(len(self._vocabulary.queries)) if query not in left_out]
 
     def _found(
-        self, row: ImageRow, chosen: Sequence[int], upstream: Mapping[str, Upstream], images: Sequence[Pixels | None]
+        self,
+        row: ImageRow,
+        chosen: Sequence[int],
+        known: Mapping[int, FoundWord],
+        upstream: Mapping[str, Upstream],
+        images: Sequence[Pixels | None],
     ) -> list[RowResult]:
-        """Search one image, or its kept tokens, for words."""
-        [image], tile = images, self._settings.tile
-        seen: Iterable[Halves]
-        if image is not None:
-            size, seen = (image.shape[0], image.shape[1]), _views_seen(self._sam3, image, tile)
-            views = grid_views(size, tile)
-        else:
-            values, grid = upstream["tokens"].values(row.row), self._sam3.grid
+        """Search one image, or its kept tokens, for the words that are not known."""
+        [image] = images
+        if image is None:
+            values = upstream["tokens"].values(row.row)
             size = (values["height"], values["width"])
-            views = grid_views(size, tile)
-            shape = (*([] if tile is None else [len(views)]), grid, grid, self._spec.width)
-            tokens = upstream["tokens"].array(row.row, "tokens", shape).astype(np.float16, copy=False)
-            seen = [tokens] if tile is None else tokens
-        parts = []
-        for view, tokens in zip(views, seen, strict=True):
-            keep, every = functools.partial(self._kept, size, view), self._settings.maps == "all"
-            parts.append(self._sam3.answer(tokens, self._words, self._settings.floor, keep, chosen, every))
-        words = [_joined(of_word, views, size) for of_word in zip(*parts, strict=True)]
-        columns = [
-            {"query": one.query, "presence": one.presence, "best": one.best, "found": one.fused is not None}
-            for one in words
-        ]
-        masks = [mask for one in words for mask in one.masks]
-        maps = [one.fused for one in words if one.fused is not None]
-        found = {"height": size[0], "width": size[1], "words": columns, "word_masks": masks}
-        return [done(row, found, {"maps": np.stack(maps)} if maps else {})]
+        else:
+            size = (image.shape[0], image.shape[1])
+        missing = [query for query in chosen if query not in known]
+        seen = self._kept_tokens(row, size, upstream) if image is None else _views_seen(self._sam3, image, self._tile)
+        found = {word.query: word for word in (self._searched(size, seen, missing) if missing else ())}
+        words = [known[query] if query in known else found[query] for query in chosen]
+        return [replace(done(row, *packed(words, size)), reused=len(chosen) - len(missing))]
 
-    def _kept(self, size: tuple[int, int], view: Box, query: int, answer: WordAnswer) -> _Word:
+    def _kept_tokens(self, row: ImageRow, size: tuple[int, int], upstream: Mapping[str, Upstream]) -> Iterator[Halves]:
+        """Yield the stored tokens of every view of an image."""
+        grid, views = self._sam3.grid, len(grid_views(size, self._tile))
+        shape = (*([] if self._tile is None else [views]), grid, grid, self._spec.width)
+        tokens = upstream["tokens"].array(row.row, "tokens", shape).astype(np.float16, copy=False)
+        yield from [tokens] if self._tile is None else tokens
+
+    def _searched(self, size: tuple[int, int], seen: Iterable[Halves], queries: Sequence[int]) -> list[FoundWord]:
+        """Search the tokens of every view for words."""
+        settings, views, parts = self._settings, grid_views(size, self._tile), []
+        for view, tokens in zip(views, seen, strict=True):
+            keep = functools.partial(self._kept, size, view)
+            parts.append(self._sam3.answer(tokens, self._words, settings.floor, keep, queries, settings.maps == "all"))
+        return [_joined(of_word, views, size) for of_word in zip(*parts, strict=True)]
+
+    def _kept(self, size: tuple[int, int], view: Box, query: int, answer: WordAnswer) -> FoundWord:
         best = float(answer.scores.max())
         if answer.soft is None:
-            return _Word(query, answer.presence, best, [], None)
+            return FoundWord(query, answer.presence, best, [], None)
         scores, corners = answer.scores[answer.kept], answer.boxes[answer.kept].clip(0, 1)
         x0, y0, x1, y1 = view
         width, height = x1 - x0, y1 - y0
@@ -154,7 +157,7 @@ class Sam3Stage(Sam3Plan, Stage):
                 masks.append(WordMask(query, score, tuple(box), runs.area(), counts))
         soft = torch.zeros_like(answer.soft) if self._settings.maps == "instances" else answer.soft
         fused = fused_word(answer.masks, torch.from_numpy(scores), answer.presence, soft)
-        return _Word(query, answer.presence, best, masks, stored(fused))
+        return FoundWord(query, answer.presence, best, masks, stored(fused))
 
 
 def _in_image(down_columns: MaskRuns, view: Box, size: tuple[int, int]) -> bytes | None:
@@ -172,7 +175,7 @@ def _in_image(down_columns: MaskRuns, view: Box, size: tuple[int, int]) -> bytes
     return None if is_cut(placed.box, view, size) else rle.encode_placed(placed, *size)
 
 
-def _joined(of_word: Sequence[_Word], views: Sequence[Box], size: tuple[int, int]) -> _Word:
+def _joined(of_word: Sequence[FoundWord], views: Sequence[Box], size: tuple[int, int]) -> FoundWord:
     """Join what the views of an image have of one word. The whole image is the first view."""
     whole = of_word[0]
     if len(of_word) == 1:
@@ -182,4 +185,4 @@ def _joined(of_word: Sequence[_Word], views: Sequence[Box], size: tuple[int, int
         if one.fused is not None:
             fused = pasted(np.zeros_like(one.fused) if fused is None else fused, one.fused, view, size)
     masks = [mask for one in of_word for mask in one.masks]
-    return _Word(whole.query, max(one.presence for one in of_word), max(one.best for one in of_word), masks, fused)
+    return FoundWord(whole.query, max(one.presence for one in of_word), max(one.best for one in of_word), masks, fused)
