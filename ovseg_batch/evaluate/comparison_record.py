@@ -23,10 +23,7 @@ def verdicts(found: Comparison, truth: TruthDifference | None) -> list[str]:
         masks = f"No difference: the masks of {images} are equal in both runs."
     else:
         differ = found.images - found.equal
-        masks = (
-            f"The masks of {counted(differ, 'image')} of {found.images} differ, and {found.share:.2%} of all pixels "
-        )
-        masks += "have another label."
+        masks = f"The masks differ in {differ} of {images}. {found.share:.2%} of all pixels have another label."
     return [masks] if truth is None else [truth.sentence(), masks]
 
 
