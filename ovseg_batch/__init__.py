@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ovseg_batch.version import __version__
 
 if TYPE_CHECKING:
-    from ovseg_batch.api.evaluation import Evaluation
+    from ovseg_batch.api.evaluation import Compared, Evaluation, compare
     from ovseg_batch.api.records import Failure, Mask, SegmentedImage
     from ovseg_batch.api.runs import Run, run
     from ovseg_batch.api.segmenter import Segmenter, segment
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ovseg_batch.export.selection import Selection
 
 __all__ = [
+    "Compared",
     "Evaluation",
     "Exported",
     "Failure",
@@ -32,13 +33,14 @@ __all__ = [
     "Selection",
     "UsageError",
     "__version__",
+    "compare",
     "run",
     "segment",
 ]
 
 #: modules of the names above, which are imported at the first access
 _MODULES = {
-    "api.evaluation": ("Evaluation",),
+    "api.evaluation": ("Compared", "Evaluation", "compare"),
     "api.records": ("Failure", "Mask", "SegmentedImage"),
     "api.runs": ("Run", "run"),
     "api.segmenter": ("Segmenter", "segment"),

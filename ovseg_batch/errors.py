@@ -103,14 +103,14 @@ class DeviceLost(Exception):
     """The GPU has become unusable in this process. Another process can continue. No image is the cause."""
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape the unprintable characters of a text, except newlines and tabs."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _presentable(text: str) -> str:
     """Escape the unprintable characters of a message. Very long messages are shortened in the middle."""
-    shown, half = _escaped(text), LONGEST_MESSAGE // 2
+    shown, half = escaped(text), LONGEST_MESSAGE // 2
     return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[:half]} … {shown[-half:]}"
 
 

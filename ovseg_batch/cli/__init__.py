@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ovseg_batch.cli.base import CommandLine
+from ovseg_batch.cli.comparing import compare
 from ovseg_batch.cli.doctor import doctor
 from ovseg_batch.cli.evaluating import eval_run
 from ovseg_batch.cli.models import methods, models
@@ -37,6 +38,7 @@ for command in (
     export,
     report,
     eval_run,
+    compare,
     reproduce,
     models,
     methods,

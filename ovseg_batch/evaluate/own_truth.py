@@ -34,6 +34,7 @@ class OwnTruth:
     Attributes:
         dataset: its classes, which have the names of the run's labels where they match.
         matched: the images of the run that it has.
+        labels: category → its class.
         notes: sentences about images and labels that do not match.
         has_classes, has_instances: as `TruthSource`.
     """
@@ -41,8 +42,8 @@ class OwnTruth:
     dataset: Dataset
     matched: MatchedImages
     notes: tuple[str, ...]
+    labels: Mapping[str, str]
     _files: TruthFiles
-    _labels: Mapping[str, str]
     _table: AnyArray  # index of a category, IGNORE and OTHER last → class
 
     has_classes = True
@@ -55,16 +56,16 @@ class OwnTruth:
         return name in self.matched.places
 
     def read(self, name: str) -> Truth:
-        things = {category for category, label in self._labels.items() if label in self.dataset.things}
+        things = {category for category, label in self.labels.items() if label in self.dataset.things}
         drawn = self._files.read(self.matched.places[name], things)
         classes = self._table[drawn.classes]
         instances = None
         if self.has_instances:
-            instances = [replace(one, category=self._labels[one.category]) for one in drawn.instances]
+            instances = [replace(one, category=self.labels[one.category]) for one in drawn.instances]
         return Truth(classes, instances, (classes.shape,))
 
     def digest(self, names: Iterable[str]) -> str:
-        digest = hashlib.blake2b(repr((self.dataset, dict(self._labels))).encode("utf-8", "surrogatepass"))
+        digest = hashlib.blake2b(repr((self.dataset, dict(self.labels))).encode("utf-8", "surrogatepass"))
         for name in names:
             place = self.matched.places.get(name)
             content = "-" if place is None else self._files.content(place)
@@ -108,7 +109,7 @@ def open_truth(path: Path, results: Results, classes: Path | None = None) -> Own
     table[: len(names)] = [dataset.scored.index(own[name]) for name in names]
     table[OTHER] = 0 if has_background else OTHER
     notes = [*_image_notes(matched), *labels.notes(results.labels)]
-    return OwnTruth(dataset, matched, tuple(notes), files, own, table)
+    return OwnTruth(dataset, matched, tuple(notes), own, files, table)
 
 
 def _is_background(category: str, labels: Sequence[str]) -> bool:

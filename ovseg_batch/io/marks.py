@@ -13,6 +13,7 @@ PLAN = Path("stages", "plan.json")  # in a workdir
 MANIFEST = "manifest.parquet"  # in a workdir
 EXPORT = Path(".ovseg-export", "export.json")  # in an export that is a folder
 REPORT = Path("assets", "run.txt")  # in a report, beside its page
+COMPARISON = Path("assets", "comparison.txt")  # in the page of a comparison
 REPORT_PAGE = Path("index.html")
 
 DESCRIPTION = "masks by ovseg_batch"  # `info.description` of COCO files
@@ -50,6 +51,7 @@ def is_workdir(folder: Path) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether the folder is a workdir, an export or a report."""
-    is_report = os.path.isfile(folder / REPORT) and os.path.isfile(folder / REPORT_PAGE)
+    """Return whether the folder is a workdir, an export, a report or a comparison."""
+    is_page = any(os.path.isfile(folder / mark) for mark in (REPORT, COMPARISON))
+    is_report = is_page and os.path.isfile(folder / REPORT_PAGE)
     return is_report or is_workdir(folder) or os.path.isfile(folder / EXPORT)

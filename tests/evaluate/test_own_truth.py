@@ -323,3 +323,17 @@ def test_from_python_as_the_command(finished: Path, few_scenes: Path, of_scenes:
     assert run.evaluate(dataset="scenes", root=few_scenes).figures == found.figures
     with pytest.raises(UsageError, match="either truth= or dataset="):
         run.evaluate()
+
+
+@pytest.mark.parametrize("kind", ["coco", "panoptic"])
+def test_a_truth_without_objects(kind: str, finished: Path, few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    truth = getattr(own_truth, kind)(few_scenes, tmp_path / "t.json")
+    tree = json.loads(truth.read_text())
+    tree["annotations"] = [{**one, "segments_info": []} for one in tree["annotations"]] if kind == "panoptic" else []
+    truth.write_text(json.dumps(tree))
+    for name in (truth.with_suffix("").glob("*.png")) if kind == "panoptic" else ():
+        Image.new("RGB", Image.open(name).size).save(name)
+    done = command("eval", finished, "--truth", truth, "--json")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    found = json.loads(done.stdout)
+    assert found["images"] == 6 and found["mIoU"] == (0 if kind == "coco" else None)

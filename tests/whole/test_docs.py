@@ -82,7 +82,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 TRIED = {
     "README.md": False,
     "docs/benchmarks.md": False,
-    "docs/confidence.md": False,
+    "docs/compare.md": False,
+    "docs/confidence.md": True,
     "docs/doctor.md": False,
     "docs/formats.md": True,
     "docs/methods.md": False,
