@@ -72,9 +72,7 @@ def advise(
     if found is not None and found.label_images is not None:
         advice += of_labels(found.images, found.label_images)
         if warning := edit_warning(found.edits):
-            advice.append(
-                Advice("edits", warning, f"Correct the setting, and try again: {setting('edit.mode', 'none')}")
-            )
+            advice.append(Advice("edits", warning, "Correct these settings, and try again."))
     confusions = confusions_of(config, {planned.name: planned.job.store for planned in stages}, results.manifest)
     if confusions is not None:
         advice += of_pairs(config, confusions)
@@ -103,7 +101,7 @@ def of_labels(images: int, label_images: Mapping[str, int]) -> list[Advice]:
                 f"Give synonyms, as in {_labels(words)}, or leave the label out. A rare label needs a larger sample.",
             )
         )
-    if note := common_note(images, label_images, COMMON):
+    if len(label_images) > 1 and (note := common_note(images, label_images, COMMON)):
         advice.append(
             Advice(
                 "common", note, "If the masks are wrong, add labels for what else is in the images, or a longer word."

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.io.atomic import write_text
+from ovseg_batch.io.atomic import atomic_path, write_text
 from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.io.marks import check_replaceable
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.sampled import read_size, sample_rows, write_sample
 from ovseg_batch.runs import manifests, pipeline
@@ -34,7 +35,7 @@ from ovseg_batch.units import counted
 from ovseg_batch.wording import spelled
 from ovseg_batch.workdir.store import Workdir
 
-LIST, SAMPLE = "list.parquet", "sample.parquet"  # manifests in the folder of a trial
+LIST, SAMPLE = "try-list.parquet", "try-sample.parquet"  # manifests in the folder of a trial
 SHARDS = 8  # of the sample: the interval of the forecast comes from their differences
 SIZES = 2_000  # images of the list whose sizes are read
 
@@ -158,6 +159,9 @@ def _open(
     except FileNotFoundError:
         if workdir.plan.exists():
             raise UsageError(f"{workdir.root} is the workdir of a run. Give another folder with {other}.") from None
+        for name in (LIST, SAMPLE):  # of a trial that was killed before its record was written
+            check_replaceable(workdir.root / name, Manifest.recognises)
+            (workdir.root / name).unlink(missing_ok=True)
         return _Record(asked)
     except (ValueError, TypeError):  # written by another version
         raise UsageError(f"{workdir.trial} cannot be read. Give another folder with {other}.") from None
@@ -195,7 +199,8 @@ def _list(inputs: Sequence[str], workdir: Workdir, config: Config, source: Workd
         for note in manifests.list_images(inputs, workdir, path, config.manifest, remote).notes():
             manifests.log.warning("%s", note)
     else:
-        shutil.copyfile(ready_made, path)
+        with atomic_path(path) as temporary:
+            shutil.copyfile(ready_made, temporary)
     record.listing = time.monotonic() - begun
     return path
 

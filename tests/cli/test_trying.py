@@ -132,6 +132,14 @@ def test_a_killed_trial_resumes(
     assert data_files(tmp_path / "try") == data_files(tried[0])
 
 
+def test_a_file_of_a_person_is_not_replaced(few_scenes: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "try").mkdir()
+    (tmp_path / "try" / "try-list.parquet").write_text("mine")
+    done = command("try", few_scenes / "images", "-o", tmp_path / "try", "--labels", LABELS, *FEW)
+    assert done.returncode == 2 and "did not write it" in done.stderr
+    assert (tmp_path / "try" / "try-list.parquet").read_text() == "mine"
+
+
 def test_everything_is_kept_that_the_settings_allow() -> None:
     kept = keeping(load_config("demo", flags={"labels": "car; sky"}, environment={}))
     assert (kept.dense.cache, kept.sam.cache) == ("features", "embeddings")

@@ -20,6 +20,7 @@ def kinds(advice: list[Advice]) -> list[str]:
 
 def test_labels_that_are_in_no_image_or_in_nearly_every_one() -> None:
     assert kinds(of_labels(24, {"car": 10, "sky": 21})) == []
+    assert kinds(of_labels(24, {"person": 24})) == [], "one label alone may be in every image"
     absent, common = of_labels(24, {"car": 0, "sky": 22, "sea": 1})
     assert (absent.kind, common.kind) == ("absent", "common")
     assert (
