@@ -139,7 +139,8 @@ def _command(
     options: dict[str, Any],
 ) -> str:
     """Return the command of the run over the whole list, quoted for a shell."""
-    output = source or workdir.absolute().with_name(f"{workdir.absolute().name}-run")
+    beside = workdir if workdir.name not in ("", "..") else workdir.resolve()
+    output = source or beside.with_name(f"{beside.name}-run")
     parts = ["ovseg-batch", "run", *inputs, "-o", str(output)]
     if config_file is not None:
         parts += ["-c", str(config_file)]
