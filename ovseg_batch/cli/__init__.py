@@ -13,6 +13,7 @@ from ovseg_batch.cli.outputs import export, report
 from ovseg_batch.cli.reproducing import reproduce
 from ovseg_batch.cli.running import bank, demo, gc, manifest, query, retry, run, status, verify
 from ovseg_batch.cli.settings import settings
+from ovseg_batch.cli.trying import try_images
 from ovseg_batch.version import __version__
 
 
@@ -28,6 +29,7 @@ def main(log_format: str, quiet: bool) -> None:
 
 for command in (
     run,
+    try_images,
     status,
     query,
     bank,

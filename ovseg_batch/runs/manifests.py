@@ -170,6 +170,8 @@ def renew_changed(workdir: Workdir) -> None:
 def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestConfig, remote: Remote | None) -> None:
     """Require that the workdir has the manifest of these inputs. Write it if there is none."""
     if existing_manifest(workdir, inputs, listing) is not None:
+        if workdir.trial.exists():
+            return
         log.info("resuming with the manifest in %s; the input folder is not listed again", workdir.manifest)
         log.info("(%s lists it, and takes up what is new, changed or gone)", spelled("--update", "update=True"))
         return
@@ -197,7 +199,7 @@ def prepare_manifest(inputs: Sequence[str], workdir: Workdir, listing: ManifestC
 
 def replaced_labels(workdir: Workdir, config: Config) -> str | None:
     """Return a warning if the new run drops labels or synonyms of the run before it in this workdir; else None."""
-    if not workdir.config.exists():
+    if workdir.trial.exists() or not workdir.config.exists():  # other labels are what a trial is for
         return None
     try:
         before = load_config(workdir.config, environment={}).labels

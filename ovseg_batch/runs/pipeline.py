@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ from ovseg_batch.workdir.store import Workdir
 
 log = logging.getLogger(__name__)
 
+OUTPUTS = "outputs"  # the part of a run that writes them, in `Outcome.seconds`
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -66,6 +69,7 @@ class Outcome:
     findings: Findings | None = None  # None while the outputs are not written
     redone: dict[str, list[int]] = field(default_factory=dict)
     reused_words: int = 0  # words that earlier runs had searched for, counted per image
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage in this call, and of the outputs
 
 
 def run(
@@ -212,7 +216,9 @@ def _not_kept(planned: PlannedStage, manifest: Manifest, source: Workdir, config
 def _execute(
     workdir: Workdir, manifest: Manifest, stages: Sequence[PlannedStage], config: Config, progress: bool | None
 ) -> Outcome:
-    redone, reused = {}, 0
+    redone: dict[str, list[int]] = {}
+    seconds: dict[str, float] = {}
+    reused = 0
     with contextlib.ExitStack() as stack:
         if any(planned.missing for planned in stages):
             workdir.unseal_outputs()
@@ -222,7 +228,8 @@ def _execute(
             with IdleWorkers() as idle:
                 for number, planned in enumerate(stages, 1):
                     place = f"stage {number} of {len(stages)}"
-                    computed = _run_planned(planned, place, manifest, config, progress, idle)
+                    with _timed(seconds, planned.name):
+                        computed = _run_planned(planned, place, manifest, config, progress, idle)
                     redone[planned.name] = computed.shards
                     reused += computed.reused_words
         except OvsegError:
@@ -232,8 +239,17 @@ def _execute(
             raise
         finally:  # drafts of workers that were killed, also of an earlier run's that outlived their parent
             workdir.remove_leftovers()
-        with _unchanging(workdir, stages):
-            return replace(_finish(workdir, manifest, stages, config, redone), reused_words=reused)
+        with _timed(seconds, OUTPUTS), _unchanging(workdir, stages):
+            outcome = _finish(workdir, manifest, stages, config, redone)
+        return replace(outcome, reused_words=reused, seconds=seconds)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time of a part of a run."""
+    begun = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begun
 
 
 @contextlib.contextmanager

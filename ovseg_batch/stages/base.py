@@ -150,6 +150,10 @@ class StagePlan:
         """Return all values that decide the result, except manifest and upstream, as JSON-able values."""
         raise NotImplementedError
 
+    def work(self, height: int, width: int) -> float:
+        """Return a measure of the work for an image of that size, to which the time is about proportional."""
+        return 1.0
+
     def estimate_bytes(self, height: int, width: int) -> int | None:
         """Return the bytes of the arrays of an image of that size, or None if they depend on its content."""
         return 0

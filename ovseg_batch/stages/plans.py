@@ -224,6 +224,12 @@ class DensePlan(StagePlan):
         short_side = self._short_side if isinstance(self._short_side, int) else None
         return resized_size(height, width, short_side, self._settings.long_side, self._spec.patch)
 
+    def work(self, height: int, width: int) -> float:
+        """Return the number of windows."""
+        if self._sam_spec is not None:
+            return 1.0
+        return float(len(window_boxes(*self._resized(height, width), self._window, self._stride)))
+
     def estimate_bytes(self, height: int, width: int) -> int:
         each = self._spec.width if self._features else self._words.vocabulary.channels
         if self._sam_spec is not None:

@@ -118,18 +118,32 @@ def label_notes(images: int, label_images: Mapping[str, int] | None, among: Coll
     if not images or label_images is None:
         return []
     chosen = {label: count for label, count in label_images.items() if among is None or label in among}
-    notes = []
-    if absent := [label for label, count in chosen.items() if count == 0]:
-        notes.append(f"never found: {name_labels(absent)}")
-    common = {label: count for label, count in chosen.items() if count >= COMMON_SHARE * images}
-    if common and images >= COMMON_IMAGES and len(label_images) > 1:
-        share = math.floor(100 * min(common.values()) / images)  # 100 % means every image
-        least = "at least " if len(set(common.values())) > 1 else ""
-        notes.append(
-            f"found in {least}{share} % of the images: {name_labels(list(common))}. "
-            "Check the masks: such a word can catch everything that no other label describes."
-        )
-    return notes
+    several = len(label_images) > 1
+    notes = (absent_note(images, chosen), common_note(images, chosen) if several else None)
+    return [note for note in notes if note is not None]
+
+
+def absent_note(images: int, label_images: Mapping[str, int]) -> str | None:
+    """Return a sentence on the labels that no image has, or None if there are none."""
+    absent = [label for label, count in label_images.items() if count == 0]
+    return f"never found: {name_labels(absent)}" if absent and images else None
+
+
+def common_note(images: int, label_images: Mapping[str, int], least: float = COMMON_SHARE) -> str | None:
+    """Return a sentence on the labels that nearly every image has, or None if there are none or few images.
+
+    Args:
+        least: share of the images from which a label counts, in [0, 1].
+    """
+    common = {label: count for label, count in label_images.items() if count >= least * images}
+    if not common or images < COMMON_IMAGES:
+        return None
+    share = math.floor(100 * min(common.values()) / images)  # 100 % means every image
+    at_least = "at least " if len(set(common.values())) > 1 else ""
+    return (
+        f"found in {at_least}{share} % of the images: {name_labels(list(common))}. "
+        "Check the masks: such a word can catch everything that no other label describes."
+    )
 
 
 def edit_note(edits: EditCounts | None) -> str | None:

@@ -268,6 +268,11 @@ class Workdir:
         return self.root / "config.yaml"
 
     @property
+    def trial(self) -> Path:
+        """The record of a trial: the images that were sampled. Other workdirs have none."""
+        return self.root / "try.json"
+
+    @property
     def plan(self) -> Path:
         """The file that names the stage folders of the latest run, so that `status` needs no model and no config."""
         return self.root / PLAN

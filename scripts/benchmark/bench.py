@@ -9,6 +9,7 @@ bench.py query                    # another question to a finished run, beside t
 bench.py around                   # one thread's milliseconds around the models: decoding, label map, masks
 bench.py words                    # three labels and the words that compete, beside four plain labels
 bench.py paper-gpu                # an H100 on paper: its busy share, and the CPU cores that it needs
+bench.py forecast                 # the forecast of `try` beside the run that it forecasts, and a second trial
 bench.py bank                     # mIoU with a memory bank and without, on two folders of scenes
 bench.py memory                   # peak memory of 2,000 images against 200
 bench.py manifest                 # write, plan and read the status of a million rows
@@ -33,6 +34,7 @@ from pathlib import Path
 import click
 from benchmarks.around import around
 from benchmarks.edits import GivenMasks, edit_memory, edits, generator, run_edits
+from benchmarks.forecast import forecast
 from benchmarks.formats import formats
 from benchmarks.kernels import kernels, run_kernels
 from benchmarks.measure import measured, measured_process
@@ -216,7 +218,8 @@ def _commit_everything(workdir: Path, rows: int) -> None:
 
 
 EDITS = (edits, edit_memory, run_edits, generator)
-for command in (*SPEED, kernels, run_kernels, *EDITS, exports, formats, report, query, bank, around, words, paper_gpu):
+OTHERS = (exports, formats, report, query, bank, around, words, paper_gpu, forecast)
+for command in (*SPEED, kernels, run_kernels, *EDITS, *OTHERS):
     main.add_command(command)
 
 

@@ -23,7 +23,7 @@ from ovseg_batch.workdir.store import Workdir
 SEEDS = scenes.HELD_OUT_SEEDS[6000:]
 #: With the stages come the model libraries, which take seconds to import.
 PRELOADED = ["ovseg_batch.cli", "ovseg_batch.runs.pipeline", "ovseg_batch.stages.implementations"]
-COMPUTING = ("run", "doctor")  # commands that take `-c`
+COMPUTING = ("run", "try", "doctor")  # commands that take `-c`
 OUTPUTS = ("annotations.json", "failures.csv", "manifest.parquet", "config.yaml")
 
 
@@ -91,7 +91,7 @@ def with_embedded_models(arguments: Iterable[object]) -> list[str]:
     """Return the arguments of `ovseg-batch`; commands that compute get `-c demo` where they name no settings."""
     words = [str(argument) for argument in arguments]
     place = 2 if words[:1] == ["--log-format"] else 0  # an option of all commands, and its value
-    if words[place : place + 1] == [] or words[place] not in COMPUTING or {"-c", "--config"} & set(words):
+    if words[place : place + 1] == [] or words[place] not in COMPUTING or {"-c", "--config", "--for"} & set(words):
         return words
     return [*words[: place + 1], "-c", "demo", *words[place + 1 :]]
 

@@ -89,6 +89,7 @@ TRIED = {
     "docs/methods.md": False,
     "docs/query.md": False,
     "docs/settings.md": False,
+    "docs/try.md": False,
     "docs/watching.md": True,
 }
 

@@ -138,6 +138,10 @@ class FusedPlan(StagePlan):
         self._dense, self._refine = DensePlan(run), RefinePlan(run)
         self.needs = self.needs_of(run.config)
 
+    def work(self, height: int, width: int) -> float:
+        """Return the number of windows, which dense computes."""
+        return self._dense.work(height, width)
+
     def inputs(self) -> dict[str, Any]:
         parts = (self._dense, self._refine)
         return {f"{part.name} {part.version}": part.inputs() for part in parts}
