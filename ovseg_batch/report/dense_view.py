@@ -112,12 +112,12 @@ def classes_within(
     shape = (probabilities.shape[1], probabilities.shape[2])
     found = []
     for one in annotations:
-        placed = small_mask(rle.column_runs(one.rle, *size), shape)
+        runs = rle.column_runs(one.rle, *size)
+        placed = small_mask(runs, shape)
         inside = probabilities[(slice(None), *placed.place)][:, placed.pixels]
         if not inside.shape[1]:  # smaller than a cell: the cell of its centre
-            x, y, width, height = one.bbox
-            down, across = (y + height / 2) * shape[0] / size[0], (x + width / 2) * shape[1] / size[1]
-            row, column = min(int(down), shape[0] - 1), min(int(across), shape[1] - 1)
+            x0, y0, x1, y1 = runs.box
+            row, column = (y0 + y1) * shape[0] // (2 * size[0]), (x0 + x1) * shape[1] // (2 * size[1])
             inside = probabilities[:, row, column, None]
         means = inside.mean(axis=1)
         first = np.argsort(-means, kind="stable")[:2]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ovseg_batch.errors import OvsegError
 from ovseg_batch.io import rle
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.remote import is_remote, shown
@@ -15,8 +16,8 @@ from ovseg_batch.report.dense_view import DENSE, DenseView, cells_of, classes_wi
 from ovseg_batch.report.originals import browsers_show
 from ovseg_batch.report.outlines import path_of, space_of
 from ovseg_batch.report.thumbnails import CLOSED, Album
-from ovseg_batch.types import Annotation, FinishedImage, ImageRow, painting_order
-from ovseg_batch.workdir.committed import read_lines
+from ovseg_batch.types import Annotation, FinishedImage, ImageRow
+from ovseg_batch.workdir.committed import foreign, read_lines
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import FILES, Workdir
 
@@ -86,7 +87,17 @@ def prompts_of(results: Results, shard: int) -> dict[int, list[Mapping[str, Any]
     """Return row → the points that prompted SAM2, where the mask stage keeps them."""
     lines = read_lines(results.masks, shard, [PROMPTS])
     found = {line["row"]: line[PROMPTS] for line in lines if line.get(PROMPTS) is not None}
-    return {row: [asdict(one) if is_dataclass(one) else one for one in points] for row, points in found.items()}  # type: ignore[arg-type]
+    try:
+        return {row: [_plain(one) for one in points] for row, points in found.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise foreign(results.masks, shard, f"its prompts have other fields ({error})") from None
+
+
+def _plain(point: Any) -> dict[str, Any]:
+    """Return a prompt as plain values. Raises KeyError, TypeError or ValueError if it is none."""
+    values = asdict(point) if is_dataclass(point) and not isinstance(point, type) else point
+    place = {"x": float(values["x"]), "y": float(values["y"])}
+    return {**place, "label": str(values["label"]), "outcome": str(values["outcome"])}
 
 
 def _scaled(points: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[list[Any]]:
@@ -135,13 +146,14 @@ def _numbers(image: FinishedImage[Annotation], labels: Sequence[str]) -> list[in
     numbers: list[int] = []
     for one in image.annotations:
         share = max(1, round(AREA_STEPS * one.area / (image.height * image.width)))
-        numbers += [labels.index(one.category), step_of(one.confidence), share, SOURCES.index(one.source)]
+        source = SOURCES.index(one.source) if one.source in SOURCES else len(SOURCES) - 1
+        numbers += [labels.index(one.category), step_of(one.confidence), share, source]
     return numbers
 
 
 def _masks(image: FinishedImage[Annotation]) -> dict[str, Any]:
     """Return the size of an image, and the outlines and figures of its masks."""
-    size, height_width = image.size, space_of(image.size)
+    size, (height, width) = image.size, space_of(image.size)
     masks = [
         {
             "d": path_of(one, size),
@@ -155,8 +167,7 @@ def _masks(image: FinishedImage[Annotation]) -> dict[str, Any]:
     for mask, rivals in zip(masks, _rivals(image.annotations, size), strict=True):
         if rivals:
             mask["rivals"] = rivals
-    order = painting_order(image.annotations)
-    return {"size": [size[1], size[0]], "space": [height_width[1], height_width[0]], "masks": masks, "order": order}
+    return {"size": [size[1], size[0]], "space": [width, height], "masks": masks}
 
 
 def _rivals(annotations: Sequence[Annotation], size: tuple[int, int]) -> list[list[list[float]]]:
@@ -177,14 +188,23 @@ def _add_dense(
     """Add the dense map of images, and the two most probable classes within each of their masks."""
     chosen = [(images[entry[0]], details) for entry, details in pairs if entry[0] in job.dense_rows & images.keys()]
     store = next((store for store in results.stores if store.stage == DENSE), None)
-    maps = None if store is None or not chosen else job.dense.read(store, shard)
+    try:
+        maps = None if store is None or not chosen else job.dense.read(store, shard)
+    except OvsegError as error:
+        for _, details in chosen:
+            details["dense_error"] = str(error)
+        return
     if maps is None:
         return
     from ovseg_batch.report.dense_maps import grid_probabilities
 
     with maps:
         for image, details in chosen:
-            probabilities = grid_probabilities(job.dense, maps, image.row)
+            try:
+                probabilities = grid_probabilities(job.dense, maps, image.row)
+            except (OvsegError, KeyError, TypeError, ValueError) as error:  # the masks are shown all the same
+                details["dense_error"] = f"The dense map cannot be read: {error}"
+                continue
             details["dense"] = cells_of(probabilities)
             for mask, found in zip(
                 details["masks"], classes_within(image.annotations, image.size, probabilities), strict=True

@@ -239,7 +239,7 @@ def _charts(results: Results, found: Gathered) -> list[dict[str, Any]]:
     masks = found.sure[:STEPS].reshape(20, -1).sum(axis=1)
     masks[-1] += found.sure[STEPS]
     steps = [f"{k / 20:.2f}" for k in range(20)]
-    counts = [*(str(k) for k in range(MOST_UNSURE)), f"{MOST_UNSURE} or more"]
+    counts = [*(str(k) for k in range(MOST_UNSURE)), f"{MOST_UNSURE}+"]
     sizes, unsure = found.areas.tolist(), found.unsure.tolist()
     drawn = {
         "Masks of every label": charts.rows([found.label_masks[name] for name in most], most, "masks"),

@@ -103,6 +103,13 @@ def test_a_phone_shows_it_whole(browser: Browser, reported: Path) -> None:
     opened = browser.new_page(viewport={"width": 390, "height": 844})
     show(opened, reported)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.locator(".tile").first.evaluate("tile => tile.getBoundingClientRect().top + scrollY") < 600
+    assert opened.locator("#label").is_hidden()
+    opened.locator("#more").click()
+    opened.select_option("#show", "masks")
+    opened.locator("#mask-filters summary").click()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.locator("#mask-filters summary").click()
     opened.locator(".tile").first.click()
     opened.locator("#masks .pick").first.click()
     viewer = opened.locator("#viewer")
@@ -193,6 +200,18 @@ def test_settings_that_are_no_text_any_more_are_shown_as_far_as_they_are(
     done = command("report", workdir, "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     assert "labels: \\x8a" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_damaged_dense_map_leaves_the_masks(reported: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(reported.parent / "run", workdir)
+    for path in (workdir / "stages").glob("dense-*/data/*/*.npz"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    build_report(Workdir(workdir), tmp_path / "report", workers=0)
+    details = (tmp_path / "report" / "data" / "details-00000.js").read_text()
+    assert "is damaged" in details and '"dense":' not in details and '"d":"M' in details
 
 
 def test_a_folder_of_others_is_left_alone(reported: Path, tmp_path: Path, command: Command) -> None:

@@ -1,7 +1,7 @@
 "use strict";
 
 // Which images, in which order; and the grid, of which only the tiles near the screen exist.
-const CAPTION = 40, BEYOND = 3; // pixels; rows of tiles kept ready above and below
+const CAPTION = 52, BEYOND = 3; // pixels; rows of tiles kept ready above and below
 const cells = new Map(); // place in `view` → its element
 
 function select() {
@@ -189,6 +189,7 @@ function listenToControls() {
   at("opacity").addEventListener("input", () => setOpacity(Number(at("opacity").value)));
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   at("clear").addEventListener("click", clearFilters);
+  at("more").addEventListener("click", () => showFilters(!at("controls").classList.contains("open")));
   for (const made of document.querySelectorAll("[data-failed]")) {
     made.addEventListener("click", () => {
       clearFilters();
@@ -200,6 +201,12 @@ function listenToControls() {
     const made = event.target.closest(".tile");
     if (made) open(Number(made.dataset.place));
   });
+}
+
+// On a phone the filters take no room until they are wanted.
+function showFilters(open) {
+  at("controls").classList.toggle("open", open);
+  at("more").setAttribute("aria-expanded", open);
 }
 
 function clearFilters() {

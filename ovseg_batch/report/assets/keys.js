@@ -46,7 +46,10 @@ const EVERYWHERE = {
   S: save,
 };
 
-function focusOn(id) { at(id).focus(); }
+function focusOn(id) {
+  showFilters(true);
+  at(id).focus();
+}
 
 const IN_GALLERY = {
   "/": () => focusOn("name"), l: () => focusOn("label"), k: () => focusOn("show"), o: () => focusOn("order"),

@@ -127,7 +127,9 @@ function drawing() {
   svg.classList.add("drawing");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", summary(entry));
-  for (const k of details.order) {
+  // Small masks come last, so that they can be pointed at and their outlines are not covered.
+  const bySize = [...details.masks.keys()].sort((a, b) => details.masks[b].area - details.masks[a].area);
+  for (const k of bySize) {
     const path = document.createElementNS(SVG, "path");
     path.setAttribute("d", details.masks[k].d);
     path.setAttribute("fill-rule", "evenodd");
@@ -136,8 +138,21 @@ function drawing() {
     path.style.setProperty("--own", run.colours[maskOf(entry, k)[LABEL]]);
     svg.append(path);
   }
+  svg.append(ring("lit-ring dark"), ring("lit-ring"), ring("ring dark"), ring("ring"));
   if (state.prompts && details.prompts) svg.append(...details.prompts.flatMap(dots));
   return svg;
+}
+
+// The outline of the chosen mask, and of the one that is pointed at: white on black, so that it is seen on any picture.
+function ring(className) {
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("class", className);
+  return path;
+}
+
+function surround(className, k) {
+  const d = k === null || !shown?.details.masks ? "" : shown.details.masks[k].d;
+  for (const path of document.querySelectorAll(`path.${className}`)) path.setAttribute("d", d);
 }
 
 function failure(entry, details) {
@@ -169,6 +184,7 @@ function showMasks() {
     path.classList.toggle("off", !state.masks || !isVisible(k, wanted));
     path.classList.toggle("selected", k === selected);
   }
+  surround("ring", selected);
   for (const row of document.querySelectorAll("#masks .row")) {
     const k = Number(row.dataset.mask), kind = maskDecision(shown.entry, k);
     row.classList.toggle("off", !isVisible(k, wanted));
@@ -196,6 +212,7 @@ function choose(k) {
 
 function light(k) {
   for (const one of document.querySelectorAll(".lit")) one.classList.remove("lit");
+  surround("lit-ring", k);
   if (k === null) return;
   for (const one of document.querySelectorAll(`.mask[data-mask="${k}"], .row[data-mask="${k}"]`)) one.classList.add("lit");
 }
@@ -352,7 +369,7 @@ function showTools() {
     at(id).disabled = !able[name];
     at(id).hidden = name === "edited" && !run.edited;
   }
-  at("tool-dense").title = details.dense || !details.masks ? "Dense map (d)" : run.dense.reason || run.dense.limited;
+  at("tool-dense").title = details.dense || !details.masks ? "Dense map (d)" : details.dense_error || run.dense.reason || run.dense.limited;
   at("tool-prompts").title = details.prompts ? "Prompts of SAM2 (q)" : "This run has kept no prompts.";
   at("viewer-opacity").value = state.masks ? state.layer : 0;
   showMasks();

@@ -41,7 +41,7 @@ function showWhy() {
 }
 
 function denseFacts(mask) {
-  if (!mask.dense) return fact("Dense map", "not shown", run.dense.reason || run.dense.limited);
+  if (!mask.dense) return fact("Dense map", "not shown", shown.details.dense_error || run.dense.reason || run.dense.limited);
   const said = mask.dense.map(([k, thousandths]) => `${run.dense.names[k]} ${confidence(thousandths)}`);
   return fact("Dense map within the mask", said.join(", then "), `mean probability${run.models.clip ? `, ${run.models.clip}` : ""}`);
 }
