@@ -61,6 +61,14 @@ REPORT = "report"  # folder of the report in a workdir
 @click.option(
     "--thresholds", type=click.Path(path_type=Path), help="semantic: file with the least confidence of each label."
 )
+@click.option(
+    "--decisions",
+    type=click.Path(path_type=Path),
+    help="File of decisions that the report saved. Masks and images judged wrong are left out.",
+)
+@click.option(
+    "--only-right", is_flag=True, help="With --decisions: only masks judged right, or in images judged right."
+)
 @names_option("--stuff", "panoptic: labels that make one segment per image.")
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), default=0.0, help="Tolerance of polygon simplification in pixels."
@@ -84,12 +92,19 @@ def export(
     from ovseg_batch.export import exporting, formats
     from ovseg_batch.export.selection import Selection
     from ovseg_batch.export.thresholds import keep_share, read_thresholds
+    from ovseg_batch.workdir.decisions import read_decisions
     from ovseg_batch.workdir.results import Results
 
     thresholds = read_thresholds(options["thresholds"]) if options["thresholds"] else {}
     if options["share"] is not None:
         thresholds = keep_share(Results.open(Workdir(workdir)), options["share"]) | thresholds
+    decisions = None if options["decisions"] is None else read_decisions(options["decisions"])
+    if options["only_right"]:
+        if decisions is None:
+            raise UsageError("--only-right needs --decisions, the file that the report saved.")
+        decisions = decisions.strictly()
     selection = Selection(
+        decisions=decisions,
         labels=split_names(options["labels"]),
         min_score=options["min_score"],
         min_area=options["min_area"],
@@ -123,16 +138,42 @@ def export(
     "--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of images in the gallery."
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Number of worker processes. 0 runs in this process.")
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="Add pictures of up to 2,048 pixels of all images, so that the folder can be copied to another machine.",
+)
+@click.option(
+    "--decisions",
+    type=click.Path(path_type=Path),
+    help="File of decisions that the page begins with, as it saved them.",
+)
 @guarded
-def report(workdir: Path, output: Path | None, limit: int, workers: int | None) -> int:
-    """Write a page about the run in WORKDIR: numbers, charts, failures, and the images with their masks.
+def report(
+    workdir: Path, output: Path | None, limit: int, workers: int | None, portable: bool, decisions: Path | None
+) -> int:
+    """Write a page about the run in WORKDIR: the images with their masks, numbers, charts and failures.
 
-    The page is a folder of static files that a browser opens from the disk. The same command updates it.
+    The page is a folder of static files that a browser opens from the disk. The same command updates it. On the page,
+    masks and images can be judged right, wrong or unsure, and the decisions saved for `export --decisions`.
     """
     from ovseg_batch.report.build import build_report
+    from ovseg_batch.workdir.decisions import read_decisions
+    from ovseg_batch.workdir.results import Results
 
+    given = None if decisions is None else read_decisions(decisions)
+    if given is not None:
+        given.check(Results.open(Workdir(workdir)))
     with bar("report") as shown:
-        done = build_report(Workdir(workdir), output or workdir / REPORT, limit, workers, shown.update)
+        done = build_report(
+            Workdir(workdir),
+            output or workdir / REPORT,
+            limit,
+            workers,
+            shown.update,
+            portable=portable,
+            decisions=given,
+        )
     click.echo(f"{counted(done.images, 'image')}, {done.shown} of them shown: {done.page}")
     return EXIT_OK
 

@@ -242,7 +242,7 @@ def export(
         raise OvsegError(f"The run in {workdir.root} has not committed any masks yet; there is nothing to export.")
     job = Job(workdir.root, format, path, selection, options, shared_names(results.manifest, format.naming))
     state = {"version": VERSION, "format": format.name, "run": results.masks.fingerprint}
-    state |= {"selection": asdict(selection), "options": asdict(options)}
+    state |= {"selection": selection.to_record(), "options": asdict(options)}
     made = {commit.shard: job.made_of(results, commit) for commit in commits}
     shards, made_of = list(made), hashlib.blake2b("".join(made.values()).encode(), digest_size=16).hexdigest()
     splits = selection.splits(results.manifest)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, ImageRow
 from ovseg_batch.wording import spelled
+from ovseg_batch.workdir.decisions import Decisions
 from ovseg_batch.workdir.results import Results
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +67,7 @@ class Selection:
         min_area: least area of a mask in pixels.
         split: export only this split, without a folder for it. None: all.
         val_share: share of images in the split `val`, chosen by a hash of their keys; used without a column `split`.
+        decisions: a person's decisions about masks and images. What was judged wrong is left out.
     """
 
     labels: tuple[str, ...] = ()
@@ -72,9 +75,17 @@ class Selection:
     min_area: int = 0
     split: str | None = None
     val_share: float = 0.0
+    decisions: Decisions | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the selection as plain values, for fingerprints of exports."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "decisions"}
+        return plain if self.decisions is None else {**plain, "decisions": self.decisions.identity()}
 
     def check(self, results: Results) -> None:
-        """Raise UsageError if the selection names a label or split that the run does not have."""
+        """Raise UsageError if the selection names a label, split, mask or image that the run does not have."""
+        if self.decisions is not None:
+            self.decisions.check(results)
         for label in self.labels:
             if label not in results.labels:
                 raise UsageError(
@@ -179,7 +190,14 @@ class Chooser:
             split = self.split(row)
             if wanted.split is not None and split != wanted.split:
                 continue
-            chosen = [one for one in image.annotations if self._is_wanted(one)]
+            judged = wanted.decisions
+            if judged is not None and not judged.shows(row.key):
+                continue
+            chosen = [
+                one
+                for index, one in enumerate(image.annotations)
+                if self._is_wanted(one) and (judged is None or judged.keeps(row.key, index))
+            ]
             sure = ImageConfidence.from_masks(one.confidence for one in image.annotations)
             apart = "" if wanted.split is not None else split
             name, number = self.name(row), self.results.manifest.image_id(row)

@@ -45,6 +45,22 @@ def edge_rings(mask: PlacedMask, tolerance: float = 0.0) -> list[Ring]:
     return [ring + np.array([mask.left, mask.top]) for ring in rings if len(ring) > 2]
 
 
+def edge_outlines(mask: PlacedMask, tolerance: float = 0.0) -> list[Ring]:
+    """Return outlines and holes along pixel edges, each as a loop of its own, for drawings with the even-odd rule.
+
+    Args:
+        mask: the mask in its bounding box.
+        tolerance: as in `edge_rings`.
+
+    Returns:
+        One loop (N, 2) float64 for each outline and each hole, in pixels with (0, 0) at the image's corner.
+    """
+    if not mask.pixels.any():
+        return []
+    loops = (_simplified(loop, tolerance) for loop in _edge_loops(np.ascontiguousarray(mask.pixels)))
+    return [loop + np.array([mask.left, mask.top]) for loop in loops]
+
+
 def centre_ring(mask: PlacedMask, tolerance: float = 0.0) -> Ring:
     """Return one outline through the centres of the border pixels, for readers that use OpenCV's `fillPoly`.
 

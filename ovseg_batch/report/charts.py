@@ -6,17 +6,23 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 220, 44, 34, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 232, 44, 46, 22
 LETTER, LONGEST = 6.4, 12  # width of a letter in pixels, and longest name below a column in letters
+LINE, NAMES = 18, 150  # height of a row, and width of the names, in pixels
 
 
-def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
-    """Return a bar chart with one column per value. Names are shown if there is room. `unit` is the unit."""
+def bars(values: Sequence[float], names: Sequence[str], unit: str, across: str) -> str:
+    """Return a bar chart with one column per value. Names are shown if there is room.
+
+    Args:
+        unit: title of the vertical axis.
+        across: title of the horizontal axis.
+    """
     most = max(values, default=0) or 1
     step = (WIDTH - LEFT) / max(len(values), 1)
-    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    short = [_cut(name, LONGEST) for name in names]
     every = math.ceil(max((len(name) for name in short), default=1) * LETTER / step)
-    parts = [_grid(most)]
+    parts = [_grid(most, unit), _across(across)]
     for k, (value, name) in enumerate(zip(values, names, strict=True)):
         tall = value / most * (HEIGHT - BOTTOM - TOP)
         x, y = LEFT + k * step + 1, HEIGHT - BOTTOM - tall
@@ -26,9 +32,25 @@ def bars(values: Sequence[float], names: Sequence[str], unit: str) -> str:
             f"<title>{description}</title></rect>"
         )
         if k % every == 0:
-            parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 14}">{escape(short[k])}</text>')
+            parts.append(f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 30}">{escape(short[k])}</text>')
     description = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
-    return _svg(parts, f"{unit}: {description}")
+    return _svg(parts, f"{unit} by {across}: {description}")
+
+
+def rows(values: Sequence[float], names: Sequence[str], unit: str) -> str:
+    """Return a bar chart with one row per value, its name and its number, as tall as it needs to be."""
+    most, room = max(values, default=0) or 1, WIDTH - NAMES - 60
+    parts = [f'<text class="count" x="{NAMES}" y="12">{escape(unit)}</text>']
+    for k, (value, name) in enumerate(zip(values, names, strict=True)):
+        y, wide = 18 + k * LINE, max(value / most * room, 0.5)
+        parts.append(
+            f'<text class="name" x="{NAMES - 6}" y="{y + 12}">{escape(_cut(name, 22))}</text>'
+            f'<rect class="bar" x="{NAMES}" y="{y + 2}" width="{wide:.1f}" height="{LINE - 4}">'
+            f"<title>{escape(f'{name}: {value:,.0f} {unit}')}</title></rect>"
+            f'<text class="count" x="{NAMES + wide + 5:.1f}" y="{y + 12}">{value:,.0f}</text>'
+        )
+    description = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, values, strict=True))
+    return _svg(parts, f"{unit}: {description}", 22 + LINE * len(values))
 
 
 def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: bool = False) -> str:
@@ -38,7 +60,7 @@ def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: 
     def place(x: float, y: float) -> tuple[float, float]:
         return LEFT + x * (WIDTH - LEFT - 8), HEIGHT - BOTTOM - y / most * (HEIGHT - BOTTOM - TOP)
 
-    parts = [_grid(most)]
+    parts = [_grid(most, up), _across(across)]
     if diagonal:
         (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
         parts.append(f'<line class="ideal" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
@@ -52,13 +74,22 @@ def line(points: Sequence[tuple[float, float]], across: str, up: str, diagonal: 
                 f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3.5"><title>{description}</title></circle>'
             )
     for x in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<text class="tick" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - 18}">{x:g}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 2}">{escape(across)}</text>')
+        parts.append(f'<text class="tick" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - 30}">{x:g}</text>')
     return _svg(parts, f"{up} by {across}, from {points[0][1]:.3g} to {points[-1][1]:.3g}" if points else up)
 
 
-def _grid(most: float) -> str:
-    lines = []
+def _cut(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _across(title: str) -> str:
+    """Return the title of the horizontal axis."""
+    return f'<text class="axis" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 8}">{escape(title)}</text>'
+
+
+def _grid(most: float, unit: str) -> str:
+    """Return the lines of the vertical axis with their values, and its title."""
+    lines = [f'<text class="count" x="0" y="12">{escape(unit)}</text>']
     for share in (0, 0.5, 1):
         y = HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
         lines.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH}" y2="{y:.1f}"/>')
@@ -73,6 +104,6 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _svg(parts: Sequence[str], title: str) -> str:
+def _svg(parts: Sequence[str], title: str, height: int = HEIGHT) -> str:
     description = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{description}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{description}">{"".join(parts)}</svg>'

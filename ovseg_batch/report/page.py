@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ovseg_batch.config import load_config
+from ovseg_batch.errors import FailureCode, OvsegError
 from ovseg_batch.evaluate.calibration import CalibrationScore
 from ovseg_batch.evaluate.kept_scores import KeptScores
 from ovseg_batch.evaluate.run import scores_folder
@@ -18,13 +20,37 @@ from ovseg_batch.io.marks import REPORT_PAGE
 from ovseg_batch.methods.colours import hex_palette
 from ovseg_batch.methods.confidence import STEPS, UNSURE, step_of
 from ovseg_batch.report import charts
+from ovseg_batch.report.advice import ADVICE
+from ovseg_batch.report.dense_view import DenseView
+from ovseg_batch.report.entries import SOURCES
 from ovseg_batch.report.totals import AREA_BINS, MOST_UNSURE, Gathered
+from ovseg_batch.stages.registry import plans_of
+from ovseg_batch.units import counted
 from ovseg_batch.version import __version__
 from ovseg_batch.workdir.findings import Findings, edit_note, edit_warning, embedded_note, label_notes, read_findings
 from ovseg_batch.workdir.progress import StageStatus, duration
 from ovseg_batch.workdir.results import Results
 
-BARS = 40  # most labels in a chart
+STYLES = ("base.css", "gallery.css", "viewer.css")
+SCRIPTS = ("state.js", "gallery.js", "decisions.js", "zoom.js", "viewer.js", "why.js", "keys.js")
+LIMITED = "The report shows the dense maps of {:,} images: the least certain ones and an even sample."
+GREY = "#7f7f7f"  # of classes that are no labels
+#: outcome of a prompt → what it means; the names are those of `types.PromptOutcome`
+OUTCOMES = {
+    "kept": "its mask was kept",
+    "merged": "its mask is part of a larger mask of the same label",
+    "outvoted": "voted out: too few pixels of its mask have the label in the dense map (refine.vote)",
+    "absent": "too few pixels of its mask are sure of the label (presence.share)",
+    "background": "most of its mask is background",
+    "empty": "SAM2 drew no pixel",
+    "small": "its mask is smaller than refine.min_area",
+    "covered": "other masks cover it",
+    "duplicate": "its mask repeats a better one of the label (refine.same_object)",
+    "doubtful": "the IoU that SAM2 predicts for its mask is too low (refine.predicted_iou)",
+    "blended": "its mask refined the dense map",
+}
+TITLES = {"clip": "CLIP", "sam": "SAM", "dino": "DINO", "owl": "OWLv2", "sam3": "SAM 3"}
+TALL = 20  # labels from which on the chart of labels scrolls
 GALLERY_NOTE = (
     "The gallery shows {1:,} of {0:,} images: failed images, the least certain ones, and an even sample of the others. "
     "`report --limit` shows more."
@@ -32,14 +58,18 @@ GALLERY_NOTE = (
 ASSETS = files("ovseg_batch.report") / "assets"
 
 
-def write_page(results: Results, output: Path, found: Gathered, layout: dict[str, int], foreword: str = "") -> None:
+def write_page(
+    results: Results, output: Path, found: Gathered, layout: dict[str, Any], dense: DenseView, foreword: str = ""
+) -> None:
     """Write `index.html` and its assets.
 
     Args:
-        layout: `entries` in the gallery, `chunks` of its index, and images per `page` of details.
+        layout: `entries` in the gallery, `chunks` of its index, images per `page` of details, most images with a
+            `dense` map, and whether there are `decisions`.
+        dense: the dense maps.
         foreword: HTML above the gallery.
     """
-    for name in ("report.css", "report.js"):
+    for name in (*STYLES, *SCRIPTS):
         write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
     import jinja2  # imported here: its import is slow, and `ovseg_batch.Run` does not need it
 
@@ -48,17 +78,18 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
     complete = all(stage.complete for stage in found.stages)
     colours = hex_palette(len(results.labels))
     left_out = found.images + sum(math.isnan(found.doubt[row]) for row in found.failures) - layout["entries"]
+    embedded = results.workdir.read_plan().get("embedded_models", [])
     page = template.render(
         title=results.workdir.root.resolve().name,
         workdir=results.workdir.root.resolve(),
         version=__version__,
         complete=complete,
-        run={
-            "labels": results.labels,
-            "colours": colours,
-            "codes": sorted(found.codes),
-            **layout,
-        },
+        styles=STYLES,
+        scripts=SCRIPTS,
+        summary=_summary(found),
+        embedded=embedded_note(embedded) or "",
+        models=_models(results, embedded),
+        run=_run(results, found, layout, dense, colours),
         numbers=_numbers(results, found),
         notes=_notes(results, found) if complete else [],
         stages=[_stage(stage) for stage in found.stages],
@@ -66,11 +97,65 @@ def write_page(results: Results, output: Path, found: Gathered, layout: dict[str
         charts=_charts(results, found),
         labels=_labels(results.labels, colours, found),
         failures=_failures(found),
-        edited=results.edits is not None,
         foreword=foreword,
         gallery_note=GALLERY_NOTE.format(found.images, layout["entries"]) if left_out > 0 else "",
     )
     write_text(output / REPORT_PAGE, page)
+
+
+def _run(
+    results: Results, found: Gathered, layout: dict[str, Any], dense: DenseView, colours: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the scripts of the page need of the run."""
+    codes = sorted(found.codes)
+    of_label = dict(zip(results.labels, colours, strict=True))
+    models = dict(_models(results, results.workdir.read_plan().get("embedded_models", [])))
+    return {
+        "labels": results.labels,
+        "colours": colours,
+        "codes": codes,
+        "advice": {code: ADVICE[FailureCode(code)] for code in codes if code in set(FailureCode)},
+        "unsure": step_of(UNSURE),
+        "sources": SOURCES,
+        "fingerprint": results.masks.fingerprint,
+        "workdir": results.workdir.root.resolve().name,
+        "edited": results.edits is not None,
+        "outcomes": OUTCOMES,
+        "models": {kind: f"by {name}" for kind, name in models.items()},
+        "dense": {
+            "reason": dense.reason,
+            "limited": LIMITED.format(layout["dense"]),
+            "names": dense.names,
+            "colours": [of_label.get(name, GREY) for name in dense.names],
+        },
+        **{key: value for key, value in layout.items() if key != "dense"},
+    }
+
+
+def _summary(found: Gathered) -> list[str]:
+    """Return the key numbers as short texts."""
+    failed, unsure = sum(found.codes.values()), int(found.sure[: step_of(UNSURE)].sum())
+    return [
+        counted(found.images, "image"),
+        f"{unsure:,} of {counted(found.masks, 'mask')} unsure" if found.masks else "no masks",
+        *([f"{found.empty:,} without masks"] if found.empty else []),
+        *([f"{failed:,} failed"] if failed else []),
+    ]
+
+
+def _models(results: Results, embedded: Sequence[str]) -> list[tuple[str, str]]:
+    """Return kind and name of each model of the settings that a stage has used. Embedded models are named as such."""
+    try:
+        config = load_config(results.workdir.config, environment={})
+        kinds = dict.fromkeys(kind for plan in plans_of(config) for kind in plan.models_of(config))
+    except (OvsegError, ValueError):  # settings of another version, or a file that is no text any more
+        return [(setting.removesuffix(".model"), f"embedded demo {setting}") for setting in embedded]
+    named = []
+    for kind in kinds:
+        model, small = getattr(config, kind).model, f"{kind}.model" in embedded
+        title = TITLES.get(kind, kind)
+        named.append((str(kind), f"the embedded demo {title}" if small else f"{title} {model}"))
+    return named
 
 
 def _labels(names: Sequence[str], colours: Sequence[str], found: Gathered) -> list[dict[str, str]]:
@@ -81,7 +166,7 @@ def _labels(names: Sequence[str], colours: Sequence[str], found: Gathered) -> li
             "colour": colour,
             "masks": f"{found.label_masks[name]:,}",
             "images": f"{found.label_images[name]:,}",
-            "share": f"{found.label_pixels[name] / max(found.pixels, 1):.2%}",
+            "share": _percent(found.label_pixels[name] / max(found.pixels, 1)),
         }
         for name, colour in zip(names, colours, strict=True)
     ]
@@ -96,7 +181,7 @@ def _numbers(results: Results, found: Gathered) -> list[tuple[str, str, str]]:
         ("Masks", f"{found.masks:,}", f"{found.masks / max(found.images, 1):.1f} an image"),
         ("Without masks", f"{found.empty:,}", ""),
         ("Failed", f"{failed:,}", f"{failed / max(rows, 1):.2%}" if failed else ""),
-        ("Unsure masks", f"{unsure:,}", f"{unsure / max(found.masks, 1):.1%}, confidence below {UNSURE}"),
+        ("Unsure masks", f"{unsure:,}", f"of {found.masks:,}; their confidence is below {UNSURE}"),
     ]
     hours = sum(stage.seconds for stage in found.stages) / 3600
     numbers.append(("Working time", duration(3600 * hours), "summed over the workers"))
@@ -108,8 +193,7 @@ def _notes(results: Results, found: Gathered) -> list[str]:
     counted = {label: found.label_images[label] for label in results.labels}
     edits = (read_findings(results.workdir) or Findings(0)).edits
     edited = [note for note in (edit_note(edits), edit_warning(edits)) if note is not None]
-    embedded = embedded_note(results.workdir.read_plan().get("embedded_models", []))
-    return [*([embedded] if embedded else []), *label_notes(found.images, counted), *edited]
+    return [*label_notes(found.images, counted), *edited]
 
 
 def _stage(stage: StageStatus) -> dict[str, str]:
@@ -135,40 +219,56 @@ def _settings(results: Results) -> str:
 def _failures(found: Gathered) -> list[dict[str, Any]]:
     examples = {code: f"{stage}: {message}" for stage, code, message in reversed(found.failures.values())}
     return [
-        {"code": code, "count": f"{count:,}", "example": examples.get(code, "")}
+        {"code": code, "count": f"{count:,}", "example": examples.get(code, ""), "advice": _advice(code)}
         for code, count in found.codes.most_common()
     ]
 
 
-def _charts(results: Results, found: Gathered) -> list[dict[str, str]]:
-    most = [name for name, _ in found.label_masks.most_common(BARS)]
-    rest = f", of the {BARS} most frequent labels" if len(found.label_masks) > BARS else ""
+def _advice(code: str) -> str:
+    return ADVICE[FailureCode(code)] if code in set(FailureCode) else ""
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent. A small one is not rounded to nothing."""
+    return "under 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.2f} %"
+
+
+def _charts(results: Results, found: Gathered) -> list[dict[str, Any]]:
+    most = sorted(results.labels, key=lambda name: -found.label_masks[name])
     areas = [f"1/{2 ** (k + 1)}" if k < AREA_BINS - 1 else "less" for k in range(AREA_BINS)]
     masks = found.sure[:STEPS].reshape(20, -1).sum(axis=1)
     masks[-1] += found.sure[STEPS]
     steps = [f"{k / 20:.2f}" for k in range(20)]
-    counts = [*(str(k) for k in range(MOST_UNSURE)), f"{MOST_UNSURE} or more"]
+    counts = [*(str(k) for k in range(MOST_UNSURE)), f"{MOST_UNSURE}+"]
+    sizes, unsure = found.areas.tolist(), found.unsure.tolist()
     drawn = {
-        f"Masks of every label{rest}": charts.bars([found.label_masks[name] for name in most], most, "masks"),
-        "Area of the masks: at least this share of the image": charts.bars(found.areas.tolist(), areas, "masks"),
-        "Confidence of the masks": charts.bars(masks.tolist(), steps, "masks"),
-        "Unsure masks of the images": charts.bars(found.unsure.tolist(), counts, "images"),
+        "Masks of every label": charts.rows([found.label_masks[name] for name in most], most, "masks"),
+        "Size of the masks": charts.bars(sizes, areas, "masks", "at least this share of the image"),
+        "Confidence of the masks": charts.bars(
+            masks.tolist(), steps, "masks", "confidence from this value on (0 to 1)"
+        ),
+        "Unsure masks of the images": charts.bars(unsure, counts, "images", "unsure masks in an image"),
     }
     for name, calibration in _evaluations(results):
         drawn |= _calibration_charts(name, calibration)
-    return [{"caption": caption, "svg": svg} for caption, svg in drawn.items()]
+    return [
+        {"caption": caption, "svg": svg, "tall": caption.startswith("Masks of") and len(most) > TALL}
+        for caption, svg in drawn.items()
+    ]
 
 
 def _calibration_charts(name: str, calibration: CalibrationScore) -> dict[str, str]:
     points = [(sure, right) for sure, right, _ in calibration.precision_by_confidence()]
     caption = f"Share of correct pixels by confidence of their mask, on {name} (dashed: perfect calibration)"
-    drawn = {caption: charts.line(points, "confidence", "right", diagonal=True)}
+    drawn = {caption: charts.line(points, "confidence (0 to 1)", "share of correct pixels (0 to 1)", diagonal=True)}
     risk = calibration.risk_coverage()
     if len(risk):
         few = risk[np.linspace(0, len(risk) - 1, min(len(risk), 200)).astype(int)]
         share = f"{calibration.worst_share():.0%}"
         caption = f"Wrong and missed segments per image, most certain images first. The last tenth has {share} of them"
-        drawn[caption] = charts.line([(x, y) for x, y in few.tolist()], "share of the images kept", "errors per image")
+        drawn[caption] = charts.line(
+            [(x, y) for x, y in few.tolist()], "share of the images kept (0 to 1)", "errors per image"
+        )
     return drawn
 
 

@@ -7,9 +7,10 @@ report nor a browser's cache can show the old one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,9 +26,9 @@ from ovseg_batch.methods.small_masks import small_mask
 from ovseg_batch.types import Annotation, FinishedImage, ImageRow
 from ovseg_batch.types.arrays import Pixels
 
-KINDS = ("images", "masks", "edited")  # kinds of thumbnails, with a folder each
+KINDS = ("images", "masks", "edited", "large", "large-edited")  # kinds of pictures, with a folder each
 DATA = "data"  # folder of the gallery's data, which every report rewrites
-SIDE = 360  # longer side in pixels
+SIDE, LARGE = 360, 2048  # longer side of thumbnails and of renditions in pixels
 QUALITY = 78
 #: codes of failed images that are not opened again: they are missing, or opening them fails
 CLOSED = {FailureCode.MISSING, FailureCode.EMPTY, FailureCode.TOO_LARGE, FailureCode.OUT_OF_MEMORY, FailureCode.CRASHED}
@@ -45,16 +46,25 @@ class Album:
     def path(self, kind: str, row: int, token: str) -> Path:
         return self.root / kind / f"{row // 1000:05d}" / f"{row:08d}-{token}.webp"
 
-    def add_image(self, row: ImageRow, limits: Limits) -> str:
-        """Write the thumbnail of an image, unless it cannot be opened or has changed since the run."""
+    def add_image(self, row: ImageRow, limits: Limits, large: bool) -> tuple[str, bool]:
+        """Write the thumbnail of an image, and a rendition of it with `large`.
+
+        Nothing is written if the image cannot be opened or has changed since the run.
+
+        Returns:
+            the digest, and whether there is a rendition.
+        """
         token = token_of(row.content or (row.path, row.bytes, row.mtime_ns))
-        target = self.path("images", row.row, token)
-        if not target.exists():
+        thumbnail, rendition = (self.path(kind, row.row, token) for kind in ("images", "large"))
+        if not thumbnail.exists() or (large and not rendition.exists()):
             try:
-                self._write(target, _small(read_row(row, limits)))
+                pixels = read_row(row, limits)
             except RowError:
-                return ""
-        return token
+                return token if thumbnail.exists() else "", False
+            self._write(thumbnail, _small(pixels, SIDE))
+            if large:
+                self._write(rendition, _small(pixels, LARGE))
+        return token, large
 
     def add_layer(self, image: FinishedImage[Annotation], labels: Sequence[str]) -> str:
         """Write the masks of an image in their labels' colours with darker edges."""
@@ -78,22 +88,39 @@ class Album:
         self._write(target, layer)
         return token
 
-    def add_edited(self, row: int, path: Path, digest: str) -> str:
-        """Write the thumbnail of an edited image with its transparency, unless the file cannot be opened.
+    def add_edited(self, row: int, path: Path, digest: str, large: bool) -> tuple[str, bool]:
+        """Write the thumbnail of an edited image with its transparency, and a rendition with `large`.
+
+        Nothing is written if the file cannot be opened.
 
         Args:
             digest: of the file's content.
+
+        Returns:
+            the digest in the names, and whether there is a rendition.
         """
         token = token_of(digest)
-        target = self.path("edited", row, token)
-        if not target.exists():
-            try:
-                with Image.open(path) as picture:
-                    picture.thumbnail((SIDE, SIDE))
-                    self._save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-            except OSError:
-                return ""
-        return token
+        sides = {"edited": SIDE, **({"large-edited": LARGE} if large else {})}
+        targets = {side: self.path(kind, row, token) for kind, side in sides.items()}
+        for side, target in targets.items():
+            if not target.exists():
+                try:
+                    with Image.open(path) as picture:
+                        picture.thumbnail((side, side))
+                        self._save(target, picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+                except OSError:
+                    return "", False
+        return token, large
+
+    def paths(self, entry: Sequence[Any], details: Mapping[str, Any]) -> Iterator[Path]:
+        """Yield the pictures of an image of the gallery, as `entries` returns it."""
+        row, _, _, photo, layer, edited = entry[:6]
+        tokens = {"images": photo, "masks": layer, "edited": edited}
+        tokens["large"] = photo if details["large"] else ""
+        tokens["large-edited"] = edited if "edited" in details and details["edited"][1] else ""
+        for kind, token in tokens.items():
+            if token:
+                yield self.path(kind, row, token)
 
     def remove_others(self, kept: Iterable[Path]) -> None:
         """Remove the pictures that no image of the gallery has."""
@@ -121,9 +148,9 @@ def masks_token(image: FinishedImage[Annotation], labels: Sequence[str]) -> str:
     return token_of(image.size, tuple(labels), [(one.category, one.score, one.rle) for one in image.annotations])
 
 
-def _small(image: Pixels) -> Pixels:
+def _small(image: Pixels, side: int) -> Pixels:
     height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     if scale >= 1:
         return image
     shape = max(1, round(width * scale)), max(1, round(height * scale))

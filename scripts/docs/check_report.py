@@ -3,10 +3,16 @@
 
 check_report.py                          # 2,000 scenes; about ten minutes on two cores
 check_report.py --images 50 --folder /tmp/report-check
+check_report.py --images 50 --gallery 20000      # also times the first picture of a gallery of so many images
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import re
+import shutil
 import sys
 import tempfile
 import time
@@ -20,7 +26,8 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.run import evaluate
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.report.build import build_report
+from ovseg_batch.report.build import CHUNK, PAGE, build_report
+from ovseg_batch.report.build import FIRST as FIRST_CHUNK
 from ovseg_batch.runs import pipeline
 from ovseg_batch.workdir.store import Workdir
 
@@ -33,8 +40,9 @@ ATTACK = "<script>alert(1)</script>"
 @click.option("--images", default=2000, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to leave it; otherwise it goes.")
 @click.option("--chromium", default="/usr/bin/chromium", show_default=True)
+@click.option("--gallery", default=0, show_default=True, help="Images of a gallery of copies, to be timed. 0: none.")
 @click.option("--draw/--no-draw", default=False, show_default=True, help="Keep the pictures in docs/.")
-def main(images: int, folder: Path | None, chromium: str, draw: bool) -> None:
+def main(images: int, folder: Path | None, chromium: str, gallery: int, draw: bool) -> None:
     """Run, report, look."""
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
@@ -56,15 +64,67 @@ def main(images: int, folder: Path | None, chromium: str, draw: bool) -> None:
                 opened.on("pageerror", lambda error: events.append(str(error)))
                 opened.goto(page.as_uri())
                 opened.wait_for_selector("html[data-ready]")
-                first = opened.evaluate("performance.getEntriesByName('first view')[0].startTime")
-                click.echo(f"{name:8} first view after {first:.0f} ms")
+                click.echo(f"{name:8} {_marks(opened)}")
                 _use(opened, root / f"{name}-")
                 opened.close()
+            if gallery:
+                _multiply(root / "report", root / "copies", gallery)
+                for name, width, height in (("desktop", 1280, 860), ("phone", 390, 860)):
+                    opened = browser.new_page(viewport={"width": width, "height": height})
+                    opened.goto((root / "copies" / "index.html").as_uri())
+                    opened.wait_for_selector("html[data-ready]")
+                    opened.wait_for_function("performance.getEntriesByName('first picture').length")
+                    ready = opened.evaluate("performance.now()")
+                    click.echo(f"{gallery:,} images, {name}: {_marks(opened)}, all listed after {ready:.0f} ms")
+                    opened.close()
             browser.close()
         click.echo(f"on the console: {events or 'nothing'}")
         if draw:
             _keep(root)
         sys.exit(bool(events))
+
+
+def _marks(page: Page) -> str:
+    """Return the times from the start of the page to the first list and to the first picture."""
+    marks = page.evaluate("performance.getEntriesByType('mark').map(mark => [mark.name, mark.startTime])")
+    return ", ".join(f"{name} after {time:.0f} ms" for name, time in marks)
+
+
+def _multiply(report: Path, copies: Path, count: int) -> None:
+    """Write a report with copies of the images of another, as many files as a run of so many images would have."""
+    shutil.rmtree(copies, ignore_errors=True)
+    shutil.copytree(report / "assets", copies / "assets")
+    entries, details = list[list[object]](), list[object]()
+    for path in sorted((report / "data").glob("index-*.js")):
+        entries += json.loads(path.read_text().removeprefix("OVSEG.add(").removesuffix(");\n"))
+    for path in sorted((report / "data").glob("details-*.js")):
+        details += json.loads(path.read_text().partition(",")[2].removesuffix(");\n"))
+    (copies / "data").mkdir()
+    new = list[list[object]]()
+    for row in range(count):
+        entry = entries[row % len(entries)]
+        new.append([row, f"{row:06d}-{entry[1]}", *entry[2:7]])
+        for kind, token in (("images", entry[3]), ("masks", entry[4])):
+            if token:
+                old, target = (
+                    root / kind / f"{number // 1000:05d}" / f"{number:08d}-{token}.webp"
+                    for root, number in ((report, int(str(entry[0]))), (copies, row))
+                )
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(old, target)
+    firsts = [0, *range(FIRST_CHUNK, count, CHUNK), count]
+    for number, (first, last) in enumerate(itertools.pairwise(firsts)):
+        text = f"OVSEG.add({json.dumps(new[first:last])});\n"
+        (copies / "data" / f"index-{number:05d}.js").write_text(text)
+    for number in range(-(-count // PAGE)):
+        few = [details[k % len(details)] for k in range(number * PAGE, min(count, (number + 1) * PAGE))]
+        (copies / "data" / f"details-{number:05d}.js").write_text(f"OVSEG.details({number},{json.dumps(few)});\n")
+    page = (report / "index.html").read_text()
+    data = re.compile(r'(?<=<script type="application/json" id="run">).*?(?=</script>)')
+    found = data.search(page)
+    assert found is not None
+    run = json.dumps(json.loads(found[0]) | {"entries": count, "chunks": len(firsts) - 1}).replace("<", "\\u003c")
+    (copies / "index.html").write_text(data.sub(lambda _: run, page))
 
 
 def _run(root: Path) -> None:
@@ -77,24 +137,30 @@ def _run(root: Path) -> None:
 
 
 def _use(page: Page, prefix: Path) -> None:
-    """Filters, gallery, slider and keyboard; a picture of each view."""
-    page.screenshot(path=f"{prefix}top.png")
-    total = page.inner_text("#count")
-    page.evaluate("document.getElementById('gallery').scrollIntoView({ behavior: 'instant' })")
+    """Filters, gallery, viewer and keyboard; a picture of each view."""
     page.wait_for_timeout(800)
     page.screenshot(path=f"{prefix}gallery.png")
+    total = page.inner_text("#count")
+    if page.locator("#more").is_visible():
+        page.locator("#more").click()
     page.select_option("#label", label=ATTACK)
     by_label = page.inner_text("#count")
     page.select_option("#label", label="all")
     page.select_option("#show", "failed")
     failed = page.inner_text("#count")
-    page.select_option("#show", "edited")
+    page.select_option("#show", "masks")
     page.locator(".tile").first.focus()
     for key in ("ArrowRight", "ArrowDown", "Enter"):
         page.keyboard.press(key)
-    page.locator(".frame.after img").wait_for()
+    page.locator("#masks .row").first.wait_for()
+    if page.locator("#tool-edited").get_attribute("aria-pressed") == "true":
+        page.keyboard.press("e")
+    for key in ("ArrowDown", "w", "ArrowDown", "r"):
+        page.keyboard.press(key)
+    page.mouse.move(2, 2)
     page.wait_for_timeout(500)
     page.screenshot(path=f"{prefix}viewer.png")
+    page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.evaluate("scrollTo({ top: document.documentElement.scrollHeight, behavior: 'instant' })")
     page.wait_for_timeout(500)
@@ -103,20 +169,18 @@ def _use(page: Page, prefix: Path) -> None:
 
 
 def _keep(root: Path) -> None:
-    """The pictures of the docs: the top of the page, and gallery, viewer and phone side by side."""
-    Image.open(root / "desktop-top.png").save(DOCS / "report.png", optimize=True)
-    views = [
-        Image.open(root / f"{name}.png").convert("RGB")
-        for name in ("desktop-gallery", "desktop-viewer", "phone-gallery")
-    ]
-    sheet = Image.new("RGB", (sum(view.width for view in views) + 40, views[0].height), "white")
-    left = 0
-    for view in views:
-        sheet.paste(view, (left, 0))
-        left += view.width + 20
-    sheet.resize((sheet.width * 3 // 5, sheet.height * 3 // 5), Image.Resampling.LANCZOS).quantize(256).save(
-        DOCS / "report-gallery.png", optimize=True
-    )
+    """The pictures of the docs: gallery, viewer, and both on a phone."""
+    phone = [Image.open(root / f"phone-{name}.png").convert("RGB") for name in ("gallery", "viewer")]
+    sheet = Image.new("RGB", (sum(view.width for view in phone) + 20, phone[0].height), "white")
+    sheet.paste(phone[0], (0, 0))
+    sheet.paste(phone[1], (phone[0].width + 20, 0))
+    views = {
+        "report": Image.open(root / "desktop-gallery.png").convert("RGB"),
+        "report-viewer": Image.open(root / "desktop-viewer.png").convert("RGB"),
+        "report-phone": sheet,
+    }
+    for name, view in views.items():
+        view.quantize(256).save(DOCS / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
