@@ -308,6 +308,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def link(source: Path, target: Path) -> None:
+    """Create a hard link to a file, or a symbolic link where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source.resolve())
+
+
 def fsync_folder(folder: Path) -> None:
     _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
 

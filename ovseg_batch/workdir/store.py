@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ovseg_batch.io.atomic import (
     delete,
     file_record,
     fsync_folder,
+    link,
     remove_leftovers,
     temporaries_in,
     write_bytes,
@@ -58,13 +58,6 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     """Return the BLAKE2b hash (32 hex digits) of the canonical JSON of all inputs that decide a stage's result."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        target.symlink_to(source.resolve())
 
 
 class StageStore:
@@ -188,7 +181,7 @@ class StageStore:
                     target = self.folder / file.path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.unlink(missing_ok=True)
-                    _link(other.folder / file.path, target)
+                    link(other.folder / file.path, target)
                     folders.add(target.parent)
                 for folder in folders:
                     fsync_folder(folder)
