@@ -25,6 +25,12 @@ Tree = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
+def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the undisturbed run, which keeps the scores of this module."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("scored") / "run")
+
+
+@pytest.fixture(scope="module")
 def dense(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     """The six scenes without SAM2: other masks, in shards of another size."""
     workdir = tmp_path_factory.mktemp("dense") / "run"

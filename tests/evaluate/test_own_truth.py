@@ -23,6 +23,12 @@ Tree = dict[str, Any]
 OWN = {"dataset", "truth", "without truth"}  # keys of the JSON that depend on the kind of truth
 
 
+@pytest.fixture(scope="module")
+def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the undisturbed run, which keeps the scores of this module."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("scored") / "run")
+
+
 def figures(command: Command, run: Path, *truth: object) -> Tree:
     done = command("eval", run, *truth, "--json")
     assert done.returncode == 0, done.stderr
@@ -82,6 +88,7 @@ def test_intervals_hold_the_figures_and_are_the_same_again(
 
 @pytest.mark.parametrize("kind", ["coco", "coco-polygon", "semantic", "panoptic"])
 def test_an_export_is_a_truth_that_the_run_meets(kind: str, run_of_six: Path, tmp_path: Path, command: Command) -> None:
+    run_of_six = shutil.copytree(run_of_six, tmp_path / "run")
     file = tmp_path / ("masks.json" if kind.startswith("coco") else "masks")
     assert command("export", run_of_six, "-f", kind, "-o", file).returncode == 0
     found = figures(command, run_of_six, "--truth", file)
