@@ -28,6 +28,7 @@ COMPETING = 0.2  # share of the pixels of a label in which another one is a clos
 ALIKE = 0.95  # cosine of the text embeddings of two labels that CLIP hardly tells apart
 FAILED = 0.02  # share of failed images
 SLOW = 2.0  # times the median of the computing time of an image
+PAIRS = 5  # most pairs of labels with a warning
 EMPTY = 0.02  # share of the prompts for which SAM2 drew nothing
 
 
@@ -111,12 +112,15 @@ def of_labels(images: int, label_images: Mapping[str, int]) -> list[Advice]:
 
 
 def of_pairs(config: Config, found: Confusions) -> list[Advice]:
-    """Return a warning for every two labels that compete for the same pixels, or have nearly the same words."""
+    """Return a warning for every two labels that compete for the same pixels, or have nearly the same words.
+
+    Only the `PAIRS` strongest ones are returned.
+    """
     words = {label.name: label.words for label in config.labels}
     advice = []
-    for first, second, share, cosine in found.pairs():
-        if share <= COMPETING and cosine <= ALIKE:
-            continue
+    pairs = [pair for pair in found.pairs() if pair[2] > COMPETING or pair[3] > ALIKE]
+    pairs.sort(key=lambda pair: (pair[2] > COMPETING, pair[2], pair[3]), reverse=True)
+    for first, second, share, cosine in pairs[:PAIRS]:
         one, other = printable(first), printable(second)
         reasons = []
         if share > COMPETING:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
+from ovseg_batch.io.manifest import Manifest
+from ovseg_batch.runs.confusions import Confusions, confusions_of
 from ovseg_batch.runs.trying import keeping, try_images
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
@@ -57,6 +59,19 @@ def test_other_labels_compute_only_the_last_stage(
     assert json.loads(done.stdout)["computed_shards"] == {"encode": 0, "dense": 0, "refine": 4}
     assert "these labels replace" not in done.stderr
     assert json.loads(command(*arguments).stdout)["computed_shards"] == {"encode": 0, "dense": 0, "refine": 0}
+
+
+def test_competing_labels_come_from_kept_features(tried: tuple[Path, dict[str, Any]], finished: Path) -> None:
+    def confusions(folder: Path) -> Confusions | None:
+        workdir = Workdir(folder)
+        stores = {store.stage: store for store in workdir.stores()}
+        return confusions_of(load_config(workdir.config, environment={}), stores, Manifest.open(workdir.manifest))
+
+    found = confusions(tried[0])
+    assert found is not None and set(found.names) == set(LABELS.split(", "))
+    assert found.first.sum() > 0 and (found.seconds.sum(axis=1) <= found.first).all()
+    assert not found.seconds.diagonal().any() and found.cosines.diagonal() == pytest.approx(1)
+    assert confusions(finished) is None, "a run without features"
 
 
 def test_other_images_need_another_folder(

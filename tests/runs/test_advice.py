@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ovseg_batch.config import load_config
-from ovseg_batch.runs.advice import Advice, of_disk, of_failures, of_labels, of_pairs, of_prompts, of_sizes
+from ovseg_batch.runs.advice import PAIRS, Advice, of_disk, of_failures, of_labels, of_pairs, of_prompts, of_sizes
 from ovseg_batch.runs.confusions import Confusions
 from ovseg_batch.runs.disk import Disk
 from ovseg_batch.runs.forecast import Measured
@@ -45,6 +45,15 @@ def test_two_labels_that_compete_or_mean_the_same_are_to_be_synonyms() -> None:
     text = alike.action.partition("--labels '")[2].rstrip("'")
     parsed = {one["name"]: one["synonyms"] for one in parse_labels(text)}
     assert parsed == {"sofa": ("sofa", "couch", "settee"), "sky": ()}
+
+
+def test_of_many_pairs_the_strongest_are_named() -> None:
+    names = tuple(f"label {k}" for k in range(9))
+    config = load_config(None, flags={"labels": list(names)}, environment={})
+    seconds = np.zeros((9, 9))
+    seconds[7, 8] = 90
+    advice = of_pairs(config, Confusions(names, np.full(9, 100.0), seconds, np.full((9, 9), 0.99)))
+    assert len(advice) == PAIRS and advice[0].text.startswith("label 7 and label 8: the other is a close second in 90%")
 
 
 def test_failures_count_from_two_percent() -> None:
