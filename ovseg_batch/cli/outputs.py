@@ -12,6 +12,7 @@ import click
 
 from ovseg_batch.cli.base import EXIT_OK, bar, guarded, log
 from ovseg_batch.cli.options import LabelsCommand, names_option
+from ovseg_batch.errors import UsageError
 from ovseg_batch.export import FORMATS
 from ovseg_batch.settings.labels import split_names
 from ovseg_batch.units import counted
