@@ -8,10 +8,9 @@ from pathlib import Path
 from ovseg_batch import datasets
 from ovseg_batch.api.calling import to_path
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate import comparison
-from ovseg_batch.evaluate.comparison import Comparison
-from ovseg_batch.evaluate.comparison_record import verdicts
-from ovseg_batch.evaluate.difference import TruthDifference, truth_difference
+from ovseg_batch.evaluate.comparison.compare import SHOWN, Comparison, compare_runs
+from ovseg_batch.evaluate.comparison.difference import TruthDifference, truth_difference
+from ovseg_batch.evaluate.comparison.record import verdicts
 from ovseg_batch.evaluate.run import evaluate, evaluate_truth
 from ovseg_batch.report.comparison import check_destination, write_comparison
 from ovseg_batch.wording import for_python
@@ -93,7 +92,7 @@ def compare(
     classes: str | Path | None = None,
     dataset: str | None = None,
     root: str | Path | None = None,
-    limit: int = comparison.SHOWN,
+    limit: int = SHOWN,
 ) -> Compared:
     """Compare the runs of two workdirs over the same images, as `ovseg-batch compare` does.
 
@@ -111,7 +110,7 @@ def compare(
     runs = Workdir(to_path(a)), Workdir(to_path(b))
     if path is not None:
         check_destination(to_path(path))
-    found, against = comparison.compare(*runs, limit), None
+    found, against = compare_runs(*runs, limit), None
     if truth is not None or dataset is not None:
         against = truth_difference(
             *runs,

@@ -16,8 +16,8 @@ from ovseg_batch.workdir.findings import printable
 from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
-    from ovseg_batch.evaluate.comparison import Comparison
-    from ovseg_batch.evaluate.difference import TruthDifference
+    from ovseg_batch.evaluate.comparison.compare import Comparison
+    from ovseg_batch.evaluate.comparison.difference import TruthDifference
 
 LISTED = 10  # rows of each list in the text
 
@@ -51,9 +51,9 @@ def compare(
     Images are matched by their keys, and then by their file names. With ground truth, the difference of every label has
     a 95 % interval. -o writes a page with the images that differ most, side by side.
     """
-    from ovseg_batch.evaluate import comparison
-    from ovseg_batch.evaluate.comparison_record import record, verdicts
-    from ovseg_batch.evaluate.difference import truth_difference
+    from ovseg_batch.evaluate.comparison.compare import compare_runs
+    from ovseg_batch.evaluate.comparison.difference import truth_difference
+    from ovseg_batch.evaluate.comparison.record import record, verdicts
     from ovseg_batch.report.comparison import check_destination, write_comparison
 
     if any(given is not None for given in (dataset, root, truth, truth_classes)):
@@ -62,7 +62,7 @@ def compare(
         check_destination(output)
     runs = Workdir(a), Workdir(b)
     with bar("compare") as shown:
-        found = comparison.compare(*runs, limit, shown.update)
+        found = compare_runs(*runs, limit, shown.update)
     against = None
     if dataset is not None or truth is not None:
         loaded = None if dataset is None else datasets.load(dataset)
@@ -80,7 +80,7 @@ def compare(
 
 def _print(found: Comparison, truth: TruthDifference | None, a: Path, b: Path) -> None:
     """Print the numbers, and the largest entries of each list."""
-    from ovseg_batch.evaluate.comparison_record import comparison_notes, shown_value
+    from ovseg_batch.evaluate.comparison.record import comparison_notes, shown_value
 
     masks = [sum(one.masks[side] for one in found.by_label.values()) for side in (0, 1)]
     for letter, path, count in zip("AB", (a, b), masks, strict=True):

@@ -264,7 +264,7 @@ def manifest(
     check_replaceable(output, Manifest.recognises)
     listed: list[Any] = list(inputs)
     if dataset is not None:
-        from ovseg_batch.evaluate.truth import TruthReader
+        from ovseg_batch.evaluate.truth.datasets import TruthReader
 
         listed = [TruthReader(datasets.load(dataset), Path(folder)).source(oracle) for folder in inputs]
     elif oracle:

@@ -24,7 +24,7 @@ from ovseg_batch.workdir.store import Workdir
 
 if TYPE_CHECKING:
     from ovseg_batch.report.foreword import Foreword
-    from ovseg_batch.runs.trying import Tried
+    from ovseg_batch.runs.trying.trial import Tried
 
 SHEET_IMAGES = 24  # most images on a sheet
 
@@ -109,7 +109,7 @@ def try_images(
     from ovseg_batch.io.marks import check_replaceable
     from ovseg_batch.report.build import build_report
     from ovseg_batch.report.contact_sheet import is_contact_sheet, write_contact_sheet
-    from ovseg_batch.runs.trying import try_images
+    from ovseg_batch.runs.trying.trial import try_images
     from ovseg_batch.stages.base import read_limits
     from ovseg_batch.workdir.results import Results
 
@@ -161,7 +161,7 @@ def _command(
 
 def _sentence(tried: Tried, price: float | None) -> str:
     """Return the forecast in one sentence."""
-    from ovseg_batch.runs.forecast import rounded
+    from ovseg_batch.runs.trying.forecast import rounded
 
     expected = tried.forecast
     interval = "" if expected.low is None else f" ({rounded(expected.low)} to {rounded(expected.high or 0.0)})"
@@ -172,7 +172,7 @@ def _sentence(tried: Tried, price: float | None) -> str:
 
 def _foreword(tried: Tried, price: float | None, command: str) -> Foreword:
     from ovseg_batch.report.foreword import Foreword, StageLine
-    from ovseg_batch.runs.forecast import per_second
+    from ovseg_batch.runs.trying.forecast import per_second
 
     lines = [
         StageLine(one.name, f"{one.start:.1f}", f"{one.per_image:.3g}", per_second(one), f"{one.share:.0%}")

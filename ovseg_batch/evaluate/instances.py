@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovseg_batch.evaluate.coco_file import Instance
+from ovseg_batch.evaluate.truth.coco_file import Instance
 from ovseg_batch.types import Annotation
 from ovseg_batch.types.arrays import AnyArray, Doubles
 

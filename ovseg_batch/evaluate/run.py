@@ -9,10 +9,10 @@ from pathlib import Path
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.kept_scores import KeptScores
-from ovseg_batch.evaluate.own_truth import open_truth
 from ovseg_batch.evaluate.score import Score, paint
 from ovseg_batch.evaluate.sheet import Case, write_sheet
-from ovseg_batch.evaluate.truth import TruthReader, TruthSource
+from ovseg_batch.evaluate.truth.datasets import TruthReader, TruthSource
+from ovseg_batch.evaluate.truth.own import open_truth
 from ovseg_batch.io.images import read_image
 from ovseg_batch.io.manifest import Manifest
 from ovseg_batch.settings import RunConfig

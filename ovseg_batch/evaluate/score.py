@@ -10,12 +10,12 @@ import numpy as np
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
 from ovseg_batch.evaluate.calibration import CalibrationScore
-from ovseg_batch.evaluate.image_counts import ImageCounts
 from ovseg_batch.evaluate.instances import InstanceScore
-from ovseg_batch.evaluate.intervals import Intervals, instance_intervals, semantic_intervals
+from ovseg_batch.evaluate.intervals.figures import Intervals, instance_intervals, semantic_intervals
+from ovseg_batch.evaluate.intervals.image_counts import ImageCounts
 from ovseg_batch.evaluate.metrics import IGNORE, OTHER, SemanticScore, class_iou
 from ovseg_batch.evaluate.panoptic import PanopticScore
-from ovseg_batch.evaluate.truth import Truth, TruthSource
+from ovseg_batch.evaluate.truth.datasets import Truth, TruthSource
 from ovseg_batch.io import rle
 from ovseg_batch.methods.confidence import ImageConfidence
 from ovseg_batch.types import Annotation, FinishedImage, painting_order

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.comparison import Comparison, ImageChange, LabelChange
-from ovseg_batch.evaluate.comparison_record import EMPTY, comparison_notes, shown_value, verdicts
-from ovseg_batch.evaluate.difference import Difference, TruthDifference
+from ovseg_batch.evaluate.comparison.compare import Comparison, ImageChange, LabelChange
+from ovseg_batch.evaluate.comparison.difference import Difference, TruthDifference
+from ovseg_batch.evaluate.comparison.record import EMPTY, comparison_notes, shown_value, verdicts
 from ovseg_batch.io.atomic import atomic_path, remove_leftovers, temporaries_in, write_text
 from ovseg_batch.io.limits import Limits
 from ovseg_batch.io.marks import COMPARISON, REPORT_PAGE

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ovseg_batch.errors import RowError
-from ovseg_batch.evaluate.matching import simple
+from ovseg_batch.evaluate.truth.matching import simple
 from ovseg_batch.io import rle
 from ovseg_batch.io.images import read_row
 from ovseg_batch.io.limits import Limits

@@ -94,7 +94,7 @@ def list_images(
 def _source(text: str, remote: Remote | None, listing: ManifestConfig) -> Source:
     """Open an input. The folder of the data set that `manifest.dataset` names gives the images of its split."""
     if listing.dataset is not None and Path(text).is_dir():
-        from ovseg_batch.evaluate.truth import TruthReader
+        from ovseg_batch.evaluate.truth.datasets import TruthReader
 
         dataset = datasets.load(listing.dataset)
         if dataset.is_at(Path(text)):

@@ -13,7 +13,7 @@ from ovseg_batch.datasets import protocols
 from ovseg_batch.datasets.protocols import Row
 from ovseg_batch.errors import UsageError, nearest
 from ovseg_batch.evaluate.run import evaluate
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth.datasets import TruthReader
 from ovseg_batch.runs import pipeline
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.registry import resolve

@@ -27,7 +27,7 @@ from ovseg_batch import datasets, scenes
 from ovseg_batch.config import load_config
 from ovseg_batch.evaluate.metrics import SemanticScore
 from ovseg_batch.evaluate.scenes import write_scenes
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth.datasets import TruthReader
 from ovseg_batch.export.exporting import Options, export
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.export.selection import Selection

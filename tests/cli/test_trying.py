@@ -16,8 +16,8 @@ from PIL import Image
 from ovseg_batch.config import load_config
 from ovseg_batch.errors import UsageError
 from ovseg_batch.io.manifest import Manifest
-from ovseg_batch.runs.confusions import Confusions, confusions_of
-from ovseg_batch.runs.trying import keeping, try_images
+from ovseg_batch.runs.trying.confusions import Confusions, confusions_of
+from ovseg_batch.runs.trying.trial import keeping, try_images
 from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 from tests.conftest import LABELS, Command, data_files

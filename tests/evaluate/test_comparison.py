@@ -12,10 +12,10 @@ import pytest
 
 import ovseg_batch
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate import comparison
-from ovseg_batch.evaluate.comparison_record import record, verdicts
-from ovseg_batch.evaluate.difference import Difference, TruthDifference
-from ovseg_batch.evaluate.pairing import match_masks
+from ovseg_batch.evaluate.comparison.compare import compare_runs
+from ovseg_batch.evaluate.comparison.difference import Difference, TruthDifference
+from ovseg_batch.evaluate.comparison.pairing import match_masks
+from ovseg_batch.evaluate.comparison.record import record, verdicts
 from ovseg_batch.workdir.store import Workdir
 from tests.conftest import LABELS, Command, run_arguments
 from tests.harness.image_variants import annotation
@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_two_evaluations(
 
 def test_counts_by_hand(finished: Path, dense: Path) -> None:
     """Pixels and masks of labels, from the masks of both runs as arrays."""
-    found = comparison.compare(Workdir(finished), Workdir(dense))
+    found = compare_runs(Workdir(finished), Workdir(dense))
     runs = [ovseg_batch.Run(finished), ovseg_batch.Run(dense)]
     differs = total = 0
     for one in runs[0]:
@@ -100,12 +100,12 @@ def test_counts_by_hand(finished: Path, dense: Path) -> None:
         for side in (0, 1):
             assert change.matched + change.changed[side] + change.only[side] == change.masks[side]
     assert [one.share for one in found.most] == sorted((one.share for one in found.most), reverse=True)
-    assert len(found.most) == 6 and comparison.compare(Workdir(finished), Workdir(dense), 2).most == found.most[:2]
+    assert len(found.most) == 6 and compare_runs(Workdir(finished), Workdir(dense), 2).most == found.most[:2]
 
 
 def test_the_order_does_not_matter(finished: Path, dense: Path) -> None:
-    one = comparison.compare(Workdir(finished), Workdir(dense))
-    other = comparison.compare(Workdir(dense), Workdir(finished))
+    one = compare_runs(Workdir(finished), Workdir(dense))
+    other = compare_runs(Workdir(dense), Workdir(finished))
     assert np.array_equal(one.pixels, other.pixels.T) and one.share == other.share
     assert {label: change.iou for label, change in one.by_label.items()} == pytest.approx(
         {label: change.iou for label, change in other.by_label.items()}

@@ -257,7 +257,7 @@ def test_an_image_of_another_size_than_in_the_json_is_left_out(tmp_path: Path, c
 
 
 def test_precision_recall_and_retrieval_by_hand() -> None:
-    from ovseg_batch.evaluate.coco_file import Instance
+    from ovseg_batch.evaluate.truth.coco_file import Instance
     from ovseg_batch.io import rle
 
     def drawn(x: int) -> np.ndarray:

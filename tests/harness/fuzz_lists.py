@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ovseg_batch import datasets
 from ovseg_batch.config import dump_config, load_config
 from ovseg_batch.errors import OvsegError
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth.datasets import TruthReader
 from ovseg_batch.io.manifest import Manifest, Summary, build_manifest
 from ovseg_batch.io.updating import update_manifest
 from ovseg_batch.runs import manifests

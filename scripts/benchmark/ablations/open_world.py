@@ -20,7 +20,7 @@ from PIL import Image
 
 from ovseg_batch import datasets
 from ovseg_batch.config import load_config, presets
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth.datasets import TruthReader
 from ovseg_batch.io import rle
 from ovseg_batch.runs import pipeline
 from ovseg_batch.types import Annotation

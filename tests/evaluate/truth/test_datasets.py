@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.truth import Instance, TruthReader
+from ovseg_batch.evaluate.truth.datasets import Instance, TruthReader
 from ovseg_batch.io import rle
 from tests.support import layouts
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from ovseg_batch.evaluate.image_counts import mean_known
 from ovseg_batch.evaluate.instances import HALF, RETRIEVED, THREE_QUARTERS, split_entries
+from ovseg_batch.evaluate.intervals.image_counts import mean_known
 from ovseg_batch.types.arrays import AnyArray, Doubles, Indices, Mask
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ovseg_batch.evaluate.matching import simple
-from ovseg_batch.evaluate.pairing import Image, MatchedMasks, finished_pairs, match_masks, pair_images
+from ovseg_batch.evaluate.comparison.pairing import Image, MatchedMasks, finished_pairs, match_masks, pair_images
+from ovseg_batch.evaluate.truth.matching import simple
 from ovseg_batch.io import rle
 from ovseg_batch.types import painting_order
 from ovseg_batch.types.arrays import ClassMap, Indices
@@ -115,7 +115,7 @@ class Comparison:
         return [(names[i], names[j], int(changed[i, j])) for i, j in places if changed[i, j]]
 
 
-def compare(
+def compare_runs(
     a: Workdir, b: Workdir, shown: int = SHOWN, advance: Callable[[int], object] = lambda images: None
 ) -> Comparison:
     """Compare two runs shard by shard. Only the masks of a few shards are in memory.

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ovseg_batch.datasets import ClassMaps, Dataset
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.coco_file import CocoObject, Instance, read_coco, to_instance
 from ovseg_batch.evaluate.metrics import IGNORE
+from ovseg_batch.evaluate.truth.coco_file import CocoObject, Instance, read_coco, to_instance
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.hashing import content_hash, file_hash

@@ -13,10 +13,10 @@ import numpy as np
 from ovseg_batch.config import load_config
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import OvsegError
-from ovseg_batch.evaluate.matching import MatchedImages, match_images, match_labels, simple
 from ovseg_batch.evaluate.metrics import IGNORE, OTHER
-from ovseg_batch.evaluate.truth import Truth
-from ovseg_batch.evaluate.truth_files import TruthFiles, open_files
+from ovseg_batch.evaluate.truth.datasets import Truth
+from ovseg_batch.evaluate.truth.files import TruthFiles, open_files
+from ovseg_batch.evaluate.truth.matching import MatchedImages, match_images, match_labels, simple
 from ovseg_batch.types.arrays import AnyArray
 from ovseg_batch.units import counted
 from ovseg_batch.workdir.results import Results

@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from ovseg_batch.config import load_config
-from ovseg_batch.runs.advice import PAIRS, Advice, of_disk, of_failures, of_labels, of_pairs, of_prompts, of_sizes
-from ovseg_batch.runs.confusions import Confusions
-from ovseg_batch.runs.disk import Disk
-from ovseg_batch.runs.forecast import Measured
+from ovseg_batch.runs.trying.advice import (
+    PAIRS,
+    Advice,
+    of_disk,
+    of_failures,
+    of_labels,
+    of_pairs,
+    of_prompts,
+    of_sizes,
+)
+from ovseg_batch.runs.trying.confusions import Confusions
+from ovseg_batch.runs.trying.disk import Disk
+from ovseg_batch.runs.trying.forecast import Measured
 from ovseg_batch.settings.labels import parse_labels
 from ovseg_batch.types import PromptOutcome
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import ovseg_batch
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.matching import match_images, match_labels
+from ovseg_batch.evaluate.truth.matching import match_images, match_labels
 from ovseg_batch.io import rle
 from tests.conftest import LABELS, Command
 from tests.support import own_truth

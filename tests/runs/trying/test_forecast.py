@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ovseg_batch.runs.forecast import Measured, forecast, quantile, rounded
+from ovseg_batch.runs.trying.forecast import Measured, forecast, quantile, rounded
 
 SHARDS, EACH = 8, 3
 

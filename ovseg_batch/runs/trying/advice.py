@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovseg_batch.runs.confusions import Confusions, confusions_of
-from ovseg_batch.runs.disk import Disk
-from ovseg_batch.runs.forecast import Measured
 from ovseg_batch.runs.pipeline import Outcome
 from ovseg_batch.runs.planning import PlannedStage
+from ovseg_batch.runs.trying.confusions import Confusions, confusions_of
+from ovseg_batch.runs.trying.disk import Disk
+from ovseg_batch.runs.trying.forecast import Measured
 from ovseg_batch.settings import Config
 from ovseg_batch.settings.labels import format_labels
 from ovseg_batch.types import PromptOutcome

@@ -23,11 +23,11 @@ from ovseg_batch.io.marks import check_replaceable
 from ovseg_batch.io.records import parse_json
 from ovseg_batch.io.sampled import read_size, sample_rows, write_sample
 from ovseg_batch.runs import manifests, pipeline
-from ovseg_batch.runs.advice import Advice, advise
 from ovseg_batch.runs.devices import worker_count
-from ovseg_batch.runs.disk import Disk, disk_of
-from ovseg_batch.runs.forecast import Forecast, Measured, forecast
 from ovseg_batch.runs.planning import PlannedStage, plan, settle
+from ovseg_batch.runs.trying.advice import Advice, advise
+from ovseg_batch.runs.trying.disk import Disk, disk_of
+from ovseg_batch.runs.trying.forecast import Forecast, Measured, forecast
 from ovseg_batch.settings import Config
 from ovseg_batch.stages.base import read_limits
 from ovseg_batch.stages.registry import make_plan, plans_of, resolve, stage_names

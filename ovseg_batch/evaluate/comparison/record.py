@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ovseg_batch.evaluate.comparison import Comparison
-from ovseg_batch.evaluate.difference import Difference, TruthDifference
+from ovseg_batch.evaluate.comparison.compare import Comparison
+from ovseg_batch.evaluate.comparison.difference import Difference, TruthDifference
 from ovseg_batch.units import counted
 
 EMPTY = "–"

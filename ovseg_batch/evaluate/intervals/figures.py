@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ovseg_batch.evaluate.image_counts import (
+from ovseg_batch.evaluate.intervals.average_precision import resampled
+from ovseg_batch.evaluate.intervals.image_counts import (
     ImageCounts,
     accuracy_of,
     interval,
@@ -16,7 +17,6 @@ from ovseg_batch.evaluate.image_counts import (
     samples,
     weighted_sums,
 )
-from ovseg_batch.evaluate.resampled_ap import resampled
 from ovseg_batch.types.arrays import AnyArray, Doubles, Indices
 
 AP_RESAMPLES = 200  # every sample ranks all masks anew

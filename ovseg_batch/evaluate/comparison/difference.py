@@ -11,11 +11,11 @@ import numpy as np
 
 from ovseg_batch.datasets import Dataset
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.image_counts import interval, iou_of, mean_known, samples, weighted_sums
-from ovseg_batch.evaluate.own_truth import OwnTruth, open_truth
-from ovseg_batch.evaluate.pairing import pair_images
+from ovseg_batch.evaluate.comparison.pairing import pair_images
+from ovseg_batch.evaluate.intervals.image_counts import interval, iou_of, mean_known, samples, weighted_sums
 from ovseg_batch.evaluate.run import score_run
-from ovseg_batch.evaluate.truth import TruthReader
+from ovseg_batch.evaluate.truth.datasets import TruthReader
+from ovseg_batch.evaluate.truth.own import OwnTruth, open_truth
 from ovseg_batch.types.arrays import AnyArray, Doubles, Indices
 from ovseg_batch.units import counted
 from ovseg_batch.workdir.results import Results

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.coco_file import CocoImage, Instance, category_names, read_coco, read_tree, to_instance
 from ovseg_batch.evaluate.metrics import IGNORE, OTHER
+from ovseg_batch.evaluate.truth.coco_file import CocoImage, Instance, category_names, read_coco, read_tree, to_instance
 from ovseg_batch.io import rle
 from ovseg_batch.io.hashing import content_hash
 from ovseg_batch.io.records import parse_json

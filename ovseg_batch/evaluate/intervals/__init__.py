@@ -1,0 +1,1 @@
+"""95 % intervals of figures, by resampling images."""

@@ -1,0 +1,1 @@
+"""Ground truth: of data sets, and of one's own."""
