@@ -23,15 +23,16 @@ from tests.harness.fuzz_lists import Lists
 from tests.harness.fuzz_workdirs import Workdirs
 from tests.harness.fuzzing import MEBIBYTE, Outcome, Tally, measured, save, table, watched
 
-SHARES = {"images": 0.35, "lists": 0.25, "workdirs": 0.4}  # of the time
+SHARES = {"images": 0.3, "lists": 0.2, "workdirs": 0.3, "hybrid": 0.2}  # of the time
+WORKDIRS = {"workdirs": "prompted", "hybrid": "hybrid"}  # family of damaged workdirs → configuration of the run
 SECONDS = 60.0  # that one case of images and lists may take
 LIST_PEAK = 256 * MEBIBYTE  # by which lists of a few lines may grow the memory
 
 
 def cases(family: str, seeds: Iterator[int], until: float, root: Path) -> Iterator[tuple[int, Outcome]]:
     """Yield the seeds of a family and the outcomes of their cases, until a time or the end of the seeds."""
-    if family == "workdirs":
-        workdirs = Workdirs(root)
+    if family in WORKDIRS:
+        workdirs = Workdirs(root, WORKDIRS[family])
         for seed in seeds:
             if time.monotonic() > until:
                 return

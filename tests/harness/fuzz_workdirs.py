@@ -16,6 +16,7 @@ from ovseg_batch.errors import OvsegError, RowError
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.export.formats import WRITERS
 from ovseg_batch.io.manifest import Manifest
+from tests.harness.configurations import options, save_models
 from tests.harness.fuzzing import Input, Violation
 from tests.harness.job import SEEDS, Ended, leftovers, start_command, start_function
 from tests.harness.mutations import mutate_bytes, mutate_json, to_json
@@ -41,11 +42,18 @@ class Workdirs:
 
     name = "workdirs"
 
-    def __init__(self, root: Path) -> None:
-        """Render the images and run them undisturbed. `root` is an empty folder."""
+    def __init__(self, root: Path, configuration: str = "prompted") -> None:
+        """Render the images and run them undisturbed.
+
+        Args:
+            root: an empty folder.
+            configuration: key of `CONFIGURATIONS`.
+        """
         self._root = root
         self._commands = 0
         write_scenes(root, SEEDS[:IMAGES])
+        save_models(root / "models")
+        self._options = options(configuration, root / "models")
         self._images = root / "images"
         self._whole = root / "whole"
         self._run = root / "run"
@@ -102,7 +110,7 @@ class Workdirs:
         small = ["--workers", "0", "--set", "manifest.shard_rows=2", "--set", "run.threads=1"]
         kept = ["--set", "dense.cache=features", "--set", "refine.method=none"]
         command = ["run", str(self._images), "-o", str(self._run), "--labels", LABELS]
-        return [*command, "--edit", "cutout", "--drop", "sky", *small, *kept, *more]
+        return [*command, "--edit", "cutout", "--drop", "sky", *small, *kept, *self._options, *more]
 
     def _start(self, arguments: list[str]) -> Ended:
         self._commands += 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ovseg_batch.failpoints import EXPORT_POINTS, FILE_POINTS, SHARD_POINTS
+from tests.harness.configurations import options, save_models
 from tests.harness.crash import Loop
-from tests.harness.crash_matrix import CELLS, try_cell
+from tests.harness.crash_matrix import FIRST, MATRIX, Cell, sample, try_cell
 from tests.harness.disk import CannotMount
 from tests.harness.faults import ERRORS, HERE, POINTS, REAL, try_fault
 from tests.harness.job import Job, contents
@@ -30,7 +33,7 @@ def wanted(job: Job) -> dict[str, str]:
 
 
 def test_the_matrix_has_every_point_of_every_scope() -> None:
-    assert {(scope, point) for scope, point, _ in CELLS} == {
+    assert {(scope, point) for scope, point, _ in MATRIX[FIRST]} == {
         *((stage, point) for stage in ("dense", "refine", "edit") for point in SHARD_POINTS),
         *((scope, point) for scope in ("manifest", "export") for point in FILE_POINTS),
         *(("export", point) for point in EXPORT_POINTS),
@@ -38,11 +41,46 @@ def test_the_matrix_has_every_point_of_every_scope() -> None:
 
 
 @pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")
-@pytest.mark.parametrize("cell", CELLS, ids=[f"{scope}.{point}" for scope, point, _ in CELLS])
+@pytest.mark.parametrize("cell", MATRIX[FIRST], ids=[f"{scope}.{point}" for scope, point, _ in MATRIX[FIRST]])
 def test_killed_at_a_failpoint_and_resumed_equals_undisturbed(
-    job: Job, wanted: dict[str, str], tmp_path: Path, cell: tuple[str, str, int]
+    job: Job, wanted: dict[str, str], tmp_path: Path, cell: Cell
 ) -> None:
     assert try_cell(job, tmp_path / "run", cell, wanted) == []
+
+
+def test_the_matrix_has_every_stage_of_every_method() -> None:
+    stages = {name: {scope for scope, _, _ in cells} for name, cells in MATRIX.items()}
+    assert stages["hybrid"] == {"tokens", "sam3", "settle", "dense", "refine", "merge", "edit"}
+    assert {scope for name, (scope, _, _) in sample() if name == "proposals"} == {
+        "propose",
+        "embed",
+        "classify",
+        "edit",
+    }
+    assert {scope for name, (scope, _, _) in sample() if name == "detect"} == {"detect", "classify", "edit"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Job) -> Callable[[str], dict[str, str]]:
+    """Return what an undisturbed run of a configuration leaves."""
+    save_models(job.root / "models")
+
+    @functools.cache
+    def finished(name: str) -> dict[str, str]:
+        ended = job.run(job.root / name, *HERE, *options(name, job.root / "models"))
+        assert ended.code == 0, ended
+        return contents(job.root / name)
+
+    return finished
+
+
+@pytest.mark.slow("kill -9 at any moment loses at most the shard in flight, with every method")
+@pytest.mark.parametrize(("name", "cell"), sample(), ids=[f"{name}-{cell[0]}.{cell[1]}" for name, cell in sample()])
+def test_each_stage_of_each_method_is_killed_and_resumed(
+    job: Job, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, name: str, cell: Cell
+) -> None:
+    """`python -m tests.harness crash-matrix` tries every point."""
+    assert try_cell(job, tmp_path / "run", cell, undisturbed(name), options(name, job.root / "models")) == []
 
 
 @pytest.mark.slow("kill -9 at any moment loses at most the shard in flight")

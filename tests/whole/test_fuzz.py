@@ -66,6 +66,12 @@ def test_damaged_workdirs_are_refused_or_repaired(tmp_path: Path) -> None:
     assert violations(Workdirs(tmp_path), range(3)) == []
 
 
+@pytest.mark.slow("a damaged workdir of a hybrid run with SAM 3 is refused or repaired")
+def test_damaged_workdirs_of_a_hybrid_run_are_refused_or_repaired(tmp_path: Path) -> None:
+    """Its files include those of `tokens`, `sam3`, `settle` and `merge`, and edits with a ViTMatte."""
+    assert violations(Workdirs(tmp_path, "hybrid"), range(2)) == []
+
+
 def test_whole_files_are_accepted() -> None:
     refused = [
         name
