@@ -37,14 +37,21 @@ from hypothesis.stateful import (
 from ovseg_batch.evaluate.scenes import write_scenes
 from ovseg_batch.failpoints import SHARD_POINTS
 from ovseg_batch.io.manifest import Manifest
+from tests.harness.configurations import options, save_models
 from tests.harness.job import SEEDS, Ended, Running, leftovers, start_command, torn
 
-LABELS = {"x": "sky; tree; grass", "y": "house; balloon; road", "cut": "sky; tree; grass"}
-EDITS = {"cut": ("--edit", "cutout", "--drop", "sky")}
+LABELS = {
+    **{"x": "sky; tree; grass", "y": "house; balloon; road", "cut": "sky; tree; grass", "matte": "sky; tree; grass"},
+    # two runs of SAM 3, and a hybrid run with it, that share words
+    **{"words": "car; sky; dog", "more": "dog; water; car", "hybrid": "sky; car; house"},
+}
+CUT = ("--edit", "cutout", "--drop", "sky")
+EDITS = {"cut": CUT, "matte": CUT}
+METHODS = {"matte": "matte", "words": "sam3", "more": "sam3", "hybrid": "hybrid"}  # name → its configuration
 NAMES = tuple(f"{letter}.jpg" for letter in "abcdef")
 CONTENTS = 6  # scenes that an image can show
 POINTS = (
-    *(f"{stage}.{point}" for stage in ("dense", "refine", "edit") for point in SHARD_POINTS),
+    *(f"{stage}.{point}" for stage in ("dense", "refine", "edit", "sam3", "merge") for point in SHARD_POINTS),
     *("manifest.rename", "export.rename", "export.renamed", "export.linked", "export.between"),
 )
 FINISHED = (0, 3)  # exit codes of a run that has written its outputs: all images well, or some failed
@@ -63,20 +70,22 @@ class Scenes:
     def __init__(self, root: Path) -> None:
         self.root, self.cache = root, root / "cache"
         write_scenes(root, SEEDS[:CONTENTS])
+        save_models(root / "models")
         self.files = [*sorted((root / "images").iterdir())]
         self.masks: dict[str, list[Masks]] = {}
         for name in LABELS:
             workdir = root / f"undisturbed-{name}"
-            ended = start(self.cache, root / "log", *run_arguments(name, root / "images", workdir)).wait()
+            ended = start(self.cache, root / "log", *self.arguments(name, root / "images", workdir)).wait()
             if ended.code != 0:
                 raise RuntimeError(f"an undisturbed run ended with {ended.code}:\n{ended.stderr}")
             found = read_masks(workdir)
             self.masks[name] = [found[file.name] for file in self.files]
 
-
-def run_arguments(name: str, images: Path, workdir: Path) -> list[object]:
-    small = ("--workers", "0", "--set", "manifest.shard_rows=2", "--set", "run.threads=1")
-    return ["run", images, "-o", workdir, "--labels", LABELS[name], *EDITS.get(name, ()), *small]
+    def arguments(self, name: str, images: Path, workdir: Path) -> list[object]:
+        """Return the arguments of a run with a configuration."""
+        small = ("--workers", "0", "--set", "manifest.shard_rows=2", "--set", "run.threads=1")
+        own = options(METHODS[name], self.root / "models") if name in METHODS else ()
+        return ["run", images, "-o", workdir, "--labels", LABELS[name], *EDITS.get(name, ()), *small, *own]
 
 
 def start(cache: Path, log: Path, *arguments: object, failpoints: str = "") -> Running:
@@ -270,7 +279,7 @@ def machine(scenes: Scenes, counts: Counter[str]) -> type[RuleBasedStateMachine]
         # --- what holds ---
 
         def arguments(self, name: str, update: bool) -> list[object]:
-            return [*run_arguments(name, self.images, self.workdir), *(("--update",) if update else ())]
+            return [*scenes.arguments(name, self.images, self.workdir), *(("--update",) if update else ())]
 
         def begin(self, *arguments: object, failpoints: str = "") -> Running:
             counts[str(arguments[0])] += 1
