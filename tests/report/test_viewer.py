@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
+from ovseg_batch.report.page import OUTCOMES
+from ovseg_batch.types import PromptOutcome
 from tests.conftest import Command, run_arguments
 from tests.report.conftest import names, show
 
@@ -260,16 +262,36 @@ def test_the_dense_map_names_the_runner_up(viewer: Page) -> None:
     assert viewer.locator("canvas.dense").count() == 0
 
 
-def test_prompts_are_dots_with_the_reason(viewer: Page) -> None:
-    """Prompts of runs that keep them: here added to the details, as the report writes them."""
-    viewer.evaluate(
-        "() => { shown.details.prompts = [[20, 30, 'wood', 'outvoted'], [60, 60, 'car', 'kept']]; showStage(); }"
-    )
+def test_prompts_are_dots_with_what_became_of_them(viewer: Page) -> None:
+    prompts = viewer.evaluate("shown.details.prompts")
+    width, height = viewer.evaluate("shown.details.space")
+    assert prompts and all(0 <= x <= width and 0 <= y <= height for x, y, _, _ in prompts)
     viewer.keyboard.press("q")
-    assert viewer.locator(".dot.lost").count() == viewer.locator(".dot.good").count() == 1
-    viewer.locator(".dot.lost").hover(force=True)
-    viewer.locator(".dot.lost").dispatch_event("pointermove", {"clientX": 300, "clientY": 300, "bubbles": True})
-    assert viewer.locator("#tip").inner_text().startswith("prompt of wood: voted out")
+    dots = viewer.locator(".dot:not(.halo)")
+    assert dots.evaluate_all("dots => dots.map(dot => dot.dataset.text)") == [
+        f"prompt of {label}: {OUTCOMES[outcome]}" for _, _, label, outcome in prompts
+    ]
+    assert viewer.locator(".dot.good").count() == sum(one[3] in ("kept", "merged", "blended") for one in prompts)
+    dots.first.dispatch_event("pointermove", {"clientX": 300, "clientY": 300, "bubbles": True})
+    assert viewer.locator("#tip").inner_text().startswith(f"prompt of {prompts[0][2]}: ")
+    viewer.keyboard.press("q")
+    assert dots.count() == 0
+
+
+def test_prompts_that_were_voted_out_are_among_the_rivals(viewer: Page) -> None:
+    viewer.keyboard.press("ArrowDown")
+    viewer.evaluate(
+        """() => { const box = document.querySelector('.mask.selected'), [w, h] = shown.details.space;
+          for (let y = 0.5; y < h; y++) for (let x = 0.5; x < w; x++) if (box.isPointInFill(new DOMPoint(x, y))) {
+            shown.details.prompts = [[x, y, 'lamp', 'outvoted'], [x, y, 'rug', 'kept'], [-9, -9, 'cup', 'small']];
+            return showWhy(); } }"""
+    )
+    text = viewer.inner_text("#why")
+    assert "prompt of lamp: voted out" in text and "rug" not in text and "cup" not in text
+
+
+def test_every_outcome_of_a_prompt_is_explained() -> None:
+    assert set(OUTCOMES) == set(PromptOutcome)
 
 
 def test_other_files_get_renditions(browser: Browser, few_scenes: Path, tmp_path: Path, command: Command) -> None:
