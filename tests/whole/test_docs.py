@@ -88,6 +88,7 @@ TRIED = {
     "docs/formats.md": True,
     "docs/methods.md": False,
     "docs/query.md": False,
+    "docs/report.md": True,
     "docs/settings.md": False,
     "docs/try.md": False,
     "docs/watching.md": True,
