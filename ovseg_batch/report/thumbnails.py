@@ -54,7 +54,7 @@ class Album:
         Returns:
             the digest, and whether there is a rendition.
         """
-        token = token_of(row.content or (row.path, row.bytes, row.mtime_ns))
+        token = image_token(row)
         thumbnail, rendition = (self.path(kind, row.row, token) for kind in ("images", "large"))
         if not thumbnail.exists() or (large and not rendition.exists()):
             try:
@@ -141,6 +141,11 @@ class Album:
 def token_of(*content: object) -> str:
     """Return eight hexadecimal digits that change with the content."""
     return hashlib.blake2b(repr(content).encode(), digest_size=4).hexdigest()
+
+
+def image_token(row: ImageRow) -> str:
+    """Return a digest of the content of an image file, or of its name and time where no stage has read it."""
+    return token_of(row.content or (row.path, row.bytes, row.mtime_ns))
 
 
 def masks_token(image: FinishedImage[Annotation], labels: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ovseg_batch.io import tables
 from ovseg_batch.io.tables import TABLE
 from ovseg_batch.methods.presence import Presence
 from ovseg_batch.methods.prompts import PointPrompt
@@ -124,7 +125,7 @@ def test_a_run_without_the_stage_has_no_prompts(few_scenes: Path, tmp_path: Path
 
 def test_readers_of_masks_do_not_read_prompts(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[Any] = []
-    read = committed.read_results
+    read = tables.read_results
 
     def noted(path: Path, columns: Any = None, masks: Any = None) -> Any:
         requested.append(columns)

@@ -18,8 +18,10 @@ def read_maps(root: Path) -> list[tuple[str, Any, Any]]:
     """Image name, class map and map of instances of every scene."""
     found = []
     for image in sorted((root / "images").iterdir()):
-        maps = (np.array(Image.open(root / "truth" / f"{image.name}.{kind}.png")) for kind in ("classes", "instances"))
-        found.append((image.name, *maps))
+        classes, instances = (
+            np.array(Image.open(root / "truth" / f"{image.name}.{kind}.png")) for kind in ("classes", "instances")
+        )
+        found.append((image.name, classes, instances))
     return found
 
 

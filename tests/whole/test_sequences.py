@@ -52,7 +52,7 @@ def during(stage: str, monkeypatch: pytest.MonkeyPatch, happen: Callable[[], obj
     compute = pipeline._run_planned
     happened: list[bool] = []
 
-    def computing(planned: PlannedStage, *rest: object) -> list[int]:
+    def computing(planned: PlannedStage, *rest: object) -> object:
         due = planned.name == stage and not happened
         if due:
             happened.append(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 import time
@@ -25,10 +24,11 @@ from ovseg_batch.export import FORMATS
 from ovseg_batch.io import rle
 from ovseg_batch.io.entries import Entry, Source
 from ovseg_batch.io.manifest import Manifest, build_manifest
-from ovseg_batch.report.thumbnails import Album
+from ovseg_batch.report.thumbnails import Album, image_token, masks_token
 from ovseg_batch.stages.answer import make_annotation
 from ovseg_batch.stages.base import Stage, Upstream
 from ovseg_batch.types import ImageRow, RowResult
+from ovseg_batch.workdir.results import Results
 from ovseg_batch.workdir.store import Workdir
 
 SEEDS = scenes.HELD_OUT_SEEDS[8000:8050]
@@ -125,7 +125,7 @@ def report(images: int, folder: Path | None, chromium: str) -> None:
         output = root / "report"
         arguments = ["report", str(workdir.root), "-o", str(output), "--workers", "0"]
         measured([*arguments, "--limit", str(len(SEEDS))])
-        _link_pictures(Album(output), images)
+        _link_pictures(workdir, Album(output))
         seconds, peak = measured([*arguments, "--limit", str(images)])
         click.echo(f"{images} images  written in {seconds:.1f} s (pictures apart)  peak {peak:.0f} MiB")
         with sync_playwright() as playwright:
@@ -160,14 +160,18 @@ SCROLL = """async () => {
 }"""
 
 
-def _link_pictures(album: Album, images: int) -> None:
-    """The pictures that are there, under every other row's name."""
-    for kind in ("images", "masks"):
-        there = {row: path for row in range(images) if (path := album.path(kind, row)).exists()}
-        if not there:
-            raise click.ClickException(f"the report has no {kind}")
-        for row, path in zip(range(images), itertools.cycle(there.values())):
-            target = album.path(kind, row)
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(path, target)
+def _link_pictures(workdir: Workdir, album: Album) -> None:
+    """Link the pictures that are there under the names of all images."""
+    there = {kind: sorted((album.root / kind).glob("*/*.webp")) for kind in ("images", "masks")}
+    if missing := [kind for kind, paths in there.items() if not paths]:
+        raise click.ClickException(f"the report has no {missing[0]}")
+    results = Results.open(workdir)
+    for shard in range(results.manifest.shards):
+        for image in results.shard(shard):
+            row = image.row.row
+            tokens = {"images": image_token(image.row), "masks": masks_token(image, results.labels)}
+            for kind, token in tokens.items():
+                target = album.path(kind, row, token)
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(there[kind][row % len(there[kind])], target)

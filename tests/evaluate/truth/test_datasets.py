@@ -13,7 +13,8 @@ from PIL import Image
 
 from ovseg_batch import datasets
 from ovseg_batch.errors import UsageError
-from ovseg_batch.evaluate.truth.datasets import Instance, TruthReader
+from ovseg_batch.evaluate.truth.coco_file import Instance
+from ovseg_batch.evaluate.truth.datasets import TruthReader
 from ovseg_batch.io import rle
 from tests.support import layouts
 
