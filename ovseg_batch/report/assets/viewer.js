@@ -95,18 +95,24 @@ function image(entry, kind, path, large, digest, text) {
   const made = element("img"), row = entry[ROW];
   const thumbnail = digest && picture(kind === "edited" ? "edited" : "images", row, digest);
   const rendition = large && picture(kind === "edited" ? "large-edited" : "large", row, digest);
-  const sources = [path && `${path}?${digest}`, rendition, thumbnail].filter(Boolean);
+  const original = path && `${path}?${digest}`, sources = [original, rendition, thumbnail].filter(Boolean);
   made.alt = text;
   made.draggable = false;
   if (thumbnail) made.style.backgroundImage = `url("${thumbnail}")`;
-  made.addEventListener("error", () => {
+  const next = (reason) => {
     sources.shift();
     if (sources.length) made.src = sources[0];
-    if (kind === "image") missing(sources.length);
-  });
+    if (kind === "image") missing(reason, sources.length);
+  };
+  made.addEventListener("error", () => next("The file is not where it was."));
   made.addEventListener("load", () => {
-    if (!shown?.details.size && made.naturalWidth) {
-      shown.natural = [made.naturalWidth, made.naturalHeight];
+    const size = shown?.details.size, natural = [made.naturalWidth, made.naturalHeight];
+    if (original && sources[0] === original && size && String(size) !== String(natural)) {
+      next("The file has changed since the run.");
+      return;
+    }
+    if (!size && made.naturalWidth) {
+      shown.natural = natural;
       placeSheets();
     }
     made.style.backgroundImage = "none";
@@ -115,9 +121,9 @@ function image(entry, kind, path, large, digest, text) {
   return made;
 }
 
-function missing(others) {
+function missing(reason, others) {
   const note = document.querySelector("#side .file-note");
-  if (note) note.textContent = others ? "The file is not where it was. This is a smaller copy." : "The file is not where it was.";
+  if (note) note.textContent = others ? `${reason} This is a smaller copy.` : reason;
 }
 
 function drawing() {
