@@ -43,7 +43,7 @@ def write_comparison(a: Workdir, b: Workdir, found: Comparison, truth: TruthDiff
     remove_leftovers(temporaries_in(output))
     shutil.rmtree(output / PICTURES, ignore_errors=True)
     write_text(output / COMPARISON, "")
-    for name in ("report.css", "compare.css"):
+    for name in ("base.css", "compare.css"):
         write_text(output / "assets" / name, (ASSETS / name).read_text(encoding="utf-8"))
     import jinja2  # imported here: its import is slow, and other commands do not need it
 

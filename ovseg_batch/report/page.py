@@ -49,7 +49,15 @@ OUTCOMES = {
     "doubtful": "the IoU that SAM2 predicts for its mask is too low (refine.predicted_iou)",
     "blended": "its mask refined the dense map",
 }
-TITLES = {"clip": "CLIP", "sam": "SAM", "dino": "DINO", "owl": "OWLv2", "sam3": "SAM 3"}
+TITLES = {
+    "clip": "CLIP",
+    "sam": "SAM",
+    "dino": "DINO",
+    "owl": "OWLv2",
+    "sam3": "SAM 3",
+    "matte": "ViTMatte",
+    "inpaint": "pipeline",
+}
 TALL = 20  # labels from which on the chart of labels scrolls
 GALLERY_NOTE = (
     "The gallery shows {1:,} of {0:,} images: failed images, the least certain ones, and an even sample of the others. "
@@ -152,7 +160,8 @@ def _models(results: Results, embedded: Sequence[str]) -> list[tuple[str, str]]:
         return [(setting.removesuffix(".model"), f"embedded demo {setting}") for setting in embedded]
     named = []
     for kind in kinds:
-        model, small = getattr(config, kind).model, f"{kind}.model" in embedded
+        model = config.edit.alpha.model if kind == "matte" else getattr(config, kind).model
+        small = f"{kind}.model" in embedded
         title = TITLES.get(kind, kind)
         named.append((str(kind), f"the embedded demo {title}" if small else f"{title} {model}"))
     return named

@@ -129,12 +129,13 @@ def absent_note(images: int, label_images: Mapping[str, int]) -> str | None:
     return f"never found: {name_labels(absent)}" if absent and images else None
 
 
-def common_note(images: int, label_images: Mapping[str, int], least: float = COMMON_SHARE) -> str | None:
+def common_note(images: int, label_images: Mapping[str, int], least: float | None = None) -> str | None:
     """Return a sentence on the labels that nearly every image has, or None if there are none or few images.
 
     Args:
-        least: share of the images from which a label counts, in [0, 1].
+        least: share of the images from which a label counts, in [0, 1]. None: `COMMON_SHARE`.
     """
+    least = COMMON_SHARE if least is None else least
     common = {label: count for label, count in label_images.items() if count >= least * images}
     if not common or images < COMMON_IMAGES:
         return None
