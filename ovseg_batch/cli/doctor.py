@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, ending, guarded, log
-from ovseg_batch.cli.options import SYNTAX, labels_option, set_option
+from ovseg_batch.cli.options import SYNTAX, config_option, labels_option, set_option
 from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.settings.labels import read_labels
@@ -28,13 +28,7 @@ INDENT = 8 + NAMES + 1
 
 @click.command()
 @click.argument("inputs", nargs=-1, metavar="[INPUT...]")
-@click.option(
-    "-c",
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="Settings of the run: a YAML file, or a name from `methods`.",
-)
+@config_option("Settings of the run: a YAML file, or a name from `methods`.")
 @labels_option(f"Labels of the run, which the trial needs: {SYNTAX}")
 @click.option(
     "-o",

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ovseg_batch.cli.base import guarded
-from ovseg_batch.cli.options import set_option
+from ovseg_batch.cli.options import config_option, set_option
 from ovseg_batch.errors import UsageError
 from ovseg_batch.models import presets
 
@@ -55,13 +55,7 @@ def list_models(as_json: bool) -> None:
 
 @models.command("fetch")
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
-@click.option(
-    "-c",
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="Fetch every model that these settings need: a YAML file, or a name from `methods`.",
-)
+@config_option("Fetch every model that these settings need: a YAML file, or a name from `methods`.")
 @set_option("One setting of --config. Repeatable.")
 @guarded
 def fetch_models(names: tuple[str, ...], config_file: Path | None, overrides: tuple[str, ...]) -> None:

@@ -1,13 +1,14 @@
-"""Options that several commands share: labels, and single settings."""
+"""Options that several commands share: labels, a file of settings, and single settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ovseg_batch.cli.completion import complete_labels, complete_setting
+from ovseg_batch.cli.completion import complete_config, complete_labels, complete_setting
 
 SYNTAX = '"car; road; person: person, people", or labels.txt with one label per line.'
 ADDS_UP = "Can be given several times."
@@ -37,6 +38,12 @@ def names_option(name: str, about: str) -> Decorator:
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN", help=f"Skip files and folders, as in '*/raw/*.png'. {ADDS_UP}"
 )
+
+
+def config_option(about: str) -> Decorator:
+    """Return the option `-c` of a command: the path of a settings file, or the name of a preset."""
+    path = click.Path(path_type=Path)
+    return click.option("-c", "--config", "config_file", type=path, shell_complete=complete_config, help=about)
 
 
 def set_option(about: str) -> Decorator:

@@ -11,8 +11,16 @@ import click
 
 from ovseg_batch import datasets
 from ovseg_batch.cli.base import EXIT_ERROR, EXIT_OK, bar_option, guarded, log
-from ovseg_batch.cli.completion import complete_config, complete_path
-from ovseg_batch.cli.options import SYNTAX, LabelsCommand, exclude_option, labels_option, names_option, set_option
+from ovseg_batch.cli.completion import complete_path
+from ovseg_batch.cli.options import (
+    SYNTAX,
+    LabelsCommand,
+    config_option,
+    exclude_option,
+    labels_option,
+    names_option,
+    set_option,
+)
 from ovseg_batch.cli.outcome import print_embedded, print_findings, print_outcome
 from ovseg_batch.errors import UsageError
 from ovseg_batch.settings.edit_modes import EDIT_MODES
@@ -28,14 +36,7 @@ EDITS = ("none", *EDIT_MODES)
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", shell_complete=complete_path)
 @click.option("-o", "--output", "workdir", required=True, type=click.Path(path_type=Path), help="Workdir of the run.")
-@click.option(
-    "-c",
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    shell_complete=complete_config,
-    help="Settings: a YAML file, or a name from `methods`. [default: prompted]",
-)
+@config_option("Settings: a YAML file, or a name from `methods`. [default: prompted]")
 @labels_option(f"Labels to find: {SYNTAX}")
 @click.option("--edit", type=click.Choice(EDITS), help="Edit to apply to each image once its masks exist.")
 @names_option("--keep", "Labels to keep in edited images; everything else changes.")

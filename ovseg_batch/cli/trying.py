@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ovseg_batch.cli.base import EXIT_FAILED_IMAGES, EXIT_OK, bar_option, guarded, log
-from ovseg_batch.cli.completion import complete_config, complete_path
-from ovseg_batch.cli.options import SYNTAX, exclude_option, labels_option, names_option, set_option
+from ovseg_batch.cli.completion import complete_path
+from ovseg_batch.cli.options import SYNTAX, config_option, exclude_option, labels_option, names_option, set_option
 from ovseg_batch.cli.outputs import REPORT
 from ovseg_batch.errors import UsageError
 from ovseg_batch.settings.edit_modes import EDIT_MODES
@@ -39,14 +39,7 @@ SHEET_IMAGES = 24  # most images on a sheet
     "-n", "count", type=click.IntRange(min=1), default=24, show_default=True, help="Number of images to draw."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which images are drawn.")
-@click.option(
-    "-c",
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    shell_complete=complete_config,
-    help="Settings: a YAML file, or a name from `methods`. [default: prompted]",
-)
+@config_option("Settings: a YAML file, or a name from `methods`. [default: prompted]")
 @labels_option(f"Labels to find: {SYNTAX}")
 @click.option(
     "--edit", type=click.Choice(("none", *EDIT_MODES)), help="Edit to apply to each image once its masks exist."

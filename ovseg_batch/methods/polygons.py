@@ -46,7 +46,7 @@ def edge_rings(mask: PlacedMask, tolerance: float = 0.0) -> list[Ring]:
 
 
 def edge_outlines(mask: PlacedMask, tolerance: float = 0.0) -> list[Ring]:
-    """Return outlines and holes along pixel edges, each as a loop of its own, for drawings with the even-odd rule.
+    """Return outlines and holes along pixel edges, as separate loops, for drawings with the even-odd rule.
 
     Args:
         mask: the mask in its bounding box.

@@ -32,7 +32,7 @@ class DenseView:
     """The dense maps of a run, if they can be read.
 
     Attributes:
-        reason: why there are none, as a sentence. Empty: there are.
+        reason: a sentence on why there are no maps. Empty if there are maps.
         names: classes of the maps.
         text: (Q, D) features of the queries, where the stage has kept features of the patches.
     """
@@ -79,7 +79,7 @@ class DenseView:
         return cls("", vocabulary.names, vocabulary, dense.logit_scale, window, stride, run.patch, spliced, text)
 
     def read(self, store: StageStore, shard: int) -> CommittedShard | None:
-        """Open the maps of a shard; None where there are none, or the shard is not committed."""
+        """Return the maps of a shard; None if the stage has none, or the shard is not committed."""
         if self.reason or store.read_commit(shard, outdated=True) is None:
             return None
         return CommittedShard(store, shard)

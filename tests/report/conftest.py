@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,9 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture
-def page(browser: Browser, reported: Path) -> Iterator[Page]:
-    """The report, open; when it is closed, nothing may be on the console, and no dialog may have opened."""
+@contextlib.contextmanager
+def watched(browser: Browser) -> Iterator[Page]:
+    """A page that must log nothing, open no dialog and request nothing from a network."""
     opened = browser.new_page(viewport={"width": 1200, "height": 800})
     events: list[str] = []
     opened.on("console", lambda message: events.append(message.text))
@@ -62,10 +63,17 @@ def page(browser: Browser, reported: Path) -> Iterator[Page]:
 
     opened.on("dialog", dismissed)
     opened.on("request", requested)
-    show(opened, reported)
     yield opened
     opened.close()
     assert events == []
+
+
+@pytest.fixture
+def page(browser: Browser, reported: Path) -> Iterator[Page]:
+    """The report, open."""
+    with watched(browser) as opened:
+        show(opened, reported)
+        yield opened
 
 
 def show(page: Page, report: Path) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tests.conftest import LABELS, Command
-
-CHROMIUM = shutil.which("chromium")
-ATTACK = "<script>alert(1)</script>"
+from tests.report.conftest import ATTACK, watched
 
 
 @pytest.fixture(scope="module")
@@ -36,38 +34,12 @@ def compared(few_scenes: Path, tmp_path_factory: pytest.TempPathFactory, command
     return root / "page"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Browser, compared: Path) -> Iterator[Page]:
-    """The page, open; when it is closed, nothing may be on the console, and no dialog may have opened."""
-    opened = browser.new_page(viewport={"width": 1200, "height": 800})
-    events: list[str] = []
-    opened.on("console", lambda message: events.append(message.text))
-    opened.on("pageerror", lambda error: events.append(str(error)))
-
-    def dismissed(dialog: Dialog) -> None:
-        events.append(dialog.message)
-        dialog.dismiss()
-
-    def requested(request: Request) -> None:
-        if not request.url.startswith(("file:", "data:")):
-            events.append(request.url)
-
-    opened.on("dialog", dismissed)
-    opened.on("request", requested)
-    opened.goto((compared / "index.html").as_uri())
-    yield opened
-    opened.close()
-    assert events == []
+    """The page, open."""
+    with watched(browser) as opened:
+        opened.goto((compared / "index.html").as_uri())
+        yield opened
 
 
 def test_the_numbers_are_those_of_the_command(page: Page, compared: Path, command: Command) -> None:

@@ -68,14 +68,14 @@ class _Record:
     """What the folder of a trial holds.
 
     Attributes:
-        asked: input, number of images and seed.
+        sample: input, number of images and seed.
         listing: seconds that listing the input has taken.
         outputs: seconds per image that the outputs have taken.
         starts: stage → seconds before its first shard.
         sizes: (height, width) of images of the whole list.
     """
 
-    asked: dict[str, Any]
+    sample: dict[str, Any]
     listing: float = 0.0
     outputs: float = 0.0
     starts: dict[str, float] = field(default_factory=dict)
@@ -145,7 +145,7 @@ def _open(
         UsageError: the folder holds another sample, or a run that is no trial.
     """
     listing = config.manifest
-    asked = {
+    sample = {
         "inputs": [str(source.manifest.absolute())] if source else manifests.absolute(inputs),
         "exclude": list(listing.exclude),
         "dataset": listing.dataset,
@@ -162,11 +162,11 @@ def _open(
         for name in (LIST, SAMPLE):  # of a trial that was killed before its record was written
             check_replaceable(workdir.root / name, Manifest.recognises)
             (workdir.root / name).unlink(missing_ok=True)
-        return _Record(asked)
+        return _Record(sample)
     except (ValueError, TypeError):  # written by another version
         raise UsageError(f"{workdir.trial} cannot be read. Give another folder with {other}.") from None
-    if record.asked != asked:
-        before = record.asked
+    if record.sample != sample:
+        before = record.sample
         raise UsageError(
             f"{workdir.root} holds another sample: {counted(before['count'], 'image')} of "
             f"{', '.join(before['inputs'])}, seed {before['seed']}. Give another folder with {other}, or the same "
