@@ -14,6 +14,7 @@ from ovseg_batch.errors import UsageError
 from ovseg_batch.io.bank_file import FORMAT, read_bank, write_bank
 from ovseg_batch.io.marks import check_replaceable, has_mark
 from ovseg_batch.io.text_cache import text_embeddings
+from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.models.text import encode_tokens
 from tests.conftest import Command
 
@@ -34,10 +35,30 @@ def test_text_without_padding_is_open_clips_own(kind: type, text: dict[str, obje
     vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
     tower = {"context_length": 20, "vocab_size": 50, "width": 64, "heads": 2, "layers": 2, **text}
     model = kind(embed_dim=32, vision_cfg=vision, text_cfg=tower).eval()
-    tokens = torch.zeros(3, 20, dtype=torch.long)
-    for row, length in enumerate((4, 9, 6)):
+    tokens = torch.zeros(6, 20, dtype=torch.long)
+    for row, length in enumerate((4, 9, 6, 9, 20, 4)):
         tokens[row, :length] = torch.tensor([48, *torch.randint(1, 47, (length - 2,)), 49])
+    tokens[3, :5], tokens[5] = tokens[1, :5], tokens[0]  # a prompt that begins like another, and one twice
     torch.testing.assert_close(encode_tokens(model, tokens), model.encode_text(tokens), atol=2e-6, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_templates_of_a_word_are_one_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower computes every distinct prefix once, and prompts without a common word in several passes."""
+    clip = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).eval()
+    tokenize = open_clip.get_tokenizer("ViT-B-16-quickgelu")
+    passes: list[int] = []
+    clip.transformer.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[1]))
+    tokens = tokenize([template.format("wall-other") for template in TEMPLATES["openai80"]])
+    found = encode_tokens(clip, tokens)
+    prefixes = {tuple(row[:k]) for row in tokens.tolist() for k in range(1, row.index(max(row)) + 2)}
+    assert passes == [len(prefixes)] and len(prefixes) < 0.7 * (tokens != 0).sum()
+    torch.testing.assert_close(found, clip.encode_text(tokens), atol=2e-6, rtol=1e-5)
+    passes.clear()
+    monkeypatch.setattr("ovseg_batch.models.text.TREE_TOKENS", 20)
+    several = encode_tokens(clip, tokens[:12])
+    assert len(passes) > 3 and max(passes) <= 20
+    torch.testing.assert_close(several, found[:12], atol=2e-6, rtol=1e-5)
 
 
 def test_text_embeddings_are_shared_between_runs(few_scenes: Path, tmp_path: Path, command: Command) -> None:

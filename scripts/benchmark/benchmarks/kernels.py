@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 import numpy as np
+import open_clip
 import torch
 
 from benchmarks.measure import seconds_of
 from benchmarks.speed import machine
+from ovseg_batch.methods.vocabulary import TEMPLATES
 from ovseg_batch.models import clip, sam, zoo
 from ovseg_batch.models.device import autocast, keep_memory, resolve_device
 
@@ -70,7 +72,12 @@ def _clip(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
         with autocast(device, kind):
             own.encode_image(windows)
 
-    return [("CLIP, a window", WINDOWS, theirs, lambda: ours.image_features(windows))]
+    pairs: list[Pair] = [("CLIP, a window", WINDOWS, theirs, lambda: ours.image_features(windows))]
+    if kind == "fp32":  # as text is in every precision
+        prompts = [template.format("tree") for template in TEMPLATES["openai80"]]
+        tokens = open_clip.get_tokenizer(spec.architecture)(prompts).to(device)
+        pairs.append(("CLIP, 80 prompts", 1, lambda: own.encode_text(tokens), lambda: ours.encode_text(prompts)))
+    return pairs
 
 
 def _sam(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
