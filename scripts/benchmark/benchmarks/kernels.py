@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import numpy as np
-import open_clip
 import torch
 
 from benchmarks.measure import seconds_of
@@ -64,7 +63,8 @@ Pair = tuple[str, int, Callable[[], object], Callable[[], object]]
 
 
 def _clip(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
-    own: Any = clip.build(spec)[0].float().eval().to(device)
+    model, tokenize, *_ = clip.build(spec)
+    own: Any = model.float().eval().to(device)
     ours = clip.DenseClip.load(spec, device, kind)
     windows = torch.rand(WINDOWS, 3, spec.window, spec.window, device=device)
 
@@ -75,7 +75,7 @@ def _clip(spec: zoo.ModelSpec, device: torch.device, kind: str) -> list[Pair]:
     pairs: list[Pair] = [("CLIP, a window", WINDOWS, theirs, lambda: ours.image_features(windows))]
     if kind == "fp32":  # as text is in every precision
         prompts = [template.format("tree") for template in TEMPLATES["openai80"]]
-        tokens = open_clip.get_tokenizer(spec.architecture)(prompts).to(device)
+        tokens = tokenize(prompts).to(device)
         pairs.append(("CLIP, 80 prompts", 1, lambda: own.encode_text(tokens), lambda: ours.encode_text(prompts)))
     return pairs
 
