@@ -3,7 +3,7 @@
 The time of a stage is a ratio estimate: the seconds of the sampled images, divided by their work, times the work of the
 whole list (Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6). The work of an image follows from its size, see
 `StagePlan.work`. The residuals of all stages are added in each shard before their variance is computed, because the
-stages have the same images there.
+stages have the same images there. The interval also allows for a machine whose speed changes between trial and run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ovseg_batch.workdir.progress import pace
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 NORMAL_975 = 1.96
 LEAST_SHARDS = 3  # a variance of fewer shards says nothing
+DRIFT = 0.06  # coefficient of variation of equal work, repeated on one machine; docs/try.md has the measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,9 @@ class Forecast:
     stages: tuple[StageTime, ...]
 
 
-def forecast(images: int, sampled: int, stages: Sequence[Measured], around: float = 0.0) -> Forecast:
+def forecast(
+    images: int, sampled: int, stages: Sequence[Measured], around: float = 0.0, drift: float = DRIFT
+) -> Forecast:
     """Return the forecast of a run.
 
     Args:
@@ -96,6 +99,7 @@ def forecast(images: int, sampled: int, stages: Sequence[Measured], around: floa
         sampled: images of the sample, which are a part of the list.
         stages: the measurements. All have the same shards.
         around: seconds that the run takes outside of its stages.
+        drift: coefficient of variation of the machine's speed, of the trial and of the run alike.
     """
     of_stages = []
     residual = np.zeros(max((len(one.seconds) for one in stages), default=0))
@@ -111,6 +115,8 @@ def forecast(images: int, sampled: int, stages: Sequence[Measured], around: floa
     computed = sum(seconds for _, seconds in of_stages)
     fixed = around + sum(one.start for one in stages)
     half = _half_width(residual, each, images, sampled)
+    if half is not None:
+        half = math.hypot(half, NORMAL_975 * math.sqrt(2) * drift * computed)
     return Forecast(
         images,
         fixed + computed,
@@ -130,7 +136,7 @@ def forecast(images: int, sampled: int, stages: Sequence[Measured], around: floa
 
 
 def _half_width(residual: np.ndarray, each: np.ndarray, images: int, sampled: int) -> float | None:
-    """Return half of the width of the 95 % interval of the time.
+    """Return half of the width of the 95 % interval of the time, at equal speed of the machine.
 
     Args:
         residual: (K,) sum over the stages of what each shard takes more than its work explains, for the whole list.
