@@ -1,4 +1,4 @@
-"""The command `doctor`, which checks a machine and estimates the time of a run."""
+"""The command `doctor`, which checks whether a run will work on a machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ovseg_batch.engine.stopping import EXIT_INTERRUPTED
 from ovseg_batch.errors import Interrupted
 from ovseg_batch.settings.labels import read_labels
 from ovseg_batch.units import counted
-from ovseg_batch.workdir.progress import duration
 
 if TYPE_CHECKING:
     from ovseg_batch.doctor import Diagnosis
@@ -58,8 +57,9 @@ def doctor(
     """Check whether a run will work on this machine.
 
     Checks the GPUs, cores, memory and packages, the file system of the workdir, and the weights that the settings
-    need. With INPUT it also runs a few of its images through every stage, and prints how long the whole INPUT will take
-    and how much it will write. Exit code 1: a check failed. All files that it writes are deleted.
+    need. With INPUT it also runs a few of its images through every stage, and prints their memory, their failures, and
+    how much the whole INPUT will write. `try` forecasts the time. Exit code 1: a check failed. All files that it writes
+    are deleted.
     """
     from ovseg_batch.doctor import Request, diagnose
 
@@ -105,7 +105,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _print_trial(trial: Trial) -> None:
-    """Print the table of the stages, and the estimated time and size for the whole INPUT."""
+    """Print the table of the stages, and the estimated size for the whole INPUT."""
     warm_up = counted(trial.warm_up, "image")
     click.echo(f"\n{counted(trial.images, 'image')} on {trial.device}, after {warm_up} of warm-up:")
     gpu = any(stage.gpu_memory is not None for stage in trial.stages)
@@ -117,8 +117,8 @@ def _print_trial(trial: Trial) -> None:
     for failure in trial.failures:
         click.echo(f"failed: {failure.key}: {failure.stage}: {failure.code}: {failure.message}")
     click.echo(
-        f"{counted(trial.listed, 'image')}: about {trial.images_per_second:.3g} images/s ({trial.workers}), "
-        f"{duration(trial.seconds)}, {_size(trial.bytes)}"
+        f"{counted(trial.listed, 'image')}: about {_size(trial.bytes)}. "
+        "`ovseg-batch try` forecasts the time, from images drawn at random."
     )
 
 

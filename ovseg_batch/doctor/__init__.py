@@ -18,7 +18,7 @@ from ovseg_batch.units import counted
 if TYPE_CHECKING:
     from ovseg_batch.doctor.gpus import Gpus
     from ovseg_batch.doctor.machine import Limits
-    from ovseg_batch.doctor.trial import Pace, Trial
+    from ovseg_batch.doctor.trial import Trial
     from ovseg_batch.settings import Config
 
 
@@ -126,13 +126,14 @@ def _try(
 ) -> tuple[list[Check], Trial | None]:
     """Run the trial, unless a failed check shows that it cannot work."""
     from ovseg_batch.doctor import machine, trial
+    from ovseg_batch.doctor.gpus import used_gpus
 
     if _failures(checks):
         names = ", ".join(check.name for check in _failures(checks))
         return [failed("trial", f"Not run, because these checks failed: {names}.", "Correct them first.")], None
-    more, result = trial.try_run(
-        request.inputs, request.workdir, config, _pace(config, found, limits), request.images, log_step
-    )
+    gpus = used_gpus(found, config.run.device)
+    device = f"cuda:{gpus[0]}" if gpus else "cpu"
+    more, result = trial.try_run(request.inputs, request.workdir, config, device, request.images, log_step)
     if result is not None:
         total, _ = machine.usable_memory(limits)
         more += trial.check_trial_memory(result, max(_workers(config, found), 1), total)
@@ -151,27 +152,6 @@ def _workers(config: Config, found: Gpus) -> int:
         return 1
     memory = min(found.probes[k]["total"] for k in used)
     return len(used) * workers_per_gpu(len(os.sched_getaffinity(0)), len(used), memory)
-
-
-def _pace(config: Config, found: Gpus, limits: Limits) -> Pace:
-    """Return the device of the trial, and the speed of all workers relative to the trial."""
-    import torch
-
-    from ovseg_batch.doctor.gpus import used_gpus
-    from ovseg_batch.doctor.machine import usable_cores
-    from ovseg_batch.doctor.trial import Pace
-
-    gpus, workers = used_gpus(found, config.run.device), max(_workers(config, found), 1)
-    many = f"{workers} worker{'s' if workers > 1 else ''}"
-    device = f"cuda:{gpus[0]}" if gpus else "cpu"
-    if config.run.engine == "ray":
-        return Pace(device, 1.0, "one worker; a Ray cluster with n workers is up to n times faster")
-    if gpus:
-        factor = float(min(workers, len(gpus)))
-        return Pace(device, factor, f"{many} on {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}")
-    threads = config.run.threads or torch.get_num_threads()
-    factor = min(float(workers), max(1.0, usable_cores(limits) / threads))
-    return Pace(device, factor, f"{many} of {threads} threads on the CPU")
 
 
 def _optional_packages(config: Config) -> list[Check]:

@@ -1,7 +1,7 @@
-"""Run a few images of INPUT through every stage, and extrapolate time and size to the whole INPUT.
+"""Run a few images of INPUT through every stage, and extrapolate their size on disk to the whole INPUT.
 
 The stages run in this process, in a temporary workdir on the file system of the real one. A worker of a run has a
-separate process, but computes in the same way, so its speed equals that of the trial.
+separate process, but computes in the same way. The time of a run is forecast by `try`, from a random sample.
 """
 
 from __future__ import annotations
@@ -62,29 +62,14 @@ class FailedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """The device of a trial, and the speed of a run relative to the trial.
-
-    Attributes:
-        device: device of the trial, such as `cpu` or `cuda:0`.
-        factor: speed of the run relative to the trial.
-        stated: the factor in words.
-    """
-
-    device: str
-    factor: float
-    stated: str
-
-
-@dataclass(frozen=True, slots=True)
 class Trial:
-    """The results of a trial, and the estimates for the whole INPUT.
+    """The results of a trial, and the size of the results for the whole INPUT.
 
     Attributes:
         images, warm_up: numbers of measured images and of warm-up images.
         listed: number of images of the whole INPUT.
         written: bytes per image of all stages and outputs.
-        seconds, bytes: estimated time and size for the whole INPUT.
+        bytes: estimated size for the whole INPUT.
     """
 
     device: str
@@ -93,9 +78,6 @@ class Trial:
     listed: int
     stages: tuple[StageCost, ...]
     failures: tuple[FailedImage, ...]
-    workers: str
-    images_per_second: float
-    seconds: float
     written: float
     bytes: int
 
@@ -105,13 +87,14 @@ class Trial:
 
 
 def try_run(
-    inputs: Sequence[str], workdir: Path, config: Config, pace: Pace, images: int, log_step: Callable[[str], None]
+    inputs: Sequence[str], workdir: Path, config: Config, device: str, images: int, log_step: Callable[[str], None]
 ) -> tuple[list[Check], Trial | None]:
     """Run a few images through every stage. Removes all files that it writes, and reports errors as failed checks.
 
     Args:
         inputs: INPUTs as for `run`.
         workdir: workdir of the planned run. It is not changed.
+        device: device of the trial, such as `cpu` or `cuda:0`.
         images: number of images to measure.
         log_step: called with one line before each slow step.
 
@@ -130,7 +113,7 @@ def try_run(
                 log_step(
                     f"running {sample.timed} of {sample.listed} images, and {sample.warm_up} before them as a warm-up"
                 )
-                trial = _measure(scratch, sample, config, pace)
+                trial = _measure(scratch, sample, config, device)
     except (Interrupted, KeyboardInterrupt):
         raise
     except (DeviceLost, NoDeviceLeft) as error:
@@ -165,12 +148,12 @@ def _list(inputs: Sequence[str], workdir: Workdir, config: Config, folder: Path)
     return listed, ok("input", found)
 
 
-def _measure(scratch: Path, sample: Sample, config: Config, pace: Pace) -> Trial:
+def _measure(scratch: Path, sample: Sample, config: Config, device: str) -> Trial:
     """Run the sample, and compute the cost per image."""
-    changed = {"device": pace.device, "engine": "local", "workers": 0, "metrics_file": None, "max_failure_rate": 1.0}
+    changed = {"device": device, "engine": "local", "workers": 0, "metrics_file": None, "max_failure_rate": 1.0}
     run = config.run.model_copy(update=changed)
     workdir = Workdir(scratch / "run")
-    with peak_memory(torch.device(pace.device)) as peaks:
+    with peak_memory(torch.device(device)) as peaks:
         pipeline.run([str(scratch / "sample.parquet")], workdir, config.model_copy(update={"run": run}), progress=False)
     stores = workdir.stores()
     stages = tuple(_cost(store, sample, peaks) for store in stores)
@@ -179,17 +162,13 @@ def _measure(scratch: Path, sample: Sample, config: Config, pace: Pace) -> Trial
         for _, key, stage, code, message in failed_rows(Manifest.open(workdir.manifest), stores)
     )
     written = sum(stage.written for stage in stages) + _output_bytes(workdir) / (sample.warm_up + sample.timed)
-    speed = pace.factor * 1000 / max(sum(stage.milliseconds for stage in stages), 1e-6)
     return Trial(
-        device=pace.device,
+        device=device,
         images=sample.timed,
         warm_up=sample.warm_up,
         listed=sample.listed,
         stages=stages,
         failures=failures,
-        workers=pace.stated,
-        images_per_second=round(speed, 4),
-        seconds=round(sample.listed / speed, 1),
         written=round(written, 1),
         bytes=round(written * sample.listed),
     )

@@ -51,11 +51,8 @@ def test_a_trial_measures_every_stage_and_leaves_nothing(few_scenes: Path, tmp_p
     for stage in trial["stages"]:
         assert stage["milliseconds"] > 0 and stage["written"] > 0
         assert stage["memory"] > 50e6  # torch alone takes more
-    milliseconds = sum(stage["milliseconds"] for stage in trial["stages"])
-    assert trial["seconds"] == pytest.approx(6 / trial["images_per_second"], abs=0.1)
     if not torch.cuda.is_available():
         assert trial["device"] == "cpu"
-        assert trial["images_per_second"] == pytest.approx(1000 / milliseconds, rel=1e-3)
     written = sum(stage["written"] for stage in trial["stages"])
     assert trial["written"] > written  # annotations.json comes on top
     assert trial["bytes"] == pytest.approx(6 * trial["written"], abs=6)
