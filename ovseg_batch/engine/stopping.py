@@ -1,8 +1,8 @@
 """Stop a command with Ctrl-C or SIGTERM.
 
 While shards are computed, workers finish their shards after the first signal, and the second signal ends the run at
-once. At any other time, the first signal ends the command at once. A further signal ends the process without cleanup.
-The next run removes leftovers, as after `kill -9`.
+once. At any other time, the first signal ends the command at once, or when the import that runs has ended. A further
+signal ends the process without cleanup. The next run removes leftovers, as after `kill -9`.
 
 The command line imports this module first, so it must import little.
 """
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_INTERRUPTED = 130
+IMPORT_POLL = 0.02  # seconds until an interruption is tried again that came during an import
+IMPORT_CODE = "<frozen importlib._bootstrap>"  # file name in the frames of every import
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -44,7 +46,7 @@ class Interruption:
     """The handler of signals during a command.
 
     Attributes:
-        requested: whether a signal has raised KeyboardInterrupt.
+        requested: whether a signal has arrived.
     """
 
     def __init__(self) -> None:
@@ -65,7 +67,25 @@ class Interruption:
         if self.requested or self._ended:
             _end_process(number, frame)
         self.requested = True
-        raise KeyboardInterrupt
+        self._raise(number, frame)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, after an import that runs: modules may swallow all errors of optional imports."""
+        if self._ended:
+            return
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, self._raise)
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_POLL)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether a frame is below an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_CODE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
@@ -73,7 +93,10 @@ def interruptible() -> Iterator[Interruption]:
     """Raise KeyboardInterrupt in this block at the first signal, and end the process at the second."""
     interruption = Interruption()
     with _handled_by(interruption.handle):
-        yield interruption
+        try:
+            yield interruption
+        finally:
+            interruption.end()
 
 
 @contextlib.contextmanager

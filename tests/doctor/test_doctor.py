@@ -198,7 +198,7 @@ def test_a_trial_on_a_gpu(few_scenes: Path, tmp_path: Path) -> None:
     """It runs on the GPU that the settings name, and measures its memory."""
     arguments = (str(few_scenes / "images"), "--labels", LABELS, "--images", "1", "--set", "refine.max_points=2")
     _, trial = on_emulated_gpus(tmp_path, 0, *arguments, "--device", "cuda:1", EMULATED_GPUS="2")
-    assert trial["device"] == "cuda:1" and trial["workers"] == "1 worker on 1 GPU"
+    assert trial["device"] == "cuda:1"
     assert all(stage["gpu_memory"] > 1e6 for stage in trial["stages"])
     assert list(tmp_path.iterdir()) == []
 

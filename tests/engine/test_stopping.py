@@ -178,3 +178,40 @@ def test_many_ctrl_c_end_the_command_without_a_traceback(
     assert code == 130, message
     assert "Traceback" not in message
     assert command(*run_arguments(few_scenes / "images", started.workdir)).returncode == 0
+
+
+IMPORTING = """
+import sys, time
+from ovseg_batch.engine.stopping import interruptible
+with interruptible():
+    try:
+        import optional
+        print("imported", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+#: a module that tries an optional import, as many do, while Ctrl-C is pressed
+OPTIONAL = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+except:
+    pass
+"""
+
+
+def test_an_import_does_not_swallow_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "optional.py").write_text(OPTIONAL)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.split()[-1] == "stopped"
