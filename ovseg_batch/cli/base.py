@@ -139,7 +139,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             except BaseException as error:
                 interruption.end()
                 stopped = interruption.requested and not isinstance(error, SystemExit)
-                code = _report(KeyboardInterrupt() if stopped else error)  # an import may have replaced the exception
+                code = _report(KeyboardInterrupt() if stopped else error)  # cleanup may have replaced the exception
         sys.exit(code)
 
     return run

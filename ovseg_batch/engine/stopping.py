@@ -59,24 +59,24 @@ class Interruption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def end(self) -> None:
-        """Make every further signal end the process."""
+        """Make every further signal end the process, and drop an interruption that waits for an import."""
         self._ended = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt at the first signal, and end the process at the second."""
         if self.requested or self._ended:
             _end_process(number, frame)
         self.requested = True
-        self._raise(number, frame)
+        _interrupt(number, frame)
 
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt, after an import that runs: modules may swallow all errors of optional imports."""
-        if self._ended:
-            return
-        if not _is_importing(frame):
-            raise KeyboardInterrupt
-        signal.signal(signal.SIGALRM, self._raise)
-        signal.setitimer(signal.ITIMER_REAL, IMPORT_POLL)
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, after an import that runs: modules may swallow all errors of optional imports."""
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_POLL)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -116,7 +116,8 @@ def stop_on_signal(
             outer = before[signal.Signals(number)]
             if callable(outer):
                 outer(number, frame)
-            raise KeyboardInterrupt
+            _interrupt(number, frame)
+            return
         stop.set()
         act()
         # The signal may have interrupted a write of this thread, and streams do not allow a nested write.

@@ -7,7 +7,6 @@ tokens after the end of a prompt have no effect. The 80 templates of a word begi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-TREE_TOKENS = 768  # of one pass: the templates of a word of several tokens fit, and attention stays a small part
+PREFIXES = 768  # of one pass: the templates of a word of several tokens fit, and attention stays a small part
+
+Prompt = tuple[int, ...]  # token ids, from the start token to the end token, or the first of them
 
 
 def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
@@ -35,66 +36,43 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
     lengths = (tokens.argmax(dim=-1) + 1).tolist()
     prompts = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths, strict=True)]
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
-    features = torch.cat([_encode(tower, tree) for tree in _trees([prompts[row] for row in order])])
+    features = torch.cat([_encode(tower, group) for group in _groups([prompts[row] for row in order])])
     return features[torch.argsort(torch.tensor(order, device=tokens.device))]
 
 
-@dataclass(slots=True)
-class PrefixTree:
-    """The distinct prefixes of some prompts. Each is a node: its last token, after the node of the prefix before it.
-
-    Attributes:
-        tokens: token of each node; parents come before their children.
-        depths: position of the token in its prompts.
-        lineages: the nodes of the prefix, from the first token to the node itself.
-        ends: the node at which each prompt ends.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    lineages: list[list[int]] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    nodes: dict[tuple[int, ...], int] = field(default_factory=dict)
-
-    def add(self, prompt: tuple[int, ...]) -> None:
-        """Add a prompt and the prefixes that the tree lacks."""
-        lineage: list[int] = []
-        for depth, token in enumerate(prompt):
-            node = self.nodes.setdefault(prompt[: depth + 1], len(self.tokens))
-            lineage = [*lineage, node]
-            if node == len(self.tokens):
-                self.tokens.append(token)
-                self.depths.append(depth)
-                self.lineages.append(lineage)
-        self.ends.append(lineage[-1])
-
-    def mask(self) -> Tensor:
-        """Return (N, N) float32: 0 where the row's node attends to the column's, -inf elsewhere."""
-        mask = torch.full((len(self.tokens), len(self.tokens)), -torch.inf)
-        rows = torch.repeat_interleave(torch.arange(len(self.tokens)), torch.tensor(self.depths) + 1)
-        mask[rows, torch.tensor([node for lineage in self.lineages for node in lineage])] = 0
-        return mask
-
-
-def _trees(prompts: Sequence[tuple[int, ...]]) -> Iterator[PrefixTree]:
-    """Divide sorted prompts into trees of at most `TREE_TOKENS` nodes. A longer prompt has a tree of its own."""
-    tree = PrefixTree()
+def _groups(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Divide sorted prompts into groups of at most `PREFIXES` distinct prefixes. A longer prompt is a group alone."""
+    group: list[Prompt] = []
+    prefixes: set[Prompt] = set()
     for prompt in prompts:
-        if tree.ends and len(tree.tokens) + len(prompt) > TREE_TOKENS:
-            yield tree
-            tree = PrefixTree()
-        tree.add(prompt)
-    if tree.ends:
-        yield tree
+        if group and len(prefixes) + len(prompt) > PREFIXES:
+            yield group
+            group, prefixes = [], set()
+        group.append(prompt)
+        prefixes.update(prompt[:end] for end in range(1, len(prompt) + 1))
+    if group:
+        yield group
 
 
-def _encode(tower: Any, tree: PrefixTree) -> Tensor:
-    """Return the features (P, D) of the prompts of a tree."""
+def _encode(tower: Any, prompts: Sequence[Prompt]) -> Tensor:
+    """Return the features (P, D) of prompts that end with their last token.
+
+    The tower computes a sequence of all distinct prefixes, each represented by its last token. A mask lets each attend
+    to the prefixes of itself.
+    """
     device = tower.positional_embedding.device
-    tokens, depths = torch.tensor(tree.tokens, device=device), torch.tensor(tree.depths, device=device)
-    x = tower.token_embedding(tokens) + tower.positional_embedding[depths]
-    x = tower.transformer(x[None], attn_mask=tree.mask().to(device))
-    pooled: Tensor = tower.ln_final(x[0, torch.tensor(tree.ends, device=device)])
+    nodes: dict[Prompt, int] = {}
+    for prompt in prompts:
+        for end in range(1, len(prompt) + 1):
+            nodes.setdefault(prompt[:end], len(nodes))
+    tokens = torch.tensor([prefix[-1] for prefix in nodes], device=device)
+    positions = torch.tensor([len(prefix) - 1 for prefix in nodes], device=device)
+    attended = [(node, nodes[prefix[:end]]) for prefix, node in nodes.items() for end in range(1, len(prefix) + 1)]
+    mask = torch.full((len(nodes), len(nodes)), -torch.inf)
+    mask[tuple(torch.tensor(attended).T)] = 0
+    x = tower.token_embedding(tokens) + tower.positional_embedding[positions]
+    x = tower.transformer(x[None], attn_mask=mask.to(device))
+    pooled: Tensor = tower.ln_final(x[0, torch.tensor([nodes[prompt] for prompt in prompts], device=device)])
     projection = tower.text_projection
     if projection is None:
         return pooled

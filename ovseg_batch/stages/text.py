@@ -15,7 +15,7 @@ from ovseg_batch.models.zoo import ModelSpec
 from ovseg_batch.stages.words import Words
 from ovseg_batch.workdir.store import fingerprint
 
-TEXT_VERSION = 4  # of the embeddings' last bits: the prompts of a word are encoded as one tree of prefixes
+TEXT_VERSION = 4  # of the embeddings' last bits: every distinct prefix of a word's prompts is computed once
 
 
 def word_features(words: Words, clip: Encoder, spec: ModelSpec) -> Tensor:

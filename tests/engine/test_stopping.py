@@ -181,7 +181,7 @@ def test_many_ctrl_c_end_the_command_without_a_traceback(
 
 
 IMPORTING = """
-import sys, time
+import time
 from ovseg_batch.engine.stopping import interruptible
 with interruptible():
     try:

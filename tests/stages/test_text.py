@@ -43,8 +43,8 @@ def test_text_without_padding_is_open_clips_own(kind: type, text: dict[str, obje
 
 
 @torch.inference_mode()
-def test_the_templates_of_a_word_are_one_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tower computes every distinct prefix once, and prompts without a common word in several passes."""
+def test_the_templates_of_a_word_are_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower computes every distinct prefix once. More prefixes than fit take several passes."""
     clip = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).eval()
     tokenize = open_clip.get_tokenizer("ViT-B-16-quickgelu")
     passes: list[int] = []
@@ -55,7 +55,7 @@ def test_the_templates_of_a_word_are_one_tree(monkeypatch: pytest.MonkeyPatch) -
     assert passes == [len(prefixes)] and len(prefixes) < 0.7 * (tokens != 0).sum()
     torch.testing.assert_close(found, clip.encode_text(tokens), atol=2e-6, rtol=1e-5)
     passes.clear()
-    monkeypatch.setattr("ovseg_batch.models.text.TREE_TOKENS", 20)
+    monkeypatch.setattr("ovseg_batch.models.text.PREFIXES", 20)
     several = encode_tokens(clip, tokens[:12])
     assert len(passes) > 3 and max(passes) <= 20
     torch.testing.assert_close(several, found[:12], atol=2e-6, rtol=1e-5)
